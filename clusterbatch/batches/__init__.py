@@ -1,0 +1,1 @@
+"""Which rows stand together in a step: the batch plan (a pure function) and the loader that follows it."""

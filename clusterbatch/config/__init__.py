@@ -1,0 +1,30 @@
+"""What a run is: one typed section per stage, read from YAML and dotted overrides, with fingerprints."""
+
+from clusterbatch.config.base import Section, fingerprint, operational
+from clusterbatch.config.batches import BatchesConfig
+from clusterbatch.config.cluster import ClusterConfig
+from clusterbatch.config.corpus import DOCSTRINGS, ColumnsConfig, CorpusConfig
+from clusterbatch.config.embed import EmbedConfig
+from clusterbatch.config.evaluate import EvaluateConfig
+from clusterbatch.config.load import RunConfig, load_config
+from clusterbatch.config.runtime import RayConfig, StorageConfig
+from clusterbatch.config.train import MaskConfig, TrainConfig
+
+__all__ = [
+    "DOCSTRINGS",
+    "BatchesConfig",
+    "ClusterConfig",
+    "ColumnsConfig",
+    "CorpusConfig",
+    "EmbedConfig",
+    "EvaluateConfig",
+    "MaskConfig",
+    "RayConfig",
+    "RunConfig",
+    "Section",
+    "StorageConfig",
+    "TrainConfig",
+    "fingerprint",
+    "load_config",
+    "operational",
+]

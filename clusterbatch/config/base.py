@@ -1,0 +1,50 @@
+"""What every section of the configuration has in common: strict keys, frozen values, and an identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """One section of a run's configuration. Unknown keys are refused, values cannot change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The values that decide what is computed, without those that only decide how fast (`operational`)."""
+        kept = {}
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("operational"):
+                continue
+            value = getattr(self, name)
+            kept[name] = value.identity() if isinstance(value, Section) else _plain(value)
+        return kept
+
+
+def operational(default: Any = ..., **constraints: Any) -> Any:
+    """A field that changes speed, memory or place, never a result; it is left out of fingerprints."""
+    return Field(default, json_schema_extra={"operational": True}, **constraints)
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits over the canonical JSON of `parts` (sections by their identity); equal parts, equal fingerprint."""
+    plain = [_plain(part) for part in parts]
+    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.identity()
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

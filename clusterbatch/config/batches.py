@@ -1,0 +1,24 @@
+"""`batches`: which rows stand together in a global batch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from clusterbatch.config.base import Section, operational
+
+
+class BatchesConfig(Section):
+    stratify: Literal["random", "source", "cluster", "random_groups"] = "cluster"
+    # Pairs in one global batch, over all ranks.
+    size: int = Field(256, ge=2)
+    # Unset: derived from the clusters' sizes, so that no more than about a quarter of the rows is packed.
+    clusters_per_batch: int | None = Field(None, ge=1)
+    # Sources smaller than a batch: pooled with each other, or left out.
+    small_sources: Literal["pool", "leave_out"] = "pool"
+    # Relative frequency of sources' batches; unset: every row once an epoch.
+    source_weights: dict[str, float] | None = None
+    seed: int = 0
+    # What a worker reads ahead and keeps decoded.
+    prefetch_bytes: int = operational(64 * 2**20, ge=2**16)

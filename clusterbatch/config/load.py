@@ -1,0 +1,115 @@
+"""From a YAML file and `key=value` words to one checked `RunConfig`, or one clear line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from clusterbatch.config.base import Section
+from clusterbatch.config.batches import BatchesConfig
+from clusterbatch.config.cluster import ClusterConfig
+from clusterbatch.config.corpus import CorpusConfig
+from clusterbatch.config.embed import EmbedConfig
+from clusterbatch.config.evaluate import EvaluateConfig
+from clusterbatch.config.runtime import RayConfig, StorageConfig
+from clusterbatch.config.train import TrainConfig
+from clusterbatch.errors import UsageError
+
+
+class RunConfig(Section):
+    """Everything a run is. `workspace` is one URI, local or s3://bucket/prefix."""
+
+    workspace: str
+    corpus: CorpusConfig = CorpusConfig()
+    embed: EmbedConfig = EmbedConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    batches: BatchesConfig = BatchesConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    ray: RayConfig = RayConfig()
+    storage: StorageConfig = StorageConfig()
+
+
+def load_config(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads `path` (YAML, may be None), applies dotted overrides such as `cluster.mean_size=1024`, checks it all.
+
+    Raises UsageError with one line that names the key when something is unknown, of the wrong type or impossible.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = _read_yaml(Path(path))
+    for word in overrides:
+        _apply(values, word)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(_one_line(error)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"configuration {path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        raise UsageError(f"configuration {path}{line}: not valid YAML") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"configuration {path}: expected sections with keys, found a {type(values).__name__}")
+    return values
+
+
+def _apply(values: dict[str, Any], word: str) -> None:
+    key, separator, text = word.partition("=")
+    if not separator or not key.strip():
+        raise UsageError(f"{word!r}: expected key=value, for instance cluster.mean_size=1024")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        raise UsageError(f"{key}: {text!r} is not a valid value") from None
+    *parents, leaf = key.strip().split(".")
+    section = values
+    for depth, name in enumerate(parents):
+        below = section.setdefault(name, {})
+        if below is None:
+            below = section[name] = {}
+        if not isinstance(below, dict):
+            raise UsageError(f"{key}: {'.'.join(parents[: depth + 1])} is a value, not a section")
+        section = below
+    section[leaf] = value
+
+
+def _one_line(error: ValidationError) -> str:
+    problems = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            problems.append(f"{key}: unknown key{_suggestion(key)}")
+        elif item["type"] == "missing":
+            problems.append(f"{key}: must be given")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            got = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
+            problems.append(f"{key}: {message[0].lower()}{message[1:]}{got}")
+    return "configuration: " + "; ".join(problems)
+
+
+def _suggestion(key: str) -> str:
+    from difflib import get_close_matches
+
+    section: type[Section] = RunConfig
+    *parents, leaf = key.split(".")
+    for name in parents:
+        annotation = section.model_fields[name].annotation if name in section.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
+            return ""
+        section = annotation
+    close = get_close_matches(leaf, section.model_fields, n=1)
+    return f", did you mean {'.'.join([*parents, close[0]])}?" if close else ""

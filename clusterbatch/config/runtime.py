@@ -1,0 +1,31 @@
+"""`ray` and `storage`: where the work runs and where bytes live. Nothing here changes a result."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from clusterbatch.config.base import Section, operational
+
+
+class RayConfig(Section):
+    # Unset: RAY_ADDRESS, else a cluster started for this run on this machine.
+    address: str | None = operational(None)
+    runtime_env: dict[str, Any] = operational({})
+    # The local cluster only.
+    num_cpus: int | None = operational(None, ge=1)
+    object_store_memory: int | None = operational(None, ge=80 * 2**20)
+
+
+class StorageConfig(Section):
+    """S3-compatible storage. Credentials come from the environment or the machine's role, never from here."""
+
+    endpoint_url: str | None = operational(None)
+    region: str | None = operational(None)
+    addressing_style: Literal["auto", "path", "virtual"] = operational("auto")
+    # Certificates of the endpoint are checked against this file instead of the system's.
+    ca_file: str | None = operational(None)
+    verify_tls: bool = operational(True)
+    # Attempts at one request, and seconds to wait for a connection and for an answer.
+    attempts: int = operational(8, ge=1)
+    connect_timeout: float = operational(10.0, gt=0)
+    read_timeout: float = operational(60.0, gt=0)

@@ -1,0 +1,1 @@
+"""Texts to vectors: tokenizer, backbone, pooling, and the stage that embeds a corpus."""

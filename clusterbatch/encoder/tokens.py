@@ -1,0 +1,71 @@
+"""Token ids of many texts as two flat arrays, so that no text costs a Python list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Ragged token ids of N texts.
+
+    values: (sum of lengths,) integers; offsets: (N + 1,) int64, text i is values[offsets[i]:offsets[i + 1]].
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) int64."""
+        return np.diff(self.offsets)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    def take(self, rows: np.ndarray) -> Tokens:
+        """The texts at `rows` (any order, repeats allowed)."""
+        rows = np.asarray(rows, dtype=np.int64)
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        # Position j of the result comes from start-of-its-row + (j - start-in-result).
+        source = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Tokens(self.values[source], offsets)
+
+    def slice(self, start: int, end: int) -> Tokens:
+        offsets = self.offsets[start : end + 1]
+        return Tokens(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+    @staticmethod
+    def concatenate(parts: Sequence[Tokens]) -> Tokens:
+        values = np.concatenate([part.values for part in parts])
+        lengths = np.concatenate([part.lengths for part in parts])
+        return Tokens(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+    @staticmethod
+    def from_lists(lists: Sequence[Sequence[int]], dtype: np.dtype | type = np.int32) -> Tokens:
+        lengths = np.fromiter((len(ids) for ids in lists), np.int64, len(lists))
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        values = np.empty(offsets[-1], dtype)
+        for row, ids in enumerate(lists):
+            values[offsets[row] : offsets[row + 1]] = ids
+        return Tokens(values, offsets)
+
+    @staticmethod
+    def from_arrow(column: pa.ListArray | pa.ChunkedArray) -> Tokens:
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+        offsets = column.offsets.to_numpy().astype(np.int64)
+        values = column.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
+        return Tokens(values, offsets - offsets[0])
+
+    def to_arrow(self, value_type: pa.DataType) -> pa.ListArray:
+        values = pa.array(self.values).cast(value_type)
+        return pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), values)

@@ -1,0 +1,44 @@
+"""Errors that a user can act on: one line each, and an exit code that tells an orchestrator whose turn it is."""
+
+from __future__ import annotations
+
+
+class ClusterbatchError(Exception):
+    """Base of the errors whose message is meant for the user; the command line prints it without a stack trace."""
+
+    exit_code = 1
+
+
+class UsageError(ClusterbatchError, ValueError):
+    """The configuration or the command line asks for something impossible. Exit code 2."""
+
+    exit_code = 2
+
+
+class DataError(ClusterbatchError, ValueError):
+    """The corpus, a collection or an artifact is missing, damaged or not what it claims to be. Exit code 3."""
+
+    exit_code = 3
+
+
+class InfrastructureError(ClusterbatchError):
+    """Storage, network or cluster does not do what it should; trying again later may help. Exit code 4."""
+
+    exit_code = 4
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The `ClusterbatchError` inside whatever Ray (or Python's chaining) wrapped around it, else `error` itself."""
+    seen: set[int] = set()
+    queue: list[BaseException | None] = [error]
+    while queue:
+        current = queue.pop(0)
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, ClusterbatchError) and type(current).__module__ == __name__:
+            return current
+        # Ray keeps the original in `cause`; Ray Train in `worker_failures`, by rank.
+        queue.extend([getattr(current, "cause", None), current.__cause__, current.__context__])
+        queue.extend((getattr(current, "worker_failures", None) or {}).values())
+    return error

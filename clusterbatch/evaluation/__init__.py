@@ -1,0 +1,1 @@
+"""Retrieval quality: collections in BEIR layout, exact search, metrics."""

@@ -1,0 +1,1 @@
+"""Whole runs as units: the run command and its report."""

@@ -1,0 +1,80 @@
+"""One line of progress for long work: what is done, how fast, how long still."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class ProgressLine:
+    """`with ProgressLine("embed", total=rows) as line: line.advance(n)`.
+
+    A live bar on a terminal; elsewhere (logs, CI) one plain line every ten seconds. Goes to standard error.
+    """
+
+    def __init__(self, title: str, total: int, unit: str = "rows") -> None:
+        self._title, self._total, self._unit = title, total, unit
+        self._console = Console(stderr=True)
+        self._done = 0
+        self._initial = 0
+        self._note = ""
+        self._start = time.monotonic()
+        self._last_line = self._start
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> ProgressLine:
+        self._start = self._last_line = time.monotonic()
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description:<10}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(self._title, total=self._total, rate="")
+            self._bar.start()
+        else:
+            self._print(f"{self._title}: {self._total:,} {self._unit}")
+        return self
+
+    def start_at(self, done: int) -> None:
+        """Work that an earlier session finished; it does not count in the rate."""
+        self._initial = self._done = done
+        if self._bar:
+            self._bar.update(self._task, completed=done)
+
+    def advance(self, count: int, note: str = "") -> None:
+        self._done += count
+        self._note = note
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        rate = (self._done - self._initial) / elapsed
+        if self._bar:
+            text = f"{self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s {note}"
+            self._bar.update(self._task, completed=self._done, rate=text)
+        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            left = (self._total - self._done) / rate if rate > 0 else float("inf")
+            self._print(
+                f"{self._title}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s, {left:,.0f} s left {note}"
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        elapsed = time.monotonic() - self._start
+        if self._bar:
+            self._bar.stop()
+        if error is None:
+            self._print(f"{self._title}: {self._done:,} {self._unit} in {elapsed:,.1f} s {self._note}".rstrip())
+
+    @staticmethod
+    def _print(text: str) -> None:
+        print(text.rstrip(), file=sys.stderr, flush=True)

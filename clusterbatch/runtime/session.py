@@ -1,0 +1,72 @@
+"""Joining a Ray cluster, or starting one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from clusterbatch.config import RayConfig
+from clusterbatch.errors import InfrastructureError
+
+# Workers of a local cluster share the cores: one thread each is what two workers on two cores need, and a fixed
+# number of threads is also what makes sums come out the same every time.
+_LOCAL_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # The C++ core prints advice about actors at level ERROR; failures reach us as exceptions.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+@contextmanager
+def ray_session(config: RayConfig) -> Iterator[None]:
+    """A Ray connection for the duration of the block; one that is there already is used and left as it is."""
+    if ray.is_initialized():
+        yield
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    for name, value in _LOCAL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        if address:
+            ray.init(address, runtime_env=config.runtime_env or None, log_to_driver=False, logging_level="error")
+        else:
+            ray.init(
+                "local",
+                num_cpus=config.num_cpus,
+                object_store_memory=config.object_store_memory,
+                runtime_env=config.runtime_env or None,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="error",
+            )
+    except (ConnectionError, TimeoutError, RuntimeError) as error:
+        raise InfrastructureError(f"ray {address or 'local'}: cannot start or join ({_first_line(error)})") from error
+    _quieten()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _quieten() -> None:
+    # Ray Data reports each execution at level INFO and advises at WARNING; what users need they hear from us.
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import ray.data._internal.execution.streaming_executor  # noqa: F401 (its import resets the levels)
+
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("ray."):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,140 @@
+"""Fixed units of work through a fixed pool of Ray Data actors: the motor of every stage.
+
+A unit is a small dictionary with a number; what it yields is on storage (parts and a receipt), and only the receipt
+comes back. So the driver's memory does not grow with the corpus, a crash re-does units without a receipt, and the
+outcome does not depend on which worker did what when.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import ray
+
+from clusterbatch import errors
+from clusterbatch.errors import ClusterbatchError, InfrastructureError, root_cause
+from clusterbatch.runtime.progress import ProgressLine
+from clusterbatch.store.artifact import Receipt
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work. `rows` is only for progress; `payload` must be picklable and small."""
+
+    number: int
+    rows: int
+    payload: Any
+
+
+class UnitWorker(Protocol):
+    """Built once per actor (weights are loaded there), then called with one unit at a time."""
+
+    def process(self, unit: Unit) -> Receipt:
+        """Does the unit, leaves parts and receipt on storage, returns the receipt."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A fixed number of workers and what each asks of the cluster. Pools that scale by themselves tend not to."""
+
+    workers: int
+    # Below one core by default: on a small machine two workers must leave a sliver for reading and training.
+    cpus: float = 0.9
+    gpus: float = 0.0
+
+
+def run_units(
+    title: str,
+    units: Sequence[Unit],
+    worker: type,
+    arguments: Mapping[str, Any],
+    pool: Pool,
+    *,
+    done: Mapping[int, Receipt] | None = None,
+) -> list[Receipt]:
+    """Runs `worker(**arguments).process(unit)` for every unit that is not in `done`; returns all receipts by number.
+
+    Raises the worker's own ClusterbatchError where one caused the failure, else InfrastructureError.
+    """
+    receipts: dict[int, Receipt] = dict(done or {})
+    pending = [unit for unit in units if unit.number not in receipts]
+    total = sum(unit.rows for unit in units)
+    with ProgressLine(title, total) as line:
+        line.start_at(total - sum(unit.rows for unit in pending))
+        if pending:
+            for receipt, rows in _stream(title, pending, worker, arguments, pool):
+                receipts[receipt.unit] = receipt
+                line.advance(rows, receipt.details.get("progress", ""))
+    return [receipts[unit.number] for unit in units]
+
+
+def _stream(title: str, pending: Sequence[Unit], worker: type, arguments: Mapping[str, Any], pool: Pool) -> Any:
+    workers = min(pool.workers, len(pending))
+    check_resources(title, workers, pool)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    items = [{"unit": pickle.dumps(unit)} for unit in pending]
+    dataset = ray.data.from_items(items, override_num_blocks=len(pending)).map_batches(
+        _Adapter,
+        fn_constructor_kwargs={"worker": worker, "arguments": dict(arguments)},
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus or None,
+    )
+    try:
+        for row in dataset.iter_rows():
+            if row["error"]:
+                kind, _, message = row["error"].partition(": ")
+                raise getattr(errors, kind, ClusterbatchError)(message)
+            yield Receipt.model_validate_json(row["receipt"]), int(row["rows"])
+    except ClusterbatchError:
+        raise
+    except Exception as error:
+        cause = root_cause(error)
+        if isinstance(cause, ClusterbatchError):
+            raise cause from error
+        raise InfrastructureError(f"{title}: {_last_line(error)}") from error
+
+
+class _Adapter:
+    """Ray Data's calling convention around a `UnitWorker`."""
+
+    def __init__(self, worker: type, arguments: dict[str, Any]) -> None:
+        self._worker = worker(**arguments)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        unit: Unit = pickle.loads(batch["unit"][0])
+        try:
+            receipt: Receipt = self._worker.process(unit)
+        except ClusterbatchError as error:
+            # Sent back as data: through Ray's own wrapping the cause would lose its type and its message.
+            return {"receipt": [""], "rows": [unit.rows], "error": [f"{type(error).__name__}: {error}"]}
+        return {"receipt": [receipt.model_dump_json()], "rows": [unit.rows], "error": [""]}
+
+
+def check_resources(title: str, workers: int, pool: Pool) -> None:
+    """Raises InfrastructureError at once where the cluster could never start the pool (it would wait for ever)."""
+    if ray.util.client.ray.is_connected():
+        return
+    total = ray.cluster_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name, each in (("CPU", pool.cpus), ("GPU", pool.gpus)):
+        if each and not any(node.get(name, 0) >= each for node in nodes):
+            raise InfrastructureError(f"{title}: a worker needs {each:g} {name}, no node of the cluster has that")
+        if each * workers > total.get(name, 0) + 1e-9:
+            raise InfrastructureError(
+                f"{title}: {workers} workers need {each * workers:g} {name}, the cluster has {total.get(name, 0):g}; "
+                "ask for fewer workers"
+            )
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(root_cause(error)).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

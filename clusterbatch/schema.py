@@ -1,0 +1,104 @@
+"""The Arrow schema of every artifact, in one place.
+
+corpus          one row per pair; optional columns only where the input has them
+embeddings      one row per corpus row, in the same order, file by file
+training        what a training step reads of a row: token ids, hashes, weight, the surrogate's reduced vectors
+cluster index   one row per piece of a cluster, in packing order inside each source
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+CORPUS_REQUIRED = [
+    pa.field("pair_id", pa.string(), nullable=False),
+    pa.field("query", pa.string(), nullable=False),
+    pa.field("document", pa.string(), nullable=False),
+    pa.field("source", pa.string(), nullable=False),
+    # XXH3-64 of the normalised text (corpus.normalise), for duplicate masks.
+    pa.field("query_hash", pa.uint64(), nullable=False),
+    pa.field("document_hash", pa.uint64(), nullable=False),
+]
+CORPUS_OPTIONAL = {
+    "negatives": pa.field("negatives", pa.list_(pa.string())),
+    "weight": pa.field("weight", pa.float32()),
+    # The user's own segment of the row, for batches.stratify: group.
+    "group": pa.field("group", pa.string()),
+}
+REJECTS = pa.schema(
+    [
+        pa.field("file", pa.string(), nullable=False),
+        # Zero-based position in the file; null where the whole file is meant.
+        pa.field("row", pa.int64()),
+        pa.field("reason", pa.string(), nullable=False),
+        # The row as far as it could be read, as JSON.
+        pa.field("content", pa.string()),
+    ]
+)
+
+
+def corpus_schema(optional: Sequence[str] = ()) -> pa.Schema:
+    return pa.schema([*CORPUS_REQUIRED, *(CORPUS_OPTIONAL[name] for name in CORPUS_OPTIONAL if name in optional)])
+
+
+def vectors_type(dimensions: int, value: pa.DataType | None = None) -> pa.DataType:
+    return pa.list_(value or pa.float16(), dimensions)
+
+
+def embeddings_schema(dimensions: int) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field("pair_id", pa.string(), nullable=False),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("query_vector", vectors_type(dimensions), nullable=False),
+            pa.field("document_vector", vectors_type(dimensions), nullable=False),
+        ]
+    )
+
+
+def token_type(vocabulary: int) -> pa.DataType:
+    """The smallest unsigned integer type that holds every token id of a vocabulary of that size."""
+    return pa.uint16() if vocabulary <= 2**16 else pa.uint32()
+
+
+def training_schema(
+    vocabulary: int, *, surrogate_dimensions: int | None = None, negatives: bool = False, weight: bool = False
+) -> pa.Schema:
+    tokens = pa.list_(token_type(vocabulary))
+    fields = [
+        pa.field("query_tokens", tokens, nullable=False),
+        pa.field("document_tokens", tokens, nullable=False),
+        pa.field("query_hash", pa.uint64(), nullable=False),
+        pa.field("document_hash", pa.uint64(), nullable=False),
+    ]
+    if negatives:
+        fields.append(pa.field("negative_tokens", pa.list_(tokens)))
+    if weight:
+        fields.append(pa.field("weight", pa.float32(), nullable=False))
+    if surrogate_dimensions:
+        fields.append(pa.field("query_vector", vectors_type(surrogate_dimensions), nullable=False))
+        fields.append(pa.field("document_vector", vectors_type(surrogate_dimensions), nullable=False))
+    return pa.schema(fields)
+
+
+CLUSTER_INDEX = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        # Number inside the source.
+        pa.field("cluster", pa.int32(), nullable=False),
+        # A cluster larger than a shard lies in several pieces; 0 for all others.
+        pa.field("piece", pa.int32(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        # Rows and runs (of run_rows rows; only the last run of a piece may be shorter) inside the shard.
+        pa.field("first_row", pa.int64(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("first_run", pa.int64(), nullable=False),
+        # Bytes of the runs in the shard's training file.
+        pa.field("first_byte", pa.int64(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        # Mean cosine of the rows to their centroid; NaN where rows were not clustered.
+        pa.field("mean_cosine", pa.float32(), nullable=False),
+    ]
+)

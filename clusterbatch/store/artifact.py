@@ -1,0 +1,233 @@
+"""Artifacts: directories that are whole when their manifest is there.
+
+A stage cuts its work into fixed units. Each finished unit leaves its parts (files under unique names) and, last, a
+receipt that names them. When every unit has a receipt, the manifest is written: only then does the artifact exist for
+readers. After a crash the receipts say which units need not be done again.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+import uuid
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from clusterbatch.errors import DataError, UsageError
+from clusterbatch.store.checksum import checksum
+from clusterbatch.store.filesystem import Folder
+
+MANIFEST = "manifest.json"
+RECEIPTS = "_receipts"
+FORMAT = 1
+
+
+class Counts(BaseModel):
+    """Rows of a unit or a stage. Conserved: read = written + rejected + all that was set aside, by reason."""
+
+    read: int = 0
+    written: int = 0
+    rejected: int = 0
+    set_aside: dict[str, int] = {}
+
+    def __add__(self, other: Counts) -> Counts:
+        reasons = {**self.set_aside}
+        for reason, rows in other.set_aside.items():
+            reasons[reason] = reasons.get(reason, 0) + rows
+        return Counts(
+            read=self.read + other.read,
+            written=self.written + other.written,
+            rejected=self.rejected + other.rejected,
+            set_aside=reasons,
+        )
+
+    def check(self, what: str) -> None:
+        """Raises DataError when a row is unaccounted for."""
+        accounted = self.written + self.rejected + sum(self.set_aside.values())
+        if self.read != accounted:
+            raise DataError(
+                f"{what}: {self.read} rows read but {accounted} accounted for (written {self.written}, "
+                f"rejected {self.rejected}, set aside {self.set_aside or 0})"
+            )
+
+
+class Part(BaseModel):
+    """One file of an artifact; `path` is relative to the artifact's folder, `details` is the stage's own."""
+
+    path: str
+    rows: int
+    bytes: int
+    checksum: str
+    details: dict[str, Any] = {}
+
+
+class Receipt(BaseModel):
+    """What one finished unit of work left behind."""
+
+    unit: int
+    fingerprint: str
+    parts: list[Part] = []
+    counts: Counts = Counts()
+    seconds: float = 0.0
+    details: dict[str, Any] = {}
+
+
+class Manifest(BaseModel):
+    """The last thing written: with it the artifact is whole."""
+
+    format: int = FORMAT
+    kind: str
+    fingerprint: str
+    created: str
+    seconds: float
+    counts: Counts
+    parts: list[Part]
+    config: dict[str, Any] = {}
+    inputs: dict[str, str] = {}
+    software: dict[str, str] = {}
+    details: dict[str, Any] = {}
+
+
+class Artifact:
+    """A directory under construction or finished; `kind` is what it holds ('corpus', 'embeddings', ...)."""
+
+    def __init__(self, folder: Folder, kind: str) -> None:
+        self.folder = folder
+        self.kind = kind
+
+    def manifest(self) -> Manifest | None:
+        """The manifest, or None where the artifact is not whole. Raises DataError when it is damaged."""
+        try:
+            data = self.folder.read(MANIFEST)
+        except FileNotFoundError:
+            return None
+        try:
+            manifest = Manifest.model_validate_json(data)
+        except ValidationError:
+            raise DataError(f"{self.folder.uri}/{MANIFEST}: damaged, not a manifest") from None
+        if manifest.format > FORMAT:
+            raise DataError(f"{self.folder.uri}: written by a newer version (format {manifest.format})")
+        return manifest
+
+    def require(self) -> Manifest:
+        """The manifest of a finished artifact; raises DataError where the stage that makes it has not finished."""
+        manifest = self.manifest()
+        if manifest is None:
+            raise DataError(f"{self.folder.uri}: no finished {self.kind} here (no {MANIFEST}); run that stage first")
+        return manifest
+
+    def is_done(self, fingerprint: str) -> bool:
+        manifest = self.manifest()
+        return manifest is not None and manifest.fingerprint == fingerprint
+
+    def begin(self, fingerprint: str, force: bool = False) -> dict[int, Receipt]:
+        """Prepares for writing; returns the receipts of units that are whole already, by unit number.
+
+        Raises UsageError when the folder holds the work of another configuration, unless `force`: then that work is
+        removed.
+        """
+        manifest = self.manifest()
+        receipts = self._receipts()
+        foreign = manifest is not None and manifest.fingerprint != fingerprint
+        foreign = foreign or any(receipt.fingerprint != fingerprint for receipt in receipts)
+        if foreign and not force:
+            raise UsageError(
+                f"{self.folder.uri}: holds {self.kind} made with another configuration or other inputs; "
+                "choose another workspace, or pass --force to replace them"
+            )
+        if foreign or (manifest is not None and force):
+            # The manifest goes first: a half-removed artifact must not look whole.
+            self.folder.remove(MANIFEST)
+            self.folder.remove()
+            return {}
+        return {receipt.unit: receipt for receipt in receipts}
+
+    def write_part(self, stem: str, extension: str, data: bytes | memoryview, rows: int, **details: Any) -> Part:
+        """Writes one file under a name that no other attempt uses, and describes it."""
+        name = f"{stem}-{uuid.uuid4().hex[:8]}.{extension}"
+        self.folder.write(name, data)
+        return Part(path=name, rows=rows, bytes=len(data), checksum=checksum(data), details=details)
+
+    def read_part(self, part: Part) -> bytes:
+        """All bytes of a part; raises DataError when they are not those that were written."""
+        try:
+            data = self.folder.read(part.path)
+        except FileNotFoundError:
+            raise DataError(f"{self.folder.uri}/{part.path}: missing, but named in the manifest") from None
+        if len(data) != part.bytes or checksum(data) != part.checksum:
+            raise DataError(f"{self.folder.uri}/{part.path}: damaged (checksum differs from the manifest's)")
+        return data
+
+    def write_receipt(self, receipt: Receipt) -> None:
+        receipt.counts.check(f"{self.folder.uri} unit {receipt.unit}")
+        self.folder.write(f"{RECEIPTS}/{receipt.unit:08d}.json", receipt.model_dump_json().encode())
+
+    def commit(
+        self,
+        fingerprint: str,
+        receipts: Iterable[Receipt],
+        *,
+        config: dict[str, Any],
+        inputs: dict[str, str],
+        seconds: float,
+        details: dict[str, Any] | None = None,
+        extra_parts: Iterable[Part] = (),
+    ) -> Manifest:
+        """Checks that no row is lost, writes the manifest, then drops the receipts.
+
+        `seconds` is the wall time of this session's work; what earlier, interrupted sessions spent is in the receipts.
+        """
+        ordered = sorted(receipts, key=lambda receipt: receipt.unit)
+        counts = sum((receipt.counts for receipt in ordered), Counts())
+        counts.check(self.folder.uri)
+        manifest = Manifest(
+            kind=self.kind,
+            fingerprint=fingerprint,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(seconds, 3),
+            counts=counts,
+            parts=[*(part for receipt in ordered for part in receipt.parts), *extra_parts],
+            config=config,
+            inputs=inputs,
+            software=software_versions(),
+            details=details or {},
+        )
+        self.folder.write(MANIFEST, manifest.model_dump_json(indent=1).encode())
+        self.folder.remove(RECEIPTS)
+        return manifest
+
+    def _receipts(self) -> list[Receipt]:
+        names = self.folder.list(RECEIPTS)
+        if not names:
+            return []
+        with ThreadPoolExecutor(16) as pool:
+            blobs = pool.map(lambda name: self.folder.read(f"{RECEIPTS}/{name}"), names)
+            return [Receipt.model_validate(json.loads(blob)) for blob in blobs]
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what can change a result."""
+    found = {"python": platform.python_version()}
+    for package in ("clusterbatch", "ray", "torch", "transformers", "faiss-cpu", "pyarrow", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,34 @@
+"""Shared by all tests: one Ray instance, one real embedding model, the data folder where there is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clusterbatch.config import RayConfig
+
+# Fixed before torch or Ray start: two test workers on two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """One local Ray instance with two CPUs for the whole session; stages that open a session join it."""
+    from clusterbatch.runtime import ray_session
+
+    with ray_session(RayConfig(num_cpus=2, object_store_memory=300 * 2**20)):
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real pairs and collections (CLUSTERBATCH_DATA); tests that need them skip where they are absent."""
+    folder = Path(os.environ.get("CLUSTERBATCH_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (folder / "pairs").is_dir():
+        pytest.skip(f"no data folder at {folder} (set CLUSTERBATCH_DATA)")
+    return folder
