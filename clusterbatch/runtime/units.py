@@ -56,15 +56,18 @@ def run_units(
     pool: Pool,
     *,
     done: Mapping[int, Receipt] | None = None,
+    measured_in: str = "rows",
 ) -> list[Receipt]:
     """Runs `worker(**arguments).process(unit)` for every unit that is not in `done`; returns all receipts by number.
+
+    `measured_in` says what `Unit.rows` counts where it is not rows.
 
     Raises the worker's own ClusterbatchError where one caused the failure, else InfrastructureError.
     """
     receipts: dict[int, Receipt] = dict(done or {})
     pending = [unit for unit in units if unit.number not in receipts]
     total = sum(unit.rows for unit in units)
-    with ProgressLine(title, total) as line:
+    with ProgressLine(title, total, measured_in) as line:
         line.start_at(total - sum(unit.rows for unit in pending))
         if pending:
             for receipt, rows in _stream(title, pending, worker, arguments, pool):

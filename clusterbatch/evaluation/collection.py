@@ -1,0 +1,184 @@
+"""Test collections in BEIR layout: corpus.jsonl, queries.jsonl, qrels/test.tsv, on disk or in object storage.
+
+Queries and judgements are small and read whole. Documents are read in fixed byte ranges, each range owning the lines
+that start in it, so that a collection of any size is cut into the same units without being scanned first.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from clusterbatch.config import fingerprint
+from clusterbatch.errors import DataError
+from clusterbatch.store import Folder
+from clusterbatch.store.checksum import checksum
+
+DOCUMENTS = "corpus.jsonl"
+QUERIES = "queries.jsonl"
+# A document as long as this has no line end where one must be: the file is not JSON Lines.
+_LONGEST_LINE = 64 * 2**20
+_STEP = 2**16
+
+
+@dataclass(frozen=True)
+class Collection:
+    """One folder in BEIR layout; `name` is what tables call it. Small and picklable."""
+
+    name: str
+    folder: Folder
+    split: str = "test"
+
+    @property
+    def judgements_file(self) -> str:
+        return f"qrels/{self.split}.tsv"
+
+    def identity(self) -> str:
+        """Fingerprint of the contents: judgements and queries by checksum, documents by size, head and tail.
+
+        The documents may be many gigabytes; a change that keeps their size and both ends is not noticed.
+        """
+        size = self.documents_bytes()
+        ends = self.folder.read(DOCUMENTS, 0, min(size, _STEP)) + self.folder.read(
+            DOCUMENTS, max(0, size - _STEP), size
+        )
+        small = [checksum(self._read(name)) for name in (QUERIES, self.judgements_file)]
+        return fingerprint(self.name, size, checksum(ends), *small)
+
+    def documents_bytes(self) -> int:
+        """Size of corpus.jsonl; raises DataError where there is none."""
+        try:
+            return self.folder.size(DOCUMENTS)
+        except FileNotFoundError:
+            raise DataError(f"{self.folder.uri}: no collection here ({DOCUMENTS} is missing)") from None
+
+    def read_judgements(self) -> dict[str, dict[str, int]]:
+        """Grade by document id by query id, in file order. Grades above 0 are relevant.
+
+        Raises DataError that names the line where one is not `query-id <tab> corpus-id <tab> whole number`.
+        """
+        place = f"{self.folder.uri}/{self.judgements_file}"
+        judgements: dict[str, dict[str, int]] = {}
+        lines = _decoded(self._read(self.judgements_file), place).split("\n")
+        for number, line in enumerate(lines, start=1):
+            cells = line.rstrip("\r").split("\t")
+            if not line.strip() or (number == 1 and cells[-1].strip() == "score"):
+                continue
+            try:
+                query, document, grade = cells[0], cells[1], int(cells[2])
+            except (IndexError, ValueError):
+                raise DataError(
+                    f"{place} line {number}: expected query-id, corpus-id and a whole number, separated by tabs"
+                ) from None
+            of_query = judgements.setdefault(query, {})
+            if of_query.setdefault(document, grade) != grade:
+                raise DataError(f"{place} line {number}: query {query} and document {document} judged twice, unequally")
+        if not judgements:
+            raise DataError(f"{place}: no judgements in it")
+        return judgements
+
+    def read_queries(self, judgements: dict[str, dict[str, int]]) -> dict[str, str]:
+        """Text by id of the judged queries, in the order of the judgements.
+
+        Raises DataError where a judged query has no text or a query id stands twice.
+        """
+        place = f"{self.folder.uri}/{QUERIES}"
+        texts: dict[str, str] = {}
+        position = 0
+        for line in self._read(QUERIES).splitlines(keepends=True):
+            if line.strip():
+                item = _parse(line, place, position)
+                if item["_id"] in texts:
+                    raise DataError(f"{place}: query id {item['_id']} stands twice")
+                texts[item["_id"]] = item["text"]
+            position += len(line)
+        missing = [query for query in judgements if query not in texts]
+        if missing:
+            raise DataError(f"{place}: {len(missing)} judged queries have no text here, the first is {missing[0]}")
+        return {query: texts[query] for query in judgements}
+
+    def document_ranges(self, unit_bytes: int) -> list[tuple[int, int]]:
+        """Byte ranges [start, end) that cover corpus.jsonl; they follow from its size alone."""
+        size = self.documents_bytes()
+        return [(start, min(start + unit_bytes, size)) for start in range(0, size, unit_bytes)]
+
+    def read_documents(self, start: int, end: int) -> tuple[list[str], list[str]]:
+        """Ids and texts (title and text joined by a space) of the documents whose lines start in [start, end).
+
+        Raises DataError that names the byte where a line is not a document, or where an id stands twice.
+        """
+        place = f"{self.folder.uri}/{DOCUMENTS}"
+        data, position = self._read_lines(start, end)
+        ids, texts = [], []
+        # Split at line feeds alone: a JSON string may hold other characters that str.splitlines would split at.
+        for line in data.split(b"\n"):
+            if line.strip():
+                item = _parse(line, place, position)
+                ids.append(item["_id"])
+                texts.append(f"{item.get('title') or ''} {item['text']}".strip())
+            position += len(line) + 1
+        if len(set(ids)) < len(ids):
+            raise DataError(f"{place}: a document id stands twice between bytes {start} and {end}")
+        return ids, texts
+
+    def _read_lines(self, start: int, end: int) -> tuple[bytes, int]:
+        """Bytes of the whole lines that start in [start, end), and where they begin."""
+        size = self.documents_bytes()
+        # The byte before tells whether a line starts exactly at `start`.
+        first = max(0, start - 1)
+        data = self.folder.read(DOCUMENTS, first, end)
+        if start > 0:
+            feed = data.find(b"\n")
+            if feed < 0:
+                return b"", end
+            data, first = data[feed + 1 :], first + feed + 1
+        while data and not data.endswith(b"\n") and end < size:
+            more = self.folder.read(DOCUMENTS, end, min(end + _STEP, size))
+            feed = more.find(b"\n")
+            data += more if feed < 0 else more[: feed + 1]
+            end += len(more) if feed < 0 else feed + 1
+            if len(data) > _LONGEST_LINE + (end - start):
+                raise DataError(f"{self.folder.uri}/{DOCUMENTS} byte {first}: no line end, not JSON Lines")
+        return data, first
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return self.folder.read(name)
+        except FileNotFoundError:
+            raise DataError(f"{self.folder.uri}: no collection here ({name} is missing)") from None
+
+
+def open_collections(folders: list[Folder], split: str = "test") -> list[Collection]:
+    """Collections named by their folders; where two folders share a name, the parent's name is put in front."""
+    names = [folder.uri.rsplit("/", 1)[-1] for folder in folders]
+    collections = []
+    for folder, name in zip(folders, names, strict=True):
+        if names.count(name) > 1:
+            name = "/".join(folder.uri.rsplit("/", 2)[-2:])
+        collections.append(Collection(name, folder, split))
+    if len({collection.name for collection in collections}) < len(collections):
+        raise DataError("evaluate.path: two collections have the same name and parent folder")
+    return collections
+
+
+def _parse(line: bytes, place: str, position: int) -> dict[str, Any]:
+    """One line of corpus.jsonl or queries.jsonl, with `_id` and `text` as strings."""
+    try:
+        item = json.loads(line)
+    except ValueError:
+        raise DataError(f"{place} byte {position}: not valid JSON") from None
+    if not isinstance(item, dict) or "_id" not in item or not isinstance(item.get("text"), str):
+        raise DataError(f"{place} byte {position}: expected an object with _id and text")
+    # Numbers as ids are common in converted collections; judgements spell them as text.
+    item["_id"] = str(item["_id"])
+    if not item["_id"] or any(character.isspace() for character in item["_id"]):
+        raise DataError(f"{place} byte {position}: an _id must not be empty or hold white space")
+    return item
+
+
+def _decoded(data: bytes, place: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place} byte {error.start}: not UTF-8") from None
