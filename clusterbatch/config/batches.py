@@ -17,8 +17,9 @@ class BatchesConfig(Section):
     clusters_per_batch: int | None = Field(None, ge=1)
     # Sources smaller than a batch: pooled with each other, or left out.
     small_sources: Literal["pool", "leave_out"] = "pool"
-    # Relative frequency of sources' batches; unset: every row once an epoch.
+    # Multiplies how often a source's batches are drawn (1 for sources not named); unset: every row once an epoch.
     source_weights: dict[str, float] | None = None
     seed: int = 0
-    # What a worker reads ahead and keeps decoded.
+    # What a worker reads ahead, and what it keeps decoded where a strategy moves single rows.
     prefetch_bytes: int = operational(64 * 2**20, ge=2**16)
+    cache_bytes: int = operational(256 * 2**20, ge=2**16)

@@ -1,0 +1,64 @@
+"""Keyed permutations: position -> position, computed on demand, so that a plan needs no shuffled list in memory."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+# Up to this size a permutation is a cached table; above, a Feistel network, whose quality needs halves of some bits.
+_TABLE_SIZE = 4096
+_ROUNDS = 6
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): (n,) uint64 -> (n,) uint64, a bijection."""
+    with np.errstate(over="ignore"):
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def combine_key(*parts: int) -> int:
+    """One 64-bit key from several integers; the order matters."""
+    key = np.zeros(1, np.uint64)
+    with np.errstate(over="ignore"):
+        for part in parts:
+            key = mix(key * _GOLDEN + np.uint64(part & 0xFFFFFFFFFFFFFFFF) + _GOLDEN)
+    return int(key[0])
+
+
+def permute(positions: np.ndarray, size: int, *key: int) -> np.ndarray:
+    """Where a pseudo-random permutation of [0, size) sends `positions`.
+
+    positions: (n,) integers in [0, size). Returns (n,) int64. Time is O(n) whatever the size (for size <= 4096 a table
+    is made once per key): a Feistel network over the next even power of two, walked along its cycle until it falls
+    inside (Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains").
+    """
+    positions = np.asarray(positions, dtype=np.int64)
+    if size <= _TABLE_SIZE:
+        return _table(size, combine_key(*key))[positions]
+    half = np.uint64(((size - 1).bit_length() + 1) // 2)
+    round_keys = mix(np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _GOLDEN ^ np.uint64(combine_key(*key)))
+    result = _feistel(positions.astype(np.uint64), half, round_keys)
+    outside = np.flatnonzero(result >= size)
+    while len(outside):
+        result[outside] = _feistel(result[outside], half, round_keys)
+        outside = outside[result[outside] >= size]
+    return result.astype(np.int64)
+
+
+@lru_cache(maxsize=1024)
+def _table(size: int, key: int) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        draws = mix(np.arange(1, size + 1, dtype=np.uint64) * _GOLDEN + np.uint64(key))
+    return np.argsort(draws, kind="stable")
+
+
+def _feistel(values: np.ndarray, half: np.uint64, round_keys: np.ndarray) -> np.ndarray:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = values >> half, values & mask
+    for key in round_keys:
+        left, right = right, left ^ (mix(right ^ key) & mask)
+    return (left << half) | right

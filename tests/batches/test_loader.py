@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clusterbatch.batches import BatchPlan, SliceLoader
+from clusterbatch.clustering.shards import ShardReader
+from clusterbatch.config import BatchesConfig
+from clusterbatch.encoder.tokens import Tokens
+from clusterbatch.errors import DataError
+from clusterbatch.store import Folder
+from tests.clustering.synthetic import build_shards
+
+SIZES = {"a": [100, 220, 64], "b": [300, 90]}
+
+
+@pytest.mark.parametrize("stratify", ["random", "source", "cluster", "random_groups"])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_slices_together_are_the_planned_rows(tmp_path: Path, stratify: str, world_size: int) -> None:
+    artifact, written = build_shards(Folder(str(tmp_path)), SIZES)
+    reader = ShardReader(artifact)
+    plan = BatchPlan(reader.index, BatchesConfig(size=64, stratify=stratify))
+    steps = plan.steps_per_epoch + 3
+    loaders = [SliceLoader(plan, reader, rank, world_size, 0, steps, vectors=True) for rank in range(world_size)]
+    compared = 0
+    for step, slices in enumerate(zip(*loaders, strict=True)):
+        batch = plan.batch(step)
+        rows = [
+            written[reader.index.sources[reader.index.source[piece]], int(reader.index.cluster[piece])].slice(row, 1)
+            for piece, row in zip(batch.piece, batch.row.tolist(), strict=True)
+        ]
+        tokens = Tokens.concatenate([part.document_tokens for part in slices])
+        assert [row["document_tokens"][0].as_py() for row in rows] == [tokens[i].tolist() for i in range(64)]
+        hashes = np.concatenate([part.query_hash for part in slices])
+        assert hashes.tolist() == [row["query_hash"][0].as_py() for row in rows]
+        vectors = np.concatenate([part.query_vector for part in slices])
+        assert np.array_equal(vectors, np.array([row["query_vector"][0].as_py() for row in rows], np.float16))
+        for part in slices:
+            assert part.step == step
+            assert part.slice_rows.tolist() == [len(other) for other in slices]
+        compared += 1
+    assert compared == steps
+
+
+def test_starts_anywhere_and_gives_the_same_batches(tmp_path: Path) -> None:
+    artifact, _ = build_shards(Folder(str(tmp_path)), SIZES)
+    reader = ShardReader(artifact)
+    plan = BatchPlan(reader.index, BatchesConfig(size=64))
+    whole = list(SliceLoader(plan, reader, 0, 2, 0, 20))
+    tail = list(SliceLoader(plan, reader, 0, 2, 12, 20))
+    assert [batch.step for batch in tail] == list(range(12, 20))
+    for batch, same in zip(whole[12:], tail, strict=True):
+        assert np.array_equal(batch.query_tokens.values, same.query_tokens.values)
+
+
+def test_a_clustered_epoch_reads_little_more_than_its_rows(tmp_path: Path) -> None:
+    artifact, _ = build_shards(Folder(str(tmp_path)), {"a": [640, 1280, 960, 700, 900]}, run_rows=16)
+    reader = ShardReader(artifact)
+    plan = BatchPlan(reader.index, BatchesConfig(size=128))
+    loader = SliceLoader(plan, reader, 0, 1, 0, plan.steps_per_epoch)
+    assert sum(len(batch) for batch in loader) >= reader.index.total_rows
+    stored = sum(part.bytes for part in artifact.require().parts if part.details.get("content") == "training")
+    assert stored <= loader.bytes_read <= 1.1 * stored
+
+
+def test_single_rows_are_served_from_kept_runs(tmp_path: Path) -> None:
+    artifact, _ = build_shards(Folder(str(tmp_path)), SIZES)
+    reader = ShardReader(artifact)
+    plan = BatchPlan(reader.index, BatchesConfig(size=64, stratify="random"))
+    loader = SliceLoader(plan, reader, 0, 1, 0, 3 * plan.steps_per_epoch)
+    for _ in loader:
+        pass
+    stored = sum(part.bytes for part in artifact.require().parts if part.details.get("content") == "training")
+    assert loader.bytes_read <= 2 * stored
+
+
+def test_little_memory_still_moves_on(tmp_path: Path) -> None:
+    artifact, _ = build_shards(Folder(str(tmp_path)), SIZES)
+    reader = ShardReader(artifact)
+    plan = BatchPlan(reader.index, BatchesConfig(size=64, stratify="random"))
+    loader = SliceLoader(plan, reader, 0, 1, 0, 10, prefetch_bytes=1, cache_bytes=1)
+    assert len(list(loader)) == 10
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    artifact, _ = build_shards(Folder(str(tmp_path)), SIZES)
+    reader = ShardReader(artifact)
+    plan = BatchPlan(reader.index, BatchesConfig(size=64))
+    part = next(part for part in artifact.require().parts if part.details.get("content") == "training")
+    path = tmp_path / part.path
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match=part.path):
+        list(SliceLoader(plan, reader, 0, 1, 0, plan.steps_per_epoch))
