@@ -25,6 +25,8 @@ _LOCAL_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 
+_kept_by_caller = False
+
 
 @contextmanager
 def ray_session(config: RayConfig) -> Iterator[None]:
@@ -32,6 +34,30 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _start(config)
+    try:
+        yield
+    finally:
+        if not _kept_by_caller:
+            ray.shutdown()
+
+
+@contextmanager
+def lasting_session() -> Iterator[None]:
+    """Whatever Ray the block starts lives until its end: several stages then share one start. Starts none itself."""
+    global _kept_by_caller
+    if _kept_by_caller or ray.is_initialized():
+        yield
+        return
+    _kept_by_caller = True
+    try:
+        yield
+    finally:
+        _kept_by_caller = False
+        ray.shutdown()
+
+
+def _start(config: RayConfig) -> None:
     address = config.address or os.environ.get("RAY_ADDRESS")
     for name, value in _LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -51,10 +77,6 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     except (ConnectionError, TimeoutError, RuntimeError) as error:
         raise InfrastructureError(f"ray {address or 'local'}: cannot start or join ({_first_line(error)})") from error
     _quieten()
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _quieten() -> None:

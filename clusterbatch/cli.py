@@ -1,0 +1,169 @@
+"""The command line: `clusterbatch COMMAND [CONFIG.yaml] [key=value ...]`, one command per stage."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from clusterbatch import __version__
+from clusterbatch.config import RunConfig, load_config
+from clusterbatch.errors import ClusterbatchError, UsageError, root_cause
+
+# Models and tokenizers found on this machine are used as they are; progress bars of other libraries would break ours.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+_STAGES = {
+    "ingest": "read and check the corpus",
+    "embed": "embed it with the surrogate",
+    "cluster": "cluster it and write the shards that training reads",
+    "train": "pretrain the model on same-cluster batches",
+    "evaluate": "measure the model on the test collections",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point. Exit codes: 0 done, 1 a bug, 2 usage, 3 data, 4 infrastructure, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.action(options)
+    except KeyboardInterrupt:
+        print("clusterbatch: interrupted; the same command continues where this one stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        cause = root_cause(error)
+        if not isinstance(cause, ClusterbatchError):
+            raise
+        print(f"clusterbatch: {cause}", file=sys.stderr)
+        return cause.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="clusterbatch",
+        description="Pretrain text-embedding models on batches of one semantic cluster each.",
+        epilog="Configuration: a YAML file, then dotted overrides such as cluster.mean_size=1024.",
+    )
+    parser.add_argument("--version", action="version", version=f"clusterbatch {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, what in _STAGES.items():
+        _with_config(commands, name, what, lambda config, options: _stage(config, options), stage=name)
+    _with_config(commands, "run", "all stages, skipping what is done", _run)
+    _with_config(commands, "report", "rebuild a workspace's report", _report)
+    _with_config(commands, "inspect", "what is in a workspace", _inspect, force=False)
+    sample = commands.add_parser("sample", help="write a real corpus mined from installed packages' docstrings")
+    sample.add_argument("folder", metavar="DIR", help="where to write it: a local folder or s3://bucket/prefix")
+    sample.add_argument("--pairs", type=int, default=18_000, help="at most so many pairs (default 18000)")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.set_defaults(action=_sample)
+    return parser
+
+
+def _with_config(
+    commands: Any,
+    name: str,
+    what: str,
+    function: Callable[[RunConfig, argparse.Namespace], None],
+    *,
+    force: bool = True,
+    stage: str | None = None,
+) -> None:
+    command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
+    command.add_argument("words", nargs="*", metavar="CONFIG.yaml | key=value", help="a file first, overrides after it")
+    command.add_argument("--json", action="store_true", help="print one machine-readable summary")
+    if force:
+        command.add_argument("--force", action="store_true", help="replace what another configuration made here")
+
+    def action(options: argparse.Namespace) -> None:
+        words: list[str] = options.words
+        path = words[0] if words and "=" not in words[0] else None
+        function(load_config(path, words[1:] if path else words), options)
+
+    command.set_defaults(action=action, stage=stage)
+
+
+def _stage(config: RunConfig, options: argparse.Namespace) -> None:
+    from clusterbatch.experiments.run import STAGES, run_stage
+
+    stage = next(stage for stage in STAGES if stage.name == options.stage)
+    manifest = run_stage(stage, config, force=options.force)
+    if options.json:
+        print(manifest.model_dump_json(exclude={"parts"}))
+
+
+def _run(config: RunConfig, options: argparse.Namespace) -> None:
+    from clusterbatch.experiments.run import run
+
+    _summary(config, run(config, force=options.force), options)
+
+
+def _report(config: RunConfig, options: argparse.Namespace) -> None:
+    from clusterbatch.experiments.report import write_report
+
+    _summary(config, write_report(config), options)
+
+
+def _inspect(config: RunConfig, options: argparse.Namespace) -> None:
+    from clusterbatch.experiments.inspect import inspect_workspace
+
+    rows = inspect_workspace(config)
+    if options.json:
+        print(json.dumps(rows))
+        return
+    table = Table(title=config.workspace)
+    for column in ("stage", "state", "read", "written", "rejected", "set aside", "files", "MiB", "seconds"):
+        table.add_column(column, justify="left" if column in ("stage", "state") else "right")
+    for row in rows:
+        done = row["state"] == "done"
+        figures = [f"{row[key]:,}" for key in ("read", "written", "rejected")] if done else [""] * 3
+        rest = (
+            [
+                str(sum(row["set_aside"].values())),
+                str(row["parts"]),
+                f"{row['bytes'] / 2**20:,.1f}",
+                f"{row['seconds']:,.1f}",
+            ]
+            if done
+            else [""] * 4
+        )
+        table.add_row(row["stage"], row["state"], *figures, *rest)
+    Console().print(table)
+
+
+def _summary(config: RunConfig, summary: dict[str, Any], options: argparse.Namespace) -> None:
+    if options.json:
+        print(json.dumps(summary))
+        return
+    table = Table(title="Retrieval quality")
+    for column in ("collection", "metric", "before", "after", "gain"):
+        table.add_column(column, justify="left" if column in ("collection", "metric") else "right")
+    for row in summary["quality"]:
+        before, after = row.get("before"), row.get("after")
+        gain = f"{after - before:+.4f}" if before is not None and after is not None else ""
+        shown = [f"{value:.4f}" if value is not None else "" for value in (before, after)]
+        table.add_row(row["collection"], row["metric"], *shown, gain)
+    console = Console()
+    console.print(table)
+    console.print(f"report: {summary['report']}", soft_wrap=True)
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from clusterbatch.corpus.docstrings import write_sample
+    from clusterbatch.store import Folder
+
+    if options.pairs < 100:
+        raise UsageError(f"--pairs: at least 100 (got {options.pairs})")
+    write_sample(Folder(options.folder), options.pairs, options.seed)
+    print(f"sample corpus: {Folder(options.folder).uri}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

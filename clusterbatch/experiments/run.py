@@ -1,0 +1,73 @@
+"""All stages in order, each skipped when its artifact is there already; then the report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from clusterbatch.clustering.stage import cluster
+from clusterbatch.config import RunConfig
+from clusterbatch.corpus.ingest import ingest
+from clusterbatch.encoder.stage import embed
+from clusterbatch.errors import UsageError
+from clusterbatch.evaluation.stage import evaluate
+from clusterbatch.experiments.report import write_report
+from clusterbatch.runtime import lasting_session
+from clusterbatch.store import Artifact, Manifest, Stopwatch
+from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.stage import train
+
+
+class StageFunction(Protocol):
+    def __call__(self, config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest: ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage by name: what does it, and where its artifact lies."""
+
+    name: str
+    function: StageFunction
+    artifact: Callable[[Workspace, int], Artifact]
+
+
+STAGES = [
+    Stage("ingest", ingest, lambda workspace, _: workspace.corpus),
+    Stage("embed", embed, Workspace.embeddings),
+    Stage("cluster", cluster, Workspace.clusters),
+    Stage("train", train, Workspace.train),
+    Stage("evaluate", evaluate, Workspace.evaluation),
+]
+
+
+def run_stage(stage: Stage, config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest:
+    """One stage, with a line at its end that says what it did."""
+    before = stage.artifact(Workspace(config), generation).manifest()
+    watch = Stopwatch()
+    manifest = stage.function(config, generation=generation, force=force)
+    counts = manifest.counts
+    aside = "".join(f", {rows:,} {reason}" for reason, rows in counts.set_aside.items() if rows)
+    if before is not None and before.created == manifest.created:
+        print(f"{stage.name:<9} done already", file=sys.stderr)
+    else:
+        print(
+            f"{stage.name:<9} {counts.read:,} rows read, {counts.written:,} written, {counts.rejected:,} rejected"
+            f"{aside} ({watch.seconds:.1f} s)",
+            file=sys.stderr,
+        )
+    return manifest
+
+
+def run(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
+    """Runs all stages and writes the report; returns the summary that `metrics.json` holds.
+
+    Raises UsageError before any work where no corpus or no collection is named.
+    """
+    if not config.corpus.paths:
+        raise UsageError("corpus.paths: give at least one file or folder, or docstrings:// for the built-in sample")
+    with lasting_session():
+        for stage in STAGES:
+            run_stage(stage, config, force=force)
+    return write_report(config)

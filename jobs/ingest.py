@@ -1,0 +1,8 @@
+"""`clusterbatch ingest` as a job: `ray job submit --working-dir . -- python jobs/ingest.py CONFIG.yaml [key=value ...]`."""
+
+import sys
+
+from clusterbatch.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["ingest", *sys.argv[1:]]))

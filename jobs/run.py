@@ -1,0 +1,8 @@
+"""`clusterbatch run` as a job: `ray job submit --working-dir . -- python jobs/run.py CONFIG.yaml [key=value ...]`."""
+
+import sys
+
+from clusterbatch.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["run", *sys.argv[1:]]))
