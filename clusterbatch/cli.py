@@ -138,21 +138,25 @@ def _inspect(config: RunConfig, options: argparse.Namespace) -> None:
     Console().print(table)
 
 
-def _summary(config: RunConfig, summary: dict[str, Any], options: argparse.Namespace) -> None:
+def _summary(config: RunConfig, report: str, options: argparse.Namespace) -> None:
+    from clusterbatch.experiments.report import gains
+    from clusterbatch.experiments.summary import workspace_summary
+
+    summary = workspace_summary(config)
     if options.json:
-        print(json.dumps(summary))
+        print(json.dumps({**summary, "report": report}))
         return
-    table = Table(title="Retrieval quality")
-    for column in ("collection", "metric", "before", "after", "gain"):
+    table = Table(title="Retrieval quality before and after training")
+    for column in ("collection", "metric", "queries", "before", "after", "gain"):
         table.add_column(column, justify="left" if column in ("collection", "metric") else "right")
-    for row in summary["quality"]:
-        before, after = row.get("before"), row.get("after")
+    for row in gains(summary["quality"]):
+        before, after = row["before"], row["after"]
         gain = f"{after - before:+.4f}" if before is not None and after is not None else ""
         shown = [f"{value:.4f}" if value is not None else "" for value in (before, after)]
-        table.add_row(row["collection"], row["metric"], *shown, gain)
+        table.add_row(row["collection"], row["metric"], f"{row['queries']:,}", *shown, gain)
     console = Console()
     console.print(table)
-    console.print(f"report: {summary['report']}", soft_wrap=True)
+    console.print(f"report: {report}", soft_wrap=True)
 
 
 def _sample(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`clusterbatch cluster` as a job: `ray job submit --working-dir . -- python jobs/cluster.py CONFIG.yaml [key=value ...]`."""
+"""`clusterbatch cluster` for `ray job submit --working-dir . -- python jobs/cluster.py CONFIG.yaml [key=value ...]`."""
 
 import sys
 

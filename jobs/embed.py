@@ -1,4 +1,4 @@
-"""`clusterbatch embed` as a job: `ray job submit --working-dir . -- python jobs/embed.py CONFIG.yaml [key=value ...]`."""
+"""`clusterbatch embed` for `ray job submit --working-dir . -- python jobs/embed.py CONFIG.yaml [key=value ...]`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`clusterbatch ingest` as a job: `ray job submit --working-dir . -- python jobs/ingest.py CONFIG.yaml [key=value ...]`."""
+"""`clusterbatch ingest` for `ray job submit --working-dir . -- python jobs/ingest.py CONFIG.yaml [key=value ...]`."""
 
 import sys
 

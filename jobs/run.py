@@ -1,4 +1,4 @@
-"""`clusterbatch run` as a job: `ray job submit --working-dir . -- python jobs/run.py CONFIG.yaml [key=value ...]`."""
+"""`clusterbatch run` for `ray job submit --working-dir . -- python jobs/run.py CONFIG.yaml [key=value ...]`."""
 
 import sys
 

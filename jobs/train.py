@@ -1,4 +1,4 @@
-"""`clusterbatch train` as a job: `ray job submit --working-dir . -- python jobs/train.py CONFIG.yaml [key=value ...]`."""
+"""`clusterbatch train` for `ray job submit --working-dir . -- python jobs/train.py CONFIG.yaml [key=value ...]`."""
 
 import sys
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from clusterbatch.clustering.stage import cluster
 from clusterbatch.config import RunConfig
@@ -60,8 +60,8 @@ def run_stage(stage: Stage, config: RunConfig, *, generation: int = 0, force: bo
     return manifest
 
 
-def run(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
-    """Runs all stages and writes the report; returns the summary that `metrics.json` holds.
+def run(config: RunConfig, *, force: bool = False) -> str:
+    """Runs all stages and writes the report and `metrics.json`; returns the report's URI.
 
     Raises UsageError before any work where no corpus or no collection is named.
     """
