@@ -1,0 +1,67 @@
+"""The report of a workspace: one self-contained HTML file and metrics.json, from manifests and training metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from clusterbatch.config import RunConfig
+from clusterbatch.errors import DataError
+from clusterbatch.evaluation.models import AFTER, BEFORE
+from clusterbatch.experiments.summary import SUMMARY, finished_stages, workspace_summary
+from clusterbatch.store.workspace import Workspace
+
+REPORT = "index.html"
+
+
+def write_report(config: RunConfig) -> str:
+    """Writes `<workspace>/report/index.html` and `<workspace>/metrics.json`; returns the report's URI.
+
+    Raises DataError where no stage has finished: there is nothing to report.
+    """
+    workspace = Workspace(config)
+    summary = workspace_summary(config)
+    if not summary["stages"]:
+        raise DataError(f"{workspace.root.uri}: no finished stage here, nothing to report")
+    workspace.root.write_json(SUMMARY, summary)
+    software = finished_stages(config)[-1][2].software
+    page = (
+        environment()
+        .get_template("report.html.jinja")
+        .render(
+            summary=summary,
+            gains=gains(summary["quality"]),
+            configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+            software=software,
+        )
+    )
+    workspace.report.write(REPORT, page.encode())
+    return f"{workspace.report.uri}/{REPORT}"
+
+
+def gains(quality: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per generation, collection and metric: {generation, collection, metric, before, after, queries,
+    documents}; in the order of the evaluation, the first metric of each collection leads."""
+    rows: dict[tuple[int, str, str], dict[str, Any]] = {}
+    for entry in quality:
+        key = (entry["generation"], entry["collection"], entry["metric"])
+        row = rows.setdefault(key, {name: entry[name] for name in ("generation", "collection", "metric")})
+        row[entry["model"]] = entry["value"]
+        row["queries"], row["documents"] = entry["queries"], entry["documents"]
+    return [row for row in rows.values() if BEFORE in row and AFTER in row]
+
+
+def environment() -> Environment:
+    """Templates of this package. Every value is escaped: corpora hold any text, markup included."""
+    loaded = Environment(
+        loader=PackageLoader("clusterbatch.experiments"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    loaded.filters["count"] = lambda value: f"{value:,}"
+    loaded.filters["megabytes"] = lambda value: f"{value / 2**20:,.1f}"
+    return loaded
