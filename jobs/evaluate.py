@@ -1,4 +1,4 @@
-"""`clusterbatch evaluate` for `ray job submit --working-dir . -- python jobs/evaluate.py CONFIG.yaml [key=value ...]`."""
+"""`clusterbatch evaluate` for `ray job submit --working-dir . -- python jobs/evaluate.py CONFIG.yaml key=value`."""
 
 import sys
 

@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+
+from clusterbatch.config import RunConfig, fingerprint, load_config
+from clusterbatch.errors import UsageError
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_file_and_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, "workspace: here\ncluster:\n  mean_size: 100\ntrain:\n  learning_rate: 1e-3\n")
+    config = load_config(path, ["cluster.mean_size=200", "corpus.paths=[a.parquet, b.parquet]", "train.epochs=2"])
+    assert config.cluster.mean_size == 200
+    assert config.corpus.paths == ["a.parquet", "b.parquet"]
+    assert config.train.learning_rate == 1e-3
+
+
+def test_one_path_is_a_list_of_one(tmp_path: Path) -> None:
+    assert load_config(None, ["workspace=w", "corpus.paths=a.parquet"]).corpus.paths == ["a.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "workspace: must be given"),
+        (["workspace=w", "cluster.meansize=3"], "cluster.meansize: unknown key, did you mean cluster.mean_size?"),
+        (["workspace=w", "nonsense.key=3"], "nonsense: unknown key"),
+        (["workspace=w", "cluster.mean_size=many"], "cluster.mean_size: input should be a valid integer"),
+        (["workspace=w", "batches.size=1"], "batches.size: input should be greater than or equal to 2"),
+        (["workspace=w", "batches.stratify=clusters"], "batches.stratify: input should be"),
+        (["workspace=w", "cluster.mean_size=3", "cluster.clusters=2"], "cluster: give clusters or mean_size"),
+        (["workspace=w", "train.epochs=1", "train.steps=1"], "train: give epochs or steps"),
+        (["workspace"], "'workspace': expected key=value"),
+        (["workspace=w", "workspace.deeper=3"], "workspace is a value, not a section"),
+        (["workspace=w", "train.mask={"], "is not a valid value"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_key(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config(None, words)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "line 1: not valid YAML"), ("- a\n- b\n", "expected sections with keys"), ("\x00", "not valid YAML")],
+)
+def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere.yaml: No such file"):
+        load_config(str(tmp_path / "nowhere.yaml"))
+
+
+def test_fingerprints_follow_results_and_not_speed() -> None:
+    def of(*words: str) -> str:
+        config: RunConfig = load_config(None, ["workspace=w", *words])
+        return fingerprint(config.cluster, config.train)
+
+    assert of() == of("cluster.workers=7") == of("train.workers=3", "train.device=cpu")
+    assert of() != of("cluster.seed=1")
+    assert of() != of("train.mask.duplicates=false")
+
+
+def test_every_shipped_configuration_loads() -> None:
+    paths = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        load_config(str(path))

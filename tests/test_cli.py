@@ -1,0 +1,44 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from clusterbatch.cli import main
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for command in ("sample", "ingest", "embed", "cluster", "train", "evaluate", "run", "report", "inspect"):
+        assert command in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "cluster.nonsense=1"], 2, "cluster.nonsense: unknown key"),
+        (["run", "nowhere.yaml"], 2, "nowhere.yaml: No such file"),
+        (["run", "workspace=w"], 2, "corpus.paths"),
+        (["embed", "workspace={}/empty"], 3, "no finished corpus here"),
+        (["ingest", "workspace={}/w", "corpus.paths={}/nothing.parquet"], 3, "nothing.parquet"),
+        (["ingest", "workspace=ftp://host/w", "corpus.paths=a"], 2, "unknown scheme"),
+        (["report", "workspace={}/empty"], 3, "nothing to report"),
+    ],
+)
+def test_mistakes_are_one_line_and_an_exit_code(
+    arguments: list[str], code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([word.replace("{}", str(tmp_path)) for word in arguments]) == code
+    output = capsys.readouterr()
+    lines = [line for line in output.err.splitlines() if line]
+    assert len(lines) == 1, output.err
+    assert lines[0].startswith("clusterbatch: ")
+    assert message in lines[0]
+
+
+def test_inspect_says_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", f"workspace={tmp_path}", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["state"] for row in rows} == {"not begun"}
