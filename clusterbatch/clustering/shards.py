@@ -12,6 +12,7 @@ Parquet cannot read part of a row group, so what training reads is laid out for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -194,7 +195,7 @@ class ShardReader:
             by_file[content].extend(batches)
         if not vectors:
             return by_file[TRAINING]
-        schema = pa.schema([*self.schema, *self.vectors_schema])
+        schema = pa.schema([*self.schema, *(self.vectors_schema or ())])
         pairs = zip(by_file[TRAINING], by_file[VECTORS], strict=True)
         return [pa.RecordBatch.from_arrays([*left.columns, *right.columns], schema=schema) for left, right in pairs]
 
@@ -244,7 +245,10 @@ class ShardReader:
 
 
 def index_table(pieces: Sequence[dict[str, Any]]) -> pa.Table:
+    """Entries of schema.CLUSTER_INDEX, one per piece."""
     columns = {name: [piece[name] for piece in pieces] for name in CLUSTER_INDEX.names}
+    # JSON has no NaN: from a receipt it comes back as None.
+    columns["mean_cosine"] = [math.nan if value is None else value for value in columns["mean_cosine"]]
     return pa.table(columns, schema=CLUSTER_INDEX)
 
 

@@ -57,3 +57,12 @@ def read_parquet(
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{folder.uri}/{path}: cannot be read ({reason})") from error
+
+
+def parquet_columns(folder: Folder, path: str) -> list[str]:
+    """Names of the columns of a Parquet part, from its footer."""
+    try:
+        with folder.filesystem.open(folder.path(path), "rb") as file:
+            return list(pq.read_schema(file).names)
+    except FileNotFoundError:
+        raise DataError(f"{folder.uri}/{path}: missing, but named in the manifest") from None

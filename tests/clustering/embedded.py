@@ -1,0 +1,106 @@
+"""A workspace whose corpus and embeddings are there already, made without readers and models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from clusterbatch.config import RunConfig
+from clusterbatch.schema import corpus_schema, embeddings_schema
+from clusterbatch.store import Counts, Receipt
+from clusterbatch.store.tables import write_parquet
+from clusterbatch.store.workspace import Workspace
+
+WORDS = ["river", "stone", "market", "engine", "garden", "theory", "winter", "signal", "bread", "voyage"]
+
+
+def blobs(rows: int, centres: int, dimensions: int, seed: int, spread: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, dimensions) unit vectors around `centres` random directions, and the (rows,) centre of each."""
+    random = np.random.default_rng(seed)
+    means = random.standard_normal((centres, dimensions))
+    label = random.integers(0, centres, rows)
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    noise = random.standard_normal((rows, dimensions)) / np.sqrt(dimensions)
+    vectors = means[label] + spread * noise
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), label
+
+
+def embedded_workspace(
+    uri: str,
+    rows: dict[str, int],
+    *,
+    centres: int = 6,
+    dimensions: int = 16,
+    parts: int = 2,
+    row_group_rows: int = 256,
+    optional: Sequence[str] = (),
+    settings: dict[str, Any] | None = None,
+) -> RunConfig:
+    """Writes corpus and embeddings with `rows` per source, sources mixed; returns the run's configuration."""
+    config = RunConfig.model_validate({"workspace": uri, **(settings or {})})
+    table, queries, documents = _rows(rows, centres, dimensions, optional)
+    workspace = Workspace(config)
+    corpus_parts, embeddings_parts = [], []
+    edges = np.linspace(0, table.num_rows, parts + 1).astype(int)
+    for part in range(parts):
+        start, stop = int(edges[part]), int(edges[part + 1])
+        piece = table.slice(start, stop - start)
+        corpus_parts.append(write_parquet(workspace.corpus, f"part-{part:05d}", piece, row_group_rows))
+        for first in range(start, stop, row_group_rows):
+            last = min(stop, first + row_group_rows)
+            columns = [
+                table["pair_id"][first:last].combine_chunks(),
+                table["source"][first:last].combine_chunks(),
+                *(
+                    pa.FixedSizeListArray.from_arrays(pa.array(side[first:last].astype(np.float16).ravel()), dimensions)
+                    for side in (queries, documents)
+                ),
+            ]
+            vectors = pa.Table.from_arrays(columns, schema=embeddings_schema(dimensions))
+            embeddings_parts.append(write_parquet(workspace.embeddings(), "unit", vectors))
+    counts = Counts(read=table.num_rows, written=table.num_rows)
+    for artifact, made, details in (
+        (workspace.corpus, corpus_parts, {"sources": rows}),
+        (workspace.embeddings(), embeddings_parts, {"dimensions": dimensions}),
+    ):
+        receipt = Receipt(unit=0, fingerprint="given", parts=made, counts=counts)
+        artifact.commit("given", [receipt], config={}, inputs={}, seconds=0.0, details=details)
+    return config
+
+
+def _rows(
+    rows: dict[str, int], centres: int, dimensions: int, optional: Sequence[str]
+) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+    random = np.random.default_rng(7)
+    source = random.permutation(np.repeat(list(rows), list(rows.values())))
+    documents = np.empty((len(source), dimensions), np.float32)
+    label = np.empty(len(source), np.int64)
+    for number, name in enumerate(rows):
+        of_source = source == name
+        documents[of_source], label[of_source] = blobs(int(of_source.sum()), centres, dimensions, seed=number)
+    noise = random.standard_normal(documents.shape) / np.sqrt(dimensions)
+    queries = documents + 0.2 * noise
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    columns: dict[str, Any] = {
+        "pair_id": [f"{number:06d}" for number in range(len(source))],
+        "query": [f"what about {WORDS[centre % 10]} {row}" for row, centre in enumerate(label)],
+        "document": [f"about {WORDS[centre % 10]} " * int(1 + row % 5) for row, centre in enumerate(label)],
+        "source": source,
+    }
+    for side in ("query", "document"):
+        columns[f"{side}_hash"] = np.array(
+            [xxhash.xxh3_64_intdigest(text.encode()) for text in columns[side]], np.uint64
+        )
+    if "negatives" in optional:
+        columns["negatives"] = [
+            [f"not {WORDS[row % 10]}"] * int(row % 3) if row % 4 else None for row in range(len(source))
+        ]
+    if "weight" in optional:
+        columns["weight"] = (1 + np.arange(len(source)) % 3).astype(np.float32)
+    if "group" in optional:
+        columns["group"] = [f"user-{centre % 3}" for centre in label]
+    return pa.table(columns, schema=corpus_schema(optional)), queries, documents
