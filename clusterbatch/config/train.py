@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from clusterbatch.config.base import Section, operational
 
+Direction = Literal["query_to_document", "document_to_query", "query_to_query"]
+
+
+def _as_range(value: object) -> object:
+    return [value, value] if isinstance(value, int) else value
+
+
+WorkerRange = Annotated[tuple[int, int], BeforeValidator(_as_range)]
+
 
 class MaskConfig(Section):
-    """Which (query, document) pairs of a batch are left out of the loss as likely false negatives."""
+    """Which (query, document) pairs of a batch are left out of the loss as likely false negatives.
+
+    Margins are added to the score of the query's own positive; a negative margin ignores more.
+    """
 
     # Same normalised document text, same normalised query text.
     duplicates: bool = True
-    # Leave out what the surrogate scores above the pair's own positive minus this margin; unset: off.
-    surrogate_margin: float | None = None
+    # The documents of all rows with the same query text count as positives of that query.
+    same_query_is_positive: bool = False
+    # Leave out what the surrogate scores above the pair's own positive plus this margin; unset: off.
+    surrogate_margin: float | None = Field(None, ge=-2, le=2)
+    # The margin is a share of the positive's score: -0.05 leaves out what scores above 95 % of it.
     surrogate_relative: bool = False
+    # The same with the scores of the model in training (Qwen3-Embedding: 0.1); unset: off.
+    own_score_margin: float | None = Field(None, ge=-2, le=2)
 
 
 class TrainConfig(Section):
@@ -27,27 +44,61 @@ class TrainConfig(Section):
     steps: int | None = Field(None, ge=1)
     max_query_tokens: int = Field(64, ge=2)
     max_document_tokens: int = Field(256, ge=2)
+    # Dropout of a backbone; unset: what its own files say.
+    dropout: float | None = Field(None, ge=0, lt=1)
+
+    # AdamW. linear and cosine fall to zero after the warmup, wsd (warmup-stable-decay) over the last share `decay`.
     learning_rate: float = Field(2e-5, gt=0)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
     warmup: float = Field(0.1, ge=0, lt=1)
+    decay: float = Field(0.2, gt=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
+    # Largest global gradient norm; null: no clipping.
+    clip_norm: float | None = Field(1.0, gt=0)
+
     temperature: float = Field(0.05, gt=0)
+    learn_temperature: bool = False
+    directions: list[Direction] = ["query_to_document"]
+    # Sizes of the nested vectors that are trained as well, the full size among them; unset: the full size only.
+    matryoshka: list[int] | None = None
     mask: MaskConfig = MaskConfig()
+
     seed: int = 0
     deterministic: bool = False
-    # Tokens (padding included) of one micro-batch of the gradient cache.
+    # What a backbone computes in: auto takes bfloat16 where the machine has instructions for it. Weights stay float32.
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    # Tokens (padding included) of one micro-batch.
     micro_batch_tokens: int = Field(16_384, ge=64)
+    # Activations kept from the forward to the backward pass; micro-batches beyond it are computed twice (gradient
+    # cache). The gradient is the same.
+    activation_bytes: int = operational(2 * 2**30, ge=0)
+
     # Steps between two checkpoints; unset: about ten in a run.
     checkpoint_every: int | None = operational(None, ge=1)
     keep_checkpoints: int = operational(2, ge=1)
-    workers: int = operational(2, ge=1)
+    # A number, or [fewest, most]: Ray then takes what the cluster has (elastic).
+    workers: WorkerRange = operational((2, 2))
+    # CPU cores that a worker asks for; it computes with as many threads, at least one.
+    cpus_per_worker: float = operational(0.9, gt=0)
+    # How often lost workers are replaced before the run fails; -1: always.
+    failures: int = operational(3, ge=-1)
     device: str = operational("auto")
     # Seconds after which a collective that does not answer fails the run.
     collective_timeout: float = operational(120.0, gt=0)
 
     @model_validator(mode="after")
-    def _length(self) -> TrainConfig:
+    def _consistent(self) -> TrainConfig:
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give epochs or steps, not both")
+        if "query_to_document" not in self.directions:
+            raise ValueError("directions: query_to_document must be among them")
+        if len(set(self.directions)) < len(self.directions):
+            raise ValueError("directions: one is named twice")
+        if self.matryoshka is not None and (not self.matryoshka or min(self.matryoshka) < 1):
+            raise ValueError("matryoshka: expected sizes of at least 1")
+        if self.mask.same_query_is_positive and not self.mask.duplicates:
+            raise ValueError("mask.same_query_is_positive needs mask.duplicates")
+        fewest, most = self.workers
+        if not 1 <= fewest <= most:
+            raise ValueError(f"workers: expected a number of at least 1, or [fewest, most] (got {[fewest, most]})")
         return self

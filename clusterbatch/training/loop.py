@@ -1,0 +1,136 @@
+"""The training loop: follows the plan from the last checkpoint to the last step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from clusterbatch.batches.loader import SliceBatch, SliceLoader
+from clusterbatch.training.checkpoint import CheckpointManifest, Checkpoints
+from clusterbatch.training.metrics_log import MetricsLog
+from clusterbatch.training.step import StepResult, TrainingStep
+from clusterbatch.training.throughput import peak_memory_bytes, training_flops_per_token
+
+
+class Preempted(RuntimeError):
+    """Some rank was told to stop; a checkpoint of the last finished step has been written."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What a loop needs to know beside its parts. Steps count from 0; training ends before `last_step`."""
+
+    first_step: int
+    last_step: int
+    checkpoint_every: int
+    run_fingerprint: str
+    plan_fingerprint: str
+
+
+class TrainingLoop:
+    """Runs on every rank; rank 0 also writes metrics and checkpoints (`log`, `checkpoints`; None elsewhere).
+
+    observe: called on rank 0 with each step's line. stop_requested: polled before every step, see Preempted.
+    """
+
+    def __init__(
+        self,
+        training: TrainingStep,
+        loader: SliceLoader,
+        settings: LoopSettings,
+        *,
+        checkpoints: Checkpoints | None,
+        log: MetricsLog | None,
+        peak_flops: float,
+        observe: Callable[[dict[str, Any]], None] = lambda line: None,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._training, self._loader, self._settings = training, loader, settings
+        self._checkpoints, self._log = checkpoints, log
+        self._peak_flops = peak_flops
+        self._observe, self._stop_requested = observe, stop_requested
+        self._flops_per_token = training_flops_per_token(training.encoder)
+
+    def run(self) -> None:
+        """Raises Preempted when a rank was told to stop, after a checkpoint of what is done."""
+        settings = self._settings
+        waited, begun = self._loader.wait_seconds, time.perf_counter()
+        for batch in self._loader:
+            result = self._training.run(batch, self._stop_requested())
+            now = time.perf_counter()
+            wait_share = (self._loader.wait_seconds - waited) / (now - begun)
+            line = self._line(batch, result, now - begun, wait_share)
+            waited, begun = self._loader.wait_seconds, now
+            done = batch.step + 1
+            if self._log is not None:
+                self._log.add(line)
+                self._observe(line)
+            stopping = result.stop_requests > 0
+            if stopping or done % settings.checkpoint_every == 0 or done == settings.last_step:
+                self._checkpoint(done, batch.epoch)
+            if stopping and done < settings.last_step:
+                self._wait()
+                raise Preempted(f"stopped after step {done}, as asked; its checkpoint is written")
+        self._wait()
+
+    def _checkpoint(self, step: int, epoch: int) -> None:
+        if self._checkpoints is None or self._log is None:
+            return
+        self._log.cut(step)
+        settings, training = self._settings, self._training
+        manifest = CheckpointManifest(
+            step=step,
+            run_fingerprint=settings.run_fingerprint,
+            plan_fingerprint=settings.plan_fingerprint,
+            epoch=epoch,
+            world_size=training.world.size,
+            seed=training.config.seed,
+            parts=[],
+        )
+        self._checkpoints.save(manifest, *training.state())
+
+    def _wait(self) -> None:
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
+
+    def _line(self, batch: SliceBatch, result: StepResult, seconds: float, wait_share: float) -> dict[str, Any]:
+        figures = asdict(result)
+        del figures["seconds"], figures["stop_requests"], figures["padded_tokens"]
+        mfu = None
+        if self._flops_per_token is not None:
+            mfu = self._flops_per_token * result.tokens / seconds / (self._peak_flops * self._training.world.size)
+        composition = batch.composition
+        return {
+            "step": batch.step,
+            "epoch": batch.epoch,
+            **figures,
+            "stratum": composition.stratum,
+            "purity": composition.purity,
+            "groups": composition.groups,
+            "repeated": composition.repeated,
+            "seconds": seconds,
+            "pairs_per_second": result.pairs / seconds,
+            "tokens_per_second": result.tokens / seconds,
+            "padding": 1 - result.tokens / max(1, result.padded_tokens),
+            "mfu": mfu,
+            "data_wait": wait_share,
+            "memory_bytes": peak_memory_bytes(self._device),
+        }
+
+    @property
+    def _device(self) -> torch.device:
+        return self._training.encoder.device
+
+
+def log_line(line: dict[str, Any]) -> str:
+    """The line for people: step loss grad_norm memory tokens/s MFU data-wait%."""
+    mfu = "-" if line["mfu"] is None else f"{100 * line['mfu']:.1f}%"
+    return (
+        f"step {line['step']} loss {line['loss']:.4f} grad_norm {line['gradient_norm']:.3f} "
+        f"memory {line['memory_bytes'] / 2**30:.2f}GiB tokens/s {line['tokens_per_second']:,.0f} MFU {mfu} "
+        f"data-wait {100 * line['data_wait']:.1f}%"
+    )

@@ -1,0 +1,131 @@
+"""The relation of a batch: for each (query, document), positive, negative or ignored.
+
+Batches of similar rows put likely false negatives side by side: the same document under two queries, a second good
+answer. What is ignored takes no part in the loss, in either direction. Rules, each on its own switch (MaskConfig):
+
+duplicates   same normalised query text or same normalised document text, by hash (never by equal vectors: dropout makes
+             those differ)
+surrogate    what the embedding model that clustered the data scores above the pair's own positive, plus a margin
+             (absolute) or times one (relative); NV-Retriever's "positive-aware" mining as a mask
+own score    the same with the scores of the model in training (Qwen3-Embedding: margin 0.1)
+
+Legend: Q rows of queries in hand, D document columns in hand, B pairs of the global batch, N hard negatives of the
+global batch, M dimensions of the surrogate's stored vectors. Documents are the B pairs' documents in global order, then
+the N hard negatives in global order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clusterbatch.config import MaskConfig
+
+NEGATIVE, POSITIVE, IGNORED = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class BatchFacts:
+    """What the relation needs to know about every row of the global batch; the same on all ranks.
+
+    Hashes are int64 (the bits of unsigned hashes). Vectors are unit-norm, any floating dtype.
+    """
+
+    query_hash: Tensor  # (B,)
+    document_hash: Tensor  # (B,)
+    negative_hash: Tensor | None = None  # (N,), comparable with `document_token_hash`
+    document_token_hash: Tensor | None = None  # (B,), there when negatives are
+    query_vector: Tensor | None = None  # (B, M)
+    document_vector: Tensor | None = None  # (B, M)
+
+    @property
+    def pairs(self) -> int:
+        return len(self.query_hash)
+
+
+class Relation:
+    """Answers, for any block of queries and documents of one batch, which of them are what to each other.
+
+    Blocks are asked for one at a time, so nothing of size B x B is ever held. `own_scores` (B,) are the model's own
+    cosines of each query with its own document, for the mask by the model's own score.
+    """
+
+    def __init__(self, config: MaskConfig, facts: BatchFacts, own_scores: Tensor | None = None) -> None:
+        self._config = config
+        self._facts = facts
+        self._own_scores = own_scores
+        self._surrogate_limit: Tensor | None = None
+        if config.surrogate_margin is not None:
+            assert facts.query_vector is not None
+            assert facts.document_vector is not None
+            self._query_vector = facts.query_vector.float()
+            self._document_vector = facts.document_vector.float()
+            positive = (self._query_vector * self._document_vector).sum(1)
+            self._surrogate_limit = limit(positive, config.surrogate_margin, config.surrogate_relative)
+
+    def block(self, queries: slice, documents: slice, scores_QD: Tensor) -> Tensor:
+        """(Q, D) int8 of NEGATIVE, POSITIVE, IGNORED.
+
+        queries: rows within [0, B); documents: columns, either within the pairs [0, B) or within the hard negatives
+        [B, B + N). scores_QD: the model's own cosines of the block, without gradient.
+        """
+        facts, pairs = self._facts, self._facts.pairs
+        device = scores_QD.device
+        query_hash = facts.query_hash[queries]
+        if documents.start >= pairs:
+            return self._negatives_block(queries, slice(documents.start - pairs, documents.stop - pairs), scores_QD)
+        same_query = query_hash[:, None] == facts.query_hash[documents][None, :]
+        row = torch.arange(queries.start, queries.stop, device=device)
+        column = torch.arange(documents.start, documents.stop, device=device)
+        own = row[:, None] == column[None, :]
+        positive = own | same_query if self._config.same_query_is_positive else own
+        ignored = self._above_own_score(queries, scores_QD)
+        if self._config.duplicates:
+            ignored |= same_query
+            ignored |= facts.document_hash[queries][:, None] == facts.document_hash[documents][None, :]
+        if self._surrogate_limit is not None:
+            surrogate_QD = self._query_vector[queries] @ self._document_vector[documents].T
+            ignored |= surrogate_QD > self._surrogate_limit[queries][:, None]
+        return ignored.to(torch.int8).mul_(IGNORED).masked_fill_(positive, POSITIVE)
+
+    def queries_block(self, queries: slice, others: slice, scores_QQ: Tensor) -> Tensor:
+        """(Q, Q') int8: other queries as negatives of a query; a query is ignored by itself and by its duplicates."""
+        facts, device = self._facts, scores_QQ.device
+        row = torch.arange(queries.start, queries.stop, device=device)
+        column = torch.arange(others.start, others.stop, device=device)
+        ignored = self._above_own_score(queries, scores_QQ)
+        ignored |= row[:, None] == column[None, :]
+        if self._config.duplicates:
+            ignored |= facts.query_hash[queries][:, None] == facts.query_hash[others][None, :]
+            ignored |= facts.document_hash[queries][:, None] == facts.document_hash[others][None, :]
+        if self._surrogate_limit is not None:
+            surrogate_QQ = self._query_vector[queries] @ self._query_vector[others].T
+            ignored |= surrogate_QQ > self._surrogate_limit[queries][:, None]
+        return ignored.to(torch.int8).mul_(IGNORED)
+
+    def _negatives_block(self, queries: slice, negatives: slice, scores_QD: Tensor) -> Tensor:
+        facts = self._facts
+        ignored = self._above_own_score(queries, scores_QD)
+        if self._config.duplicates:
+            assert facts.negative_hash is not None
+            assert facts.document_token_hash is not None
+            # A negative of one row may be the very document of another; its text is known by its token ids only.
+            ignored |= facts.document_token_hash[queries][:, None] == facts.negative_hash[negatives][None, :]
+        return ignored.to(torch.int8).mul_(IGNORED)
+
+    def _above_own_score(self, queries: slice, scores: Tensor) -> Tensor:
+        if self._config.own_score_margin is None:
+            return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+        assert self._own_scores is not None
+        return scores > self._own_scores[queries][:, None] + self._config.own_score_margin
+
+
+def limit(positive: Tensor, margin: float, relative: bool) -> Tensor:
+    """The score above which a document is a likely false negative, from the positives' scores (B,).
+
+    Absolute: positive + margin. Relative: positive * (1 + margin), written with |positive| so that a positive margin
+    raises the limit for negative cosines too.
+    """
+    return positive + margin * positive.abs() if relative else positive + margin

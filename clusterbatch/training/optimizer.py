@@ -1,0 +1,59 @@
+"""AdamW over the model's trainable parameters, its state laid out by name so that it can be saved without pickle."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from clusterbatch.config import TrainConfig
+from clusterbatch.training.schedule import learning_rate_factor
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Optimizer:
+    """Wraps torch's fused AdamW: one pass over parameters and moments, on the CPU too."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], config: TrainConfig, steps: int) -> None:
+        self._parameters, self._config, self._steps = parameters, config, steps
+        # Biases, norms and the temperature are not weights to be kept small.
+        decayed = [parameter for parameter in parameters.values() if parameter.ndim > 1]
+        others = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
+        groups = [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self._adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=config.learning_rate, fused=True
+        )
+
+    def learning_rate(self, step: int) -> float:
+        config = self._config
+        factor = learning_rate_factor(config.schedule, step, self._steps, config.warmup, config.decay)
+        return config.learning_rate * factor
+
+    def step(self, step: int) -> float:
+        """Updates the parameters with the gradients of step `step` (from 0); returns the learning rate used."""
+        rate = self.learning_rate(step)
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        self._adamw.step()
+        return rate
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments by '<moment>/<parameter>', the live tensors; empty before the first step."""
+        return {
+            f"{moment}/{name}": self._adamw.state[parameter][moment]
+            for name, parameter in self._parameters.items()
+            if parameter in self._adamw.state
+            for moment in _MOMENTS
+        }
+
+    def load(self, state: dict[str, Tensor], steps_done: int) -> None:
+        for name, parameter in self._parameters.items():
+            if f"{_MOMENTS[0]}/{name}" not in state:
+                continue
+            moments = {moment: state[f"{moment}/{name}"].to(parameter.device, copy=True) for moment in _MOMENTS}
+            # Torch counts the steps of each parameter in a float32 tensor beside it.
+            count = torch.tensor(float(steps_done), device=parameter.device)
+            self._adamw.state[parameter] = {"step": count, **moments}

@@ -1,0 +1,248 @@
+"""The stage `train`: Ray Train runs the workers and replaces those that are lost; the model is written last."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.fs
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from clusterbatch import errors
+from clusterbatch.config import RunConfig, fingerprint
+from clusterbatch.encoder.hardware import resolve_device
+from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
+from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageError, root_cause
+from clusterbatch.runtime import Pool, ProgressLine, ray_session
+from clusterbatch.runtime.units import check_resources
+from clusterbatch.store import Counts, Folder, Manifest, Receipt, Stopwatch
+from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.gather import World
+from clusterbatch.training.loop import log_line
+from clusterbatch.training.metrics_log import SEGMENTS, read_metrics
+from clusterbatch.training.worker import CHECKPOINTS, MODEL, TrainingJob, open_plan, run_worker
+
+_RAY_FOLDER = "_ray"
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def train(config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest:
+    """Trains on the clusters of `generation`, from the last whole checkpoint on; at once when that is done already.
+
+    Generation 0 starts from train.model, a later one from the model that the one before it wrote.
+    """
+    workspace = Workspace(config)
+    clusters = workspace.clusters(generation)
+    inputs = clusters.require()
+    if generation == 0:
+        initial_model, initial = (
+            config.train.model,
+            model_fingerprint(resolve_model(config.train.model, config.storage)),
+        )
+    else:
+        before = workspace.train(generation - 1)
+        initial_model, initial = before.folder.child(MODEL).uri, before.require().fingerprint
+    plan = open_plan(config, clusters, inputs)
+    steps = config.train.steps or (config.train.epochs or 1) * plan.steps_per_epoch
+    identity = fingerprint("training run", config.train, plan.fingerprint, inputs.fingerprint, initial)
+    artifact = workspace.train(generation)
+    if artifact.is_done(identity) and not force:
+        return artifact.require()
+    watch = Stopwatch()
+    artifact.begin(identity, force)
+    job = TrainingJob(config, generation, steps, initial_model, identity)
+    _begin_checkpoints(job, force)
+    with ray_session(config.ray):
+        _fit(job)
+    rows = inputs.counts.written
+    metrics = artifact.write_part("metrics", "jsonl", read_metrics(artifact.folder), steps)
+    model = artifact.folder.child(MODEL)
+    copy_folder(model, workspace.model)
+    manifest = artifact.commit(
+        identity,
+        [Receipt(unit=0, fingerprint=identity, counts=Counts(read=rows, written=rows), seconds=watch.seconds)],
+        config={"train": config.train.identity(), "batches": config.batches.identity()},
+        inputs={"clusters": inputs.fingerprint, "model": initial},
+        seconds=watch.seconds,
+        details={"steps": steps, "steps_per_epoch": plan.steps_per_epoch, "model": model.uri},
+        extra_parts=[metrics],
+    )
+    artifact.folder.remove(SEGMENTS)
+    artifact.folder.remove(_RAY_FOLDER)
+    return manifest
+
+
+def _begin_checkpoints(job: TrainingJob, force: bool) -> None:
+    """Refuses to go on from, or to write over, the checkpoints of another configuration."""
+    latest = job.checkpoints.latest()
+    if latest is None or latest.manifest.run_fingerprint == job.fingerprint:
+        return
+    if not force:
+        raise UsageError(
+            f"{job.folder.uri}: holds checkpoints of another configuration or other inputs; "
+            "choose another workspace, or pass --force to replace them"
+        )
+    for name in (CHECKPOINTS, SEGMENTS):
+        job.folder.remove(name)
+
+
+def copy_folder(source: Folder, target: Folder) -> None:
+    """Copies all files below `source`; files of the target that the source does not have are removed first."""
+    target.remove()
+    base = source.path()
+    for path in source.filesystem.find(base):
+        name = path.removeprefix(base).lstrip("/")
+        target.write(name, source.read(name))
+
+
+def _fit(job: TrainingJob) -> None:
+    """Runs the workers through Ray Train until the last step; raises what stopped them for good."""
+    settings = job.config.train
+    device = resolve_device(settings.device)
+    use_gpu = device.type == "cuda"
+    fewest, most = settings.workers
+    check_resources("train", fewest, Pool(fewest, settings.cpus_per_worker, 1.0 if use_gpu else 0.0))
+    board = _Board.remote()  # type: ignore[attr-defined]
+    resources = {"CPU": settings.cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
+    trainer = TorchTrainer(
+        _train_loop,
+        train_loop_config={"job": job, "board": board},
+        torch_config=_StoppableTorchConfig(
+            backend="nccl" if use_gpu else "gloo", timeout_s=int(settings.collective_timeout)
+        ),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=most if fewest == most else (fewest, most), use_gpu=use_gpu, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=job.fingerprint,
+            failure_config=ray.train.FailureConfig(max_failures=settings.failures),
+            **_ray_storage(job.folder.child(_RAY_FOLDER)),
+        ),
+    )
+    with _progress(job, board):
+        try:
+            trainer.fit()
+        except Exception as error:
+            fatal = ray.get(board.fatal.remote())
+            if fatal is not None:
+                raise getattr(errors, fatal[0])(fatal[1]) from error
+            cause = root_cause(error)
+            if isinstance(cause, ClusterbatchError):
+                raise cause from error
+            raise InfrastructureError(f"train: {_last_line(error)}") from error
+
+
+def _train_loop(config: dict[str, Any]) -> None:
+    """What Ray Train calls on every worker."""
+    job, board = config["job"], config["board"]
+    if ray.get(board.fatal.remote()) is not None:
+        # Restarted after an error that a restart cannot mend.
+        raise RuntimeError("stopped by an earlier error")
+    device = ray.train.torch.get_device()
+    try:
+        run_worker(
+            job,
+            World.current(),
+            device,
+            observe=lambda line: board.show.remote(line),
+            stop_requested=_stop_requested.is_set,
+        )
+    except (errors.UsageError, errors.DataError) as error:
+        ray.get(board.fail.remote(type(error).__name__, str(error)))
+        raise
+
+
+_stop_requested = threading.Event()
+
+
+class _StoppableBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+    """Lets a worker finish its step and write a checkpoint when it is sent SIGTERM, as spot machines are."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        super().on_start(worker_group, backend_config)
+        # Here, because only this runs on the workers' main threads, where alone handlers can be set.
+        worker_group.execute(_listen_for_sigterm)
+
+
+@dataclass
+class _StoppableTorchConfig(TorchConfig):
+    @property
+    def backend_cls(self) -> type:
+        return _StoppableBackend
+
+
+def _listen_for_sigterm() -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: _stop_requested.set())
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """Where workers leave what the driver shows or needs to know."""
+
+    def __init__(self) -> None:
+        self._line: dict[str, Any] | None = None
+        self._fatal: tuple[str, str] | None = None
+
+    def show(self, line: dict[str, Any]) -> None:
+        self._line = line
+
+    def line(self) -> dict[str, Any] | None:
+        return self._line
+
+    def fail(self, kind: str, message: str) -> None:
+        self._fatal = (kind, message)
+
+    def fatal(self) -> tuple[str, str] | None:
+        return self._fatal
+
+
+@contextmanager
+def _progress(job: TrainingJob, board: Any) -> Iterator[None]:
+    """Shows the newest line of the board while the block runs."""
+    ended = threading.Event()
+    latest = job.checkpoints.latest()
+    done = latest.manifest.step if latest else 0
+
+    def look(line: ProgressLine) -> None:
+        shown = done
+        while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+            shown = _show(line, board, shown)
+        _show(line, board, shown)
+
+    with ProgressLine("train", job.steps, "steps") as line:
+        line.start_at(done)
+        watcher = threading.Thread(target=look, args=(line,), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+
+
+def _show(line: ProgressLine, board: Any, shown: int) -> int:
+    newest = ray.get(board.line.remote())
+    # Steps that a resumed run does again are not counted twice.
+    if newest is None or newest["step"] < shown:
+        return shown
+    line.advance(newest["step"] + 1 - shown, log_line(newest))
+    return int(newest["step"]) + 1
+
+
+def _ray_storage(folder: Folder) -> dict[str, Any]:
+    """Where Ray Train keeps its own small files; it wants a place that all nodes see."""
+    if folder.is_local:
+        return {"storage_path": folder.path()}
+    handler = pyarrow.fs.FSSpecHandler(folder.filesystem)
+    return {"storage_path": folder.path(), "storage_filesystem": pyarrow.fs.PyFileSystem(handler)}
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(root_cause(error)).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

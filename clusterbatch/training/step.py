@@ -1,0 +1,208 @@
+"""One optimizer step: a slice of a global batch goes in, the parameters move, numbers come out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from clusterbatch.batches.loader import SliceBatch
+from clusterbatch.config import TrainConfig
+from clusterbatch.encoder.hardware import inference_dtype
+from clusterbatch.encoder.model import Encoder
+from clusterbatch.encoder.tokens import Tokens
+from clusterbatch.training.gather import World
+from clusterbatch.training.grad_cache import CachedEmbedding, RandomKey
+from clusterbatch.training.loss import ContrastiveLoss
+from clusterbatch.training.masks import BatchFacts
+from clusterbatch.training.optimizer import Optimizer
+from clusterbatch.training.reduce import FlatGradients
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Figures of one step over the whole global batch; the same on all ranks except `seconds`."""
+
+    loss: float
+    accuracy: float
+    hardness: float
+    mask_rate: float
+    gradient_norm: float
+    learning_rate: float
+    temperature: float
+    pairs: int
+    tokens: int
+    padded_tokens: int
+    kept_share: float
+    seconds: float
+    # How many ranks were asked to stop.
+    stop_requests: int
+
+
+class TrainingStep:
+    """Holds what changes from step to step: model, temperature, gradients, optimizer.
+
+    trainable: name -> parameter, in a fixed order; names are those of the checkpoints.
+    """
+
+    def __init__(self, encoder: Encoder, config: TrainConfig, steps: int, world: World) -> None:
+        self.encoder, self.config, self.world = encoder, config, world
+        self.loss = ContrastiveLoss(config).to(encoder.device)
+        named = [(f"encoder.{name}", parameter) for name, parameter in encoder.named_parameters()]
+        named += [(f"loss.{name}", parameter) for name, parameter in self.loss.named_parameters()]
+        self.trainable = {name: parameter for name, parameter in named if parameter.requires_grad}
+        table = _token_table(encoder)
+        table.sparse = encoder.device.type == "cpu"
+        tables = [table.weight] if table.weight.requires_grad else []
+        self.gradients = FlatGradients(list(self.trainable.values()), tables, world)
+        self.optimizer = Optimizer(self.trainable, config, steps)
+        self._autocast = _autocast(config, encoder)
+        _set_dropout(encoder, config.dropout)
+        encoder.train()
+
+    def run(self, batch: SliceBatch, stop_requested: bool = False) -> StepResult:
+        """Trains on the global batch of which `batch` is this rank's slice."""
+        start = time.perf_counter()
+        kinds = [batch.query_tokens, batch.document_tokens]
+        if batch.negative_tokens is not None:
+            kinds.append(batch.negative_tokens)
+        tokens = Tokens.concatenate(kinds)
+        self.gradients.clear()
+        embedding = CachedEmbedding(
+            self._encode,
+            tokens,
+            RandomKey(self.config.seed, batch.step, self.world.rank),
+            micro_batch_tokens=self.config.micro_batch_tokens,
+            activation_bytes=self.config.activation_bytes,
+        )
+        vectors = embedding.vectors.split([len(kind) for kind in kinds])
+        facts, negatives_of_rank, weight = gather_facts(batch, self.world, self.encoder.device)
+        loss, statistics = self.loss(
+            vectors[0],
+            vectors[1],
+            vectors[2] if batch.negative_tokens is not None else None,
+            facts,
+            batch.slice_rows.tolist(),
+            negatives_of_rank,
+            self.world,
+            weight,
+        )
+        loss.backward()
+        embedding.backward()
+        self.gradients.reduce(np.append(tokens.values, self.encoder.tokenizer.padding))
+        norm = self.gradients.clip(self.config.clip_norm)
+        rate = self.optimizer.step(batch.step)
+        own = torch.tensor(
+            [len(tokens.values), embedding.padded_tokens, embedding.kept_share, stop_requested],
+            dtype=torch.float64,
+            device=loss.device,
+        )
+        # One small sum for all figures; it also lets every rank know at once that one of them has to stop.
+        sums = self.world.sum_(torch.cat([loss.detach().double()[None], statistics.stack(), own])).tolist()
+        total, rows, correct, hardest, ignored, considered, token_count, padded, kept, stops = sums
+        return StepResult(
+            loss=total,
+            accuracy=correct / rows,
+            hardness=hardest / rows,
+            mask_rate=ignored / max(1.0, considered),
+            gradient_norm=float(norm),
+            learning_rate=rate,
+            temperature=self.loss.temperature,
+            pairs=int(rows),
+            tokens=int(token_count),
+            padded_tokens=int(padded),
+            kept_share=kept / self.world.size,
+            seconds=time.perf_counter() - start,
+            stop_requests=int(stops),
+        )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(parameters, optimizer moments), the live tensors by name."""
+        return {name: parameter.detach() for name, parameter in self.trainable.items()}, self.optimizer.state()
+
+    def load(self, parameters: dict[str, Tensor], moments: dict[str, Tensor], steps_done: int) -> None:
+        assert parameters.keys() == self.trainable.keys(), "a checkpoint of another model"
+        with torch.no_grad():
+            for name, parameter in self.trainable.items():
+                parameter.copy_(parameters[name])
+        self.optimizer.load(moments, steps_done)
+
+    def _encode(self, tokens: Tokens) -> Tensor:
+        with self._autocast():
+            vectors: Tensor = self.encoder(tokens)
+        return vectors
+
+
+def gather_facts(batch: SliceBatch, world: World, device: torch.device) -> tuple[BatchFacts, list[int], Tensor | None]:
+    """(what the masks need of the whole batch, hard negatives of every rank, weights (B,) or None).
+
+    What a slice has is decided by the data's columns, so it is alike on all ranks.
+    """
+    rows_of_rank = batch.slice_rows.tolist()
+
+    def everywhere(array: np.ndarray | None) -> Tensor | None:
+        if array is None:
+            return None
+        return world.gather(torch.from_numpy(np.ascontiguousarray(array)).to(device), rows_of_rank)
+
+    columns = [batch.query_hash, batch.document_hash]
+    negative_hash, negatives_of_rank = None, [0] * world.size
+    if batch.negative_tokens is not None:
+        columns.append(_token_hashes(batch.document_tokens))
+        negatives_of_rank = world.counts(len(batch.negative_tokens), device)
+        own = torch.from_numpy(_token_hashes(batch.negative_tokens).view(np.int64)).to(device)
+        negative_hash = world.gather(own, negatives_of_rank)
+    hashes = everywhere(np.stack([column.astype(np.uint64).view(np.int64) for column in columns], axis=1))
+    assert hashes is not None
+    facts = BatchFacts(
+        query_hash=hashes[:, 0].contiguous(),
+        document_hash=hashes[:, 1].contiguous(),
+        negative_hash=negative_hash,
+        document_token_hash=hashes[:, 2].contiguous() if negative_hash is not None else None,
+        query_vector=everywhere(batch.query_vector),
+        document_vector=everywhere(batch.document_vector),
+    )
+    return facts, negatives_of_rank, everywhere(batch.weight)
+
+
+def _token_hashes(tokens: Tokens) -> np.ndarray:
+    """(N,) uint64 of the token ids: two texts with equal tokens are one text to the model."""
+    values = np.ascontiguousarray(tokens.values, dtype=np.uint32)
+    bounds = tokens.offsets.tolist()
+    hashes = (xxhash.xxh3_64_intdigest(values[a:b].data) for a, b in pairwise(bounds))
+    return np.fromiter(hashes, np.uint64, len(tokens))
+
+
+def _token_table(encoder: Encoder) -> Any:
+    """The module that turns token ids into vectors; a batch touches only the rows of its tokens."""
+    if isinstance(encoder.backbone, nn.EmbeddingBag):
+        return encoder.backbone
+    return encoder.backbone.get_input_embeddings()  # type: ignore[operator]
+
+
+def _autocast(config: TrainConfig, encoder: Encoder) -> Callable[[], AbstractContextManager[Any]]:
+    # A static encoder only adds table rows up: nothing to gain, digits to lose.
+    if computing_dtype(config, encoder) == torch.float32:
+        return nullcontext
+    return lambda: torch.autocast(encoder.device.type, dtype=torch.bfloat16)
+
+
+def computing_dtype(config: TrainConfig, encoder: Encoder) -> torch.dtype:
+    """What the encoder multiplies in; its weights are float32 always."""
+    return torch.float32 if encoder.kind == "static" else inference_dtype(config.precision, encoder.device)
+
+
+def _set_dropout(encoder: Encoder, dropout: float | None) -> None:
+    if dropout is None:
+        return
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout

@@ -1,0 +1,145 @@
+"""One training worker, from configuration to the written model. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clusterbatch.batches.loader import SliceLoader
+from clusterbatch.batches.plan import BatchPlan
+from clusterbatch.clustering.shards import ShardReader
+from clusterbatch.config import RunConfig
+from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.encoder.save import save_model
+from clusterbatch.errors import UsageError
+from clusterbatch.store import Artifact, Folder, Manifest
+from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.checkpoint import Checkpoints
+from clusterbatch.training.gather import World
+from clusterbatch.training.loop import LoopSettings, TrainingLoop
+from clusterbatch.training.metrics_log import MetricsLog
+from clusterbatch.training.step import TrainingStep, computing_dtype
+from clusterbatch.training.throughput import peak_flops
+
+CHECKPOINTS, MODEL = "checkpoints", "model"
+# Checkpoints in a run whose configuration does not say when.
+_CHECKPOINTS_PER_RUN = 10
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What a worker is told; small and picklable. `initial_model` is a name, a folder or an s3:// URI."""
+
+    config: RunConfig
+    generation: int
+    steps: int
+    initial_model: str
+    fingerprint: str
+
+    @property
+    def folder(self) -> Folder:
+        return Workspace(self.config).train(self.generation).folder
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.folder.child(CHECKPOINTS), self.config.train.keep_checkpoints)
+
+    @property
+    def checkpoint_every(self) -> int:
+        return self.config.train.checkpoint_every or max(1, -(-self.steps // _CHECKPOINTS_PER_RUN))
+
+
+def open_plan(config: RunConfig, clusters: Artifact, manifest: Manifest) -> BatchPlan:
+    """The batch plan over committed clusters."""
+    stratify = manifest.config["stratify"]
+    layout = "cluster" if stratify == "random_groups" else stratify
+    return BatchPlan(ShardReader(clusters).index, config.batches, layout)
+
+
+def run_worker(
+    job: TrainingJob,
+    world: World,
+    device: torch.device,
+    *,
+    observe: Callable[[dict[str, Any]], None] = lambda line: None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> None:
+    """Trains from the last whole checkpoint to the last step; rank 0 then writes the model.
+
+    Raises loop.Preempted when asked to stop, DataError where shards or checkpoints are damaged.
+    """
+    config = job.config
+    prepare_torch(config)
+    encoder = load_encoder(resolve_model(job.initial_model, config.storage), config.train.encoder, device=device)
+    sizes = config.train.matryoshka
+    if sizes is not None and max(sizes) != encoder.dimensions:
+        raise UsageError(f"train.matryoshka: the largest size must be the model's, {encoder.dimensions}")
+    training = TrainingStep(encoder, config.train, job.steps, world)
+    clusters = Workspace(config).clusters(job.generation)
+    reader = ShardReader(clusters)
+    plan = open_plan(config, clusters, clusters.require())
+    first_step = _resume(job, training, plan)
+    loader = SliceLoader(
+        plan,
+        reader,
+        world.rank,
+        world.size,
+        first_step,
+        job.steps,
+        vectors=config.train.mask.surrogate_margin is not None,
+        prefetch_bytes=config.batches.prefetch_bytes,
+        cache_bytes=config.batches.cache_bytes,
+    )
+    settings = LoopSettings(first_step, job.steps, job.checkpoint_every, job.fingerprint, plan.fingerprint)
+    is_first = world.rank == 0
+    loop = TrainingLoop(
+        training,
+        loader,
+        settings,
+        checkpoints=job.checkpoints if is_first else None,
+        log=MetricsLog(job.folder, first_step) if is_first else None,
+        peak_flops=peak_flops(device, computing_dtype(config.train, encoder)),
+        observe=observe,
+        stop_requested=stop_requested,
+    )
+    loop.run()
+    if is_first:
+        with tempfile.TemporaryDirectory() as folder:
+            save_model(encoder.eval(), folder)
+            upload(Path(folder), job.folder.child(MODEL))
+
+
+def prepare_torch(config: RunConfig) -> None:
+    """Threads and determinism; before anything is computed, for both change the last bits of sums."""
+    torch.set_num_threads(max(1, int(config.train.cpus_per_worker)))
+    if config.train.deterministic:
+        # cuBLAS reads it when its first handle is made.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.manual_seed(config.train.seed)
+
+
+def upload(source: Path, target: Folder) -> None:
+    """Copies a folder of files; what was in the target under other names stays."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            target.write(path.relative_to(source).as_posix(), path.read_bytes())
+
+
+def _resume(job: TrainingJob, training: TrainingStep, plan: BatchPlan) -> int:
+    """Loads the last whole checkpoint, if there is one; returns the first step to do."""
+    checkpoint = job.checkpoints.latest()
+    if checkpoint is None:
+        return 0
+    manifest = checkpoint.manifest
+    if (manifest.run_fingerprint, manifest.plan_fingerprint) != (job.fingerprint, plan.fingerprint):
+        raise UsageError(f"{checkpoint.folder.uri}: a checkpoint of another configuration; pass --force to replace it")
+    training.load(*checkpoint.load(), steps_done=manifest.step)
+    return manifest.step

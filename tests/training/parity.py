@@ -1,0 +1,220 @@
+"""The gradient of a global batch, two ways: as the product computes it over W ranks, and by the book.
+
+The reference shares no code with the product: one process, float64, the whole score matrix, torch's own cross entropy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from clusterbatch.config import TrainConfig
+from clusterbatch.encoder.tokens import Tokens
+from clusterbatch.training.gather import World
+from clusterbatch.training.grad_cache import CachedEmbedding, RandomKey
+from clusterbatch.training.loss import ContrastiveLoss
+from clusterbatch.training.masks import BatchFacts
+from clusterbatch.training.reduce import FlatGradients
+from tests.training.worlds import run_world
+
+VOCABULARY, WIDTH, DIMENSIONS = 97, 12, 8
+TEMPERATURE = 0.07
+
+
+class SmallEncoder(nn.Module):
+    """Mean of token embeddings through a layer, unit-norm; float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.table = nn.Embedding(VOCABULARY, WIDTH, dtype=torch.float64, sparse=True)
+        self.layer = nn.Linear(WIDTH, DIMENSIONS, dtype=torch.float64)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        ids = torch.from_numpy(tokens.values.astype(np.int64))
+        row = torch.from_numpy(np.repeat(np.arange(len(tokens)), tokens.lengths))
+        summed = torch.zeros(len(tokens), WIDTH, dtype=torch.float64).index_add(0, row, self.table(ids))
+        mean = summed / torch.from_numpy(tokens.lengths)[:, None]
+        return normalize(torch.tanh(self.layer(mean)), dim=1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A global batch; row i has negatives [bounds[i], bounds[i + 1])."""
+
+    queries: Tokens
+    documents: Tokens
+    negatives: Tokens
+    bounds: np.ndarray
+    weight: np.ndarray
+    query_hash: np.ndarray
+    document_hash: np.ndarray
+
+
+def make_batch(rows: int, with_negatives: bool) -> Batch:
+    """`rows` pairs of which some share their query or their document; one to three hard negatives each."""
+    random = np.random.default_rng(11)
+
+    def texts(count: int) -> Tokens:
+        return Tokens.from_lists([random.integers(0, VOCABULARY, random.integers(1, 9)).tolist() for _ in range(count)])
+
+    counts = random.integers(1, 4, rows) if with_negatives else np.zeros(rows, np.int64)
+    query_hash, document_hash = np.arange(rows) + 100, np.arange(rows) + 900
+    query_hash[3], document_hash[5] = query_hash[1], document_hash[2]
+    return Batch(
+        queries=texts(rows),
+        documents=texts(rows),
+        negatives=texts(int(counts.sum())),
+        bounds=np.concatenate([[0], np.cumsum(counts)]),
+        weight=random.uniform(0.2, 2.0, rows),
+        query_hash=query_hash,
+        document_hash=document_hash,
+    )
+
+
+def ragged_slices(rows: int, size: int) -> np.ndarray:
+    """(size + 1,) bounds of slices that differ in size."""
+    return np.array([0, *(rows * (rank + 1) // size - rank % 2 for rank in range(size - 1)), rows])
+
+
+def product_gradient(world: World, batch: Batch, config: TrainConfig) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of the global batch as this rank has them after the reduction."""
+    encoder = SmallEncoder()
+    loss_module = ContrastiveLoss(config).double()
+    parameters = {**dict(encoder.named_parameters()), "log_scale": loss_module.log_scale}
+    trainable = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    gradients = FlatGradients(list(trainable.values()), [encoder.table.weight], world)
+    bounds = ragged_slices(len(batch.queries), world.size)
+    start, end = bounds[world.rank], bounds[world.rank + 1]
+    negative_bounds = batch.bounds[bounds]
+    kinds = [batch.queries.slice(start, end), batch.documents.slice(start, end)]
+    has_negatives = len(batch.negatives) > 0
+    if has_negatives:
+        kinds.append(batch.negatives.slice(negative_bounds[world.rank], negative_bounds[world.rank + 1]))
+    tokens = Tokens.concatenate(kinds)
+    embedding = CachedEmbedding(
+        encoder,
+        tokens,
+        RandomKey(0, 0, world.rank),
+        micro_batch_tokens=config.micro_batch_tokens,
+        activation_bytes=config.activation_bytes,
+    )
+    vectors = embedding.vectors.split([len(kind) for kind in kinds])
+    facts = BatchFacts(
+        query_hash=torch.from_numpy(batch.query_hash),
+        document_hash=torch.from_numpy(batch.document_hash),
+        negative_hash=torch.arange(len(batch.negatives)) + 5000 if has_negatives else None,
+        document_token_hash=torch.from_numpy(batch.document_hash) if has_negatives else None,
+    )
+    loss, _ = loss_module(
+        vectors[0],
+        vectors[1],
+        vectors[2] if has_negatives else None,
+        facts,
+        np.diff(bounds).tolist(),
+        np.diff(negative_bounds).tolist(),
+        world,
+        torch.from_numpy(batch.weight),
+    )
+    loss.backward()
+    embedding.backward()
+    gradients.reduce(tokens.values)
+    total = world.sum_(loss.detach().clone())
+    return float(total), {name: parameter.grad.clone() for name, parameter in trainable.items()}
+
+
+def reference_gradient(batch: Batch, config: TrainConfig) -> tuple[float, dict[str, Tensor]]:
+    """The same by plain autograd."""
+    encoder = SmallEncoder()
+    encoder.table.sparse = False
+    log_scale = nn.Parameter(torch.tensor(1 / config.temperature, dtype=torch.float64).log().float().double())
+    query, document = encoder(batch.queries), encoder(batch.documents)
+    columns = torch.cat([document, encoder(batch.negatives)]) if len(batch.negatives) else document
+    rows, scale = len(query), log_scale.exp()
+    same = batch.query_hash[:, None] == batch.query_hash[None, :]
+    same |= batch.document_hash[:, None] == batch.document_hash[None, :]
+    np.fill_diagonal(same, False)
+    duplicate = torch.from_numpy(same)
+    weight = torch.from_numpy(batch.weight / batch.weight.sum())
+
+    def entropy(first: Tensor, second: Tensor, extra: Tensor | None = None) -> Tensor:
+        logits = first @ second.T * scale
+        logits = torch.cat([logits[:, :rows].masked_fill(duplicate, -torch.inf), logits[:, rows:]], 1)
+        if extra is not None:
+            logits = torch.cat([logits, extra], 1)
+        return (cross_entropy(logits, torch.arange(rows), reduction="none") * weight).sum()
+
+    extra = None
+    if "query_to_query" in config.directions:
+        extra = (query @ query.T * scale).masked_fill(duplicate | torch.eye(rows, dtype=torch.bool), -torch.inf)
+    loss = entropy(query, columns, extra)
+    if "document_to_query" in config.directions:
+        loss = (loss + entropy(document, query)) / 2
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in encoder.named_parameters()}
+    if config.learn_temperature:
+        gradients["log_scale"] = log_scale.grad
+    return loss.item(), gradients
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One row of the table; errors are relative to the reference's norm."""
+
+    ranks: int
+    backward: str
+    data: str
+    directions: str
+    loss_error: float
+    gradient_error: float
+
+
+def parity_table(sizes: tuple[int, ...] = (1, 2, 4), rows: int = 23) -> list[Parity]:
+    """W x direct, cached x pairs, hard negatives x one direction, all directions."""
+    cases = []
+    for with_negatives in (False, True):
+        batch = make_batch(rows, with_negatives)
+        for directions in (["query_to_document"], ["query_to_document", "document_to_query", "query_to_query"]):
+            for backward, activation_bytes in (("direct", 2**30), ("cached", 0)):
+                config = TrainConfig(
+                    temperature=TEMPERATURE,
+                    learn_temperature=True,
+                    directions=directions,
+                    micro_batch_tokens=64,
+                    activation_bytes=activation_bytes,
+                )
+                cases.append((batch, config, backward, "hard negatives" if with_negatives else "pairs"))
+    table = []
+    for size in sizes:
+        # One world for all cases: starting processes is what costs here.
+        ranks = run_world(size, _all_gradients, [(batch, config) for batch, config, _, _ in cases])
+        for number, (batch, config, backward, data) in enumerate(cases):
+            loss, gradients = reference_gradient(batch, config)
+            errors = [_error(rank[number][1], gradients) for rank in ranks]
+            table.append(
+                Parity(
+                    ranks=size,
+                    backward=backward,
+                    data=data,
+                    directions="all" if len(config.directions) > 1 else "q->d",
+                    loss_error=max(abs(rank[number][0] - loss) / abs(loss) for rank in ranks),
+                    gradient_error=max(errors),
+                )
+            )
+    return table
+
+
+def _all_gradients(world: World, cases: list[tuple[Batch, TrainConfig]]) -> list[tuple[float, dict[str, Tensor]]]:
+    results = [product_gradient(world, batch, config) for batch, config in cases]
+    return [(loss, {name: gradient.numpy() for name, gradient in found.items()}) for loss, found in results]
+
+
+def _error(found: dict[str, np.ndarray], wanted: dict[str, Tensor]) -> float:
+    assert found.keys() == wanted.keys()
+    difference = sum(float(((found[name] - wanted[name].numpy()) ** 2).sum()) for name in wanted)
+    norm = sum(float((wanted[name] ** 2).sum()) for name in wanted)
+    return (difference / norm) ** 0.5
