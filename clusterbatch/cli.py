@@ -160,7 +160,7 @@ def _summary(config: RunConfig, report: str, options: argparse.Namespace) -> Non
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from clusterbatch.corpus.docstrings import write_sample
+    from clusterbatch.corpus.sample import write_sample
     from clusterbatch.store import Folder
 
     if options.pairs < 100:

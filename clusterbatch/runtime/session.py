@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -61,6 +62,12 @@ def _start(config: RayConfig) -> None:
     address = config.address or os.environ.get("RAY_ADDRESS")
     for name, value in _LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    with _without_native_stderr():
+        _init(config, address)
+    _quieten()
+
+
+def _init(config: RayConfig, address: str | None) -> None:
     try:
         if address:
             ray.init(address, runtime_env=config.runtime_env or None, log_to_driver=False, logging_level="error")
@@ -76,7 +83,20 @@ def _start(config: RayConfig) -> None:
             )
     except (ConnectionError, TimeoutError, RuntimeError) as error:
         raise InfrastructureError(f"ray {address or 'local'}: cannot start or join ({_first_line(error)})") from error
-    _quieten()
+
+
+@contextmanager
+def _without_native_stderr() -> Iterator[None]:
+    """Ray's C++ core announces its own log level on standard error when it starts; what matters comes as exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _quieten() -> None:

@@ -8,6 +8,7 @@ outcome does not depend on which worker did what when.
 from __future__ import annotations
 
 import pickle
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +20,8 @@ from clusterbatch import errors
 from clusterbatch.errors import ClusterbatchError, InfrastructureError, root_cause
 from clusterbatch.runtime.progress import ProgressLine
 from clusterbatch.store.artifact import Receipt
+
+_BUG = "bug"
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,11 @@ def _stream(title: str, pending: Sequence[Unit], worker: type, arguments: Mappin
         for row in dataset.iter_rows():
             if row["error"]:
                 kind, _, message = row["error"].partition(": ")
+                if kind == _BUG:
+                    raise RuntimeError(f"{title}: a worker failed\n{message}")
                 raise getattr(errors, kind, ClusterbatchError)(message)
             yield Receipt.model_validate_json(row["receipt"]), int(row["rows"])
-    except ClusterbatchError:
+    except (ClusterbatchError, RuntimeError):
         raise
     except Exception as error:
         cause = root_cause(error)
@@ -119,6 +124,8 @@ class _Adapter:
         except ClusterbatchError as error:
             # Sent back as data: through Ray's own wrapping the cause would lose its type and its message.
             return {"receipt": [""], "rows": [unit.rows], "error": [f"{type(error).__name__}: {error}"]}
+        except Exception:
+            return {"receipt": [""], "rows": [unit.rows], "error": [f"{_BUG}: {traceback.format_exc()}"]}
         return {"receipt": [receipt.model_dump_json()], "rows": [unit.rows], "error": [""]}
 
 

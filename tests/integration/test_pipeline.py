@@ -1,0 +1,143 @@
+"""The whole run on a small real corpus: everything is made, nothing is lost, nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clusterbatch.cli import main
+from clusterbatch.config import RunConfig, load_config
+from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.experiments.run import STAGES
+from clusterbatch.store.workspace import Workspace
+
+OVERRIDES = [
+    "corpus.paths=docstrings://",
+    "evaluate.path=docstrings://",
+    "corpus.sample_pairs=1200",
+    "embed.max_tokens=32",
+    "cluster.mean_size=100",
+    "batches.size=64",
+    "train.epochs=2",
+    "train.learning_rate=0.005",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    words = [f"workspace={tmp_path_factory.mktemp('run')}", *OVERRIDES]
+    assert main(["run", *words]) == 0
+    return load_config(None, words)
+
+
+def test_no_row_is_lost_between_the_stages(finished: RunConfig) -> None:
+    manifests = {stage.name: stage.artifact(Workspace(finished), 0).require() for stage in STAGES}
+    pairs = manifests["ingest"].counts.written
+    assert pairs > 900
+    assert manifests["embed"].counts.read == manifests["embed"].counts.written == pairs
+    cluster = manifests["cluster"].counts
+    assert cluster.read == pairs == cluster.written + sum(cluster.set_aside.values())
+    for manifest in manifests.values():
+        manifest.counts.check(manifest.kind)
+
+
+def test_every_file_is_named_with_its_checksum(finished: RunConfig) -> None:
+    for stage in STAGES:
+        artifact = stage.artifact(Workspace(finished), 0)
+        for part in artifact.require().parts:
+            artifact.read_part(part)
+
+
+def test_a_second_run_does_nothing(finished: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    before = [stage.artifact(Workspace(finished), 0).require() for stage in STAGES]
+    assert main(["run", f"workspace={finished.workspace}", *OVERRIDES]) == 0
+    assert capsys.readouterr().err.count("done already") == len(STAGES)
+    assert [stage.artifact(Workspace(finished), 0).require() for stage in STAGES] == before
+
+
+def test_another_configuration_does_not_overwrite(finished: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"workspace={finished.workspace}", *OVERRIDES, "cluster.mean_size=50"]
+    assert main(["cluster", *words]) == 2
+    assert "--force" in capsys.readouterr().err
+
+
+def test_the_model_opens_in_sentence_transformers(finished: RunConfig) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = Workspace(finished).model.path()
+    texts = ["Return the largest item of a list.", "", "Übersetzung für 東京 🙂", "word " * 1000]
+    encoder = load_encoder(folder)
+    ours = encoder.encode(encoder.tokenizer.encode(texts, encoder.max_tokens or 10**6), 4096)
+    theirs = SentenceTransformer(folder, device="cpu").encode(texts, normalize_embeddings=True)
+    kept = np.linalg.norm(theirs, axis=1) > 0
+    assert kept.sum() >= 3
+    assert np.all(np.sum(ours * theirs, axis=1)[kept] > 0.99999)
+
+
+def test_training_changed_the_model_for_the_better(finished: RunConfig) -> None:
+    table = Workspace(finished).evaluation().require().details["table"]
+    values = {row["model"]: row["value"] for row in table if row["metric"] == "NDCG@10"}
+    assert values["after"] > values["before"]
+
+
+def test_the_report_stands_alone(finished: RunConfig) -> None:
+    page = (Path(finished.workspace) / "report" / "index.html").read_text()
+    assert not re.search(r"""(?:src|href)=["']?https?://""", page)
+    summary = json.loads((Path(finished.workspace) / "metrics.json").read_text())
+    assert {row["stage"] for row in summary["stages"]} >= {stage.name for stage in STAGES}
+
+
+def test_a_transformer_goes_the_same_way(finished: RunConfig, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    # The same corpus and vectors in a workspace of its own: only what depends on the model is made anew.
+    for name in ("sample", "corpus", "generation=000/embeddings"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(Path(finished.workspace) / name)
+    words = [f"workspace={tmp_path}", *OVERRIDES, "train.encoder=backbone", "train.learning_rate=2e-5"]
+    words += ["train.epochs=null", "train.steps=3", "train.max_document_tokens=48", "batches.size=32"]
+    assert main(["cluster", *words]) == 0
+    assert main(["train", *words]) == 0
+    trained = AutoModel.from_pretrained(tmp_path / "model").state_dict()
+    start = AutoModel.from_pretrained(resolve_model("all-MiniLM-L6-v2", finished.storage)).state_dict()
+    moved = [name for name in trained if name in start and not np.allclose(trained[name], start[name], atol=1e-6)]
+    assert len(moved) > 50
+
+
+_MEASURE = """
+import resource, sys
+from clusterbatch.cli import main
+words = sys.argv[1:]
+for stage in ("ingest", "embed", "cluster"):
+    assert main([stage, *words]) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_the_drivers_memory_does_not_grow_with_the_corpus(finished: RunConfig, tmp_path: Path) -> None:
+    # The surrogate is the trained static encoder: quick enough to embed what would show on the driver.
+    peaks = []
+    for rows in (2_000, 40_000):
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        words = np.array(["alpha", "beta", "gamma", "delta", "omega", "sigma"])
+        random = np.random.default_rng(0)
+        documents = [f"{number} " + " ".join(random.choice(words, 200)) for number in range(rows)]
+        table = pa.table({"query": [f"question number {n}" for n in range(rows)], "document": documents})
+        pq.write_table(table.append_column("source", pa.array(["made"] * rows)), folder / "pairs.parquet")
+        command = [sys.executable, "-c", _MEASURE, f"workspace={folder}/run", f"corpus.paths={folder}/pairs.parquet"]
+        command += [f"embed.model={Workspace(finished).model.path()}", "cluster.clusters=8"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout.split()[-1]))
+    # 40,000 rows are 45 MB of text and 60 MB of vectors; receipts and Ray's own bookkeeping are a few MB.
+    assert peaks[1] - peaks[0] < 30, peaks
