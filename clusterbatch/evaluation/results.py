@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +62,19 @@ def run_lines(answers: Answers, tag: str) -> str:
         for query, best in answers.items()
         for rank, (document, score) in enumerate(best, start=1)
     )
+
+
+def scores_table(collection: str, model: str, values: Mapping[str, np.ndarray], queries: Sequence[str]) -> pa.Table:
+    """Schema SCORES. values: (Q,) by metric name, in the order of `queries`."""
+    rows = len(queries) * len(values)
+    columns = {
+        "collection": [collection] * rows,
+        "model": [model] * rows,
+        "query_id": list(queries) * len(values),
+        "metric": [metric for metric in values for _ in queries],
+        "value": np.concatenate(list(values.values())),
+    }
+    return pa.table(columns, schema=SCORES)
 
 
 def read_scores(artifact: Artifact, manifest: Manifest) -> pa.Table:

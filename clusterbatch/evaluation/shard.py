@@ -13,6 +13,7 @@ import torch
 from clusterbatch.config import RunConfig
 from clusterbatch.encoder.model import Encoder, load_encoder
 from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.models import EvaluatedModel
 from clusterbatch.evaluation.search import Ranking, descending_ids, search
@@ -22,6 +23,8 @@ from clusterbatch.store.tables import read_parquet, write_parquet
 
 # Folder inside the artifact for what is merged and then removed.
 CANDIDATES = "candidates"
+# Weights that a worker keeps between units; beyond that it loads them again, which costs less than memory.
+_KEPT_BYTES = 2 * 2**30
 _SCHEMA = pa.schema(
     [
         pa.field("score", pa.float32(), nullable=False),
@@ -33,9 +36,9 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Documents of `collection` in bytes [start, end) of its file, by `model`; queries are cut into blocks."""
+    """Documents of `collection` in bytes [start, end) of its file, by all `models`; queries are cut into blocks."""
 
-    model: EvaluatedModel
+    models: tuple[EvaluatedModel, ...]
     collection: Collection
     start: int
     end: int
@@ -43,32 +46,37 @@ class ShardTask:
 
 
 class SearchWorker:
-    """Holds one encoder and the vectors of one collection's queries, those that the last unit needed."""
+    """Takes one range of documents through all models, so that those with one tokenizer share the tokens.
+
+    Keeps encoders as long as they are small, and the queries of the collection it met last.
+    """
 
     def __init__(self, artifact: Artifact, fingerprint: str, config: RunConfig) -> None:
         self._artifact, self._fingerprint, self._config = artifact, fingerprint, config
-        self._encoder: Encoder | None = None
-        self._model: EvaluatedModel | None = None
+        self._encoders: dict[EvaluatedModel, Encoder] = {}
         self._queries: _Queries | None = None
 
     def process(self, unit: Unit) -> Receipt:
         watch = Stopwatch()
         task: ShardTask = unit.payload
-        encoder = self._load(task.model)
-        queries = self._load_queries(task, encoder)
+        if self._queries is None or self._queries.collection != task.collection:
+            self._queries = _Queries(task.collection, self._config)
+        queries = self._queries
         ids, texts = task.collection.read_documents(task.start, task.end)
         order = descending_ids(ids)
         ids = [ids[row] for row in order]
-        ranking = search(
-            queries.vectors,
-            self._embed(encoder, "document", [texts[row] for row in order]),
-            self._config.evaluate.top_k,
-            queries.excluded(ids) if self._config.evaluate.ignore_identical_ids else None,
-        )
+        documents = _Texts("document", [texts[row] for row in order], self._config.evaluate.max_document_tokens)
+        excluded = queries.excluded(ids) if self._config.evaluate.ignore_identical_ids else None
+        parts = []
+        for model in task.models:
+            encoder = self._encoder(model)
+            vectors = documents.vectors(encoder, self._config.embed.batch_tokens)
+            ranking = search(queries.vectors(model, encoder), vectors, self._config.evaluate.top_k, excluded)
+            parts += self._write(unit.number, task, model, ranking, ids)
         receipt = Receipt(
             unit=unit.number,
             fingerprint=self._fingerprint,
-            parts=_write_candidates(self._artifact, unit.number, ranking, ids, task.query_block),
+            parts=parts,
             counts=Counts(read=len(ids), written=len(ids)),
             seconds=watch.seconds,
             details={"judged": len(queries.judged.intersection(ids))},
@@ -76,49 +84,69 @@ class SearchWorker:
         self._artifact.write_receipt(receipt)
         return receipt
 
-    def _load(self, model: EvaluatedModel) -> Encoder:
-        if self._encoder is None or self._model != model:
-            self._encoder = self._queries = None
+    def _encoder(self, model: EvaluatedModel) -> Encoder:
+        if model not in self._encoders:
+            held = sum(_weight_bytes(encoder) for encoder in self._encoders.values())
+            if held > _KEPT_BYTES:
+                self._encoders.clear()
             folder = resolve_model(model.name, self._config.storage)
-            self._encoder = load_encoder(folder, model.encoder, device=_device(self._config.evaluate.device))
-            self._model = model
-        return self._encoder
+            self._encoders[model] = load_encoder(folder, model.encoder, device=_device(self._config.evaluate.device))
+        return self._encoders[model]
 
-    def _load_queries(self, task: ShardTask, encoder: Encoder) -> _Queries:
-        if self._queries is None or self._queries.collection != task.collection:
-            judgements = task.collection.read_judgements()
-            texts = task.collection.read_queries(judgements)
-            self._queries = _Queries(
-                task.collection,
-                list(texts),
-                {document for grades in judgements.values() for document in grades},
-                self._embed(encoder, "query", list(texts.values())),
-            )
-        return self._queries
+    def _write(
+        self, unit: int, task: ShardTask, model: EvaluatedModel, ranking: Ranking, ids: Sequence[str]
+    ) -> list[Part]:
+        parts = []
+        for block, first in enumerate(range(0, len(ranking), task.query_block)):
+            rows = slice(first, first + task.query_block)
+            table = _candidates(Ranking(ranking.scores[rows], ranking.documents[rows]), ids)
+            stem = f"{CANDIDATES}/unit-{unit:08d}-{task.models.index(model):02d}-{block:04d}"
+            details = {"model": model.label, "block": block, "top_k": ranking.scores.shape[1]}
+            parts.append(write_parquet(self._artifact, stem, table, **details))
+        return parts
 
-    def _embed(self, encoder: Encoder, kind: Literal["query", "document"], texts: list[str]) -> torch.Tensor:
+
+class _Texts:
+    """Texts of one kind; tokens are made once for all encoders that would make the same."""
+
+    def __init__(self, kind: Literal["query", "document"], texts: list[str], max_tokens: int) -> None:
+        self._kind: Literal["query", "document"] = kind
+        self._texts, self._max_tokens = texts, max_tokens
+        self._tokens: dict[tuple[str, int, str], Tokens] = {}
+
+    def vectors(self, encoder: Encoder, batch_tokens: int) -> torch.Tensor:
         """(N, D) float32 on the encoder's device, with the model's own prompt for this kind of text."""
-        settings = self._config.evaluate
-        limit = settings.max_query_tokens if kind == "query" else settings.max_document_tokens
-        if encoder.max_tokens:
-            limit = min(limit, encoder.max_tokens)
-        tokens = encoder.tokenizer.encode(texts, limit, encoder.prompts[kind])
-        return torch.from_numpy(encoder.encode(tokens, self._config.embed.batch_tokens)).to(encoder.device)
+        limit = min(self._max_tokens, encoder.max_tokens or self._max_tokens)
+        prompt = encoder.prompts[self._kind]
+        key = (encoder.tokenizer.fingerprint, limit, prompt)
+        if key not in self._tokens:
+            self._tokens[key] = encoder.tokenizer.encode(self._texts, limit, prompt)
+        return torch.from_numpy(encoder.encode(self._tokens[key], batch_tokens)).to(encoder.device)
 
 
-@dataclass(frozen=True)
 class _Queries:
-    """The judged queries of a collection: ids, (Q, D) vectors, and the ids of all judged documents."""
+    """The judged queries of a collection: ids, vectors by model, and the ids of all judged documents."""
 
-    collection: Collection
-    ids: list[str]
-    judged: set[str]
-    vectors: torch.Tensor
+    def __init__(self, collection: Collection, config: RunConfig) -> None:
+        judgements = collection.read_judgements()
+        texts = collection.read_queries(judgements)
+        self.collection = collection
+        self.judged = {document for grades in judgements.values() for document in grades}
+        self._ids = list(texts)
+        self._texts = _Texts("query", list(texts.values()), config.evaluate.max_query_tokens)
+        self._batch_tokens = config.embed.batch_tokens
+        self._vectors: dict[EvaluatedModel, torch.Tensor] = {}
+
+    def vectors(self, model: EvaluatedModel, encoder: Encoder) -> torch.Tensor:
+        """(Q, D) float32."""
+        if model not in self._vectors:
+            self._vectors[model] = self._texts.vectors(encoder, self._batch_tokens)
+        return self._vectors[model]
 
     def excluded(self, documents: Sequence[str]) -> np.ndarray | None:
         """(Q,) int64: the number of the document that has the query's own id, -1 where there is none."""
         numbers = {identifier: number for number, identifier in enumerate(documents)}
-        excluded = np.array([numbers.get(query, -1) for query in self.ids], dtype=np.int64)
+        excluded = np.array([numbers.get(query, -1) for query in self._ids], dtype=np.int64)
         return excluded if (excluded >= 0).any() else None
 
 
@@ -132,25 +160,20 @@ def read_candidates(artifact: Artifact, part: Part) -> tuple[Ranking, list[str]]
     return Ranking(scores.reshape(-1, k), numbers.reshape(-1, k)), documents.dictionary.to_pylist()
 
 
-def _write_candidates(
-    artifact: Artifact, unit: int, ranking: Ranking, ids: Sequence[str], query_block: int
-) -> list[Part]:
-    parts = []
-    names = pa.array(ids, pa.string())
-    for block, first in enumerate(range(0, len(ranking), query_block)):
-        scores = ranking.scores[first : first + query_block].ravel()
-        numbers = ranking.documents[first : first + query_block].ravel()
-        # Only documents that are somebody's candidates keep their id.
-        used, compact = np.unique(numbers[numbers >= 0], return_inverse=True)
-        indices = np.full(len(numbers), -1, np.int32)
-        indices[numbers >= 0] = compact
-        documents = pa.DictionaryArray.from_arrays(
-            pa.array(indices, pa.int32(), mask=indices < 0), names.take(pa.array(used))
-        )
-        table = pa.table([pa.array(scores, pa.float32()), documents], schema=_SCHEMA)
-        stem = f"{CANDIDATES}/unit-{unit:08d}-{block:04d}"
-        parts.append(write_parquet(artifact, stem, table, block=block, top_k=ranking.scores.shape[1]))
-    return parts
+def _candidates(ranking: Ranking, ids: Sequence[str]) -> pa.Table:
+    scores, numbers = ranking.scores.ravel(), ranking.documents.ravel()
+    # Only documents that are somebody's candidates keep their id.
+    used, compact = np.unique(numbers[numbers >= 0], return_inverse=True)
+    indices = np.full(len(numbers), -1, np.int32)
+    indices[numbers >= 0] = compact
+    documents = pa.DictionaryArray.from_arrays(
+        pa.array(indices, pa.int32(), mask=indices < 0), pa.array(ids, pa.string()).take(pa.array(used))
+    )
+    return pa.table([pa.array(scores, pa.float32()), documents], schema=_SCHEMA)
+
+
+def _weight_bytes(encoder: Encoder) -> int:
+    return sum(weight.nbytes for weight in encoder.parameters())
 
 
 def _device(name: str) -> str:

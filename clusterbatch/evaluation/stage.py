@@ -1,22 +1,20 @@
 """The evaluation stage: every model on every collection, by exact search over document ranges on Ray.
 
-Two steps. Units embed a range of documents each and leave every query's best of it on storage. Then the driver merges
-block of queries after block of queries, so what it holds is bounded, and writes run files and scores per query.
+Two steps. Units embed a range of documents each, by every model, and leave every query's best of it on storage. Then
+the driver merges block of queries after block of queries, so what it holds is bounded, and writes runs and scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import pyarrow as pa
 
 from clusterbatch.config import DOCSTRINGS, RunConfig, fingerprint
 from clusterbatch.errors import UsageError
 from clusterbatch.evaluation.collection import Collection, open_collections
-from clusterbatch.evaluation.metrics import Metric, parse_metric, per_query
+from clusterbatch.evaluation.metrics import Grades, Metric, parse_metric, per_query
 from clusterbatch.evaluation.models import EvaluatedModel, evaluated_models, identities
-from clusterbatch.evaluation.results import SCORES, Answers, merge_block, run_lines
+from clusterbatch.evaluation.results import Answers, merge_block, run_lines, scores_table
 from clusterbatch.evaluation.shard import CANDIDATES, SearchWorker, ShardTask
 from clusterbatch.runtime import Pool, Unit, ray_session, run_units
 from clusterbatch.store import Artifact, Folder, Manifest, Part, Receipt, Stopwatch
@@ -45,7 +43,7 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
     if not force and artifact.is_done(identity):
         return artifact.require()
     receipts = artifact.begin(identity, force)
-    units, groups = _units(config, models, collections)
+    units, numbers = _units(config, models, collections)
     with ray_session(config.ray):
         finished = run_units(
             "evaluate",
@@ -56,26 +54,29 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
             done=receipts,
             measured_in="KiB of documents",
         )
-    by_unit = {receipt.unit: receipt for receipt in finished}
     parts: list[Part] = []
     table: list[dict[str, Any]] = []
     described: dict[str, dict[str, int]] = {}
-    for (model, collection), numbers in groups.items():
-        of_group = [by_unit[number] for number in numbers]
-        summary = _summary(collection, of_group)
-        described[collection.name] = summary
-        values = _merge(artifact, model, collection, of_group, metrics, config, parts)
-        table += [
-            {
-                "collection": collection.name,
-                "model": model.label,
-                "metric": metric.name,
-                "value": values[metric.name] / summary["queries"],
-                "queries": summary["queries"],
-                "documents": summary["documents"],
-            }
-            for metric in metrics
-        ]
+    for collection in collections:
+        of_collection = [finished[number] for number in numbers[collection.name]]
+        judgements = collection.read_judgements()
+        described[collection.name] = summary = _summary(judgements, of_collection)
+        for model in models:
+            candidates = [
+                part for receipt in of_collection for part in receipt.parts if part.details["model"] == model.label
+            ]
+            sums = _merge(artifact, model, collection, judgements, candidates, metrics, config.evaluate.top_k, parts)
+            table += [
+                {
+                    "collection": collection.name,
+                    "model": model.label,
+                    "metric": metric.name,
+                    "value": sums[metric.name] / summary["queries"],
+                    "queries": summary["queries"],
+                    "documents": summary["documents"],
+                }
+                for metric in metrics
+            ]
     manifest = artifact.commit(
         identity,
         # The candidates have served; the manifest names what stays.
@@ -100,28 +101,24 @@ def configured_collections(config: RunConfig) -> list[Collection]:
     return [own, *collections] if DOCSTRINGS in config.evaluate.path else collections
 
 
-Group = tuple[EvaluatedModel, Collection]
-
-
 def _units(
     config: RunConfig, models: Sequence[EvaluatedModel], collections: Sequence[Collection]
-) -> tuple[list[Unit], dict[Group, list[int]]]:
-    """All units, numbered, one model after the other so that workers seldom change theirs; and which belong where."""
+) -> tuple[list[Unit], dict[str, list[int]]]:
+    """All units, and which of them belong to which collection (by name)."""
     units: list[Unit] = []
-    groups: dict[Group, list[int]] = {}
-    for model in models:
-        for collection in collections:
-            ranges = collection.document_ranges(config.evaluate.unit_bytes)
-            block = max(64, min(4096, _MERGED_AT_ONCE // (config.evaluate.top_k * max(1, len(ranges)))))
-            for start, end in ranges:
-                groups.setdefault((model, collection), []).append(len(units))
-                # How many documents a range holds is not known before it is read; progress counts its size.
-                units.append(Unit(len(units), (end - start) // 1024, ShardTask(model, collection, start, end, block)))
-    return units, groups
+    numbers: dict[str, list[int]] = {}
+    for collection in collections:
+        ranges = collection.document_ranges(config.evaluate.unit_bytes)
+        block = max(64, min(4096, _MERGED_AT_ONCE // (config.evaluate.top_k * max(1, len(ranges)))))
+        numbers[collection.name] = list(range(len(units), len(units) + len(ranges)))
+        for start, end in ranges:
+            task = ShardTask(tuple(models), collection, start, end, block)
+            # How many documents a range holds is not known before it is read; progress counts its size.
+            units.append(Unit(len(units), (end - start) // 1024, task))
+    return units, numbers
 
 
-def _summary(collection: Collection, receipts: Sequence[Receipt]) -> dict[str, int]:
-    judgements = collection.read_judgements()
+def _summary(judgements: Mapping[str, Grades], receipts: Sequence[Receipt]) -> dict[str, int]:
     judged = {document for grades in judgements.values() for document in grades}
     return {
         "queries": len(judgements),
@@ -135,35 +132,26 @@ def _merge(
     artifact: Artifact,
     model: EvaluatedModel,
     collection: Collection,
-    receipts: Sequence[Receipt],
+    judgements: Mapping[str, Grades],
+    candidates: Sequence[Part],
     metrics: Sequence[Metric],
-    config: RunConfig,
+    top_k: int,
     parts: list[Part],
 ) -> dict[str, float]:
     """Sums over the queries by metric; appends the run files and scores of this model and collection to `parts`."""
-    judgements = collection.read_judgements()
     queries = list(judgements)
     sums = {metric.name: 0.0 for metric in metrics}
     labels: dict[str, Any] = {"collection": collection.name, "model": model.label}
     stem = f"{collection.name}.{model.label}".replace("/", "_")
     first = block = 0
     while first < len(queries):
-        pieces = [part for receipt in receipts for part in receipt.parts if part.details["block"] == block]
-        answers: Answers = merge_block(artifact, pieces, queries[first:], config.evaluate.top_k, collection.name)
-        block_judgements = {query: judgements[query] for query in answers}
-        values = per_query(metrics, block_judgements, {query: [d for d, _ in best] for query, best in answers.items()})
+        pieces = [part for part in candidates if part.details["block"] == block]
+        answers: Answers = merge_block(artifact, pieces, queries[first:], top_k, collection.name)
+        judged = {query: judgements[query] for query in answers}
+        values = per_query(metrics, judged, {query: [name for name, _ in best] for query, best in answers.items()})
         run = run_lines(answers, model.label).encode()
         parts.append(artifact.write_part(f"run-{stem}-{block:04d}", "trec", run, run.count(b"\n"), **labels))
-        scores = pa.table(
-            {
-                "collection": [collection.name] * len(answers) * len(metrics),
-                "model": [model.label] * len(answers) * len(metrics),
-                "query_id": list(answers) * len(metrics),
-                "metric": [metric.name for metric in metrics for _ in answers],
-                "value": [value for metric in metrics for value in values[metric.name].tolist()],
-            },
-            schema=SCORES,
-        )
+        scores = scores_table(collection.name, model.label, values, list(answers))
         parts.append(write_parquet(artifact, f"scores-{stem}-{block:04d}", scores, **labels))
         for metric in metrics:
             sums[metric.name] += float(values[metric.name].sum())

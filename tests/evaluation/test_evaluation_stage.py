@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clusterbatch.config import RunConfig, load_config
+from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.encoder.save import save_model
+from clusterbatch.errors import DataError, UsageError
+from clusterbatch.evaluation.results import read_scores
+from clusterbatch.evaluation.shard import CANDIDATES
+from clusterbatch.evaluation.stage import evaluate
+from clusterbatch.store.workspace import Workspace
+
+TOPICS = ["harbour", "volcano", "guitar", "orchard", "glacier", "tractor", "lantern", "falcon", "compass", "bakery"]
+DOCUMENTS = {f"d{i:03d}": f"{TOPICS[i % 10]} number {i} beside the {TOPICS[(i * 7 + 3) % 10]}" for i in range(120)}
+QUERIES = {f"q{i}": f"a {topic}" for i, topic in enumerate(TOPICS)} | {"d007": "an id that a document has too"}
+JUDGEMENTS = {f"q{i}": {f"d{i:03d}": 2, f"d{i + 10:03d}": 1} for i in range(10)} | {"d007": {"d007": 1, "d001": 1}}
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units one after the other, backwards, in this process: what is tested here is not Ray."""
+
+    def run(title, units, worker, arguments, pool, *, done, measured_in):
+        only = worker(**arguments)
+        for unit in reversed(units):
+            if unit.number not in done:
+                done[unit.number] = only.process(unit)
+        return [done[unit.number] for unit in units]
+
+    monkeypatch.setattr("clusterbatch.evaluation.stage.run_units", run)
+    monkeypatch.setattr("clusterbatch.evaluation.stage.ray_session", lambda config: nullcontext())
+
+
+@pytest.fixture
+def config(tmp_path: Path, write_collection) -> RunConfig:
+    """A workspace whose trained model is the first one with its vectors turned and half of its vocabulary forgotten."""
+    write_collection("topics", DOCUMENTS, QUERIES, JUDGEMENTS)
+    settings = ["evaluate.unit_bytes=2048", "evaluate.top_k=20", "evaluate.metrics=[NDCG@10,Recall@20,HitRate@1]"]
+    config = load_config(None, [f"workspace={tmp_path}/ws", f"evaluate.path={tmp_path}/topics", *settings])
+    encoder = load_encoder(resolve_model(config.train.model), "static")
+    with torch.no_grad():
+        encoder.backbone.weight[::2] = 0.01 * encoder.backbone.weight[::2].flip(1)
+    workspace = Workspace(config)
+    save_model(encoder, workspace.model.uri)
+    workspace.train().commit("0123456789abcdef", [], config={}, inputs={}, seconds=1.0)
+    return config
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_both_models_are_measured_and_what_is_measured_is_kept(config: RunConfig):
+    manifest = evaluate(config)
+    table = manifest.details["table"]
+    assert [(row["model"], row["metric"]) for row in table] == [
+        (model, metric) for model in ("before", "after") for metric in ("NDCG@10", "Recall@20", "HitRate@1")
+    ]
+    assert {(row["queries"], row["documents"], row["collection"]) for row in table} == {(11, 120, "topics")}
+    assert manifest.counts.read == 120
+    before, after = (row["value"] for row in table if row["metric"] == "NDCG@10")
+    assert 0.2 < before < 1
+    assert after != before
+    artifact = Workspace(config).evaluation()
+    scores = read_scores(artifact, manifest).to_pylist()
+    for row in table:
+        of_row = [s["value"] for s in scores if s["model"] == row["model"] and s["metric"] == row["metric"]]
+        assert len(of_row) == 11
+        assert np.mean(of_row) == pytest.approx(row["value"], abs=1e-12)
+    assert CANDIDATES not in artifact.folder.list()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_run_files_agree_with_a_search_in_one_piece(config: RunConfig):
+    manifest = evaluate(config)
+    artifact = Workspace(config).evaluation()
+    encoder = load_encoder(resolve_model(config.train.model), "static")
+
+    def vectors(texts):
+        return encoder.encode(encoder.tokenizer.encode(list(texts), 64), 4096)
+
+    scores = vectors(QUERIES.values()) @ vectors(DOCUMENTS.values()).T
+    run = next(part for part in manifest.parts if part.path.startswith("run-topics.before"))
+    lines = [line.split() for line in artifact.read_part(run).decode().splitlines()]
+    ids = list(DOCUMENTS)
+    for row, query in enumerate(JUDGEMENTS):
+        found = [(line[2], float(line[4])) for line in lines if line[0] == query]
+        assert [int(line[3]) for line in lines if line[0] == query] == list(range(1, 21))
+        # BEIR's rule: the document that is called like the query is no answer.
+        wanted = sorted(
+            (-scores[list(QUERIES).index(query), n], tuple(-byte for byte in ids[n].encode()), ids[n])
+            for n in range(len(ids))
+            if ids[n] != query
+        )[:20]
+        assert [document for document, _ in found] == [document for _, _, document in wanted], row
+        np.testing.assert_allclose([score for _, score in found], [-score for score, _, _ in wanted], atol=1e-6)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_size_of_units_does_not_change_the_values(config: RunConfig, tmp_path: Path):
+    first = evaluate(config).details["table"]
+    values = config.model_dump()
+    values["evaluate"]["unit_bytes"] = 10**6
+    again = evaluate(RunConfig.model_validate(values), force=True).details["table"]
+    assert [row["value"] for row in again] == pytest.approx([row["value"] for row in first], abs=1e-12)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_finished_evaluation_is_not_repeated_and_another_one_is_refused(config: RunConfig):
+    created = evaluate(config).parts
+    assert evaluate(config).parts == created
+    values = config.model_dump()
+    values["evaluate"]["metrics"] = ["NDCG@5"]
+    with pytest.raises(UsageError, match="another configuration"):
+        evaluate(RunConfig.model_validate(values))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_judged_documents_that_are_not_there_are_counted(config: RunConfig, write_collection, tmp_path: Path):
+    write_collection("gaps", {"a": "one"}, {"q": "one"}, {"q": {"a": 1, "gone": 1}})
+    config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"path": [f"{tmp_path}/gaps"]})})
+    assert evaluate(config).details["collections"]["gaps"] == {
+        "queries": 1, "documents": 1, "judged_documents_missing": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("in_process")
+def test_an_id_in_two_ranges_is_found_out(config: RunConfig, tmp_path: Path):
+    corpus = tmp_path / "topics" / "corpus.jsonl"
+    lines = corpus.read_text().splitlines(keepends=True)
+    corpus.write_text("".join([*lines, lines[0]]))
+    with pytest.raises(DataError, match="topics: a document id stands twice"):
+        evaluate(config)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_without_collection_or_model_there_is_one_clear_line(config: RunConfig, tmp_path: Path):
+    with pytest.raises(UsageError, match=r"evaluate\.path: give at least one collection"):
+        evaluate(load_config(None, [f"workspace={tmp_path}/ws"]))
+    with pytest.raises(DataError, match="no finished training run here"):
+        evaluate(load_config(None, [f"workspace={tmp_path}/empty", f"evaluate.path={tmp_path}/topics"]))
