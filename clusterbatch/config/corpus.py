@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -24,8 +24,14 @@ class ColumnsConfig(Section):
 
     query: str = "query"
     document: str = "document"
+    # Used where a file has it; a file that has not is a source of its own, by its name. Named here, it must be there.
     source: str | None = "source"
     pair_id: str | None = None
+    # Texts that do not answer the query: list columns, or several columns of one text each.
+    negatives: Paths = []
+    weight: str | None = None
+    # The user's own segment of a row (customer group, category).
+    group: str | None = None
 
 
 class CorpusConfig(Section):
@@ -33,9 +39,15 @@ class CorpusConfig(Section):
     columns: ColumnsConfig = ColumnsConfig()
     # Overrides `columns.source`: one name for all rows.
     source: str | None = None
+    # A file that cannot be read: stop with one line that names it, or list it among the rejects and go on.
+    on_error: Literal["fail", "reject"] = "fail"
     max_characters: int = Field(20_000, ge=16)
+    # What happens to a text that is longer.
+    too_long: Literal["cut", "reject"] = "cut"
     row_group_rows: int = Field(2048, ge=64)
     part_bytes: int = Field(64 * 2**20, ge=2**16)
+    # Bytes of input that one unit of work reads.
+    unit_bytes: int = Field(32 * 2**20, ge=2**12)
     # The built-in sample only.
     sample_pairs: int = Field(18_000, ge=100)
     sample_seed: int = 0

@@ -10,6 +10,9 @@ import pyarrow as pa
 from clusterbatch.store.artifact import Artifact, Manifest
 from clusterbatch.store.tables import read_parquet
 
+# The role of those parts of a corpus that hold its pairs; others hold rejects.
+PAIRS = "pairs"
+
 
 @dataclass(frozen=True)
 class CorpusUnit:
@@ -25,6 +28,8 @@ def corpus_units(manifest: Manifest) -> list[CorpusUnit]:
     """All units of a committed corpus, in order; they depend on its manifest alone."""
     units: list[CorpusUnit] = []
     for part in manifest.parts:
+        if part.details.get("role") != PAIRS:
+            continue
         for group, rows in enumerate(part.details["row_groups"]):
             units.append(CorpusUnit(len(units), part.path, group, rows))
     return units

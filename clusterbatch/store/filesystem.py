@@ -6,11 +6,11 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import fsspec
@@ -18,6 +18,17 @@ from fsspec.implementations.local import LocalFileSystem
 
 from clusterbatch.config import StorageConfig
 from clusterbatch.errors import InfrastructureError, UsageError
+
+_READ_AHEAD = 8 * 2**20
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """A file below a folder: its name relative to the folder, its bytes, and what changes when its content does."""
+
+    name: str
+    size: int
+    version: str
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,13 @@ class Folder:
         with _explained(self, name):
             return bytes(self.filesystem.cat_file(self.path(name), start=start, end=end))
 
+    def open(self, name: str) -> BinaryIO:
+        """A file to read in pieces, seekable. Later reads raise what the library raises: wrap them in `explained`."""
+        with _explained(self, name):
+            if self.is_local:
+                return open(self.path(name), "rb")
+            return self.filesystem.open(self.path(name), "rb", cache_type="readahead", block_size=_READ_AHEAD)
+
     def read_json(self, name: str) -> Any:
         return json.loads(self.read(name))
 
@@ -95,6 +113,21 @@ class Folder:
                 return []
         names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
         return sorted(entry for entry in names if not entry.endswith(".tmp"))
+
+    def find(self, pattern: str | None = None) -> Sequence[Entry]:
+        """All files below this folder, or those that match a glob `pattern` relative to it, sorted by name."""
+        with _explained(self, pattern or ""):
+            base = self.path()
+            if pattern is None:
+                found = self.filesystem.find(base, detail=True)
+            else:
+                found = self.filesystem.glob(f"{base}/{pattern}", detail=True)
+        entries = []
+        for path, info in found.items():
+            if info["type"] == "file" and path != base:
+                version = info.get("ETag") or info.get("mtime") or ""
+                entries.append(Entry(path[len(base) + 1 :], int(info["size"]), str(version)))
+        return sorted(entries)
 
     def remove(self, name: str = "") -> None:
         """Removes a file or a folder with all it holds; nothing happens where nothing is."""

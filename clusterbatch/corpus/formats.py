@@ -1,0 +1,78 @@
+"""Which format a file has: what its name says, and whether its first bytes agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["parquet", "jsonl", "csv", "tsv"]
+Compression = Literal["gzip", "zstd"]
+
+_KINDS: dict[str, Kind] = {
+    "parquet": "parquet",
+    "pq": "parquet",
+    "jsonl": "jsonl",
+    "ndjson": "jsonl",
+    "json": "jsonl",
+    "csv": "csv",
+    "tsv": "tsv",
+}
+_COMPRESSIONS: dict[str, Compression] = {"gz": "gzip", "gzip": "gzip", "zst": "zstd", "zstd": "zstd"}
+_MAGIC: dict[Compression, bytes] = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+_PARQUET = b"PAR1"
+
+
+@dataclass(frozen=True)
+class Format:
+    """`kind` is None where the name does not tell."""
+
+    kind: Kind | None
+    compression: Compression | None = None
+
+    @property
+    def is_known(self) -> bool:
+        return self.kind is not None
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether a reader can begin in the middle; quoted line breaks (CSV) and compression forbid it."""
+        return self.kind in ("parquet", "jsonl") and self.compression is None
+
+
+def format_of_name(name: str) -> Format:
+    *_, extension = [None, *name.lower().rsplit("/", 1)[-1].split(".")[1:]]
+    compression = _COMPRESSIONS.get(extension or "")
+    if compression:
+        return Format(format_of_name(name[: -len(extension or "") - 1]).kind, compression)
+    return Format(_KINDS.get(extension or ""))
+
+
+def format_of_content(head: bytes) -> Format:
+    """What the first bytes say; text that is not JSON is taken for CSV."""
+    if head.startswith(_PARQUET):
+        return Format("parquet")
+    for compression, magic in _MAGIC.items():
+        if head.startswith(magic):
+            return Format(None, compression)
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not text:
+        return Format(None)
+    return Format("jsonl" if text[:1] in b"{[" else "csv")
+
+
+def agree(name: str, head: bytes) -> tuple[Format, str | None]:
+    """The format to read a file with, and why it cannot be read where name and content contradict each other."""
+    named, seen = format_of_name(name), format_of_content(head)
+    if named.compression != seen.compression:
+        claimed, found = named.compression or "not compressed", seen.compression or "not compressed"
+        return named, f"not what its name says: {claimed} by name, {found} by content"
+    if named.compression:
+        return named, None
+    if named.kind is None:
+        return seen, None
+    if seen.kind == "parquet" or named.kind == "parquet":
+        if named.kind != seen.kind:
+            return named, f"not what its name says: no {named.kind} file by content"
+    elif named.kind == "jsonl" and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        return named, "one JSON array; expected JSON Lines, one object a line"
+    return named, None

@@ -1,0 +1,91 @@
+"""What the readers of text formats share: values of one row at a time become Arrow columns in chunks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clusterbatch.corpus.rows import COLUMN_TYPES, Chunk, Reject, shown
+
+_CHUNK_ROWS = 8192
+_CHUNK_CHARACTERS = 8 * 2**20
+
+
+class RowError(Exception):
+    """This row cannot be taken; the message is the reason."""
+
+
+class ChunkBuilder:
+    """Collects rows until a chunk is full."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._rows: list[int] = []
+        self._values: list[dict[str, Any]] = []
+        self._rejects: list[Reject] = []
+        self._characters = 0
+
+    def add(self, row: int, values: dict[str, Any]) -> None:
+        """Raises RowError where a text is not Unicode (lone surrogates, from bytes or escapes)."""
+        for name, value in values.items():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str):
+                    _check_unicode(name, text)
+                    self._characters += len(text)
+        self._rows.append(row)
+        self._values.append(values)
+
+    def reject(self, row: int, reason: str, content: Any) -> None:
+        self._rejects.append(Reject(row, reason, shown(content)))
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._rows) + len(self._rejects) >= _CHUNK_ROWS or self._characters >= _CHUNK_CHARACTERS
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._rows and not self._rejects
+
+    def take(self) -> Chunk:
+        names = [name for name in COLUMN_TYPES if any(name in values for values in self._values)]
+        columns = {name: pa.array([values.get(name) for values in self._values], COLUMN_TYPES[name]) for name in names}
+        chunk = Chunk(np.array(self._rows, np.int64), columns, self._rejects)
+        self._start()
+        return chunk
+
+
+def text_value(name: str, value: Any) -> str | float | None:
+    """`value` of a JSON or CSV field as its canonical column wants it. Raises RowError where it is of another type."""
+    if value is None:
+        return None
+    if name == "weight":
+        return _weight(value)
+    if isinstance(value, str):
+        return value
+    # Numbers are common as identifiers and labels, and unambiguous there; as a text they are a mistake.
+    if name in ("pair_id", "source", "group") and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise RowError(f"{name}: {type(value).__name__} instead of text")
+
+
+def _weight(value: Any) -> float:
+    try:
+        weight = float(value)
+    except (TypeError, ValueError):
+        raise RowError(f"weight: {value!r} is not a number") from None
+    if not math.isfinite(weight) or weight < 0:
+        raise RowError(f"weight: {value!r} is not a finite number of at least 0")
+    return weight
+
+
+def _check_unicode(name: str, text: str) -> None:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RowError(f"{name}: invalid UTF-8") from None

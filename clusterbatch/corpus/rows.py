@@ -1,0 +1,79 @@
+"""Rows on their way from a file to the corpus: canonical columns by name, and what cannot be one of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clusterbatch.config import ColumnsConfig
+from clusterbatch.errors import DataError
+
+_MOST_CONTENT = 2_000
+
+TEXT_COLUMNS = ("query", "document")
+# Null in these means that the row does not say; in the text columns it is an error.
+COLUMN_TYPES: dict[str, pa.DataType] = {
+    "query": pa.string(),
+    "document": pa.string(),
+    "source": pa.string(),
+    "pair_id": pa.string(),
+    "negatives": pa.list_(pa.string()),
+    "weight": pa.float32(),
+    "group": pa.string(),
+}
+
+
+class BrokenFileError(DataError):
+    """A file, or what follows in it, cannot be read at all; the message is the reason, without the file's name."""
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row that is not taken, or with `row` None a whole file."""
+
+    row: int | None
+    reason: str
+    content: str | None = None
+
+
+@dataclass
+class Chunk:
+    """Rows read from one place of a file. `rows`: (n,) int64 positions in the slice; each column has n values."""
+
+    rows: np.ndarray
+    columns: dict[str, pa.Array]
+    rejects: list[Reject] = field(default_factory=list)
+
+
+def input_names(columns: ColumnsConfig) -> dict[str, str]:
+    """The input's name of each canonical column that is one column there (negatives may be several)."""
+    named = {name: getattr(columns, name) for name in ("query", "document", "source", "pair_id", "weight", "group")}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def optional_columns(columns: ColumnsConfig) -> list[str]:
+    """The optional corpus columns that this configuration fills; the same for all files, so that parts agree."""
+    return [name for name in ("negatives", "weight", "group") if getattr(columns, name)]
+
+
+def check_columns(present: Sequence[str], columns: ColumnsConfig) -> None:
+    """Raises BrokenFileError where a file lacks a column that the configuration names."""
+    wanted = [*input_names(columns).values(), *columns.negatives]
+    # The default name of the source column is an offer, not a demand.
+    offered = set() if "source" in columns.model_fields_set else {columns.source}
+    missing = [name for name in wanted if name not in present and name not in offered]
+    if missing:
+        has = ", ".join(present[:12]) or "no columns"
+        raise BrokenFileError(f"no column {', '.join(missing)} (has: {has}); name the columns with corpus.columns")
+
+
+def shown(content: Any) -> str:
+    """A row as JSON text, cut, with what is not Unicode escaped: for the rejects."""
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= _MOST_CONTENT else text[: _MOST_CONTENT - 1] + "…"

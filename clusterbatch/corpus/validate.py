@@ -1,0 +1,100 @@
+"""Which rows are valid pairs, and the canonical columns of those that are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clusterbatch.config import CorpusConfig
+from clusterbatch.corpus.normalise import pair_ids, text_hashes
+from clusterbatch.corpus.rows import TEXT_COLUMNS, Chunk, Reject, optional_columns, shown
+from clusterbatch.schema import corpus_schema
+
+
+@dataclass
+class Validated:
+    """Valid rows as a table of the corpus schema, their positions (n,) int64, the others, and how many were cut."""
+
+    table: pa.Table
+    rows: np.ndarray
+    rejects: list[Reject] = field(default_factory=list)
+    cut: int = 0
+
+    @staticmethod
+    def nothing_but(rejects: list[Reject], config: CorpusConfig) -> Validated:
+        schema = corpus_schema(optional_columns(config.columns))
+        return Validated(schema.empty_table(), np.empty(0, np.int64), rejects)
+
+
+def validate(chunk: Chunk, config: CorpusConfig, default_source: str) -> Validated:
+    """Rejects rows whose query or document is null, blank or (if so configured) too long, or whose weight is not one.
+
+    `default_source` names the source of rows that do not name one.
+    """
+    columns = dict(chunk.columns)
+    count = len(chunk.rows)
+    if not count:
+        return Validated.nothing_but(chunk.rejects, config)
+    # 0: valid; else the number of the first reason that applies.
+    verdict = np.zeros(count, np.int8)
+    reasons = ["valid"]
+    cut = np.zeros(count, bool)
+
+    def refuse(condition: pa.Array | np.ndarray, reason: str) -> None:
+        reasons.append(reason)
+        verdict[(verdict == 0) & np.asarray(condition)] = len(reasons) - 1
+
+    for name in TEXT_COLUMNS:
+        text = columns[name]
+        refuse(text.is_null().to_numpy(False), f"{name}: null")
+        text = columns[name] = text.fill_null("")
+        refuse(pc.equal(pc.utf8_trim_whitespace(text), "").to_numpy(False), f"{name}: empty or whitespace")
+        too_long = pc.greater(pc.utf8_length(text), config.max_characters).to_numpy(False)
+        if config.too_long == "reject":
+            refuse(too_long, f"{name}: more than {config.max_characters} characters")
+        elif too_long.any():
+            columns[name] = pc.utf8_slice_codeunits(text, 0, config.max_characters)
+            cut |= too_long
+            # What is left of a long text may be blank.
+            blank = pc.equal(pc.utf8_trim_whitespace(columns[name]), "").to_numpy(False)
+            refuse(blank, f"{name}: empty or whitespace within {config.max_characters} characters")
+    if "weight" in columns:
+        weight = columns["weight"].fill_null(1.0).to_numpy(False)
+        refuse(~(np.isfinite(weight) & (weight >= 0)), "weight: not a finite number of at least 0")
+        columns["weight"] = pa.array(weight)
+
+    rejects = [
+        Reject(int(chunk.rows[position]), reasons[verdict[position]], _row_as_json(columns, int(position)))
+        for position in np.flatnonzero(verdict)
+    ]
+    valid = verdict == 0
+    kept = {name: array.filter(pa.array(valid)) for name, array in columns.items()}
+    table = _canonical(kept, int(valid.sum()), config, default_source)
+    return Validated(table, chunk.rows[valid], [*chunk.rejects, *rejects], int((cut & valid).sum()))
+
+
+def _canonical(columns: dict[str, pa.Array], count: int, config: CorpusConfig, default_source: str) -> pa.Table:
+    schema = corpus_schema(optional_columns(config.columns))
+    columns["source"] = _sources(columns, count, config, default_source)
+    texts = {name: columns[name].to_pylist() for name in ("query", "document", "source")}
+    computed = pa.array(pair_ids(texts["source"], texts["query"], texts["document"]), pa.string())
+    columns["pair_id"] = pc.coalesce(columns["pair_id"], computed) if "pair_id" in columns else computed
+    for name in TEXT_COLUMNS:
+        columns[f"{name}_hash"] = pa.array(text_hashes(texts[name], count))
+    arrays = [columns.get(field.name, pa.nulls(count, field.type)) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _sources(columns: dict[str, pa.Array], count: int, config: CorpusConfig, default_source: str) -> pa.Array:
+    if config.source is not None or "source" not in columns:
+        return pa.repeat(pa.scalar(config.source or default_source, pa.string()), count)
+    source = columns["source"]
+    blank = pc.equal(pc.utf8_trim_whitespace(source), "")
+    return pc.if_else(pc.fill_null(blank, True), pa.scalar(default_source), source)
+
+
+def _row_as_json(columns: dict[str, pa.Array], position: int) -> str:
+    return shown({name: array[position].as_py() for name, array in columns.items()})
