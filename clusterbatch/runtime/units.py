@@ -18,6 +18,7 @@ import ray
 
 from clusterbatch import errors
 from clusterbatch.errors import ClusterbatchError, InfrastructureError, root_cause
+from clusterbatch.runtime import metrics
 from clusterbatch.runtime.progress import ProgressLine
 from clusterbatch.store.artifact import Receipt
 
@@ -75,6 +76,7 @@ def run_units(
         if pending:
             for receipt, rows in _stream(title, pending, worker, arguments, pool):
                 receipts[receipt.unit] = receipt
+                metrics.unit_finished(title, receipt, waiting=len(units) - len(receipts))
                 line.advance(rows, receipt.details.get("progress", ""))
     return [receipts[unit.number] for unit in units]
 

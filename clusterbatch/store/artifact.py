@@ -8,13 +8,11 @@ readers. After a crash the receipts say which units need not be done again.
 from __future__ import annotations
 
 import json
-import platform
 import time
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -22,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store.checksum import checksum
 from clusterbatch.store.filesystem import Folder
+from clusterbatch.store.lineage import software_versions
 
 MANIFEST = "manifest.json"
 RECEIPTS = "_receipts"
@@ -220,14 +219,3 @@ class Stopwatch:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._start
-
-
-def software_versions() -> dict[str, str]:
-    """Versions of what can change a result."""
-    found = {"python": platform.python_version()}
-    for package in ("clusterbatch", "ray", "torch", "transformers", "faiss-cpu", "pyarrow", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow.fs
@@ -20,6 +21,7 @@ from clusterbatch.encoder.hardware import resolve_device
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageError, root_cause
 from clusterbatch.runtime import Pool, ProgressLine, ray_session
+from clusterbatch.runtime.metrics import step_finished
 from clusterbatch.runtime.units import check_resources
 from clusterbatch.store import Counts, Folder, Manifest, Receipt, Stopwatch
 from clusterbatch.store.workspace import Workspace
@@ -150,12 +152,17 @@ def _train_loop(config: dict[str, Any]) -> None:
             job,
             World.current(),
             device,
-            observe=lambda line: board.show.remote(line),
+            observe=partial(_observe, board),
             stop_requested=_stop_requested.is_set,
         )
     except (errors.UsageError, errors.DataError) as error:
         ray.get(board.fail.remote(type(error).__name__, str(error)))
         raise
+
+
+def _observe(board: Any, line: dict[str, Any]) -> None:
+    board.show.remote(line)
+    step_finished(line)
 
 
 _stop_requested = threading.Event()

@@ -1,0 +1,124 @@
+"""What a run tells Ray's metrics agent, and through it Prometheus: one table of names, and who records what.
+
+Prometheus sees each name with `ray_` in front, and counters with `_total` behind (`exported_name`). Dashboards, alert
+rules and deploy/README.md use these names only; a test compares them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from clusterbatch.store.artifact import Receipt
+
+
+@dataclass(frozen=True)
+class Measure:
+    kind: Literal["counter", "gauge", "histogram"]
+    description: str
+    tags: tuple[str, ...] = ()
+    # Upper bounds of a histogram's buckets.
+    boundaries: tuple[float, ...] = ()
+
+
+_UNIT_SECONDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+_STEP_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+MEASURES: Mapping[str, Measure] = {
+    "clusterbatch_rows": Measure(
+        "counter", "Rows by outcome: read, written, rejected, set_aside", ("stage", "outcome")
+    ),
+    "clusterbatch_bytes_written": Measure("counter", "Bytes of finished parts", ("stage",)),
+    "clusterbatch_units": Measure("counter", "Finished units of work", ("stage",)),
+    "clusterbatch_units_waiting": Measure("gauge", "Units of work not finished yet", ("stage",)),
+    "clusterbatch_unit_seconds": Measure("histogram", "A worker's time for one unit", ("stage",), _UNIT_SECONDS),
+    "clusterbatch_training_step": Measure("gauge", "Number of the newest training step"),
+    "clusterbatch_training_step_seconds": Measure("histogram", "Time of one training step", (), _STEP_SECONDS),
+    "clusterbatch_training_data_wait_seconds": Measure("counter", "Time the first worker stood waiting for data"),
+    "clusterbatch_training_pairs": Measure("counter", "Pairs trained on, over all workers"),
+    "clusterbatch_training_tokens": Measure("counter", "Tokens trained on, over all workers, padding excluded"),
+    "clusterbatch_training_loss": Measure("gauge", "Contrastive loss of the newest step"),
+    "clusterbatch_training_accuracy": Measure("gauge", "Share of queries whose own document scores highest"),
+    "clusterbatch_training_hardness": Measure("gauge", "Mean score of each query's hardest negative"),
+    "clusterbatch_training_mask_rate": Measure("gauge", "Share of negatives left out of the loss"),
+    "clusterbatch_training_purity": Measure("gauge", "Share of the batch from its main cluster"),
+    "clusterbatch_training_gradient_norm": Measure("gauge", "Global norm of the gradient before clipping"),
+    "clusterbatch_training_learning_rate": Measure("gauge", "Learning rate of the newest step"),
+    "clusterbatch_training_memory_bytes": Measure("gauge", "The most memory that the first worker has held"),
+}
+# Gauges that are figures of a training line under the same name.
+_TRAINING_GAUGES = (
+    "step",
+    "loss",
+    "accuracy",
+    "hardness",
+    "mask_rate",
+    "purity",
+    "gradient_norm",
+    "learning_rate",
+    "memory_bytes",
+)
+
+
+def exported_name(name: str) -> str:
+    """What Prometheus calls it."""
+    return f"ray_{name}_total" if MEASURES[name].kind == "counter" else f"ray_{name}"
+
+
+def unit_finished(stage: str, receipt: Receipt, waiting: int) -> None:
+    """Records a unit whose receipt has come back; `waiting` units of the stage are still to be done."""
+    counts = receipt.counts
+    outcomes = {
+        "read": counts.read,
+        "written": counts.written,
+        "rejected": counts.rejected,
+        "set_aside": sum(counts.set_aside.values()),
+    }
+    for outcome, rows in outcomes.items():
+        _add("clusterbatch_rows", rows, stage=stage, outcome=outcome)
+    _add("clusterbatch_bytes_written", sum(part.bytes for part in receipt.parts), stage=stage)
+    _add("clusterbatch_units", 1, stage=stage)
+    _set("clusterbatch_units_waiting", waiting, stage=stage)
+    _observe("clusterbatch_unit_seconds", receipt.seconds, stage=stage)
+
+
+def step_finished(line: Mapping[str, Any]) -> None:
+    """Records a training step from its line of metrics.jsonl."""
+    for name in _TRAINING_GAUGES:
+        _set(f"clusterbatch_training_{name}", line[name])
+    _add("clusterbatch_training_pairs", line["pairs"])
+    _add("clusterbatch_training_tokens", line["tokens"])
+    _add("clusterbatch_training_data_wait_seconds", line["data_wait"] * line["seconds"])
+    _observe("clusterbatch_training_step_seconds", line["seconds"])
+
+
+def _add(name: str, value: float, **tags: str) -> None:
+    # Ray refuses to add nothing.
+    if value > 0:
+        _instrument(name).inc(value, tags=tags)
+
+
+def _set(name: str, value: float, **tags: str) -> None:
+    _instrument(name).set(value, tags=tags)
+
+
+def _observe(name: str, value: float, **tags: str) -> None:
+    # Ray's histograms refuse what is not a number.
+    if math.isfinite(value):
+        _instrument(name).observe(value, tags=tags)
+
+
+@cache
+def _instrument(name: str) -> Any:
+    """One per process: a second of the same name would start again from zero."""
+    measure = MEASURES[name]
+    if measure.kind == "counter":
+        return Counter(name, measure.description, measure.tags)
+    if measure.kind == "gauge":
+        return Gauge(name, measure.description, measure.tags)
+    return Histogram(name, measure.description, list(measure.boundaries), measure.tags)

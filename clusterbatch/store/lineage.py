@@ -1,0 +1,41 @@
+"""What made an artifact, beside its configuration and its inputs: versions of software, and the commit of this one."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_PACKAGES = ("clusterbatch", "ray", "torch", "transformers", "faiss-cpu", "pyarrow", "numpy")
+_GIT_SECONDS = 5
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what can change a result; `commit` where it is known."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    commit = source_commit()
+    return {**found, "commit": commit} if commit else found
+
+
+@cache
+def source_commit() -> str | None:
+    """The commit that this code is: of the checkout it runs from (`-dirty` behind it where files were changed), else
+    what the environment says (CLUSTERBATCH_REVISION, which the container image sets), else None."""
+    checkout = Path(__file__).parents[2]
+    if (checkout / ".git").exists():
+        command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True)
+            return done.stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            # No git, or a checkout that belongs to another user: then as if there were no checkout.
+            pass
+    return os.environ.get("CLUSTERBATCH_REVISION")
