@@ -3,10 +3,12 @@
 from clusterbatch.config.base import Section, fingerprint, operational
 from clusterbatch.config.batches import BatchesConfig
 from clusterbatch.config.cluster import ClusterConfig
+from clusterbatch.config.compare import CompareConfig
 from clusterbatch.config.corpus import DOCSTRINGS, ColumnsConfig, CorpusConfig
 from clusterbatch.config.embed import EmbedConfig
 from clusterbatch.config.evaluate import EvaluateConfig
-from clusterbatch.config.load import RunConfig, load_config
+from clusterbatch.config.load import RunConfig, load_config, with_changes
+from clusterbatch.config.reuse import ReuseConfig
 from clusterbatch.config.runtime import RayConfig, StorageConfig
 from clusterbatch.config.train import MaskConfig, TrainConfig
 
@@ -15,11 +17,13 @@ __all__ = [
     "BatchesConfig",
     "ClusterConfig",
     "ColumnsConfig",
+    "CompareConfig",
     "CorpusConfig",
     "EmbedConfig",
     "EvaluateConfig",
     "MaskConfig",
     "RayConfig",
+    "ReuseConfig",
     "RunConfig",
     "Section",
     "StorageConfig",
@@ -27,4 +31,5 @@ __all__ = [
     "fingerprint",
     "load_config",
     "operational",
+    "with_changes",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from pydantic import ValidationError
 from clusterbatch.config.base import Section
 from clusterbatch.config.batches import BatchesConfig
 from clusterbatch.config.cluster import ClusterConfig
+from clusterbatch.config.compare import CompareConfig
 from clusterbatch.config.corpus import CorpusConfig
 from clusterbatch.config.embed import EmbedConfig
 from clusterbatch.config.evaluate import EvaluateConfig
+from clusterbatch.config.reuse import ReuseConfig
 from clusterbatch.config.runtime import RayConfig, StorageConfig
 from clusterbatch.config.train import TrainConfig
 from clusterbatch.errors import UsageError
@@ -30,6 +32,8 @@ class RunConfig(Section):
     batches: BatchesConfig = BatchesConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    compare: CompareConfig = CompareConfig()
+    reuse: ReuseConfig = ReuseConfig()
     ray: RayConfig = RayConfig()
     storage: StorageConfig = StorageConfig()
 
@@ -44,6 +48,17 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
         values = _read_yaml(Path(path))
     for word in overrides:
         _apply(values, word)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(_one_line(error)) from None
+
+
+def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """`config` with the values of dotted keys replaced; raises UsageError as `load_config` does."""
+    values = config.model_dump()
+    for key, value in changes.items():
+        _set(values, key, value)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -74,7 +89,11 @@ def _apply(values: dict[str, Any], word: str) -> None:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError:
         raise UsageError(f"{key}: {text!r} is not a valid value") from None
-    *parents, leaf = key.strip().split(".")
+    _set(values, key.strip(), value)
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
     section = values
     for depth, name in enumerate(parents):
         below = section.setdefault(name, {})

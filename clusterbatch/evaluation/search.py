@@ -44,6 +44,14 @@ def descending_ids(ids: Sequence[str]) -> np.ndarray:
     return np.array(sorted(range(len(ids)), key=encoded.__getitem__, reverse=True), dtype=np.int64)
 
 
+def identical_ids(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray | None:
+    """(Q,) int64: the number of the document that has the query's own id, -1 where there is none; None where no query
+    has one."""
+    numbers = {identifier: number for number, identifier in enumerate(documents)}
+    excluded = np.array([numbers.get(query, -1) for query in queries], dtype=np.int64)
+    return excluded if (excluded >= 0).any() else None
+
+
 def search(queries: torch.Tensor, documents: torch.Tensor, k: int, excluded: np.ndarray | None = None) -> Ranking:
     """The k best documents of every query.
 

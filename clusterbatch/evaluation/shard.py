@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from clusterbatch.config import RunConfig
+from clusterbatch.encoder.hardware import resolve_device
 from clusterbatch.encoder.model import Encoder, load_encoder
 from clusterbatch.encoder.resolve import resolve_model
-from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.models import EvaluatedModel
-from clusterbatch.evaluation.search import Ranking, descending_ids, search
+from clusterbatch.evaluation.search import Ranking, descending_ids, identical_ids, search
+from clusterbatch.evaluation.texts import Texts
 from clusterbatch.runtime import Unit
 from clusterbatch.store import Artifact, Counts, Part, Receipt, Stopwatch
 from clusterbatch.store.tables import read_parquet, write_parquet
@@ -65,7 +65,7 @@ class SearchWorker:
         ids, texts = task.collection.read_documents(task.start, task.end)
         order = descending_ids(ids)
         ids = [ids[row] for row in order]
-        documents = _Texts("document", [texts[row] for row in order], self._config.evaluate.max_document_tokens)
+        documents = Texts("document", [texts[row] for row in order], self._config.evaluate.max_document_tokens)
         excluded = queries.excluded(ids) if self._config.evaluate.ignore_identical_ids else None
         parts = []
         for model in task.models:
@@ -90,7 +90,9 @@ class SearchWorker:
             if held > _KEPT_BYTES:
                 self._encoders.clear()
             folder = resolve_model(model.name, self._config.storage)
-            self._encoders[model] = load_encoder(folder, model.encoder, device=_device(self._config.evaluate.device))
+            self._encoders[model] = load_encoder(
+                folder, model.encoder, device=resolve_device(self._config.evaluate.device)
+            )
         return self._encoders[model]
 
     def _write(
@@ -106,24 +108,6 @@ class SearchWorker:
         return parts
 
 
-class _Texts:
-    """Texts of one kind; tokens are made once for all encoders that would make the same."""
-
-    def __init__(self, kind: Literal["query", "document"], texts: list[str], max_tokens: int) -> None:
-        self._kind: Literal["query", "document"] = kind
-        self._texts, self._max_tokens = texts, max_tokens
-        self._tokens: dict[tuple[str, int, str], Tokens] = {}
-
-    def vectors(self, encoder: Encoder, batch_tokens: int) -> torch.Tensor:
-        """(N, D) float32 on the encoder's device, with the model's own prompt for this kind of text."""
-        limit = min(self._max_tokens, encoder.max_tokens or self._max_tokens)
-        prompt = encoder.prompts[self._kind]
-        key = (encoder.tokenizer.fingerprint, limit, prompt)
-        if key not in self._tokens:
-            self._tokens[key] = encoder.tokenizer.encode(self._texts, limit, prompt)
-        return torch.from_numpy(encoder.encode(self._tokens[key], batch_tokens)).to(encoder.device)
-
-
 class _Queries:
     """The judged queries of a collection: ids, vectors by model, and the ids of all judged documents."""
 
@@ -133,7 +117,7 @@ class _Queries:
         self.collection = collection
         self.judged = {document for grades in judgements.values() for document in grades}
         self._ids = list(texts)
-        self._texts = _Texts("query", list(texts.values()), config.evaluate.max_query_tokens)
+        self._texts = Texts("query", list(texts.values()), config.evaluate.max_query_tokens)
         self._batch_tokens = config.embed.batch_tokens
         self._vectors: dict[EvaluatedModel, torch.Tensor] = {}
 
@@ -145,9 +129,7 @@ class _Queries:
 
     def excluded(self, documents: Sequence[str]) -> np.ndarray | None:
         """(Q,) int64: the number of the document that has the query's own id, -1 where there is none."""
-        numbers = {identifier: number for number, identifier in enumerate(documents)}
-        excluded = np.array([numbers.get(query, -1) for query in self._ids], dtype=np.int64)
-        return excluded if (excluded >= 0).any() else None
+        return identical_ids(self._ids, documents)
 
 
 def read_candidates(artifact: Artifact, part: Part) -> tuple[Ranking, list[str]]:
@@ -174,9 +156,3 @@ def _candidates(ranking: Ranking, ids: Sequence[str]) -> pa.Table:
 
 def _weight_bytes(encoder: Encoder) -> int:
     return sum(weight.nbytes for weight in encoder.parameters())
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -8,31 +8,35 @@ from clusterbatch.store.filesystem import Folder
 
 
 class Workspace:
-    """Names the places of one workspace URI; `generation` counts passes of embed, cluster, train."""
+    """Names the places of one workspace URI; `generation` counts passes of embed, cluster, train.
+
+    Corpus, embeddings and clusters may lie in other workspaces (`reuse`).
+    """
 
     def __init__(self, config: RunConfig) -> None:
         self.root = Folder(config.workspace, config.storage)
+        self._reuse = config.reuse
 
     @property
     def corpus(self) -> Artifact:
-        return Artifact(self.root.child("corpus"), "corpus")
+        return Artifact(self._home(self._reuse.corpus).child("corpus"), "corpus")
 
     @property
     def sample(self) -> Artifact:
         """The built-in sample, when the corpus is mined from docstrings."""
-        return Artifact(self.root.child("sample"), "sample")
+        return Artifact(self._home(self._reuse.corpus).child("sample"), "sample")
 
     def embeddings(self, generation: int = 0) -> Artifact:
-        return Artifact(self._generation(generation).child("embeddings"), "embeddings")
+        return Artifact(_generation(self._home(self._reuse.embeddings), generation).child("embeddings"), "embeddings")
 
     def clusters(self, generation: int = 0) -> Artifact:
-        return Artifact(self._generation(generation).child("clusters"), "clusters")
+        return Artifact(_generation(self._home(self._reuse.clusters), generation).child("clusters"), "clusters")
 
     def train(self, generation: int = 0) -> Artifact:
-        return Artifact(self._generation(generation).child("train"), "training run")
+        return Artifact(_generation(self.root, generation).child("train"), "training run")
 
     def evaluation(self, generation: int = 0) -> Artifact:
-        return Artifact(self._generation(generation).child("evaluation"), "evaluation")
+        return Artifact(_generation(self.root, generation).child("evaluation"), "evaluation")
 
     @property
     def model(self) -> Folder:
@@ -42,5 +46,9 @@ class Workspace:
     def report(self) -> Folder:
         return self.root.child("report")
 
-    def _generation(self, generation: int) -> Folder:
-        return self.root.child(f"generation={generation:03d}")
+    def _home(self, reused: str | None) -> Folder:
+        return self.root if reused is None else Folder(reused, self.root.storage)
+
+
+def _generation(root: Folder, generation: int) -> Folder:
+    return root.child(f"generation={generation:03d}")

@@ -1,0 +1,109 @@
+"""`compare`: batch strategies on the same data, steps and masks; and what decides between them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from clusterbatch.config.base import Section, operational
+
+# Arms by name: what each changes in the configuration.
+PRESETS: dict[str, dict[str, Any]] = {
+    "random": {"batches.stratify": "random"},
+    "source": {"batches.stratify": "source"},
+    "cluster": {"batches.stratify": "cluster"},
+    "cluster-query": {"batches.stratify": "cluster", "cluster.features": "query"},
+    "cluster-both": {"batches.stratify": "cluster", "cluster.features": "both"},
+    "cluster-corpus": {"batches.stratify": "cluster", "cluster.scope": "corpus"},
+    "cluster-masked": {
+        "batches.stratify": "cluster",
+        "train.mask.surrogate_margin": -0.05,
+        "train.mask.surrogate_relative": True,
+    },
+    # Groups of the clusters' sizes with any rows of the source: tells hardness from grouping.
+    "random-groups": {"batches.stratify": "random_groups"},
+    # The same number of steps, four times the pairs: what the money would buy without clusters.
+    "random-4x": {"batches.stratify": "random", "batches.size": "4x"},
+}
+
+
+def _arms(value: object) -> object:
+    names = [value] if isinstance(value, str) else value
+    if isinstance(names, list):
+        unknown = [name for name in names if name not in PRESETS]
+        if unknown:
+            raise ValueError(f"no arm is called {unknown[0]!r} (known: {', '.join(PRESETS)}; or name: overrides)")
+        return {name: PRESETS[name] for name in names}
+    if isinstance(names, dict):
+        return {
+            name: PRESETS[name] if changes is None and name in PRESETS else changes for name, changes in names.items()
+        }
+    return value
+
+
+def _seconds(value: object) -> object:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", value.strip()) if isinstance(value, str) else None
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else value
+
+
+# Seconds; written 900, 15m or 2h.
+Duration = Annotated[float, BeforeValidator(_seconds)]
+
+
+class DecideConfig(Section):
+    """When it pays: the gain over the baseline that the user wants to see, and what it may cost."""
+
+    metric: str = "NDCG@10"
+    # Smallest gain in `metric` (averaged over collections) that is worth the trouble.
+    min_gain: float = Field(0.005, ge=0)
+    # Largest extra cost as a share of the baseline's own (1.0: twice as much in all); unset: cost does not decide.
+    max_cost: float | None = Field(None, ge=0)
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+
+
+class PricesConfig(Section):
+    """What an hour costs, in `currency`; used in the report only."""
+
+    cpu_hour: float = operational(0.05, ge=0)
+    gpu_hour: float = operational(2.0, ge=0)
+    currency: str = operational("USD")
+
+
+class CompareConfig(Section):
+    # Names of built-in arms, or name: {dotted.key: value}.
+    arms: Annotated[dict[str, dict[str, Any]], BeforeValidator(_arms)] = Field(
+        ["random", "source", "cluster", "random-groups"], validate_default=True
+    )
+    # The arm that the others are measured against; unset: the first.
+    baseline: str | None = None
+    seeds: int = Field(3, ge=1)
+    # Optimizer steps of every run; unset: what train.steps or train.epochs say of the baseline.
+    steps: int | None = Field(None, ge=1)
+    # Three times the steps: late gains need time to show.
+    long: bool = False
+    # Points of the learning curves, evenly spaced; the last is the end.
+    points: int = Field(5, ge=1)
+    # Each arm's own sweep: the best pair on half of the queries, which then do not count, is what the arm runs with.
+    learning_rates: list[float] = []
+    temperatures: list[float] = []
+    decide: DecideConfig = DecideConfig()
+    prices: PricesConfig = PricesConfig()
+    # Runs side by side.
+    workers: int = operational(2, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CompareConfig:
+        if len(self.arms) < 2:
+            raise ValueError("arms: give at least two")
+        if self.baseline is not None and self.baseline not in self.arms:
+            raise ValueError(f"baseline: {self.baseline!r} is not among the arms ({', '.join(self.arms)})")
+        for name in self.arms:
+            if not re.fullmatch(r"[\w.+-]+", name):
+                raise ValueError(f"arms: {name!r} may hold letters, digits and . + - only")
+        return self
+
+    @property
+    def reference(self) -> str:
+        return self.baseline or next(iter(self.arms))

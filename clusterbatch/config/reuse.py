@@ -1,0 +1,17 @@
+"""`reuse`: artifacts that another workspace has already."""
+
+from __future__ import annotations
+
+from clusterbatch.config.base import Section, operational
+
+
+class ReuseConfig(Section):
+    """Workspaces (URIs) whose artifacts are read in place of this one's own.
+
+    Results do not depend on where an input lies, and what it is goes into the fingerprint of what is made from it.
+    """
+
+    # With the sample, where the corpus is mined from docstrings.
+    corpus: str | None = operational(None)
+    embeddings: str | None = operational(None)
+    clusters: str | None = operational(None)

@@ -1,0 +1,32 @@
+"""Texts that several encoders embed: those with the same tokenizer share the tokens."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from clusterbatch.encoder.model import Encoder
+from clusterbatch.encoder.tokens import Tokens
+
+
+class Texts:
+    """N queries or documents; tokens are made once for all encoders that would make the same."""
+
+    def __init__(self, kind: Literal["query", "document"], texts: list[str], max_tokens: int) -> None:
+        self._kind: Literal["query", "document"] = kind
+        self._texts, self._max_tokens = texts, max_tokens
+        self._tokens: dict[tuple[str, int, str], Tokens] = {}
+
+    def tokens(self, encoder: Encoder) -> Tokens:
+        """Cut to the evaluation's limit or the model's own, whichever is shorter, behind the model's own prompt."""
+        limit = min(self._max_tokens, encoder.max_tokens or self._max_tokens)
+        prompt = encoder.prompts[self._kind]
+        key = (encoder.tokenizer.fingerprint, limit, prompt)
+        if key not in self._tokens:
+            self._tokens[key] = encoder.tokenizer.encode(self._texts, limit, prompt)
+        return self._tokens[key]
+
+    def vectors(self, encoder: Encoder, batch_tokens: int) -> torch.Tensor:
+        """(N, D) float32 unit vectors on the encoder's device."""
+        return torch.from_numpy(encoder.encode(self.tokens(encoder), batch_tokens)).to(encoder.device)
