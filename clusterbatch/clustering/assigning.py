@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -39,6 +40,8 @@ class Tokenisation:
     special_tokens: bool
     max_query_tokens: int
     max_document_tokens: int
+    # 'query', 'document', and '<source>-query', '<source>-document' where a source has its own; else the model's own.
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -50,16 +53,22 @@ class Tokenisation:
 
     @cached_property
     def _prompts(self) -> dict[str, str]:
-        return read_layout(self._folder).prompts
+        return {**read_layout(self._folder).prompts, **self.prompts}
 
     def __getstate__(self) -> dict[str, object]:
         return {name: self.__dict__[name] for name in self.__dataclass_fields__}
 
-    def queries(self, texts: list[str]) -> Tokens:
-        return self.tokenizer.encode(texts, self.max_query_tokens, self._prompts["query"])
+    def queries(self, texts: list[str], sources: Sequence[str]) -> Tokens:
+        return self._tokens("query", texts, sources, self.max_query_tokens)
 
-    def documents(self, texts: list[str]) -> Tokens:
-        return self.tokenizer.encode(texts, self.max_document_tokens, self._prompts["document"])
+    def documents(self, texts: list[str], sources: Sequence[str]) -> Tokens:
+        return self._tokens("document", texts, sources, self.max_document_tokens)
+
+    def _tokens(self, kind: str, texts: list[str], sources: Sequence[str], longest: int) -> Tokens:
+        if all(name in ("query", "document") for name in self.prompts):
+            return self.tokenizer.encode(texts, longest, self._prompts[kind])
+        prompts = [self._prompts.get(f"{source}-{kind}", self._prompts[kind]) for source in sources]
+        return self.tokenizer.encode([prompt + text for prompt, text in zip(prompts, texts, strict=True)], longest)
 
 
 class AssignWorker:
@@ -116,17 +125,18 @@ class AssignWorker:
             )
         cluster, cosine = self._assign(self._groups.of_rows(rows["source"]), vectors)
         kind = token_type(self._tokenisation.tokenizer.vocabulary)
+        sources = rows["source"].to_pylist()
         columns = {
             "cluster": cluster,
             "hash": row_hashes(rows["pair_id"], self._seed),
             "cosine": cosine,
             **{name: rows[name] for name in rows.column_names if name != "group"},
-            "query_tokens": self._tokenisation.queries(rows["query"].to_pylist()).to_arrow(kind),
-            "document_tokens": self._tokenisation.documents(rows["document"].to_pylist()).to_arrow(kind),
+            "query_tokens": self._tokenisation.queries(rows["query"].to_pylist(), sources).to_arrow(kind),
+            "document_tokens": self._tokenisation.documents(rows["document"].to_pylist(), sources).to_arrow(kind),
             **{name: vectors[name] for name in VECTORS},
         }
         if "negatives" in rows.column_names:
-            columns["negative_tokens"] = self._negatives(rows["negatives"].combine_chunks(), kind)
+            columns["negative_tokens"] = self._negatives(rows["negatives"].combine_chunks(), sources, kind)
         return pa.table(columns)
 
     def _assign(self, groups: np.ndarray, vectors: pa.Table) -> tuple[np.ndarray, np.ndarray]:
@@ -144,9 +154,10 @@ class AssignWorker:
                 cosine[of_group] = found.cosine.numpy()
         return cluster, cosine
 
-    def _negatives(self, negatives: pa.ListArray, kind: pa.DataType) -> pa.ListArray:
+    def _negatives(self, negatives: pa.ListArray, sources: list[str], kind: pa.DataType) -> pa.ListArray:
         """list<list<token>>: the tokens of each row's negatives; no list where there was none."""
-        tokens = self._tokenisation.documents(negatives.flatten().to_pylist()).to_arrow(kind)
         lengths = negatives.value_lengths().fill_null(0).to_numpy()
+        owners = [sources[row] for row in np.repeat(np.arange(len(sources)), lengths).tolist()]
+        tokens = self._tokenisation.documents(negatives.flatten().to_pylist(), owners).to_arrow(kind)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(offsets), tokens)

@@ -40,6 +40,7 @@ def cluster(config: RunConfig, *, generation: int = 0, force: bool = False) -> M
         special_tokens=config.train.encoder == "backbone",
         max_query_tokens=config.train.max_query_tokens,
         max_document_tokens=config.train.max_document_tokens,
+        prompts=config.train.named_prompts,
     )
     identity = _fingerprint(config, inputs, tokenisation)
     artifact = workspace.clusters(generation)
@@ -59,6 +60,7 @@ def _fingerprint(config: RunConfig, inputs: tuple[Manifest, Manifest], tokenisat
         stratify,
         mean_size(config) if config.cluster.clusters is None and stratify not in ("random", "source") else None,
         [tokenisation.tokenizer.fingerprint, tokenisation.max_query_tokens, tokenisation.max_document_tokens],
+        tokenisation.prompts,
         [manifest.fingerprint for manifest in inputs],
     )
 

@@ -10,7 +10,7 @@ from clusterbatch.config.evaluate import EvaluateConfig
 from clusterbatch.config.load import RunConfig, load_config, with_changes
 from clusterbatch.config.reuse import ReuseConfig
 from clusterbatch.config.runtime import RayConfig, StorageConfig
-from clusterbatch.config.train import MaskConfig, TrainConfig
+from clusterbatch.config.train import LoraConfig, MaskConfig, PromptsConfig, TrainConfig
 
 __all__ = [
     "DOCSTRINGS",
@@ -21,7 +21,9 @@ __all__ = [
     "CorpusConfig",
     "EmbedConfig",
     "EvaluateConfig",
+    "LoraConfig",
     "MaskConfig",
+    "PromptsConfig",
     "RayConfig",
     "ReuseConfig",
     "RunConfig",

@@ -36,6 +36,23 @@ class MaskConfig(Section):
     own_score_margin: float | None = Field(None, ge=-2, le=2)
 
 
+class PromptsConfig(Section):
+    """What is put before texts. Unset: the prompts that the model's own files name."""
+
+    query: str | None = None
+    document: str | None = None
+
+
+class LoraConfig(Section):
+    """Low-rank adapters instead of all weights (needs `peft`); they are merged into the model that is written."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    # Names of the layers that get adapters; unset: all linear ones.
+    layers: list[str] | None = None
+
+
 class TrainConfig(Section):
     model: str = "all-MiniLM-L6-v2"
     # static: only the model's token embeddings, mean-pooled; backbone: the whole transformer.
@@ -44,8 +61,12 @@ class TrainConfig(Section):
     steps: int | None = Field(None, ge=1)
     max_query_tokens: int = Field(64, ge=2)
     max_document_tokens: int = Field(256, ge=2)
+    prompts: PromptsConfig = PromptsConfig()
+    # By source, where its texts take prompts of their own; saved with the model as '<source>-query' and so on.
+    source_prompts: dict[str, PromptsConfig] = {}
     # Dropout of a backbone; unset: what its own files say.
     dropout: float | None = Field(None, ge=0, lt=1)
+    lora: LoraConfig | None = None
 
     # AdamW. linear and cosine fall to zero after the warmup, wsd (warmup-stable-decay) over the last share `decay`.
     learning_rate: float = Field(2e-5, gt=0)
@@ -72,10 +93,18 @@ class TrainConfig(Section):
     # Activations kept from the forward to the backward pass; micro-batches beyond it are computed twice (gradient
     # cache). The gradient is the same.
     activation_bytes: int = operational(2 * 2**30, ge=0)
+    # Keeps each layer's input only and computes the layer again: less memory, a third more work.
+    gradient_checkpointing: bool = operational(False)
 
     # Steps between two checkpoints; unset: about ten in a run.
     checkpoint_every: int | None = operational(None, ge=1)
     keep_checkpoints: int = operational(2, ge=1)
+    # Folder in BEIR layout that is searched every so many steps; the checkpoint that does best there is kept too.
+    evaluate_path: str | None = operational(None)
+    evaluate_every: int | None = operational(None, ge=1)
+    # Where figures go beside the JSON lines; mlflow and wandb need their packages and take their own settings from
+    # their environment variables.
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = operational(["tensorboard"])
     # A number, or [fewest, most]: Ray then takes what the cluster has (elastic).
     workers: WorkerRange = operational((2, 2))
     # CPU cores that a worker asks for; it computes with as many threads, at least one.
@@ -85,6 +114,15 @@ class TrainConfig(Section):
     device: str = operational("auto")
     # Seconds after which a collective that does not answer fails the run.
     collective_timeout: float = operational(120.0, gt=0)
+
+    @property
+    def named_prompts(self) -> dict[str, str]:
+        """The prompts that are set, by the names under which they are saved with the model."""
+        named = {"": self.prompts, **{f"{source}-": own for source, own in self.source_prompts.items()}}
+        both = {
+            f"{prefix}{kind}": getattr(own, kind) for prefix, own in named.items() for kind in ("query", "document")
+        }
+        return {name: prompt for name, prompt in both.items() if prompt is not None}
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
@@ -96,6 +134,10 @@ class TrainConfig(Section):
             raise ValueError("directions: one is named twice")
         if self.matryoshka is not None and (not self.matryoshka or min(self.matryoshka) < 1):
             raise ValueError("matryoshka: expected sizes of at least 1")
+        if (self.evaluate_path is None) != (self.evaluate_every is None):
+            raise ValueError("evaluate_path and evaluate_every go together")
+        if self.encoder == "static" and (self.lora or self.gradient_checkpointing):
+            raise ValueError("lora and gradient_checkpointing need encoder: backbone")
         if self.mask.same_query_is_positive and not self.mask.duplicates:
             raise ValueError("mask.same_query_is_positive needs mask.duplicates")
         fewest, most = self.workers

@@ -94,7 +94,7 @@ def _settings(encoder: Encoder) -> dict[str, Any]:
         },
         "default_prompt_name": None,
         "model_type": "SentenceTransformer",
-        "prompts": {"document": encoder.prompts["document"], "query": encoder.prompts["query"]},
+        "prompts": dict(sorted(encoder.prompts.items())),
         "similarity_fn_name": "cosine",
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from clusterbatch.training.checkpoint import CheckpointManifest, Checkpoints
 from clusterbatch.training.metrics_log import MetricsLog
 from clusterbatch.training.step import StepResult, TrainingStep
 from clusterbatch.training.throughput import peak_memory_bytes, training_flops_per_token
+from clusterbatch.training.trackers import Tracker, figures_of
+from clusterbatch.training.validation import Validation
 
 
 class Preempted(RuntimeError):
@@ -29,6 +31,7 @@ class LoopSettings:
     checkpoint_every: int
     run_fingerprint: str
     plan_fingerprint: str
+    evaluate_every: int = 1
 
 
 class TrainingLoop:
@@ -46,12 +49,16 @@ class TrainingLoop:
         checkpoints: Checkpoints | None,
         log: MetricsLog | None,
         peak_flops: float,
+        trackers: Sequence[Tracker] = (),
+        validation: Validation | None = None,
         observe: Callable[[dict[str, Any]], None] = lambda line: None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self._training, self._loader, self._settings = training, loader, settings
         self._checkpoints, self._log = checkpoints, log
         self._peak_flops = peak_flops
+        self._trackers, self._validation = trackers, validation
+        self.last_line: dict[str, Any] | None = None
         self._observe, self._stop_requested = observe, stop_requested
         self._flops_per_token = training_flops_per_token(training.encoder)
 
@@ -64,23 +71,44 @@ class TrainingLoop:
             now = time.perf_counter()
             wait_share = (self._loader.wait_seconds - waited) / (now - begun)
             line = self._line(batch, result, now - begun, wait_share)
-            waited, begun = self._loader.wait_seconds, now
             done = batch.step + 1
-            if self._log is not None:
-                self._log.add(line)
-                self._observe(line)
             stopping = result.stop_requests > 0
-            if stopping or done % settings.checkpoint_every == 0 or done == settings.last_step:
-                self._checkpoint(done, batch.epoch)
+            ending = stopping or done == settings.last_step
+            score = None if stopping else self._score(done)
+            if score is not None:
+                line["score"] = score
+            self._record(line)
+            # A score is worth a checkpoint: it may be the best.
+            if ending or score is not None or done % settings.checkpoint_every == 0:
+                self._checkpoint(done, batch.epoch, score)
             if stopping and done < settings.last_step:
                 self._wait()
                 raise Preempted(f"stopped after step {done}, as asked; its checkpoint is written")
+            begun, waited = time.perf_counter(), self._loader.wait_seconds
         self._wait()
 
-    def _checkpoint(self, step: int, epoch: int) -> None:
+    def _record(self, line: dict[str, Any]) -> None:
+        self.last_line = line
+        if self._log is None:
+            return
+        self._log.add(line)
+        figures = figures_of(line)
+        for tracker in self._trackers:
+            tracker.add(line["step"], figures)
+        self._observe(line)
+
+    def _score(self, done: int) -> float | None:
+        settings = self._settings
+        if self._validation is None or not (done % settings.evaluate_every == 0 or done == settings.last_step):
+            return None
+        return self._validation.measure(self._training.encoder)
+
+    def _checkpoint(self, step: int, epoch: int, score: float | None) -> None:
         if self._checkpoints is None or self._log is None:
             return
         self._log.cut(step)
+        for tracker in self._trackers:
+            tracker.flush()
         settings, training = self._settings, self._training
         manifest = CheckpointManifest(
             step=step,
@@ -90,6 +118,7 @@ class TrainingLoop:
             world_size=training.world.size,
             seed=training.config.seed,
             parts=[],
+            score=score,
         )
         self._checkpoints.save(manifest, *training.state())
 

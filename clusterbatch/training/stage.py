@@ -28,6 +28,8 @@ from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.gather import World
 from clusterbatch.training.loop import log_line
 from clusterbatch.training.metrics_log import SEGMENTS, read_metrics
+from clusterbatch.training.preparing import check_adapters
+from clusterbatch.training.trackers import check_trackers
 from clusterbatch.training.worker import CHECKPOINTS, MODEL, TrainingJob, open_plan, run_worker
 
 _RAY_FOLDER = "_ray"
@@ -56,6 +58,8 @@ def train(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     artifact = workspace.train(generation)
     if artifact.is_done(identity) and not force:
         return artifact.require()
+    check_adapters(config.train)
+    check_trackers(config.train.trackers)
     watch = Stopwatch()
     artifact.begin(identity, force)
     job = TrainingJob(config, generation, steps, initial_model, identity)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 import xxhash
-from torch import Tensor, nn
+from torch import Tensor
 
 from clusterbatch.batches.loader import SliceBatch
 from clusterbatch.config import TrainConfig
-from clusterbatch.encoder.hardware import inference_dtype
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.training.gather import World
@@ -24,6 +20,7 @@ from clusterbatch.training.grad_cache import CachedEmbedding, RandomKey
 from clusterbatch.training.loss import ContrastiveLoss
 from clusterbatch.training.masks import BatchFacts
 from clusterbatch.training.optimizer import Optimizer
+from clusterbatch.training.preparing import autocast, prepare, token_table
 from clusterbatch.training.reduce import FlatGradients
 
 
@@ -55,18 +52,16 @@ class TrainingStep:
 
     def __init__(self, encoder: Encoder, config: TrainConfig, steps: int, world: World) -> None:
         self.encoder, self.config, self.world = encoder, config, world
+        prepare(encoder, config)
         self.loss = ContrastiveLoss(config).to(encoder.device)
         named = [(f"encoder.{name}", parameter) for name, parameter in encoder.named_parameters()]
         named += [(f"loss.{name}", parameter) for name, parameter in self.loss.named_parameters()]
         self.trainable = {name: parameter for name, parameter in named if parameter.requires_grad}
-        table = _token_table(encoder)
-        table.sparse = encoder.device.type == "cpu"
-        tables = [table.weight] if table.weight.requires_grad else []
+        table = token_table(encoder).weight
+        tables = [table] if table.requires_grad else []
         self.gradients = FlatGradients(list(self.trainable.values()), tables, world)
         self.optimizer = Optimizer(self.trainable, config, steps)
-        self._autocast = _autocast(config, encoder)
-        _set_dropout(encoder, config.dropout)
-        encoder.train()
+        self._autocast = autocast(config, encoder)
 
     def run(self, batch: SliceBatch, stop_requested: bool = False) -> StepResult:
         """Trains on the global batch of which `batch` is this rank's slice."""
@@ -101,7 +96,7 @@ class TrainingStep:
         norm = self.gradients.clip(self.config.clip_norm)
         rate = self.optimizer.step(batch.step)
         own = torch.tensor(
-            [len(tokens.values), embedding.padded_tokens, embedding.kept_share, stop_requested],
+            [len(tokens.values), self._computed_tokens(embedding, tokens), embedding.kept_share, stop_requested],
             dtype=torch.float64,
             device=loss.device,
         )
@@ -134,6 +129,10 @@ class TrainingStep:
             for name, parameter in self.trainable.items():
                 parameter.copy_(parameters[name])
         self.optimizer.load(moments, steps_done)
+
+    def _computed_tokens(self, embedding: CachedEmbedding, tokens: Tokens) -> int:
+        """Tokens with the padding that the encoder computes on; a static one computes on none."""
+        return len(tokens.values) if self.encoder.kind == "static" else embedding.padded_tokens
 
     def _encode(self, tokens: Tokens) -> Tensor:
         with self._autocast():
@@ -179,30 +178,3 @@ def _token_hashes(tokens: Tokens) -> np.ndarray:
     bounds = tokens.offsets.tolist()
     hashes = (xxhash.xxh3_64_intdigest(values[a:b].data) for a, b in pairwise(bounds))
     return np.fromiter(hashes, np.uint64, len(tokens))
-
-
-def _token_table(encoder: Encoder) -> Any:
-    """The module that turns token ids into vectors; a batch touches only the rows of its tokens."""
-    if isinstance(encoder.backbone, nn.EmbeddingBag):
-        return encoder.backbone
-    return encoder.backbone.get_input_embeddings()  # type: ignore[operator]
-
-
-def _autocast(config: TrainConfig, encoder: Encoder) -> Callable[[], AbstractContextManager[Any]]:
-    # A static encoder only adds table rows up: nothing to gain, digits to lose.
-    if computing_dtype(config, encoder) == torch.float32:
-        return nullcontext
-    return lambda: torch.autocast(encoder.device.type, dtype=torch.bfloat16)
-
-
-def computing_dtype(config: TrainConfig, encoder: Encoder) -> torch.dtype:
-    """What the encoder multiplies in; its weights are float32 always."""
-    return torch.float32 if encoder.kind == "static" else inference_dtype(config.precision, encoder.device)
-
-
-def _set_dropout(encoder: Encoder, dropout: float | None) -> None:
-    if dropout is None:
-        return
-    for module in encoder.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = dropout

@@ -25,8 +25,12 @@ from clusterbatch.training.checkpoint import Checkpoints
 from clusterbatch.training.gather import World
 from clusterbatch.training.loop import LoopSettings, TrainingLoop
 from clusterbatch.training.metrics_log import MetricsLog
-from clusterbatch.training.step import TrainingStep, computing_dtype
+from clusterbatch.training.model_card import model_card
+from clusterbatch.training.preparing import computing_dtype, finish
+from clusterbatch.training.step import TrainingStep
 from clusterbatch.training.throughput import peak_flops
+from clusterbatch.training.trackers import open_trackers
+from clusterbatch.training.validation import Validation
 
 CHECKPOINTS, MODEL = "checkpoints", "model"
 # Checkpoints in a run whose configuration does not say when.
@@ -81,6 +85,7 @@ def run_worker(
     sizes = config.train.matryoshka
     if sizes is not None and max(sizes) != encoder.dimensions:
         raise UsageError(f"train.matryoshka: the largest size must be the model's, {encoder.dimensions}")
+    encoder.prompts.update(config.train.named_prompts)
     training = TrainingStep(encoder, config.train, job.steps, world)
     clusters = Workspace(config).clusters(job.generation)
     reader = ShardReader(clusters)
@@ -97,8 +102,19 @@ def run_worker(
         prefetch_bytes=config.batches.prefetch_bytes,
         cache_bytes=config.batches.cache_bytes,
     )
-    settings = LoopSettings(first_step, job.steps, job.checkpoint_every, job.fingerprint, plan.fingerprint)
+    settings = LoopSettings(
+        first_step,
+        job.steps,
+        job.checkpoint_every,
+        job.fingerprint,
+        plan.fingerprint,
+        config.train.evaluate_every or job.steps,
+    )
     is_first = world.rank == 0
+    trackers = []
+    if is_first:
+        described = {"train": config.train.identity(), "batches": config.batches.identity()}
+        trackers = open_trackers(config.train.trackers, job.folder, job.fingerprint, first_step, described)
     loop = TrainingLoop(
         training,
         loader,
@@ -106,13 +122,21 @@ def run_worker(
         checkpoints=job.checkpoints if is_first else None,
         log=MetricsLog(job.folder, first_step) if is_first else None,
         peak_flops=peak_flops(device, computing_dtype(config.train, encoder)),
+        trackers=trackers,
+        validation=Validation(config, encoder, world) if config.train.evaluate_path is not None else None,
         observe=observe,
         stop_requested=stop_requested,
     )
-    loop.run()
+    try:
+        loop.run()
+    finally:
+        for tracker in trackers:
+            tracker.close()
     if is_first:
         with tempfile.TemporaryDirectory() as folder:
-            save_model(encoder.eval(), folder)
+            save_model(finish(encoder), folder)
+            card = model_card(config, encoder, plan, job.steps, job.generation, loop.last_line)
+            Path(folder, "README.md").write_text(card, encoding="utf-8")
             upload(Path(folder), job.folder.child(MODEL))
 
 

@@ -1,0 +1,84 @@
+"""What is done to a loaded encoder before it is trained, and undone before it is written."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from clusterbatch.config import TrainConfig
+from clusterbatch.encoder.hardware import inference_dtype
+from clusterbatch.encoder.model import Encoder
+from clusterbatch.errors import UsageError
+
+
+def prepare(encoder: Encoder, config: TrainConfig) -> None:
+    """Sets dropout, adapters, gradient checkpointing and the token table's kind of gradient; training mode."""
+    if config.dropout is not None:
+        for module in encoder.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = config.dropout
+    if config.gradient_checkpointing:
+        # Reentrant checkpointing loses the gradient of inputs that need none, as token ids do.
+        encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    if config.lora is not None:
+        encoder.backbone = _with_adapters(encoder.backbone, config)
+    # A dense gradient of the table would be made, and added, anew for every micro-batch.
+    token_table(encoder).sparse = encoder.device.type == "cpu"
+    encoder.train()
+
+
+def finish(encoder: Encoder) -> Encoder:
+    """The encoder as it is to be written: adapters merged, evaluation mode."""
+    if hasattr(encoder.backbone, "merge_and_unload"):
+        encoder.backbone = encoder.backbone.merge_and_unload()  # type: ignore[operator]
+    return encoder.eval()
+
+
+def token_table(encoder: Encoder) -> Any:
+    """The module that turns token ids into vectors; a batch touches only the rows of its tokens."""
+    if isinstance(encoder.backbone, nn.EmbeddingBag):
+        return encoder.backbone
+    return encoder.backbone.get_input_embeddings()  # type: ignore[operator]
+
+
+def computing_dtype(config: TrainConfig, encoder: Encoder) -> torch.dtype:
+    """What the encoder multiplies in; its weights are float32 always."""
+    # A static encoder only adds table rows up: nothing to gain, digits to lose.
+    return torch.float32 if encoder.kind == "static" else inference_dtype(config.precision, encoder.device)
+
+
+def autocast(config: TrainConfig, encoder: Encoder) -> Callable[[], AbstractContextManager[Any]]:
+    """Makes the context of one forward pass."""
+    if computing_dtype(config, encoder) == torch.float32:
+        return nullcontext
+    return lambda: torch.autocast(encoder.device.type, dtype=torch.bfloat16)
+
+
+def check_adapters(config: TrainConfig) -> None:
+    """Raises UsageError where adapters are asked for and peft is not there."""
+    if config.lora is not None and importlib.util.find_spec("peft") is None:
+        raise UsageError("train.lora: the package peft is not installed (pip install peft)")
+
+
+def _with_adapters(backbone: nn.Module, config: TrainConfig) -> nn.Module:
+    assert config.lora is not None
+    check_adapters(config)
+    import peft
+
+    settings = peft.LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=config.lora.layers or "all-linear",
+    )
+    # The adapters' first values are drawn at random; all ranks have to draw the same.
+    torch.manual_seed(config.seed)
+    try:
+        return peft.get_peft_model(backbone, settings)
+    except ValueError as error:
+        raise UsageError(f"train.lora: {str(error).splitlines()[0]}") from error
