@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from clusterbatch.config.base import Section, operational
 
@@ -41,6 +42,8 @@ class CorpusConfig(Section):
     source: str | None = None
     # A file that cannot be read: stop with one line that names it, or list it among the rejects and go on.
     on_error: Literal["fail", "reject"] = "fail"
+    # Of text files. Unset: UTF-8, or CP932 (Shift_JIS) where the text is not UTF-8 but Japanese.
+    encoding: str | None = None
     max_characters: int = Field(20_000, ge=16)
     # What happens to a text that is longer.
     too_long: Literal["cut", "reject"] = "cut"
@@ -52,3 +55,15 @@ class CorpusConfig(Section):
     sample_pairs: int = Field(18_000, ge=100)
     sample_seed: int = 0
     workers: int = operational(2, ge=1)
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, encoding: str | None) -> str | None:
+        if encoding is None:
+            return None
+        try:
+            name = codecs.lookup(encoding).name
+        except LookupError:
+            raise ValueError(f"unknown encoding {encoding!r}, expected for instance utf-8 or cp932") from None
+        # Files that are called Shift_JIS mostly have Microsoft's additions.
+        return "cp932" if name == "shift_jis" else name

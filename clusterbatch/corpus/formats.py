@@ -20,6 +20,7 @@ _KINDS: dict[str, Kind] = {
 _COMPRESSIONS: dict[str, Compression] = {"gz": "gzip", "gzip": "gzip", "zst": "zstd", "zstd": "zstd"}
 _MAGIC: dict[Compression, bytes] = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 _PARQUET = b"PAR1"
+_NAMES: dict[Kind, str] = {"parquet": "Parquet file", "jsonl": "JSON Lines", "csv": "CSV", "tsv": "TSV"}
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,25 @@ def agree(name: str, head: bytes) -> tuple[Format, str | None]:
         return named, f"not what its name says: {claimed} by name, {found} by content"
     if named.compression:
         return named, None
+    return _agree_on_kind(named, seen, head)
+
+
+def agree_inside(named: Format, head: bytes) -> tuple[Format, str | None]:
+    """The same for a compressed file, by the first bytes of what is inside."""
+    seen = format_of_content(head)
+    if seen.compression:
+        return named, "compressed twice"
+    if "parquet" in (seen.kind, named.kind):
+        return named, "a compressed Parquet file; Parquet is compressed inside"
+    format, contradiction = _agree_on_kind(Format(named.kind), seen, head)
+    return Format(format.kind, named.compression), contradiction
+
+
+def _agree_on_kind(named: Format, seen: Format, head: bytes) -> tuple[Format, str | None]:
     if named.kind is None:
         return seen, None
-    if seen.kind == "parquet" or named.kind == "parquet":
-        if named.kind != seen.kind:
-            return named, f"not what its name says: no {named.kind} file by content"
-    elif named.kind == "jsonl" and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+    if "parquet" in (seen.kind, named.kind) and named.kind != seen.kind:
+        return named, f"not what its name says: no {_NAMES[named.kind]} by content"
+    if named.kind == "jsonl" and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
         return named, "one JSON array; expected JSON Lines, one object a line"
     return named, None

@@ -68,7 +68,8 @@ def check_columns(present: Sequence[str], columns: ColumnsConfig) -> None:
     offered = set() if "source" in columns.model_fields_set else {columns.source}
     missing = [name for name in wanted if name not in present and name not in offered]
     if missing:
-        has = ", ".join(present[:12]) or "no columns"
+        names = (name if name.isprintable() else ascii(name) for name in present[:12])
+        has = ", ".join(name[:40] for name in names) or "no columns"
         raise BrokenFileError(f"no column {', '.join(missing)} (has: {has}); name the columns with corpus.columns")
 
 

@@ -6,89 +6,61 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from clusterbatch.config import ColumnsConfig, CorpusConfig
+from clusterbatch.config import ColumnsConfig
 from clusterbatch.corpus.inputs import Slice
-from clusterbatch.corpus.readers.records import ChunkBuilder, RowError, text_value
-from clusterbatch.corpus.rows import BrokenFileError, Chunk, input_names
+from clusterbatch.corpus.readers.records import ChunkBuilder, Extractor, RowError
+from clusterbatch.corpus.rows import BrokenFileError, Chunk
 
 _LONGEST_LINE = 64 * 2**20
+_MARK = b"\xef\xbb\xbf"
 
 
-def read_json_lines(file: BinaryIO, piece: Slice, config: CorpusConfig) -> Iterator[Chunk]:
-    """Rows of the lines that begin in the slice; positions count from the slice's first line."""
+def read_json_lines(file: BinaryIO, piece: Slice | None, columns: ColumnsConfig, encoding: str) -> Iterator[Chunk]:
+    """Rows of the lines that begin in the slice, or of all (None); positions count from the slice's first row.
+
+    Blank lines are no rows. Raises BrokenFileError for an encoding in which lines cannot be told by their bytes.
+    """
+    if encoding.startswith(("utf-16", "utf-32")):
+        raise BrokenFileError(f"{encoding.upper()} text; JSON Lines must be UTF-8")
     builder = ChunkBuilder()
-    extract = _Extractor(config.columns)
-    for row, line in enumerate(_lines(file, piece)):
+    extract = Extractor(columns)
+    for row, line in enumerate(line for line in lines_of(file, piece) if line.strip()):
         try:
-            builder.add(row, extract(_decode(line)))
+            builder.add(row, extract(parse_object(line, encoding)))
         except RowError as error:
-            builder.reject(row, str(error), line.decode("utf-8", "backslashreplace"))
+            builder.reject(row, str(error), line.decode(encoding, "backslashreplace"))
         if builder.is_full:
             yield builder.take()
     if not builder.is_empty:
         yield builder.take()
 
 
-def _lines(file: BinaryIO, piece: Slice) -> Iterator[bytes]:
-    if piece.start:
+def lines_of(file: BinaryIO, piece: Slice | None = None) -> Iterator[bytes]:
+    """Lines that begin in the slice, or all; without line ends and without a byte order mark."""
+    start, end = (piece.start, piece.end) if piece else (0, None)
+    position = 0
+    if start:
         # The line that begins before the slice belongs to the slice before.
-        file.seek(piece.start - 1)
-        position = piece.start - 1 + len(file.readline(_LONGEST_LINE))
-    else:
-        position = 0
-    while position < piece.end:
+        file.seek(start - 1)
+        position = start - 1 + len(file.readline(_LONGEST_LINE))
+    while end is None or position < end:
         line = file.readline(_LONGEST_LINE)
         if not line:
             return
         if len(line) >= _LONGEST_LINE:
             raise BrokenFileError(f"a line of more than {_LONGEST_LINE >> 20} MiB at byte {position}")
-        if position == 0:
-            line = line.removeprefix(b"\xef\xbb\xbf")
+        yield (line.removeprefix(_MARK) if position == 0 else line).rstrip(b"\r\n")
         position += len(line)
-        yield line.rstrip(b"\r\n")
 
 
-def _decode(line: bytes) -> dict[str, Any]:
-    if not line.strip():
-        raise RowError("empty line")
+def parse_object(line: bytes, encoding: str = "utf-8") -> dict[str, Any]:
+    """The object of one line. Raises RowError where it is none."""
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = json.loads(line.decode(encoding))
     except UnicodeDecodeError as error:
-        raise RowError(f"invalid UTF-8 at byte {error.start} of the line") from None
+        raise RowError(f"invalid {encoding.upper()} at byte {error.start} of the line") from None
     except (json.JSONDecodeError, RecursionError) as error:
         raise RowError(f"not JSON: {getattr(error, 'msg', 'nested too deeply')}") from None
     if not isinstance(value, dict):
-        raise RowError(f"not a JSON object: {type(value).__name__}")
+        raise RowError(f"not a JSON object but {type(value).__name__}")
     return value
-
-
-class _Extractor:
-    """Canonical values of one JSON object."""
-
-    def __init__(self, columns: ColumnsConfig) -> None:
-        self._names = input_names(columns)
-        self._negatives = columns.negatives
-        self._source_is_offered = "source" not in columns.model_fields_set
-
-    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for name, given in self._names.items():
-            if given in record:
-                values[name] = text_value(name, record[given])
-            elif not (name == "source" and self._source_is_offered):
-                raise RowError(f"{name}: no key {given!r}")
-        if self._negatives:
-            values["negatives"] = self._merge(record)
-        return values
-
-    def _merge(self, record: dict[str, Any]) -> list[str]:
-        merged: list[str] = []
-        for given in self._negatives:
-            value = record.get(given)
-            texts = value if isinstance(value, list) else [value]
-            for text in texts:
-                if not (text is None or isinstance(text, str)):
-                    raise RowError(f"negatives: {type(text).__name__} instead of text in {given!r}")
-                if text is not None:
-                    merged.append(text)
-        return merged

@@ -117,7 +117,7 @@ def merge_negatives(arrays: list[pa.Array]) -> pa.Array:
     """One list<string> per row from list columns and columns of single texts; nulls inside are left out."""
     if len(arrays) == 1 and pa.types.is_list(arrays[0].type):
         lists = arrays[0].cast(pa.list_(pa.string()))
-        if lists.flatten().null_count == 0:
+        if lists.null_count == 0 and lists.flatten().null_count == 0:
             return lists
     merged: list[list[str]] = [[] for _ in range(len(arrays[0]))]
     for array in arrays:

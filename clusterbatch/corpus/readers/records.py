@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from clusterbatch.corpus.rows import COLUMN_TYPES, Chunk, Reject, shown
+from clusterbatch.config import ColumnsConfig
+from clusterbatch.corpus.rows import COLUMN_TYPES, TEXT_COLUMNS, Chunk, Reject, input_names, shown
 
 _CHUNK_ROWS = 8192
 _CHUNK_CHARACTERS = 8 * 2**20
@@ -16,6 +18,38 @@ _CHUNK_CHARACTERS = 8 * 2**20
 
 class RowError(Exception):
     """This row cannot be taken; the message is the reason."""
+
+
+class Extractor:
+    """The canonical values of one record, a mapping from the input's column names."""
+
+    def __init__(self, columns: ColumnsConfig) -> None:
+        self._names = input_names(columns)
+        self._negatives = columns.negatives
+        self._source_is_offered = "source" not in columns.model_fields_set
+
+    def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Raises RowError where a column is missing or of another type."""
+        values: dict[str, Any] = {}
+        for name, given in self._names.items():
+            if given in record:
+                values[name] = _canonical_value(name, record[given])
+            elif not (name == "source" and self._source_is_offered):
+                raise RowError(f"{name}: no column {given!r}")
+        if self._negatives:
+            values["negatives"] = self._merge(record)
+        return values
+
+    def _merge(self, record: Mapping[str, Any]) -> list[str]:
+        merged: list[str] = []
+        for given in self._negatives:
+            value = record.get(given)
+            for text in value if isinstance(value, list) else [value]:
+                if not (text is None or isinstance(text, str)):
+                    raise RowError(f"negatives: {type(text).__name__} instead of text in {given!r}")
+                if text:
+                    merged.append(text)
+        return merged
 
 
 class ChunkBuilder:
@@ -59,9 +93,9 @@ class ChunkBuilder:
         return chunk
 
 
-def text_value(name: str, value: Any) -> str | float | None:
-    """`value` of a JSON or CSV field as its canonical column wants it. Raises RowError where it is of another type."""
-    if value is None:
+def _canonical_value(name: str, value: Any) -> str | float | None:
+    # A CSV field cannot say null; an empty identifier or label says nothing.
+    if value is None or (value == "" and name not in TEXT_COLUMNS):
         return None
     if name == "weight":
         return _weight(value)
@@ -88,4 +122,4 @@ def _check_unicode(name: str, text: str) -> None:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise RowError(f"{name}: invalid UTF-8") from None
+            raise RowError(f"{name}: invalid bytes for this encoding (UTF-8 unless corpus.encoding says so)") from None
