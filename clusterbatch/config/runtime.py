@@ -11,6 +11,8 @@ class RayConfig(Section):
     # Unset: RAY_ADDRESS, else a cluster started for this run on this machine.
     address: str | None = operational(None)
     runtime_env: dict[str, Any] = operational({})
+    # Seconds in which a cluster's autoscaler may start the nodes that a stage needs; 0: those that are there must do.
+    startup_timeout: float = operational(0.0, ge=0)
     # The local cluster only.
     num_cpus: int | None = operational(None, ge=1)
     object_store_memory: int | None = operational(None, ge=80 * 2**20)

@@ -27,11 +27,14 @@ _LOCAL_ENVIRONMENT = {
 }
 
 _kept_by_caller = False
+_startup_timeout = 0.0
 
 
 @contextmanager
 def ray_session(config: RayConfig) -> Iterator[None]:
     """A Ray connection for the duration of the block; one that is there already is used and left as it is."""
+    global _startup_timeout
+    _startup_timeout = config.startup_timeout
     if ray.is_initialized():
         yield
         return
@@ -56,6 +59,11 @@ def lasting_session() -> Iterator[None]:
     finally:
         _kept_by_caller = False
         ray.shutdown()
+
+
+def startup_timeout() -> float:
+    """ray.startup_timeout of the session that was opened last, in seconds."""
+    return _startup_timeout
 
 
 def _start(config: RayConfig) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from clusterbatch import errors
 from clusterbatch.errors import ClusterbatchError, InfrastructureError, root_cause
 from clusterbatch.runtime import metrics
 from clusterbatch.runtime.progress import ProgressLine
+from clusterbatch.runtime.resources import Pool, check_resources
 from clusterbatch.store.artifact import Receipt
 
 _BUG = "bug"
@@ -38,18 +39,31 @@ class UnitWorker(Protocol):
     """Built once per actor (weights are loaded there), then called with one unit at a time."""
 
     def process(self, unit: Unit) -> Receipt:
-        """Does the unit, leaves parts and receipt on storage, returns the receipt."""
+        """Does the unit, leaves parts and receipt on storage, returns the receipt.
+
+        Where `run_units` is given an `Ahead`, what that prepared comes as a second argument.
+        """
+        ...
+
+
+class UnitPreparer(Protocol):
+    """Built once per actor of an `Ahead`."""
+
+    def prepare(self, unit: Unit) -> Any:
+        """What the worker needs of the unit; picklable."""
         ...
 
 
 @dataclass(frozen=True)
-class Pool:
-    """A fixed number of workers and what each asks of the cluster. Pools that scale by themselves tend not to."""
+class Ahead:
+    """A pool that prepares units ahead of the workers, as CPUs that read and tokenise do for GPUs.
 
-    workers: int
-    # Below one core by default: on a small machine two workers must leave a sliver for reading and training.
-    cpus: float = 0.9
-    gpus: float = 0.0
+    `preparer(**arguments).prepare(unit)`; Ray Data bounds how much of it waits in the object store.
+    """
+
+    preparer: type
+    arguments: Mapping[str, Any]
+    pool: Pool
 
 
 def run_units(
@@ -61,10 +75,11 @@ def run_units(
     *,
     done: Mapping[int, Receipt] | None = None,
     measured_in: str = "rows",
+    ahead: Ahead | None = None,
 ) -> list[Receipt]:
     """Runs `worker(**arguments).process(unit)` for every unit that is not in `done`; returns all receipts by number.
 
-    `measured_in` says what `Unit.rows` counts where it is not rows.
+    `measured_in` says what `Unit.rows` counts where it is not rows. With `ahead`, units are prepared by another pool.
 
     Raises the worker's own ClusterbatchError where one caused the failure, else InfrastructureError.
     """
@@ -74,21 +89,37 @@ def run_units(
     with ProgressLine(title, total, measured_in) as line:
         line.start_at(total - sum(unit.rows for unit in pending))
         if pending:
-            for receipt, rows in _stream(title, pending, worker, arguments, pool):
+            for receipt, rows in _stream(title, pending, worker, arguments, pool, ahead):
                 receipts[receipt.unit] = receipt
                 metrics.unit_finished(title, receipt, waiting=len(units) - len(receipts))
                 line.advance(rows, receipt.details.get("progress", ""))
     return [receipts[unit.number] for unit in units]
 
 
-def _stream(title: str, pending: Sequence[Unit], worker: type, arguments: Mapping[str, Any], pool: Pool) -> Any:
+def _stream(
+    title: str,
+    pending: Sequence[Unit],
+    worker: type,
+    arguments: Mapping[str, Any],
+    pool: Pool,
+    ahead: Ahead | None,
+) -> Any:
     workers = min(pool.workers, len(pending))
     check_resources(title, workers, pool)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     items = [{"unit": pickle.dumps(unit)} for unit in pending]
-    dataset = ray.data.from_items(items, override_num_blocks=len(pending)).map_batches(
+    dataset = ray.data.from_items(items, override_num_blocks=len(pending))
+    if ahead:
+        dataset = dataset.map_batches(
+            _AheadAdapter,
+            fn_constructor_kwargs={"preparer": ahead.preparer, "arguments": dict(ahead.arguments)},
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(ahead.pool.workers, len(pending))),
+            num_cpus=ahead.pool.cpus,
+        )
+    dataset = dataset.map_batches(
         _Adapter,
         fn_constructor_kwargs={"worker": worker, "arguments": dict(arguments)},
         batch_size=1,
@@ -113,6 +144,18 @@ def _stream(title: str, pending: Sequence[Unit], worker: type, arguments: Mappin
         raise InfrastructureError(f"{title}: {_last_line(error)}") from error
 
 
+class _AheadAdapter:
+    """Ray Data's calling convention around a `UnitPreparer`."""
+
+    def __init__(self, preparer: type, arguments: dict[str, Any]) -> None:
+        self._preparer = preparer(**arguments)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        unit = batch["unit"][0]
+        prepared, error = _attempt(lambda: pickle.dumps(self._preparer.prepare(pickle.loads(unit))))
+        return {"unit": [unit], "prepared": [prepared or b""], "error": [error]}
+
+
 class _Adapter:
     """Ray Data's calling convention around a `UnitWorker`."""
 
@@ -121,30 +164,22 @@ class _Adapter:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         unit: Unit = pickle.loads(batch["unit"][0])
-        try:
-            receipt: Receipt = self._worker.process(unit)
-        except ClusterbatchError as error:
-            # Sent back as data: through Ray's own wrapping the cause would lose its type and its message.
-            return {"receipt": [""], "rows": [unit.rows], "error": [f"{type(error).__name__}: {error}"]}
-        except Exception:
-            return {"receipt": [""], "rows": [unit.rows], "error": [f"{_BUG}: {traceback.format_exc()}"]}
-        return {"receipt": [receipt.model_dump_json()], "rows": [unit.rows], "error": [""]}
+        receipt: Receipt | None = None
+        error = batch["error"][0] if "error" in batch else ""
+        if not error:
+            prepared = [pickle.loads(batch["prepared"][0])] if "prepared" in batch else []
+            receipt, error = _attempt(lambda: self._worker.process(unit, *prepared))
+        return {"receipt": [receipt.model_dump_json() if receipt else ""], "rows": [unit.rows], "error": [error]}
 
 
-def check_resources(title: str, workers: int, pool: Pool) -> None:
-    """Raises InfrastructureError at once where the cluster could never start the pool (it would wait for ever)."""
-    if ray.util.client.ray.is_connected():
-        return
-    total = ray.cluster_resources()
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for name, each in (("CPU", pool.cpus), ("GPU", pool.gpus)):
-        if each and not any(node.get(name, 0) >= each for node in nodes):
-            raise InfrastructureError(f"{title}: a worker needs {each:g} {name}, no node of the cluster has that")
-        if each * workers > total.get(name, 0) + 1e-9:
-            raise InfrastructureError(
-                f"{title}: {workers} workers need {each * workers:g} {name}, the cluster has {total.get(name, 0):g}; "
-                "ask for fewer workers"
-            )
+def _attempt(work: Callable[[], Any]) -> tuple[Any, str]:
+    """The result, or what went wrong as data: through Ray's own wrapping the cause would lose its type and message."""
+    try:
+        return work(), ""
+    except ClusterbatchError as error:
+        return None, f"{type(error).__name__}: {error}"
+    except Exception:
+        return None, f"{_BUG}: {traceback.format_exc()}"
 
 
 def _last_line(error: BaseException) -> str:

@@ -20,9 +20,8 @@ from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.encoder.hardware import resolve_device
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageError, root_cause
-from clusterbatch.runtime import Pool, ProgressLine, ray_session
+from clusterbatch.runtime import Pool, ProgressLine, check_resources, ray_session
 from clusterbatch.runtime.metrics import step_finished
-from clusterbatch.runtime.units import check_resources
 from clusterbatch.store import Counts, Folder, Manifest, Receipt, Stopwatch
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.gather import World

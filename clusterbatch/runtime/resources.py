@@ -1,0 +1,68 @@
+"""Whether the cluster can hold a pool of workers: at once, after its autoscaler has started nodes, or never."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+
+import ray
+from ray.autoscaler.sdk import request_resources
+
+from clusterbatch.errors import InfrastructureError
+from clusterbatch.runtime.session import startup_timeout
+
+_SECONDS_BETWEEN_LOOKS = 2.0
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A fixed number of workers and what each asks of the cluster. Pools that scale by themselves tend not to."""
+
+    workers: int
+    # Below one core by default: on a small machine two workers must leave a sliver for reading and training.
+    cpus: float = 0.9
+    gpus: float = 0.0
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What one worker asks for, by Ray's names."""
+        return {name: amount for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount}
+
+
+def check_resources(title: str, workers: int, pool: Pool) -> None:
+    """Raises InfrastructureError where the cluster could never start `workers` of the pool (it would wait for ever).
+
+    With ray.startup_timeout the cluster's autoscaler is asked for the nodes first, and has so long to start them. The
+    workers themselves keep the nodes from then on, so the request is withdrawn, and idle nodes go when they have ended.
+    """
+    if ray.util.client.ray.is_connected():
+        return
+    deadline = time.monotonic() + startup_timeout()
+    asked = False
+    try:
+        while (shortage := _shortage(workers, pool)) is not None:
+            if time.monotonic() >= deadline:
+                raise InfrastructureError(f"{title}: {shortage}")
+            if not asked:
+                asked = True
+                print(f"{title}: {shortage}; waiting for nodes", file=sys.stderr, flush=True)
+                request_resources(bundles=[pool.bundle] * workers)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    finally:
+        if asked:
+            request_resources(bundles=[])
+
+
+def _shortage(workers: int, pool: Pool) -> str | None:
+    """What is missing, in words; None where all workers find a place on the nodes that are there."""
+    bundle = pool.bundle
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name, amount in bundle.items():
+        if not any(node.get(name, 0) >= amount for node in nodes):
+            return f"a worker needs {amount:g} {name}, no node of the cluster has that"
+    places = sum(min(int(node.get(name, 0) / amount + 1e-9) for name, amount in bundle.items()) for node in nodes)
+    if places >= workers:
+        return None
+    wanted = " and ".join(f"{amount:g} {name}" for name, amount in bundle.items())
+    return f"{workers} workers of {wanted} each, the cluster has room for {places}; ask for fewer workers"
