@@ -1,0 +1,104 @@
+"""Arms of a comparison: one configuration each, over shared corpus, embeddings and, where they can, clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from clusterbatch.clustering.groups import mean_size
+from clusterbatch.config import RunConfig, fingerprint, with_changes
+from clusterbatch.errors import UsageError
+
+# What an arm may change: everything else is the same for all, or the comparison means nothing.
+_SECTIONS = ("batches", "cluster", "train")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """`config` is that of its runs but for seed and workspace; `layout` names the clusters artifact it reads."""
+
+    name: str
+    config: RunConfig
+    layout: str
+
+    @property
+    def uses_clusters(self) -> bool:
+        """Whether embedding and clustering are part of its price."""
+        return self.config.batches.stratify in ("cluster", "random_groups")
+
+    @property
+    def uses_embeddings(self) -> bool:
+        return self.uses_clusters or self.config.train.mask.surrogate_margin is not None
+
+
+def arms_of(config: RunConfig) -> tuple[list[Arm], dict[str, RunConfig]]:
+    """The arms, and the configuration of every cluster layout they need, by name.
+
+    Raises UsageError where an arm changes what must be the same for all.
+    """
+    base = _base(config)
+    configs = {name: _with_arm(base, name, changes) for name, changes in config.compare.arms.items()}
+    layouts: dict[str, RunConfig] = {}
+    names: dict[str, str] = {}
+    # Arms with a layout of their own first: random and source batches can then be read from any of theirs.
+    for name, arm in configs.items():
+        if arm.batches.stratify in ("cluster", "random_groups", "group"):
+            names[name] = _add(layouts, config, arm, "group" if arm.batches.stratify == "group" else "cluster")
+    for name, arm in configs.items():
+        if name not in names:
+            usable = (key for key, layout in layouts.items() if _serves(layout, arm))
+            names[name] = next(usable, None) or _add(layouts, config, arm, arm.batches.stratify)
+    return [Arm(name, arm, names[name]) for name, arm in configs.items()], layouts
+
+
+def _base(config: RunConfig) -> RunConfig:
+    """Cluster sizes that follow from the batch size must not change with an arm's own batch size."""
+    if config.cluster.clusters is not None:
+        return config
+    return with_changes(config, {"cluster.mean_size": mean_size(config)})
+
+
+def _with_arm(base: RunConfig, name: str, changes: Mapping[str, Any]) -> RunConfig:
+    for key in changes:
+        if key.split(".")[0] not in _SECTIONS:
+            raise UsageError(
+                f"compare.arms.{name}: {key} is the same for all arms (one may change {', '.join(_SECTIONS)})"
+            )
+    changed = dict(changes)
+    size = changed.get("batches.size")
+    if isinstance(size, str) and size.endswith("x") and size[:-1].isdigit():
+        changed["batches.size"] = int(size[:-1]) * base.batches.size
+    if "cluster.clusters" in changed:
+        changed.setdefault("cluster.mean_size", None)
+    return with_changes(base, changed)
+
+
+def _serves(layout: RunConfig, arm: RunConfig) -> bool:
+    """Whether an arm of random or source batches can read shards made for clusters or groups."""
+    return (
+        layout.batches.stratify == "cluster"
+        and (arm.batches.stratify == "random" or layout.cluster.scope == "source")
+        and _tokenised_alike(layout, arm)
+    )
+
+
+def _tokenised_alike(one: RunConfig, other: RunConfig) -> bool:
+    keys = ("model", "encoder", "max_query_tokens", "max_document_tokens")
+    return all(getattr(one.train, key) == getattr(other.train, key) for key in keys)
+
+
+def _add(layouts: dict[str, RunConfig], config: RunConfig, arm: RunConfig, stratify: str) -> str:
+    tokens = [arm.train.model, arm.train.encoder, arm.train.max_query_tokens, arm.train.max_document_tokens]
+    key = fingerprint(arm.cluster, stratify, tokens)
+    if key not in layouts:
+        layouts[key] = with_changes(
+            arm,
+            {
+                "workspace": f"{config.workspace}/compare/layouts/{key}",
+                "batches.stratify": stratify,
+                "reuse.corpus": config.reuse.corpus or config.workspace,
+                "reuse.embeddings": config.reuse.embeddings or config.workspace,
+            },
+        )
+    return key

@@ -1,0 +1,173 @@
+"""`compare`: arms x seeds over one embedded corpus, the same steps and the same test queries for all.
+
+Every trial is one process that trains and measures (trial.py); trials run side by side on Ray and leave a receipt each,
+so an interrupted comparison goes on where it stopped. Gradients do not depend on the number of workers, so what one
+process finds holds for many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from clusterbatch.clustering.stage import cluster
+from clusterbatch.config import RunConfig, fingerprint
+from clusterbatch.corpus.ingest import ingest
+from clusterbatch.encoder.hardware import resolve_device
+from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
+from clusterbatch.encoder.stage import embed
+from clusterbatch.evaluation.collection import Collection
+from clusterbatch.evaluation.metrics import parse_metric
+from clusterbatch.evaluation.stage import configured_collections
+from clusterbatch.experiments.arms import Arm, arms_of
+from clusterbatch.experiments.trial import TrialWorker
+from clusterbatch.experiments.trials import Setting, Trials, is_for_tuning
+from clusterbatch.runtime import Pool, Unit, lasting_session, ray_session, run_units
+from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
+from clusterbatch.store.tables import read_parquet
+from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.worker import open_plan
+
+_LONG = 3
+_PURITY_STEPS = 50
+
+
+def comparison_artifact(config: RunConfig) -> Artifact:
+    return Artifact(Workspace(config).root.child("compare", "trials"), "comparison")
+
+
+def compare(config: RunConfig, *, force: bool = False) -> Manifest:
+    """Runs what is missing of the comparison and commits it.
+
+    Manifest.details: `trials` by number, what each trial's receipt says; `main`, the numbers of those that the verdict
+    rests on; `steps`; `arms`, {pairs a step, mean purity, layout, what it uses} by name; `chosen` learning rate and
+    temperature by arm; `swept`, whether they were chosen here; seconds of the shared stages; `collections`.
+    """
+    watch = Stopwatch()
+    arms, layouts = arms_of(config)
+    collections = configured_collections(config)
+    metrics = [parse_metric(name).name for name in (config.compare.decide.metric, *config.evaluate.metrics)]
+    with lasting_session():
+        ingest(config)
+        embeddings = embed(config)
+        clusters = {name: cluster(layout) for name, layout in layouts.items()}
+        plans = {arm.name: open_plan(arm.config, *_clusters(layouts[arm.layout])) for arm in arms}
+        steps = _steps(config, plans[config.compare.reference].steps_per_epoch)
+        identity = fingerprint(
+            "comparison",
+            config.compare,
+            config.evaluate,
+            config.embed.batch_tokens,
+            [[arm.name, arm.config.train, plans[arm.name].fingerprint] for arm in arms],
+            sorted({model_fingerprint(resolve_model(arm.config.train.model, config.storage)) for arm in arms}),
+            {collection.name: collection.identity() for collection in collections},
+            steps,
+        )
+        artifact = comparison_artifact(config)
+        if artifact.is_done(identity) and not force:
+            return artifact.require()
+        done = artifact.begin(identity, force)
+        if force:
+            Workspace(config).root.child("compare", "runs").remove()
+        trials = Trials(config, arms, layouts, steps, identity)
+        with ray_session(config.ray):
+            done = _run(config, trials.sweep(), artifact, identity, collections, metrics, done)
+            chosen = {arm.name: _best_setting(config, artifact, trials, arm, done) for arm in arms}
+            main = trials.main(chosen)
+            done = _run(config, main, artifact, identity, collections, metrics, done)
+    return artifact.commit(
+        identity,
+        done.values(),
+        config={"compare": config.compare.identity(), "evaluate": config.evaluate.identity()},
+        inputs={"embeddings": embeddings.fingerprint, **{name: each.fingerprint for name, each in clusters.items()}},
+        seconds=watch.seconds,
+        details={
+            "trials": {str(number): receipt.details for number, receipt in sorted(done.items())},
+            "main": [unit.number for unit in main],
+            "steps": steps,
+            "arms": {
+                arm.name: {
+                    "batch": arm.config.batches.size,
+                    "steps_per_epoch": plans[arm.name].steps_per_epoch,
+                    "purity": _purity(plans[arm.name]),
+                    "layout": arm.layout,
+                    "uses_embeddings": arm.uses_embeddings,
+                    "uses_clusters": arm.uses_clusters,
+                    "changes": config.compare.arms[arm.name],
+                }
+                for arm in arms
+            },
+            "chosen": {name: {"learning_rate": rate, "temperature": heat} for name, (rate, heat) in chosen.items()},
+            "swept": bool(trials.sweep()),
+            "seconds": {
+                "embed": embeddings.seconds,
+                "cluster": {name: manifest.seconds for name, manifest in clusters.items()},
+            },
+            "collections": [collection.name for collection in collections],
+        },
+    )
+
+
+def _clusters(layout: RunConfig) -> tuple[Artifact, Manifest]:
+    artifact = Workspace(layout).clusters()
+    return artifact, artifact.require()
+
+
+def _steps(config: RunConfig, steps_per_epoch: int) -> int:
+    steps = config.compare.steps or config.train.steps or (config.train.epochs or 1) * steps_per_epoch
+    return steps * (_LONG if config.compare.long else 1)
+
+
+def _run(
+    config: RunConfig,
+    units: Sequence[Unit],
+    artifact: Artifact,
+    identity: str,
+    collections: Sequence[Collection],
+    metrics: Sequence[str],
+    done: dict[int, Receipt],
+) -> dict[int, Receipt]:
+    """`done` with the receipts of `units`."""
+    if not units:
+        return done
+    arguments = {
+        "artifact": artifact,
+        "fingerprint": identity,
+        "collections": list(collections),
+        "metrics": list(dict.fromkeys(metrics)),
+        "points": config.compare.points,
+    }
+    gpus = 1.0 if resolve_device(config.train.device).type == "cuda" else 0.0
+    pool = Pool(config.compare.workers, gpus=gpus)
+    receipts = run_units("compare", units, TrialWorker, arguments, pool, done=done, measured_in="steps")
+    return {**done, **{receipt.unit: receipt for receipt in receipts}}
+
+
+def _best_setting(config: RunConfig, artifact: Artifact, trials: Trials, arm: Arm, done: dict[int, Receipt]) -> Setting:
+    """The setting with the best mean of the deciding metric on the tuning half of the queries, first seed."""
+    settings = trials.settings(arm)
+    if len(settings) == 1:
+        return settings[0]
+    units = [unit for unit in trials.sweep() if unit.payload.arm == arm.name]
+    values = [
+        _tuning_mean(artifact, done[unit.number], parse_metric(config.compare.decide.metric).name) for unit in units
+    ]
+    return settings[int(np.argmax(values))]
+
+
+def _tuning_mean(artifact: Artifact, receipt: Receipt, metric: str) -> float:
+    """Mean over collections of the mean over their tuning queries."""
+    table = read_parquet(artifact.folder, receipt.parts[0].path)
+    table = table.filter(pc.equal(table["metric"], metric))
+    table = table.filter([is_for_tuning(query) for query in table["query_id"].to_pylist()])
+    means = table.group_by("collection").aggregate([("value", "mean")])["value_mean"]
+    return float(np.mean(means.to_numpy()))
+
+
+def _purity(plan: Any) -> float:
+    """Mean share of a batch from its main cluster, over evenly spaced steps of the first epoch."""
+    steps = np.unique(np.linspace(0, plan.steps_per_epoch - 1, min(_PURITY_STEPS, plan.steps_per_epoch)).astype(int))
+    return float(np.mean([plan.batch(int(step)).purity for step in steps]))

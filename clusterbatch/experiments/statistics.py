@@ -1,0 +1,155 @@
+"""Is a difference between two arms real, how large, and what would settle it?
+
+An arm is measured with S seeds on Q queries of each of C collections. Two things could have fallen out otherwise: the
+queries that somebody happened to judge, and the seeds. With d[s, q] the difference of a query's score under seed s,
+the mean difference has variance
+
+    V = V_queries + V_seeds,   V_queries = var over q of mean over s d[s, q], divided by Q,
+                               V_seeds   = var over s of mean over q d[s, q], divided by S,
+
+a sum that errs on the safe side, for what seeds do to single queries is in both. Intervals are t intervals with
+Satterthwaite's degrees of freedom (Satterthwaite 1946, "An approximate distribution of estimates of variance
+components"). The randomisation test asks only about queries: given these trained models, would a random relabelling
+of the two arms, query by query, differ so much? Several arms against one baseline: Holm's correction of p values, and
+intervals at the level alpha / arms, so that all hold together.
+
+Collections count alike, whatever their number of queries (BEIR's average).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+_RESAMPLES = 4999
+_POWER = 0.8
+_MOST_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean of a quantity and what it is uncertain by; `queries` and `seeds` are how many there were."""
+
+    mean: float
+    variance_queries: float
+    variance_seeds: float
+    queries: int
+    seeds: int
+
+    @property
+    def freedom(self) -> float:
+        """Satterthwaite's degrees of freedom; NaN with one seed or query, of which no spread can be known."""
+        if self.seeds < 2 or self.queries < 2:
+            return math.nan
+        total = self.variance_queries + self.variance_seeds
+        if total == 0:
+            return float(self.seeds - 1)
+        parts = self.variance_queries**2 / (self.queries - 1) + self.variance_seeds**2 / (self.seeds - 1)
+        return total**2 / parts
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean."""
+        return math.sqrt(self.variance_queries + self.variance_seeds)
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        half = self.half_width(confidence)
+        return self.mean - half, self.mean + half
+
+    def half_width(self, confidence: float) -> float:
+        return float(stats.t.ppf((1 + confidence) / 2, self.freedom)) * self.error
+
+    def p_value(self) -> float:
+        """Two-sided, of a mean of zero."""
+        if self.error == 0:
+            return 1.0 if self.mean == 0 else 0.0
+        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
+
+    def detectable(self, confidence: float) -> float:
+        """The smallest true difference that an experiment like this one confirms in 80 of 100 cases."""
+        quantiles = stats.t.ppf([(1 + confidence) / 2, _POWER], self.freedom)
+        return float(quantiles.sum()) * self.error
+
+    def seeds_needed(self, margin: float, confidence: float) -> int | None:
+        """Seeds that make the interval's half width at most `margin`; None where seeds alone never do."""
+        for seeds in range(max(2, self.seeds), _MOST_SEEDS):
+            if self._with(seeds, self.queries).half_width(confidence) <= margin:
+                return seeds
+        return None
+
+    def queries_needed(self, margin: float, confidence: float) -> int | None:
+        """Queries (in proportion, over all collections) that do the same; None where queries alone never do."""
+        for factor in np.geomspace(1, 1000, 61):
+            queries = math.ceil(self.queries * factor)
+            if self._with(self.seeds, queries).half_width(confidence) <= margin:
+                return queries
+        return None
+
+    def _with(self, seeds: int, queries: int) -> Spread:
+        return Spread(
+            self.mean,
+            self.variance_queries * self.queries / queries,
+            self.variance_seeds * self.seeds / seeds,
+            queries,
+            seeds,
+        )
+
+
+def difference(arm: Sequence[np.ndarray], baseline: Sequence[np.ndarray]) -> Spread:
+    """arm, baseline: per collection (S, Q) scores, the same seeds and queries in the same order."""
+    return mean_spread([a - b for a, b in zip(arm, baseline, strict=True)])
+
+
+def mean_spread(scores: Sequence[np.ndarray]) -> Spread:
+    """Of the average over collections, each (S, Q)."""
+    collections, seeds = len(scores), len(scores[0])
+    of_query = [each.mean(0) for each in scores]
+    of_seed = np.mean([each.mean(1) for each in scores], axis=0)
+    queries = sum(len(each) for each in of_query)
+    variance_queries = sum(each.var(ddof=1) / len(each) for each in of_query if len(each) > 1) / collections**2
+    return Spread(
+        mean=float(np.mean([each.mean() for each in of_query])),
+        variance_queries=float(variance_queries),
+        variance_seeds=float(of_seed.var(ddof=1) / seeds) if seeds > 1 else math.nan,
+        queries=queries,
+        seeds=seeds,
+    )
+
+
+def randomisation_p(arm: Sequence[np.ndarray], baseline: Sequence[np.ndarray], seed: int = 0) -> float:
+    """Two-sided p value of a paired randomisation test over queries (scipy's permutation_test), seeds averaged.
+
+    Each query weighs so that collections count alike.
+    """
+    weighted = np.concatenate(
+        [(a.mean(0) - b.mean(0)) / a.shape[1] / len(arm) for a, b in zip(arm, baseline, strict=True)]
+    )
+    # Queries without a difference change no sum; without any there is nothing to test.
+    weighted = weighted[weighted != 0]
+    if not len(weighted):
+        return 1.0
+    result = stats.permutation_test(
+        (weighted,),
+        lambda values, axis: values.sum(axis=axis),
+        permutation_type="samples",
+        n_resamples=_RESAMPLES,
+        batch=max(1, 4_000_000 // len(weighted)),
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (Holm 1979): family-wise error over all tests, in the order given."""
+    order = np.argsort(p_values)
+    adjusted = np.empty(len(p_values))
+    largest = 0.0
+    for rank, position in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[position]))
+        adjusted[position] = largest
+    return adjusted.tolist()
