@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from clusterbatch.config import RunConfig
-from clusterbatch.corpus.units import CorpusUnit, read_unit
+from clusterbatch.config.embed import CHARACTER_NGRAMS
+from clusterbatch.corpus.units import CorpusUnit
 from clusterbatch.encoder.hardware import inference_dtype, resolve_device
 from clusterbatch.encoder.model import load_encoder
-from clusterbatch.encoder.prepare import COLUMNS, SIDES, PreparedUnit, Preparer, Side
+from clusterbatch.encoder.prepare import SIDES, PreparedUnit, Preparer, Side
 from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.encoder.surrogate import NgramSurrogate
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.errors import DataError
+from clusterbatch.store import Artifact
 from clusterbatch.store.workspace import Workspace
 
 
@@ -34,64 +36,80 @@ class EmbeddedUnit:
 
 
 class UnitEmbedder:
-    """Embeds units of a workspace's corpus with `embed.model`; made once per process, it loads the weights.
+    """Embeds units of a workspace's corpus with `embed.model`. Made once per process: it loads the weights.
 
-    Holds one unit at a time, whatever the size of the corpus. device: overrides `embed.device`.
+    Holds one unit at a time, whatever the size of the corpus. The same unit gives the same vectors whether they were
+    kept by the stage (`embed.persist`) or are computed here again. device: overrides `embed.device`.
     """
 
-    def __init__(self, config: RunConfig, device: str | None = None) -> None:
-        self._corpus = Workspace(config).corpus
-        self._batch_tokens = config.embed.batch_tokens
-        folder = resolve_model(config.embed.model, config.storage)
-        target = resolve_device(device or config.embed.device)
-        dtype = inference_dtype(config.embed.dtype, target)
-        self._encoder = load_encoder(folder, dtype=dtype, device=target)
-        self._preparer = Preparer(folder, config.embed)
+    def __init__(self, config: RunConfig, generation: int = 0, device: str | None = None) -> None:
+        workspace = Workspace(config)
+        self._preparer = Preparer(workspace.corpus, config.embed, config.storage)
+        if config.embed.model == CHARACTER_NGRAMS:
+            artifact = surrogate_artifact(workspace.embeddings(generation))
+            surrogate = NgramSurrogate.from_bytes(artifact.read_part(artifact.require().parts[0]))
+            self._model: _NgramModel | _TokenModel = _NgramModel(surrogate, config.embed.max_tokens)
+        else:
+            self._model = _TokenModel(config, device)
 
     @property
     def dimensions(self) -> int:
-        return self._encoder.dimensions
+        return self._model.dimensions
 
     def embed(self, unit: CorpusUnit, *, rows: np.ndarray | None = None, sides: Sequence[Side] = SIDES) -> EmbeddedUnit:
         """Reads and embeds a unit, or only some of its `rows` (row numbers inside it) and one of its sides.
 
         Raises DataError that names the row whose vector is not finite.
         """
-        columns = [name for name in COLUMNS if name.split("_")[0] not in SIDES or name.split("_")[0] in sides]
-        table = read_unit(self._corpus, unit, columns)
-        if rows is not None:
-            table = table.take(pa.array(rows))
-        return self.embed_prepared(self._preparer.prepare(table, sides), f"{self._corpus.folder.uri}/{unit.path}")
+        return self.embed_prepared(self._preparer.prepare(unit, rows, sides))
 
-    def embed_prepared(self, prepared: PreparedUnit, place: str) -> EmbeddedUnit:
-        """The vectors of rows that are tokenised already; `place` names them in an error."""
+    def embed_prepared(self, prepared: PreparedUnit) -> EmbeddedUnit:
+        """The vectors of a unit that was read and tokenised elsewhere."""
         vectors: dict[Side, np.ndarray] = {}
         count = 0
         for side, texts in prepared.texts.items():
-            tokens = Tokens.from_arrow(texts.tokens)
-            count += len(tokens.values)
-            distinct = self._encoder.encode(tokens, self._batch_tokens).astype(np.float16)
-            vectors[side] = distinct[texts.text_of_row]
-            check_finite(vectors[side], prepared.rows, side, place)
+            distinct, tokens = self._model.encode(texts.inputs)
+            vectors[side] = distinct.astype(np.float16)[texts.text_of_row]
+            _check_finite(vectors[side], prepared, side)
+            count += tokens
         return EmbeddedUnit(prepared.rows, vectors, prepared.unknown, count)
 
 
-def check_finite(vectors: np.ndarray, rows: pa.Table, side: Side, place: str) -> None:
-    """Raises DataError that names the first row whose vector holds a NaN or an infinity."""
+def surrogate_artifact(embeddings: Artifact) -> Artifact:
+    """Where the surrogate fitted to a corpus lies: beside the vectors made with it."""
+    return Artifact(embeddings.folder.child("surrogate"), "surrogate")
+
+
+class _TokenModel:
+    def __init__(self, config: RunConfig, device: str | None) -> None:
+        folder = resolve_model(config.embed.model, config.storage)
+        target = resolve_device(device or config.embed.device)
+        self._encoder = load_encoder(folder, dtype=inference_dtype(config.embed.dtype, target), device=target)
+        self._batch_tokens = config.embed.batch_tokens
+        self.dimensions = self._encoder.dimensions
+
+    def encode(self, inputs: pa.ListArray) -> tuple[np.ndarray, int]:
+        """(N, d) float32, and how many tokens that took."""
+        tokens = Tokens.from_arrow(inputs)
+        return self._encoder.encode(tokens, self._batch_tokens), len(tokens.values)
+
+
+class _NgramModel:
+    def __init__(self, surrogate: NgramSurrogate, max_tokens: int | None) -> None:
+        self._surrogate = surrogate
+        self._max_tokens = max_tokens
+        self.dimensions = surrogate.dimensions
+
+    def encode(self, inputs: pa.StringArray) -> tuple[np.ndarray, int]:
+        """(N, d) float32; it takes no tokens."""
+        return self._surrogate.encode(inputs.to_pylist(), self._max_tokens), 0
+
+
+def _check_finite(vectors: np.ndarray, prepared: PreparedUnit, side: Side) -> None:
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
         row = int(broken[0])
         raise DataError(
-            f"{place}: the vector of the {side} of pair {rows['pair_id'][row].as_py()} (row {row} of its unit) is not "
-            f"finite, as are {len(broken) - 1} others; the model or its dtype is not fit for this text"
+            f"{prepared.place}, row {row} (pair {prepared.rows['pair_id'][row].as_py()}): the vector of its {side} is "
+            f"not finite ({len(broken)} such rows here); the model's weights or embed.dtype are not fit for it"
         )
-
-
-def merge_unknown(counts: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
-    """Sums [unknown tokens, tokens] by source over units."""
-    total: dict[str, list[int]] = {}
-    for unit in counts:
-        for source, (unknown, tokens) in unit.items():
-            before = total.get(source, [0, 0])
-            total[source] = [before[0] + unknown, before[1] + tokens]
-    return dict(sorted(total.items()))

@@ -1,4 +1,4 @@
-"""From a unit of the corpus to token ids: read, drop what is there twice, tokenise. All that needs no model weights."""
+"""From a unit of the corpus to what goes into the model: read, drop what is there twice, tokenise. Needs no weights."""
 
 from __future__ import annotations
 
@@ -9,71 +9,100 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from clusterbatch.config import EmbedConfig
+from clusterbatch.config import EmbedConfig, StorageConfig
+from clusterbatch.config.embed import CHARACTER_NGRAMS
+from clusterbatch.corpus.units import CorpusUnit, read_unit
 from clusterbatch.encoder.layout import read_layout
+from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.tokenizer import Tokenizer
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.schema import token_type
+from clusterbatch.store import Artifact
 
 Side = Literal["query", "document"]
 SIDES: tuple[Side, ...] = ("query", "document")
-COLUMNS = ["pair_id", "source", "query", "document", "query_hash", "document_hash"]
 
 
 @dataclass(frozen=True)
 class PreparedTexts:
-    """Distinct texts of one side of a unit, list<uint16 or uint32>; row i of the unit has text text_of_row[i]."""
+    """The distinct texts of one side of a unit; row i of the unit has text text_of_row[i].
 
-    tokens: pa.ListArray
+    inputs: token ids as list<uint16 or uint32>, or strings where the model takes none.
+    """
+
+    inputs: pa.Array
     text_of_row: np.ndarray
 
 
 @dataclass(frozen=True)
 class PreparedUnit:
-    """rows: pair_id and source. unknown: for each source, [unknown tokens, tokens], special ones not counted."""
+    """rows: pair_id and source. unknown: for each source, [unknown tokens, tokens], special ones not counted.
+
+    place: where the unit lies, for messages.
+    """
 
     rows: pa.Table
     texts: dict[Side, PreparedTexts]
     unknown: dict[str, list[int]]
+    place: str
 
 
 class Preparer:
-    """Tokenises rows for one model, with its prompts."""
+    """Reads and tokenises units of a corpus for the model of `embed`, with its prompts."""
+
+    def __init__(self, corpus: Artifact, config: EmbedConfig, storage: StorageConfig) -> None:
+        self._corpus = corpus
+        self._tokenisation = (
+            None if config.model == CHARACTER_NGRAMS else _Tokenisation(resolve_model(config.model, storage), config)
+        )
+
+    def prepare(self, unit: CorpusUnit, rows: np.ndarray | None = None, sides: Sequence[Side] = SIDES) -> PreparedUnit:
+        """The unit, or only some of its `rows` (numbers inside it) and one of its sides. Raises DataError."""
+        columns = ["pair_id", "source", *sides, *(f"{side}_hash" for side in sides)]
+        table = read_unit(self._corpus, unit, columns)
+        if rows is not None:
+            table = table.take(pa.array(rows))
+        source = table["source"].combine_chunks().dictionary_encode()
+        counts = np.zeros((len(source.dictionary), 2), np.int64)
+        texts: dict[Side, PreparedTexts] = {}
+        for side in sides:
+            distinct, text_of_row = first_of_each(table[f"{side}_hash"].to_numpy())
+            inputs: pa.Array = table[side].combine_chunks().take(pa.array(distinct))
+            if self._tokenisation:
+                tokens = self._tokenisation.tokens(inputs.to_pylist(), side)
+                inputs = tokens.to_arrow(self._tokenisation.type)
+                of_source = self._tokenisation.unknown(tokens)[text_of_row]
+                np.add.at(counts, source.indices.to_numpy(zero_copy_only=False), of_source)
+            texts[side] = PreparedTexts(inputs, text_of_row.astype(np.int32))
+        unknown = dict(zip(source.dictionary.to_pylist(), counts.tolist(), strict=True)) if self._tokenisation else {}
+        place = f"{self._corpus.folder.uri}/{unit.path}, row group {unit.row_group}"
+        return PreparedUnit(table.select(["pair_id", "source"]), texts, unknown, place)
+
+
+class _Tokenisation:
+    """How texts become tokens for one model: its tokenizer, the prompt of each side, the length they are cut to."""
 
     def __init__(self, folder: str, config: EmbedConfig) -> None:
         layout = read_layout(folder)
         self._tokenizer = Tokenizer(folder, special_tokens=layout.kind == "backbone")
         limits = [limit for limit in (config.max_tokens, layout.max_tokens) if limit is not None]
         self._max_tokens = min(limits, default=None)
-        self._prompts = {
+        self._prompts: dict[Side, str] = {
             "query": layout.prompts["query"] if config.query_prompt is None else config.query_prompt,
             "document": layout.prompts["document"] if config.document_prompt is None else config.document_prompt,
         }
-        self._token_type = token_type(self._tokenizer.vocabulary)
+        self.type = token_type(self._tokenizer.vocabulary)
 
-    def prepare(self, rows: pa.Table, sides: Sequence[Side] = SIDES) -> PreparedUnit:
-        """`rows` has the corpus' COLUMNS (those of the other side may be missing)."""
-        source = rows["source"].combine_chunks().dictionary_encode()
-        names, source_of_row = source.dictionary.to_pylist(), source.indices.to_numpy(zero_copy_only=False)
-        counts = np.zeros((len(names), 2), np.int64)
-        texts: dict[Side, PreparedTexts] = {}
-        for side in sides:
-            distinct, text_of_row = first_of_each(rows[f"{side}_hash"].to_numpy())
-            tokens = self._tokenizer.encode(
-                rows[side].take(pa.array(distinct)).to_pylist(), self._max_tokens, self._prompts[side]
-            )
-            texts[side] = PreparedTexts(tokens.to_arrow(self._token_type), text_of_row.astype(np.int32))
-            of_text = np.stack([self._unknown(tokens), tokens.lengths - self._tokenizer.added], axis=1)
-            np.add.at(counts, source_of_row, of_text[text_of_row])
-        unknown = {name: row.tolist() for name, row in zip(names, counts, strict=True)}
-        return PreparedUnit(rows.select(["pair_id", "source"]), texts, unknown)
+    def tokens(self, texts: Sequence[str], side: Side) -> Tokens:
+        return self._tokenizer.encode(texts, self._max_tokens, self._prompts[side])
 
-    def _unknown(self, tokens: Tokens) -> np.ndarray:
-        """(N,) unknown tokens in each text."""
+    def unknown(self, tokens: Tokens) -> np.ndarray:
+        """(N, 2) int64: unknown tokens and tokens of each text, special ones not counted."""
+        lengths = tokens.lengths - self._tokenizer.added
         if self._tokenizer.unknown is None:
-            return np.zeros(len(tokens), np.int64)
+            return np.stack([np.zeros_like(lengths), lengths], axis=1)
         running = np.concatenate([[0], np.cumsum(tokens.values == self._tokenizer.unknown)])
-        return running[tokens.offsets[1:]] - running[tokens.offsets[:-1]]
+        return np.stack([running[tokens.offsets[1:]] - running[tokens.offsets[:-1]], lengths], axis=1)
 
 
 def first_of_each(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pyarrow as pa
 import ray
 
 from clusterbatch.config import RunConfig, fingerprint
-from clusterbatch.corpus.units import CorpusUnit, corpus_units
-from clusterbatch.encoder.embedder import EmbeddedUnit, UnitEmbedder, merge_unknown
+from clusterbatch.config.embed import CHARACTER_NGRAMS
+from clusterbatch.corpus.units import corpus_units
+from clusterbatch.encoder.embedder import UnitEmbedder, surrogate_artifact
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
-from clusterbatch.runtime import Pool, Unit, ray_session, run_units
-from clusterbatch.schema import embeddings_schema
-from clusterbatch.store import Counts, Manifest, Receipt, Stopwatch
-from clusterbatch.store.tables import write_parquet
+from clusterbatch.encoder.workers import EmbedWorker, FitSurrogateWorker, PrepareWorker
+from clusterbatch.runtime import Ahead, Pool, Unit, ray_session, run_units
+from clusterbatch.store import Artifact, Manifest, Stopwatch
 from clusterbatch.store.workspace import Workspace
 
 __all__ = ["UnitEmbedder", "embed"]
@@ -23,31 +23,37 @@ __all__ = ["UnitEmbedder", "embed"]
 _logger = logging.getLogger(__name__)
 # Share of unknown tokens above which clusters and masks of a source mean little.
 _UNKNOWN_LIMIT = 0.02
+_TOKENIZERS_PER_GPU_WORKER = 8
 
 
 def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest:
     """Embeds queries and documents of the corpus with `embed.model`; returns the manifest of the embeddings.
 
-    Unit u of the corpus becomes one part, rows in the same order. Details: model (fingerprint), dimensions, tokens, and
-    per source the share of unknown tokens.
+    Unit u of the corpus becomes one part, rows in the same order. With `embed.persist: false` there are no parts: what
+    needs vectors asks a `UnitEmbedder`. Details: model (fingerprint), persisted, dimensions, tokens, and for each
+    source the share of unknown tokens.
     """
     workspace = Workspace(config)
     corpus = workspace.corpus.require()
     artifact = workspace.embeddings(generation)
-    model = model_fingerprint(resolve_model(config.embed.model, config.storage))
+    ngrams = config.embed.model == CHARACTER_NGRAMS
+    model = CHARACTER_NGRAMS if ngrams else model_fingerprint(resolve_model(config.embed.model, config.storage))
     identity = fingerprint("embeddings", config.embed, model, corpus.fingerprint)
-    if artifact.is_done(identity):
+    if artifact.is_done(identity) and not force:
         return artifact.require()
     watch = Stopwatch()
     done = artifact.begin(identity, force)
     units = [Unit(unit.number, unit.rows, unit) for unit in corpus_units(corpus)]
     with ray_session(config.ray):
-        device, pool = _placement(config)
-        arguments = {"config": config, "generation": generation, "identity": identity, "device": device}
-        receipts = run_units("embed", units, EmbedWorker, arguments, pool, done=done)
-    unknown = merge_unknown([receipt.details["unknown"] for receipt in receipts])
-    shares = {source: round(missing / max(tokens, 1), 5) for source, (missing, tokens) in unknown.items()}
-    _warn(config.embed.model, shares)
+        if ngrams and units:
+            _fit_surrogate(config, workspace.corpus, surrogate_artifact(artifact), identity, units)
+        receipts = []
+        if config.embed.persist:
+            device, pool, ahead = _placement(config, workspace.corpus)
+            arguments = {"config": config, "generation": generation, "identity": identity, "device": device}
+            receipts = run_units("embed", units, EmbedWorker, arguments, pool, done=done, ahead=ahead)
+    shares = unknown_shares([receipt.details["unknown"] for receipt in receipts])
+    warn_of_unknown(config.embed.model, shares)
     return artifact.commit(
         identity,
         receipts,
@@ -56,72 +62,64 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
         seconds=watch.seconds,
         details={
             "model": model,
-            "dimensions": receipts[0].details["dimensions"] if receipts else 0,
+            "persisted": config.embed.persist,
+            "dimensions": receipts[0].details["dimensions"] if receipts else None,
             "tokens": sum(receipt.details["tokens"] for receipt in receipts),
             "unknown_share": shares,
         },
     )
 
 
-class EmbedWorker:
-    """One actor: holds the model, turns units into parts."""
-
-    def __init__(self, config: RunConfig, generation: int, identity: str, device: str) -> None:
-        self._artifact = Workspace(config).embeddings(generation)
-        self._identity = identity
-        self._embedder = UnitEmbedder(config, device)
-
-    def process(self, unit: Unit) -> Receipt:
-        watch = Stopwatch()
-        corpus_unit: CorpusUnit = unit.payload
-        embedded = self._embedder.embed(corpus_unit)
-        table = embeddings_table(embedded)
-        part = write_parquet(self._artifact, f"unit-{unit.number:08d}", table)
-        receipt = Receipt(
-            unit=unit.number,
-            fingerprint=self._identity,
-            parts=[part],
-            counts=Counts(read=corpus_unit.rows, written=table.num_rows),
-            seconds=round(watch.seconds, 3),
-            details={
-                "dimensions": self._embedder.dimensions,
-                "tokens": embedded.tokens,
-                "unknown": embedded.unknown,
-                "progress": f"({embedded.tokens / watch.seconds:,.0f} tokens/s a worker)",
-            },
-        )
-        self._artifact.write_receipt(receipt)
-        return receipt
+def unknown_shares(counts: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, float]:
+    """Share of unknown tokens by source, from [unknown tokens, tokens] of many units."""
+    total: dict[str, np.ndarray] = {}
+    for unit in counts:
+        for source, pair in unit.items():
+            total[source] = total.get(source, np.zeros(2, np.int64)) + np.asarray(pair)
+    return {source: round(float(unknown / max(tokens, 1)), 5) for source, (unknown, tokens) in sorted(total.items())}
 
 
-def embeddings_table(embedded: EmbeddedUnit) -> pa.Table:
-    """In schema.embeddings_schema; the vectors' memory is shared, not copied."""
-    queries, documents = embedded.vectors["query"], embedded.vectors["document"]
-    columns = [*embedded.rows.columns, vectors_array(queries), vectors_array(documents)]
-    return pa.Table.from_arrays(columns, schema=embeddings_schema(queries.shape[1]))
-
-
-def vectors_array(vectors: np.ndarray) -> pa.FixedSizeListArray:
-    """(n, d) as FixedSizeList of its own type."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).reshape(-1)), vectors.shape[1])
-
-
-def _placement(config: RunConfig) -> tuple[str, Pool]:
-    """The device that workers use, and what each asks of the cluster for it."""
-    device = config.embed.device
-    if device == "auto":
-        device = "cuda" if ray.cluster_resources().get("GPU", 0) >= config.embed.gpus_per_worker else "cpu"
-    gpus = config.embed.gpus_per_worker if device.startswith("cuda") else 0.0
-    return device, Pool(config.embed.workers, config.embed.cpus_per_worker, gpus)
-
-
-def _warn(model: str, shares: dict[str, float]) -> None:
+def warn_of_unknown(model: str, shares: Mapping[str, float]) -> None:
     for source, share in shares.items():
         if share > _UNKNOWN_LIMIT:
             _logger.warning(
-                "embed: %.1f %% of the tokens of source %s are unknown to %s; clusters and masks made with it mean "
-                "little there (a model of that language, or embed.model=char-ngrams, would do better)",
+                "embed: %.1f %% of the tokens of source %s are unknown to %s: clusters and masks made with it mean "
+                "little there (take a model of that language, or embed.model=char-ngrams)",
                 100 * share,
                 source,
                 model,
             )
+
+
+def _fit_surrogate(
+    config: RunConfig, corpus: Artifact, artifact: Artifact, identity: str, units: Sequence[Unit]
+) -> None:
+    if artifact.is_done(identity):
+        return
+    done = artifact.begin(identity, force=True)
+    whole = Unit(0, sum(unit.rows for unit in units), [unit.payload for unit in units])
+    arguments = {
+        "corpus": corpus,
+        "artifact": artifact,
+        "identity": identity,
+        "max_tokens": config.embed.max_tokens,
+    }
+    pool = Pool(1, config.embed.cpus_per_worker)
+    receipts = run_units("surrogate", [whole], FitSurrogateWorker, arguments, pool, done=done)
+    artifact.commit(identity, receipts, config={}, inputs={}, seconds=receipts[0].seconds)
+
+
+def _placement(config: RunConfig, corpus: Artifact) -> tuple[str, Pool, Ahead | None]:
+    """The device of the workers, what each asks of the cluster, and who tokenises ahead of them."""
+    settings = config.embed
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if ray.cluster_resources().get("GPU", 0) >= settings.gpus_per_worker else "cpu"
+    on_gpu = device.startswith("cuda")
+    pool = Pool(settings.workers, settings.cpus_per_worker, settings.gpus_per_worker if on_gpu else 0.0)
+    tokenizers = settings.tokenizers
+    if tokenizers is None:
+        left = int((ray.cluster_resources().get("CPU", 0) - pool.workers * pool.cpus) / Pool.cpus)
+        tokenizers = min(_TOKENIZERS_PER_GPU_WORKER * pool.workers, max(left, 0)) if on_gpu else 0
+    arguments = {"corpus": corpus, "config": config}
+    return device, pool, Ahead(PrepareWorker, arguments, Pool(tokenizers)) if tokenizers else None

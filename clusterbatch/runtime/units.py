@@ -112,11 +112,14 @@ def _stream(
     items = [{"unit": pickle.dumps(unit)} for unit in pending]
     dataset = ray.data.from_items(items, override_num_blocks=len(pending))
     if ahead:
+        preparers = min(ahead.pool.workers, len(pending))
+        # Both pools run at once.
+        check_resources(title, workers + preparers, Pool(workers + preparers, max(pool.cpus, ahead.pool.cpus)))
         dataset = dataset.map_batches(
             _AheadAdapter,
             fn_constructor_kwargs={"preparer": ahead.preparer, "arguments": dict(ahead.arguments)},
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(ahead.pool.workers, len(pending))),
+            compute=ray.data.ActorPoolStrategy(size=preparers),
             num_cpus=ahead.pool.cpus,
         )
     dataset = dataset.map_batches(

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.normalise import pair_ids, text_hashes
+from clusterbatch.corpus.units import PAIRS
 from clusterbatch.schema import corpus_schema
 from clusterbatch.store import Counts, Manifest, Receipt
 from clusterbatch.store.tables import write_parquet
@@ -35,7 +36,7 @@ def commit_corpus(config: RunConfig, table: pa.Table, *, row_group_rows: int = 6
     receipts = []
     for unit, start in enumerate(range(0, table.num_rows, part_rows)):
         piece = table.slice(start, part_rows)
-        part = write_parquet(artifact, f"part-{unit:05d}", piece, row_group_rows)
+        part = write_parquet(artifact, f"part-{unit:05d}", piece, row_group_rows, role=PAIRS)
         counts = Counts(read=piece.num_rows, written=piece.num_rows)
         receipts.append(Receipt(unit=unit, fingerprint="corpus", parts=[part], counts=counts))
     return artifact.commit("corpus", receipts, config={}, inputs={}, seconds=0.0)

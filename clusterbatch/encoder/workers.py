@@ -1,0 +1,101 @@
+"""What the actors of the `embed` stage do with a unit; no Ray here, so that it also runs in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from clusterbatch.config import RunConfig
+from clusterbatch.corpus.units import CorpusUnit, read_unit
+from clusterbatch.encoder.embedder import EmbeddedUnit, UnitEmbedder
+from clusterbatch.encoder.prepare import PreparedUnit, Preparer
+from clusterbatch.encoder.surrogate import SAMPLE_PAIRS, NgramSurrogate
+from clusterbatch.runtime import Unit
+from clusterbatch.schema import embeddings_schema
+from clusterbatch.store import Artifact, Counts, Receipt, Stopwatch
+from clusterbatch.store.tables import write_parquet
+from clusterbatch.store.workspace import Workspace
+
+
+class EmbedWorker:
+    """One actor: holds the model, turns units into parts."""
+
+    def __init__(self, config: RunConfig, generation: int, identity: str, device: str) -> None:
+        self._artifact = Workspace(config).embeddings(generation)
+        self._identity = identity
+        self._embedder = UnitEmbedder(config, generation, device)
+
+    def process(self, unit: Unit, prepared: PreparedUnit | None = None) -> Receipt:
+        """Embeds the unit; `prepared` where other processes read and tokenise ahead."""
+        watch = Stopwatch()
+        corpus_unit: CorpusUnit = unit.payload
+        embedded = self._embedder.embed_prepared(prepared) if prepared else self._embedder.embed(corpus_unit)
+        part = write_parquet(self._artifact, f"unit-{unit.number:08d}", embeddings_table(embedded))
+        receipt = Receipt(
+            unit=unit.number,
+            fingerprint=self._identity,
+            parts=[part],
+            counts=Counts(read=corpus_unit.rows, written=part.rows),
+            seconds=round(watch.seconds, 3),
+            details={
+                "dimensions": self._embedder.dimensions,
+                "tokens": embedded.tokens,
+                "unknown": embedded.unknown,
+                "progress": f"({embedded.tokens / watch.seconds:,.0f} tokens/s a worker)" if embedded.tokens else "",
+            },
+        )
+        self._artifact.write_receipt(receipt)
+        return receipt
+
+
+class PrepareWorker:
+    """One actor of the pool that reads and tokenises ahead of the embedding workers."""
+
+    def __init__(self, corpus: Artifact, config: RunConfig) -> None:
+        self._preparer = Preparer(corpus, config.embed, config.storage)
+
+    def prepare(self, unit: Unit) -> PreparedUnit:
+        return self._preparer.prepare(unit.payload)
+
+
+class FitSurrogateWorker:
+    """Fits the character n-gram surrogate to a uniform sample of the corpus; its one unit's payload is all units."""
+
+    def __init__(self, corpus: Artifact, artifact: Artifact, identity: str, max_tokens: int | None) -> None:
+        self._corpus, self._artifact = corpus, artifact
+        self._identity, self._max_tokens = identity, max_tokens
+
+    def process(self, unit: Unit) -> Receipt:
+        texts = sample_texts(self._corpus, unit.payload, SAMPLE_PAIRS)
+        data = NgramSurrogate.fit(texts, self._max_tokens).to_bytes()
+        part = self._artifact.write_part("ngrams", "safetensors", data, 0)
+        receipt = Receipt(unit=unit.number, fingerprint=self._identity, parts=[part])
+        self._artifact.write_receipt(receipt)
+        return receipt
+
+
+def sample_texts(corpus: Artifact, units: Sequence[CorpusUnit], pairs: int, seed: int = 0) -> list[str]:
+    """Queries and documents of up to `pairs` rows, drawn uniformly; reads only the units that hold some, one by one."""
+    starts = np.concatenate([[0], np.cumsum([unit.rows for unit in units])])
+    total = int(starts[-1])
+    chosen = np.sort(np.random.default_rng(seed).choice(total, min(pairs, total), replace=False))
+    texts: list[str] = []
+    for unit, start, end in zip(units, starts[:-1], starts[1:], strict=True):
+        rows = chosen[np.searchsorted(chosen, start) : np.searchsorted(chosen, end)] - start
+        if len(rows):
+            table = read_unit(corpus, unit, ["query", "document"]).take(pa.array(rows))
+            texts += table["query"].to_pylist() + table["document"].to_pylist()
+    return texts
+
+
+def embeddings_table(embedded: EmbeddedUnit) -> pa.Table:
+    """In schema.embeddings_schema; the vectors' memory is shared, not copied."""
+    queries, documents = embedded.vectors["query"], embedded.vectors["document"]
+    columns = [*embedded.rows.columns, _vectors_array(queries), _vectors_array(documents)]
+    return pa.Table.from_arrays(columns, schema=embeddings_schema(queries.shape[1]))
+
+
+def _vectors_array(vectors: np.ndarray) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).reshape(-1)), vectors.shape[1])
