@@ -47,7 +47,7 @@ class World:
         if self.size == 1:
             return [count]
         every = torch.empty(self.size, dtype=torch.int64, device=device)
-        dist.all_gather_into_tensor(every, torch.tensor([count], dtype=torch.int64, device=device))
+        dist.all_gather(list(every.split(1)), torch.tensor([count], dtype=torch.int64, device=device))
         return every.tolist()
 
     def gather(self, rows: Tensor, rows_of_rank: Sequence[int]) -> Tensor:
@@ -63,7 +63,7 @@ class World:
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: len(rows)] = rows
         every = rows.new_empty((self.size * longest, *rows.shape[1:]))
-        dist.all_gather_into_tensor(every, padded)
+        dist.all_gather(list(every.split(longest)), padded)
         if min(rows_of_rank) == longest:
             return every
         return torch.cat([every[rank * longest :][:count] for rank, count in enumerate(rows_of_rank)])

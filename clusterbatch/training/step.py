@@ -150,7 +150,8 @@ def gather_facts(batch: SliceBatch, world: World, device: torch.device) -> tuple
     def everywhere(array: np.ndarray | None) -> Tensor | None:
         if array is None:
             return None
-        return world.gather(torch.from_numpy(np.ascontiguousarray(array)).to(device), rows_of_rank)
+        # A copy: arrays that Arrow owns are not writable, and torch has no such tensors.
+        return world.gather(torch.from_numpy(np.array(array)).to(device), rows_of_rank)
 
     columns = [batch.query_hash, batch.document_hash]
     negative_hash, negatives_of_rank = None, [0] * world.size

@@ -48,6 +48,22 @@ def run_world(size: int, function: Callable[..., Any], *arguments: Any) -> list[
         return results
 
 
+def run_killed_world(size: int, function: Callable[..., Any], *arguments: Any) -> list[int]:
+    """The same, for a function that gets its own process killed; exit codes by rank once all processes have ended."""
+    with tempfile.TemporaryDirectory() as folder:
+        sinks = [_CONTEXT.Pipe(duplex=False) for _ in range(size)]
+        processes = [
+            _CONTEXT.Process(target=_rank, args=(rank, size, str(Path(folder) / "store"), sink[1], function, arguments))
+            for rank, sink in enumerate(sinks)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(_SECONDS)
+            assert process.exitcode is not None, "a rank survives the loss of another"
+        return [process.exitcode or 0 for process in processes]
+
+
 def _rank(
     rank: int, size: int, store: str, sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
