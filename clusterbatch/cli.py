@@ -134,7 +134,8 @@ def _inspect(config: RunConfig, options: argparse.Namespace) -> None:
             if done
             else [""] * 4
         )
-        table.add_row(row["stage"], row["state"], *figures, *rest)
+        name = f"{row['stage']} {row['generation']}" if row["generation"] else row["stage"]
+        table.add_row(name, row["state"], *figures, *rest)
     Console().print(table)
 
 

@@ -1,38 +1,81 @@
-"""What is in a workspace: each stage's state, rows, bytes and time."""
+"""What is in a workspace: each stage's state, rows, bytes and time. Works while a run is under way, from anywhere."""
 
 from __future__ import annotations
 
+import time
+from datetime import datetime
 from typing import Any
 
 from clusterbatch.config import RunConfig
 from clusterbatch.experiments.run import STAGES
+from clusterbatch.experiments.summary import generations
+from clusterbatch.store import Artifact, Folder
 from clusterbatch.store.artifact import MANIFEST, RECEIPTS
 from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.metrics_log import SEGMENTS, read_last_line
+
+_PASSES = "_exchange"
 
 
 def inspect_workspace(config: RunConfig) -> list[dict[str, Any]]:
-    """One row per stage: {stage, state, read, written, rejected, set_aside, parts, bytes, seconds, created}.
+    """One row per stage and generation: {stage, generation, state, read, written, rejected, set_aside, parts, bytes,
+    seconds, created}; generation is None for the corpus.
 
-    `state` is 'done', 'interrupted after n units' or 'not begun'; only manifests and receipts are read.
+    `state` is 'done', 'not begun', or how far it is and when it last left something. Only manifests, names of receipts
+    and the newest line of training are read, so this costs a running job nothing.
     """
     workspace = Workspace(config)
     rows = []
-    for stage in STAGES:
-        artifact = stage.artifact(workspace, 0)
-        manifest = artifact.manifest()
-        row: dict[str, Any] = {"stage": stage.name}
-        if manifest is None:
-            units = len(artifact.folder.list(RECEIPTS))
-            begun = units or any(name != MANIFEST for name in artifact.folder.list())
-            row["state"] = f"interrupted after {units} units" if begun else "not begun"
-        else:
-            row |= {
-                "state": "done",
-                **manifest.counts.model_dump(),
-                "parts": len(manifest.parts),
-                "bytes": sum(part.bytes for part in manifest.parts),
-                "seconds": manifest.seconds,
-                "created": manifest.created,
-            }
-        rows.append(row)
+    for generation in generations(config) or [0]:
+        for stage in STAGES:
+            of_corpus = stage.name == "ingest"
+            if of_corpus and generation > 0:
+                continue
+            artifact = stage.artifact(workspace, generation)
+            row: dict[str, Any] = {"stage": stage.name, "generation": None if of_corpus else generation}
+            manifest = artifact.manifest()
+            if manifest is None:
+                row["state"] = _state(artifact)
+            else:
+                row |= {
+                    "state": "done",
+                    **manifest.counts.model_dump(),
+                    "parts": len(manifest.parts),
+                    "bytes": sum(part.bytes for part in manifest.parts),
+                    "seconds": manifest.seconds,
+                    "created": manifest.created,
+                }
+            rows.append(row)
     return rows
+
+
+def _state(artifact: Artifact) -> str:
+    """Of an artifact without a manifest."""
+    folder = artifact.folder
+    step = read_last_line(folder)
+    if step is not None:
+        return f"step {step['step'] + 1:,} done, loss {step['loss']:.4f}{_sign_of_life(folder.child(SEGMENTS))}"
+    for name in folder.list(_PASSES):
+        # Passes are done one after the other: the one without a manifest is the current one.
+        receipts = folder.child(_PASSES, name, RECEIPTS)
+        if not folder.exists(f"{_PASSES}/{name}/{MANIFEST}"):
+            return f"{len(receipts.list()):,} units of pass {name} done{_sign_of_life(receipts)}"
+    receipts = folder.child(RECEIPTS)
+    units = len(receipts.list())
+    if units:
+        return f"{units:,} units done{_sign_of_life(receipts)}"
+    return "begun" if folder.list() else "not begun"
+
+
+def _sign_of_life(folder: Folder) -> str:
+    """How long ago something was written there, in words."""
+    if not folder.list():
+        return ""
+    newest = max(_written(entry) for entry in folder.filesystem.ls(folder.path(), detail=True))
+    return f", last write {max(0.0, time.time() - newest):,.0f} s ago"
+
+
+def _written(entry: dict[str, Any]) -> float:
+    """Seconds since 1970: `mtime` of local files, `LastModified` of objects."""
+    when = entry.get("LastModified", entry.get("mtime", 0.0))
+    return when.timestamp() if isinstance(when, datetime) else float(when)

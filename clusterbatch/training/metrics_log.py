@@ -54,5 +54,15 @@ def read_metrics(folder: Folder) -> bytes:
     return b"".join(folder.read(f"{SEGMENTS}/{name}") for name in names)
 
 
+def read_last_line(folder: Folder) -> dict[str, Any] | None:
+    """The newest line of a run that may still be under way; None before its first."""
+    for name in sorted(folder.list(SEGMENTS), key=_first_step, reverse=True):
+        lines = folder.read(f"{SEGMENTS}/{name}").splitlines()
+        if lines:
+            newest: dict[str, Any] = json.loads(lines[-1])
+            return newest
+    return None
+
+
 def _first_step(name: str) -> int:
     return int(name.removeprefix("steps-").removesuffix(".jsonl"))

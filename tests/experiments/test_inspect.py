@@ -1,0 +1,51 @@
+"""What `inspect` says of a workspace in every state, a running one among them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from clusterbatch.config import load_config
+from clusterbatch.experiments.inspect import inspect_workspace
+from clusterbatch.store import Artifact, Counts, Receipt
+from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.metrics_log import MetricsLog
+
+
+def receipt(artifact: Artifact, unit: int, rows: int = 10) -> Receipt:
+    part = artifact.write_part(f"unit-{unit}", "bin", b"x" * rows, rows)
+    done = Receipt(unit=unit, fingerprint="f", parts=[part], counts=Counts(read=rows, written=rows))
+    artifact.write_receipt(done)
+    return done
+
+
+def commit(artifact: Artifact, receipts: list[Receipt]) -> None:
+    artifact.commit("f", receipts, config={}, inputs={}, seconds=1.5)
+
+
+def test_every_stage_in_its_own_state(tmp_path: Path) -> None:
+    config = load_config(None, [f"workspace={tmp_path}"])
+    workspace = Workspace(config)
+    commit(workspace.corpus, [receipt(workspace.corpus, 0), receipt(workspace.corpus, 1)])
+    for unit in range(3):
+        receipt(workspace.embeddings(), unit)
+    for name in ("sample", "fit"):
+        done = Artifact(workspace.clusters().folder.child("_exchange", name), name)
+        commit(done, [receipt(done, 0)])
+    receipt(Artifact(workspace.clusters().folder.child("_exchange", "assign"), "assign"), 0)
+    log = MetricsLog(workspace.train().folder, 0)
+    for step in range(1500):
+        log.add({"step": step, "loss": 2 - step / 1500})
+    log.cut(1500)
+    commit(workspace.embeddings(1), [])
+
+    rows = {(row["stage"], row["generation"]): row for row in inspect_workspace(config)}
+    assert rows["ingest", None]["state"] == "done"
+    assert rows["ingest", None]["written"] == rows["ingest", None]["bytes"] == 20
+    assert rows["embed", 0]["state"] == "3 units done, last write 0 s ago"
+    assert rows["cluster", 0]["state"] == "1 units of pass assign done, last write 0 s ago"
+    assert rows["train", 0]["state"] == "step 1,500 done, loss 1.0007, last write 0 s ago"
+    assert rows["evaluate", 0]["state"] == "not begun"
+    assert rows["embed", 1]["state"] == "done"
+    assert ("ingest", 1) not in rows
+    json.dumps(list(rows.values()))
