@@ -14,6 +14,9 @@ class EvaluateConfig(Section):
     # Folders in BEIR layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv; docstrings:// means the sample's own.
     path: Paths = []
     split: str = "test"
+    # before: train.model as training starts; after: the trained model; bm25: word matching, as a reference. Others are
+    # a model's folder, a workspace (its model is meant) or a name on the hub.
+    models: list[str] = Field(["before", "after"], min_length=1)
     # NDCG@k, MRR@k, Recall@k, Precision@k, MAP@k, HitRate@k, or module:function of (answers, grades).
     metrics: list[str] = Field(["NDCG@10", "Recall@100", "MRR@10"], min_length=1)
     # Documents kept for each query in the run file.

@@ -77,6 +77,14 @@ def search(queries: torch.Tensor, documents: torch.Tensor, k: int, excluded: np.
     return Ranking(scores, numbers)
 
 
+def best_of(scores_QN: torch.Tensor, k: int, excluded: np.ndarray | None = None) -> Ranking:
+    """The k best of scores that are all there, -inf for no answer; what is excluded becomes that in `scores_QN`."""
+    if excluded is not None:
+        _leave_out(scores_QN, excluded)
+    values, numbers = _top(scores_QN, min(k, scores_QN.shape[1]))
+    return merge([Ranking(values, np.where(np.isneginf(values), -1, numbers))], k)
+
+
 def merge(rankings: Sequence[Ranking], k: int) -> Ranking:
     """The k best of several rankings of the same queries over disjoint documents, numbered alike."""
     merged = _merge_sorted(rankings, k)

@@ -14,6 +14,7 @@ from clusterbatch.encoder.hardware import resolve_device
 from clusterbatch.encoder.model import Encoder, load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.evaluation.collection import Collection
+from clusterbatch.evaluation.lexical import LexicalIndex
 from clusterbatch.evaluation.models import EvaluatedModel
 from clusterbatch.evaluation.search import Ranking, descending_ids, identical_ids, search
 from clusterbatch.evaluation.texts import Texts
@@ -36,13 +37,17 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Documents of `collection` in bytes [start, end) of its file, by all `models`; queries are cut into blocks."""
+    """Documents of `collection` in bytes [start, end) of its file, by all `models`; queries are cut into blocks.
+
+    A lexical task is the whole collection at once: BM25 weighs words by all documents.
+    """
 
     models: tuple[EvaluatedModel, ...]
     collection: Collection
     start: int
     end: int
     query_block: int
+    lexical: bool = False
 
 
 class SearchWorker:
@@ -69,15 +74,19 @@ class SearchWorker:
         excluded = queries.excluded(ids) if self._config.evaluate.ignore_identical_ids else None
         parts = []
         for model in task.models:
-            encoder = self._encoder(model)
-            vectors = documents.vectors(encoder, self._config.embed.batch_tokens)
-            ranking = search(queries.vectors(model, encoder), vectors, self._config.evaluate.top_k, excluded)
+            if task.lexical:
+                ranking = LexicalIndex(documents.texts).search(queries.texts, self._config.evaluate.top_k, excluded)
+            else:
+                encoder = self._encoder(model)
+                vectors = documents.vectors(encoder, self._config.embed.batch_tokens)
+                ranking = search(queries.vectors(model, encoder), vectors, self._config.evaluate.top_k, excluded)
             parts += self._write(unit.number, task, model, ranking, ids)
         receipt = Receipt(
             unit=unit.number,
             fingerprint=self._fingerprint,
             parts=parts,
-            counts=Counts(read=len(ids), written=len(ids)),
+            # The reference reads what other units count already.
+            counts=Counts() if task.lexical else Counts(read=len(ids), written=len(ids)),
             seconds=watch.seconds,
             details={"judged": len(queries.judged.intersection(ids))},
         )
@@ -117,7 +126,8 @@ class _Queries:
         self.collection = collection
         self.judged = {document for grades in judgements.values() for document in grades}
         self._ids = list(texts)
-        self._texts = Texts("query", list(texts.values()), config.evaluate.max_query_tokens)
+        self.texts = list(texts.values())
+        self._texts = Texts("query", self.texts, config.evaluate.max_query_tokens)
         self._batch_tokens = config.embed.batch_tokens
         self._vectors: dict[EvaluatedModel, torch.Tensor] = {}
 

@@ -58,12 +58,15 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
     table: list[dict[str, Any]] = []
     described: dict[str, dict[str, int]] = {}
     for collection in collections:
-        of_collection = [finished[number] for number in numbers[collection.name]]
+        dense, lexical = ([finished[number] for number in of_kind] for of_kind in numbers[collection.name])
         judgements = collection.read_judgements()
-        described[collection.name] = summary = _summary(judgements, of_collection)
+        described[collection.name] = summary = _summary(judgements, dense)
         for model in models:
             candidates = [
-                part for receipt in of_collection for part in receipt.parts if part.details["model"] == model.label
+                part
+                for receipt in (lexical if model.is_lexical else dense)
+                for part in receipt.parts
+                if part.details["model"] == model.label
             ]
             sums = _merge(artifact, model, collection, judgements, candidates, metrics, config.evaluate.top_k, parts)
             table += [
@@ -103,18 +106,25 @@ def configured_collections(config: RunConfig) -> list[Collection]:
 
 def _units(
     config: RunConfig, models: Sequence[EvaluatedModel], collections: Sequence[Collection]
-) -> tuple[list[Unit], dict[str, list[int]]]:
-    """All units, and which of them belong to which collection (by name)."""
+) -> tuple[list[Unit], dict[str, tuple[list[int], list[int]]]]:
+    """All units; and the numbers of those of a collection, by its name: of document ranges, and of the reference."""
+    dense = tuple(model for model in models if not model.is_lexical)
+    lexical = tuple(model for model in models if model.is_lexical)
     units: list[Unit] = []
-    numbers: dict[str, list[int]] = {}
+    numbers: dict[str, tuple[list[int], list[int]]] = {}
     for collection in collections:
         ranges = collection.document_ranges(config.evaluate.unit_bytes)
         block = max(64, min(4096, _MERGED_AT_ONCE // (config.evaluate.top_k * max(1, len(ranges)))))
-        numbers[collection.name] = list(range(len(units), len(units) + len(ranges)))
-        for start, end in ranges:
-            task = ShardTask(tuple(models), collection, start, end, block)
-            # How many documents a range holds is not known before it is read; progress counts its size.
-            units.append(Unit(len(units), (end - start) // 1024, task))
+        tasks = [ShardTask(dense, collection, start, end, block) for start, end in ranges]
+        if lexical:
+            tasks.append(ShardTask(lexical, collection, 0, collection.documents_bytes(), block, lexical=True))
+        first = len(units)
+        # How many documents a range holds is not known before it is read; progress counts its size.
+        units += [Unit(first + n, (task.end - task.start) // 1024, task) for n, task in enumerate(tasks)]
+        numbers[collection.name] = (
+            list(range(first, first + len(ranges))),
+            list(range(first + len(ranges), first + len(tasks))),
+        )
     return units, numbers
 
 

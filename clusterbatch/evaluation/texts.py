@@ -15,7 +15,7 @@ class Texts:
 
     def __init__(self, kind: Literal["query", "document"], texts: list[str], max_tokens: int) -> None:
         self._kind: Literal["query", "document"] = kind
-        self._texts, self._max_tokens = texts, max_tokens
+        self.texts, self._max_tokens = texts, max_tokens
         self._tokens: dict[tuple[str, int, str], Tokens] = {}
 
     def tokens(self, encoder: Encoder) -> Tokens:
@@ -24,7 +24,7 @@ class Texts:
         prompt = encoder.prompts[self._kind]
         key = (encoder.tokenizer.fingerprint, limit, prompt)
         if key not in self._tokens:
-            self._tokens[key] = encoder.tokenizer.encode(self._texts, limit, prompt)
+            self._tokens[key] = encoder.tokenizer.encode(self.texts, limit, prompt)
         return self._tokens[key]
 
     def vectors(self, encoder: Encoder, batch_tokens: int) -> torch.Tensor:
