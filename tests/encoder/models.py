@@ -1,0 +1,170 @@
+"""Small transformers with random weights and real tokenizers of their families, made without a hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+_SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+_POSITIONS = 130
+_SENTENCES = [
+    "The quick brown fox jumps over the lazy dog, while the cat sleeps on the warm windowsill all day long.",
+    "def add(first: int, second: int) -> int:\n    return first + second",
+    "埼玉県は日本の関東地方に位置する県である。県庁所在地はさいたま市。",
+    "השועל החום המהיר קופץ مرحبا بالعالم 😀😀 Ελληνικά русский текст",
+]
+_BRACKETS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+_ANGLES = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
+# The order of ids: BERT's padding is 0, RoBERTa's 1.
+_BERT_ORDER = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+_ROBERTA_ORDER = ("cls_token", "pad_token", "sep_token", "unk_token", "mask_token")
+
+_Made = tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerFast]
+
+
+def make_model(architecture: str, folder: Path) -> Path:
+    """Writes a bare transformer folder (config, weights, tokenizer) of one of ARCHITECTURES."""
+    torch.manual_seed(0)
+    model, tokenizer = ARCHITECTURES[architecture]()
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _wordpiece(names: dict[str, str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token=names["unk_token"]))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = [names[name] for name in _BERT_ORDER]
+    trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(_SENTENCES, trainer)
+    return _templated(tokenizer, names)
+
+
+def _bytes(names: dict[str, str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = [names[name] for name in _ROBERTA_ORDER]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(_SENTENCES, trainer)
+    return _templated(tokenizer, names)
+
+
+def _unigram(names: dict[str, str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = [names[name] for name in _ROBERTA_ORDER]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=400, special_tokens=special, unk_token=names["unk_token"], show_progress=False
+    )
+    tokenizer.train_from_iterator(_SENTENCES, trainer)
+    return _templated(tokenizer, names)
+
+
+def _templated(tokenizer: Tokenizer, names: dict[str, str]) -> Tokenizer:
+    first, last = names["cls_token"], names["sep_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {last}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (first, last)],
+    )
+    return tokenizer
+
+
+def _fast(tokenizer: Tokenizer, names: dict[str, str]) -> transformers.PreTrainedTokenizerFast:
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names)
+
+
+def _bert() -> _Made:
+    tokenizer = _wordpiece(_BRACKETS)
+    config = transformers.BertConfig(
+        vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=_POSITIONS, pad_token_id=0, **_SIZE
+    )
+    return transformers.BertModel(config), _fast(tokenizer, _BRACKETS)
+
+
+def _roberta() -> _Made:
+    tokenizer = _bytes(_ANGLES)
+    config = transformers.RobertaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=_POSITIONS,
+        pad_token_id=1,
+        type_vocab_size=1,
+        **_SIZE,
+    )
+    return transformers.RobertaModel(config), _fast(tokenizer, _ANGLES)
+
+
+def _xlm_roberta() -> _Made:
+    tokenizer = _unigram(_ANGLES)
+    config = transformers.XLMRobertaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=_POSITIONS,
+        pad_token_id=1,
+        type_vocab_size=1,
+        **_SIZE,
+    )
+    return transformers.XLMRobertaModel(config), _fast(tokenizer, _ANGLES)
+
+
+def _modernbert() -> _Made:
+    tokenizer = _bytes(_BRACKETS)
+    config = transformers.ModernBertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=_POSITIONS,
+        pad_token_id=tokenizer.token_to_id("[PAD]"),
+        cls_token_id=tokenizer.token_to_id("[CLS]"),
+        sep_token_id=tokenizer.token_to_id("[SEP]"),
+        bos_token_id=None,
+        eos_token_id=None,
+        local_attention=16,
+        global_attn_every_n_layers=2,
+        **_SIZE,
+    )
+    return transformers.ModernBertModel(config), _fast(tokenizer, _BRACKETS)
+
+
+def _mpnet() -> _Made:
+    tokenizer = _wordpiece(_ANGLES)
+    # Its positions count from the padding's id, which the model takes to be 1.
+    config = transformers.MPNetConfig(
+        vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=_POSITIONS, pad_token_id=0, **_SIZE
+    )
+    return transformers.MPNetModel(config), _fast(tokenizer, _ANGLES)
+
+
+def _distilbert() -> _Made:
+    tokenizer = _wordpiece(_BRACKETS)
+    config = transformers.DistilBertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=_POSITIONS,
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        hidden_dim=64,
+        pad_token_id=0,
+    )
+    return transformers.DistilBertModel(config), _fast(tokenizer, _BRACKETS)
+
+
+ARCHITECTURES: dict[str, Callable[[], _Made]] = {
+    "bert": _bert,
+    "roberta": _roberta,
+    "xlm-roberta": _xlm_roberta,
+    "modernbert": _modernbert,
+    "mpnet": _mpnet,
+    "distilbert": _distilbert,
+}
