@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import field_validator
 
 from clusterbatch.config.base import Section, operational
 
@@ -27,7 +30,21 @@ class StorageConfig(Section):
     # Certificates of the endpoint are checked against this file instead of the system's.
     ca_file: str | None = operational(None)
     verify_tls: bool = operational(True)
-    # Attempts at one request, and seconds to wait for a connection and for an answer.
+    # How often a request is tried that fails with 429, 500, 503, a reset or a time-out, and for how many seconds.
     attempts: int = operational(8, ge=1)
+    retry_budget: float = operational(120.0, ge=0)
+    # Seconds to wait for a connection and for an answer.
     connect_timeout: float = operational(10.0, gt=0)
     read_timeout: float = operational(60.0, gt=0)
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _no_secret(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.username or parts.password or parts.query:
+            raise ValueError("credentials come from the environment, not from the address")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected http://host:port or https://host:port")
+        return url.rstrip("/")

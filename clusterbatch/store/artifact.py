@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from clusterbatch.errors import DataError, UsageError
-from clusterbatch.store.checksum import checksum
+from clusterbatch.store.checksum import DamagedError, checksum, read_verified
 from clusterbatch.store.filesystem import Folder
 from clusterbatch.store.lineage import software_versions
 
@@ -156,12 +156,14 @@ class Artifact:
     def read_part(self, part: Part) -> bytes:
         """All bytes of a part; raises DataError when they are not those that were written."""
         try:
-            data = self.folder.read(part.path)
+            return read_verified(
+                lambda: self.folder.read(part.path),
+                lambda data: len(data) == part.bytes and checksum(data) == part.checksum,
+            )
         except FileNotFoundError:
             raise DataError(f"{self.folder.uri}/{part.path}: missing, but named in the manifest") from None
-        if len(data) != part.bytes or checksum(data) != part.checksum:
-            raise DataError(f"{self.folder.uri}/{part.path}: damaged (checksum differs from the manifest's)")
-        return data
+        except DamagedError:
+            raise DataError(f"{self.folder.uri}/{part.path}: damaged (checksum differs from the manifest's)") from None
 
     def write_receipt(self, receipt: Receipt) -> None:
         receipt.counts.check(f"{self.folder.uri} unit {receipt.unit}")

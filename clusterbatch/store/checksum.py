@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import xxhash
+
+_READS = 2
+
+
+class DamagedError(Exception):
+    """Bytes are not those that were written."""
+
+
+def read_verified(read: Callable[[], bytes], is_whole: Callable[[bytes], bool]) -> bytes:
+    """What `read` gives, once `is_whole` agrees. Read again when not: bytes may be damaged on their way only.
+
+    Raises DamagedError when they are damaged every time.
+    """
+    for _ in range(_READS):
+        data = read()
+        if is_whole(data):
+            return data
+    raise DamagedError
 
 
 def checksum(data: bytes | memoryview) -> str:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from clusterbatch.errors import DataError
 from clusterbatch.store.artifact import Artifact, Part
-from clusterbatch.store.checksum import checksum64
+from clusterbatch.store.checksum import DamagedError, checksum64, read_verified
 
 _READERS = 8
 
@@ -82,10 +82,14 @@ def _one_message(table: pa.Table, options: pa.ipc.IpcWriteOptions) -> pa.Buffer:
 def _read_piece(artifact: Artifact, part: Part, bucket: int) -> pa.Table:
     start, end = part.details["offsets"][bucket : bucket + 2]
     place = f"{artifact.folder.uri}/{part.path}"
+    expected = part.details["checksums"][bucket]
     try:
-        data = artifact.folder.read(part.path, start, end)
+        data = read_verified(
+            lambda: artifact.folder.read(part.path, start, end),
+            lambda data: len(data) == end - start and checksum64(data) == expected,
+        )
     except FileNotFoundError:
         raise DataError(f"{place}: missing, but named in a receipt") from None
-    if len(data) != end - start or checksum64(data) != part.details["checksums"][bucket]:
-        raise DataError(f"{place}: damaged between bytes {start} and {end} (checksum differs)")
+    except DamagedError:
+        raise DataError(f"{place}: damaged between bytes {start} and {end} (checksum differs)") from None
     return pa.ipc.open_stream(data).read_all()

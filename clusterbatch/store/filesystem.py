@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import threading
+import shutil
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 import fsspec
@@ -18,7 +19,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from clusterbatch.config import StorageConfig
 from clusterbatch.errors import InfrastructureError, UsageError
+from clusterbatch.store.range_file import RangeFile
+from clusterbatch.store.retries import with_retries
+from clusterbatch.store.s3 import s3_filesystem
 
+# What a local write is called until it is whole.
+TEMPORARY = ".tmp"
 _READ_AHEAD = 8 * 2**20
 
 
@@ -50,7 +56,8 @@ class Folder:
 
     @property
     def filesystem(self) -> fsspec.AbstractFileSystem:
-        return _filesystem(self.is_local, self.storage)
+        """For libraries that want one; its calls have none of the retries and error texts of this class."""
+        return LocalFileSystem(auto_mkdir=True) if self.is_local else s3_filesystem(self.storage)
 
     def path(self, name: str = "") -> str:
         """`name` inside this folder as the file system spells it (no scheme)."""
@@ -61,80 +68,116 @@ class Folder:
         return Folder("/".join([self.uri, *names]), self.storage)
 
     def exists(self, name: str = "") -> bool:
-        with _explained(self, name):
-            return bool(self.filesystem.exists(self.path(name)))
+        return bool(self._call(name, lambda: self.filesystem.exists(self.path(name))))
 
     def size(self, name: str) -> int:
-        with _explained(self, name):
-            return int(self.filesystem.size(self.path(name)))
+        """Bytes of a file; raises FileNotFoundError where there is none."""
+        return int(self._call(name, lambda: self.filesystem.size(self.path(name))))
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        """Bytes [start, end) of a file; all of it when neither is given."""
-        with _explained(self, name):
-            return bytes(self.filesystem.cat_file(self.path(name), start=start, end=end))
+        """Bytes [start, end) of a file; all of it when neither is given. Raises FileNotFoundError where none is."""
+        path = self.path(name)
+        if self.is_local or start is not None or end is not None:
+            return bytes(self._call(name, lambda: self.filesystem.cat_file(path, start=start, end=end)))
+        # One request; more at a time would ask for the size first.
+        return bytes(self._call(name, lambda: self.filesystem.cat_file(path, max_concurrency=1)))
 
-    def open(self, name: str) -> BinaryIO:
-        """A file to read in pieces, seekable. Later reads raise what the library raises: wrap them in `explained`."""
-        with _explained(self, name):
-            if self.is_local:
-                return open(self.path(name), "rb")
-            return self.filesystem.open(self.path(name), "rb", cache_type="readahead", block_size=_READ_AHEAD)
+    def open(self, name: str, block: int = _READ_AHEAD) -> BinaryIO:
+        """A file to read in pieces of at least `block` bytes, seekable; raises FileNotFoundError where none is."""
+        if self.is_local:
+            return cast(BinaryIO, self._call(name, lambda: open(self.path(name), "rb")))
+        file = RangeFile(self.size(name), lambda start, end: self.read(name, start, end))
+        return io.BufferedReader(file, block)
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read(name))
 
     def write(self, name: str, data: bytes | memoryview) -> None:
-        path = self.path(name)
-        with _explained(self, name):
-            if not self.is_local:
-                self.filesystem.pipe_file(path, bytes(data))
-                return
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-            try:
-                with open(temporary, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            finally:
-                if os.path.exists(temporary):
-                    os.unlink(temporary)
+        """Writes a file whole; whatever was there before is replaced."""
+        if self.is_local:
+            self._call(name, lambda: self._write_local(name, data))
+        else:
+            self._put(name, lambda path: self.filesystem.pipe_file(path, bytes(data)))
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, json.dumps(value, indent=1, ensure_ascii=False).encode())
 
+    def upload(self, name: str, file: str) -> None:
+        """Writes a file whole from one on this machine, for what is too large to be in memory."""
+        if self.is_local:
+            self._call(name, lambda: self._write_local(name, Path(file)))
+        else:
+            self._put(name, lambda path: self.filesystem.put_file(file, path))
+
     def list(self, name: str = "") -> list[str]:
         """Names of the files and folders directly inside, sorted; empty where nothing is."""
-        with _explained(self, name):
-            try:
-                entries = self.filesystem.ls(self.path(name), detail=False)
-            except (FileNotFoundError, NotADirectoryError):
-                return []
+        try:
+            entries = self._call(name, lambda: self.filesystem.ls(self.path(name), detail=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
         names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
-        return sorted(entry for entry in names if not entry.endswith(".tmp"))
+        return sorted(entry for entry in names if not entry.endswith(TEMPORARY))
 
     def find(self, pattern: str | None = None) -> Sequence[Entry]:
         """All files below this folder, or those that match a glob `pattern` relative to it, sorted by name."""
-        with _explained(self, pattern or ""):
-            base = self.path()
-            if pattern is None:
-                found = self.filesystem.find(base, detail=True)
-            else:
-                found = self.filesystem.glob(f"{base}/{pattern}", detail=True)
+        base = self.path()
+        if pattern is None:
+            found = self._call("", lambda: self.filesystem.find(base, detail=True))
+        else:
+            found = self._call(pattern, lambda: self.filesystem.glob(f"{base}/{pattern}", detail=True))
         entries = []
         for path, info in found.items():
             if info["type"] == "file" and path != base:
                 version = info.get("ETag") or info.get("mtime") or ""
-                entries.append(Entry(path[len(base) + 1 :], int(info["size"]), str(version)))
+                entries.append(Entry(path[len(base.rstrip("/")) + 1 :], int(info["size"]), str(version)))
         return sorted(entries)
 
     def remove(self, name: str = "") -> None:
         """Removes a file or a folder with all it holds; nothing happens where nothing is."""
-        with _explained(self, name):
+
+        def call() -> None:
             path = self.path(name)
             if self.filesystem.exists(path):
-                self.filesystem.rm(path, recursive=True)
+                # After an answer that was lost on its way, what should go is gone already.
+                with suppress(FileNotFoundError):
+                    self.filesystem.rm(path, recursive=True)
+
+        self._call(name, call)
+
+    def _call(self, name: str, call: Callable[[], Any]) -> Any:
+        place = f"{self.uri}/{name}" if name else self.uri
+        if not self.is_local:
+            return with_retries(place, self.storage, call)
+        try:
+            return call()
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except OSError as error:
+            raise InfrastructureError(f"{place}: {error.strerror or error}") from error
+
+    def _put(self, name: str, put: Callable[[str], Any]) -> None:
+        try:
+            self._call(name, lambda: put(self.path(name)))
+        except FileNotFoundError as error:
+            raise InfrastructureError(f"{self.uri}/{name}: cannot be written, not found ({error})") from error
+
+    def _write_local(self, name: str, content: bytes | memoryview | Path) -> None:
+        path = self.path(name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        temporary = f"{path}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
+        try:
+            with open(temporary, "wb") as file:
+                if isinstance(content, Path):
+                    with content.open("rb") as source:
+                        shutil.copyfileobj(source, file, _READ_AHEAD)
+                else:
+                    file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
 
 
 def normalise_uri(uri: str) -> str:
@@ -144,6 +187,9 @@ def normalise_uri(uri: str) -> str:
         bucket, _, key = uri.split("://", 1)[1].partition("/")
         if not bucket:
             raise UsageError(f"{uri}: no bucket in this address")
+        if "@" in bucket or ":" in bucket:
+            # Not repeated: this may be a secret.
+            raise UsageError("s3:// address: credentials come from the environment, not from the address")
         parts = [part for part in key.split("/") if part]
         if ".." in parts:
             raise UsageError(f"{uri}: '..' cannot be part of an address")
@@ -152,57 +198,3 @@ def normalise_uri(uri: str) -> str:
         raise UsageError(f"{uri}: unknown scheme {scheme}://, expected a local path or s3://bucket/prefix")
     path = uri.removeprefix("file://") or "."
     return os.path.abspath(os.path.expanduser(path))
-
-
-@lru_cache(maxsize=8)
-def _filesystem_of_process(pid: int, is_local: bool, storage: StorageConfig) -> fsspec.AbstractFileSystem:
-    if is_local:
-        return LocalFileSystem(auto_mkdir=True)
-    import s3fs
-
-    config: dict[str, Any] = {
-        "retries": {"max_attempts": storage.attempts, "mode": "standard"},
-        "connect_timeout": storage.connect_timeout,
-        "read_timeout": storage.read_timeout,
-        # Many compatible servers do not know the newer checksum trailers.
-        "request_checksum_calculation": "when_required",
-        "response_checksum_validation": "when_required",
-    }
-    if storage.addressing_style != "auto":
-        config["s3"] = {"addressing_style": storage.addressing_style}
-    client: dict[str, Any] = {"verify": storage.ca_file or storage.verify_tls}
-    if storage.region:
-        client["region_name"] = storage.region
-    return s3fs.S3FileSystem(
-        endpoint_url=storage.endpoint_url,
-        config_kwargs=config,
-        client_kwargs=client,
-        use_listings_cache=False,
-        skip_instance_cache=True,
-    )
-
-
-_lock = threading.Lock()
-
-
-def _filesystem(is_local: bool, storage: StorageConfig) -> fsspec.AbstractFileSystem:
-    with _lock:
-        return _filesystem_of_process(os.getpid(), is_local, storage)
-
-
-@contextmanager
-def _explained(folder: Folder, name: str) -> Iterator[None]:
-    """Turns what storage libraries raise into one line that says what failed and where."""
-    place = f"{folder.uri}/{name}" if name else folder.uri
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except PermissionError as error:
-        raise InfrastructureError(f"{place}: access denied ({error})") from error
-    except OSError as error:
-        raise InfrastructureError(f"{place}: {error.strerror or error}") from error
-    except Exception as error:
-        if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
-            raise InfrastructureError(f"{place}: {error}") from error
-        raise

@@ -13,6 +13,9 @@ from clusterbatch.errors import DataError
 from clusterbatch.store.artifact import Artifact, Part
 from clusterbatch.store.filesystem import Folder
 
+# Bytes read at once where only some columns or row groups are wanted.
+_BLOCK = 2**20
+
 
 def parquet_bytes(table: pa.Table, row_group_rows: int | None = None) -> pa.Buffer:
     sink = pa.BufferOutputStream()
@@ -44,25 +47,31 @@ def read_parquet(
     Raises DataError that names the file when it is missing or damaged.
     """
     try:
-        # Whole-file reads in one request are cheaper than seeks as long as all of it is wanted.
-        if columns is None and row_groups is None:
-            source: Any = io.BytesIO(folder.read(path))
-        else:
-            source = folder.filesystem.open(folder.path(path), "rb", cache_type="readahead", block_size=2**20)
-        with source, pq.ParquetFile(source, page_checksum_verification=True) as file:
-            groups = list(range(file.num_row_groups)) if row_groups is None else list(row_groups)
-            return file.read_row_groups(groups, columns=None if columns is None else list(columns))
+        try:
+            return _read(folder, path, columns, row_groups)
+        except (pa.ArrowException, OSError):
+            # Once more: the bytes may have been damaged on their way only.
+            return _read(folder, path, columns, row_groups)
     except FileNotFoundError:
         raise DataError(f"{folder.uri}/{path}: missing, but named in the manifest") from None
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{folder.uri}/{path}: cannot be read ({reason})") from error
+        raise DataError(f"{folder.uri}/{path}: damaged, cannot be read ({reason})") from error
+
+
+def _read(folder: Folder, path: str, columns: Sequence[str] | None, row_groups: Sequence[int] | None) -> pa.Table:
+    # Whole-file reads in one request are cheaper than seeks as long as all of it is wanted.
+    whole = columns is None and row_groups is None
+    source: Any = io.BytesIO(folder.read(path)) if whole else folder.open(path, _BLOCK)
+    with source, pq.ParquetFile(source, page_checksum_verification=True) as file:
+        groups = list(range(file.num_row_groups)) if row_groups is None else list(row_groups)
+        return file.read_row_groups(groups, columns=None if columns is None else list(columns))
 
 
 def parquet_columns(folder: Folder, path: str) -> list[str]:
     """Names of the columns of a Parquet part, from its footer."""
     try:
-        with folder.filesystem.open(folder.path(path), "rb") as file:
+        with folder.open(path, _BLOCK) as file:
             return list(pq.read_schema(file).names)
     except FileNotFoundError:
         raise DataError(f"{folder.uri}/{path}: missing, but named in the manifest") from None

@@ -1,0 +1,89 @@
+"""What a workspace no longer needs: old generations, old checkpoints, and files that no manifest names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from clusterbatch.config import RunConfig
+from clusterbatch.errors import UsageError
+from clusterbatch.store.artifact import MANIFEST, Artifact
+from clusterbatch.store.filesystem import TEMPORARY, Folder
+from clusterbatch.store.workspace import Workspace
+
+_GENERATION = re.compile(r"generation=(\d+)")
+_CHECKPOINTS = "checkpoints"
+_CHECKPOINT = re.compile(r"step=(\d+)")
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A file or folder (relative to the workspace) that goes, the bytes in it, and why."""
+
+    path: str
+    bytes: int
+    reason: str
+
+
+def clean(config: RunConfig, keep: int = 1, dry_run: bool = True) -> list[Removal]:
+    """Finds, and unless `dry_run` removes, what the last `keep` generations and checkpoints do not need.
+
+    A generation counts when its model is trained; one that is being made is never touched. Raises UsageError where
+    `keep` is less than 1.
+    """
+    if keep < 1:
+        raise UsageError(f"clean: keep must be at least 1, not {keep}")
+    workspace = Workspace(config)
+    removals = list(_removals(workspace, keep))
+    if not dry_run:
+        for removal in removals:
+            # The manifest goes first: what is half removed must not look whole.
+            workspace.root.remove(f"{removal.path}/{MANIFEST}")
+            workspace.root.remove(removal.path)
+    return removals
+
+
+def _removals(workspace: Workspace, keep: int) -> Iterator[Removal]:
+    root = workspace.root
+    names = [name for name in root.list() if _GENERATION.fullmatch(name)]
+    numbers = sorted(int(name.partition("=")[2]) for name in names)
+    finished = [number for number in numbers if workspace.train(number).manifest() is not None]
+    oldest = finished[-keep] if len(finished) >= keep else 0
+    for number in numbers:
+        name = f"generation={number:03d}"
+        if number < oldest:
+            yield Removal(name, _bytes(root.child(name)), f"older than the last {keep} finished generations")
+            continue
+        yield from _old_checkpoints(root, f"{name}/train/{_CHECKPOINTS}", keep)
+        for artifact in (workspace.embeddings(number), workspace.clusters(number), workspace.evaluation(number)):
+            yield from _orphans(root, artifact)
+    yield from _orphans(root, workspace.corpus)
+
+
+def _old_checkpoints(root: Folder, path: str, keep: int) -> Iterator[Removal]:
+    folder = root.child(path)
+    steps = sorted(name for name in folder.list() if _CHECKPOINT.fullmatch(name))
+    whole = [name for name in steps if folder.exists(f"{name}/{MANIFEST}")]
+    for name in steps:
+        if whole and name < whole[-keep:][0]:
+            yield Removal(f"{path}/{name}", _bytes(folder.child(name)), f"older than the last {keep} checkpoints")
+
+
+def _orphans(root: Folder, artifact: Artifact) -> Iterator[Removal]:
+    """Files of a finished artifact that its manifest does not name: interrupted attempts left them."""
+    place = artifact.folder.uri[len(root.uri) + 1 :]
+    if not artifact.folder.uri.startswith(f"{root.uri}/"):
+        return  # taken from another workspace, whose own it is
+    manifest = artifact.manifest()
+    if manifest is None:
+        return
+    named = {MANIFEST, *(part.path for part in manifest.parts)}
+    for entry in artifact.folder.find():
+        if entry.name not in named:
+            reason = "unfinished write" if entry.name.endswith(TEMPORARY) else "not named in the manifest"
+            yield Removal(f"{place}/{entry.name}", entry.size, reason)
+
+
+def _bytes(folder: Folder) -> int:
+    return sum(entry.size for entry in folder.find())

@@ -1,0 +1,154 @@
+"""What storage may fail with: which failures pass by themselves, how long to try again, and one line for the others."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from clusterbatch.config import StorageConfig
+from clusterbatch.errors import ClusterbatchError, InfrastructureError
+
+Result = TypeVar("Result")
+
+_TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
+_TRANSIENT_CODES = {
+    "SlowDown",
+    "InternalError",
+    "ServiceUnavailable",
+    "RequestTimeout",
+    "TooManyRequests",
+    "Throttling",
+    # The body was damaged or cut on its way to the server.
+    "BadDigest",
+    "IncompleteBody",
+    "XAmzContentSHA256Mismatch",
+}
+_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
+_FIRST_PAUSE = 0.2
+_LONGEST_PAUSE = 15.0
+# An endpoint that has never answered in this process is more likely misspelt than overloaded.
+_ATTEMPTS_AT_STRANGERS = 3
+
+_answered: set[str | None] = set()
+
+
+def with_retries(place: str, storage: StorageConfig, call: Callable[[], Result]) -> Result:
+    """`call()`, tried again after failures that pass by themselves: 429, 500, 503, resets, time-outs.
+
+    At most `storage.attempts` times and until `storage.retry_budget` seconds are spent, with growing pauses. 403 and
+    404 are never tried again: FileNotFoundError where a file is missing, else InfrastructureError with one line.
+    """
+    started = time.monotonic()
+    attempts = 0
+    while True:
+        attempts += 1
+        try:
+            result = call()
+        except ClusterbatchError:
+            raise
+        except Exception as error:
+            failure = _failure(error)
+            if failure is None:
+                raise
+            if isinstance(error, FileNotFoundError) and not failure.bucket_missing:
+                _answered.add(storage.endpoint_url)
+                raise
+            limit = storage.attempts
+            if failure.unreachable and storage.endpoint_url not in _answered:
+                limit = min(limit, _ATTEMPTS_AT_STRANGERS)
+            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempts) * random.uniform(0.5, 1.0)
+            spent = time.monotonic() - started
+            if not failure.transient or attempts >= limit or spent + pause > storage.retry_budget:
+                raise InfrastructureError(failure.line(place, storage, attempts, spent)) from error
+            time.sleep(pause)
+        else:
+            _answered.add(storage.endpoint_url)
+            return result
+
+
+class _Failure:
+    """A failed request: what the server or the connection said, without anything that might be secret."""
+
+    def __init__(self, reason: str, *, transient: bool = False, unreachable: bool = False, code: str = "") -> None:
+        self.reason = reason
+        self.transient = transient
+        self.unreachable = unreachable
+        self.code = code
+
+    @property
+    def bucket_missing(self) -> bool:
+        return self.code == "NoSuchBucket"
+
+    def line(self, place: str, storage: StorageConfig, attempts: int, seconds: float) -> str:
+        bucket = place.removeprefix("s3://").split("/", 1)[0]
+        endpoint = storage.endpoint_url or "AWS"
+        if self.bucket_missing:
+            return f"{place}: bucket {bucket} does not exist at {endpoint}"
+        if self.unreachable:
+            return f"{place}: cannot reach {endpoint} ({self.reason}); bucket {bucket}, {attempts} attempts"
+        tried = f", {attempts} attempts in {seconds:.0f} s" if attempts > 1 else ""
+        return f"{place}: {self.reason} (bucket {bucket} at {endpoint}{tried})"
+
+
+def _failure(error: BaseException) -> _Failure | None:
+    """None where the error has nothing to do with storage: a bug, to be seen with its trace."""
+    for cause in _chain(error):
+        library = type(cause).__module__.split(".")[0]
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict) and "Error" in response:
+            return _of_answer(response)
+        name = type(cause).__name__
+        if name in ("NoCredentialsError", "PartialCredentialsError"):
+            return _Failure("no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile or role")
+        if name == "SSLError" and library in ("botocore", "aiobotocore"):
+            return _Failure("its certificate is not trusted; storage.ca_file names another authority", unreachable=True)
+        if name in ("EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError"):
+            reason = "no answer to the connection" if name == "ConnectTimeoutError" else "connection refused or no host"
+            return _Failure(reason, transient=True, unreachable=True)
+        if library in ("botocore", "aiobotocore"):
+            # Its HTTP errors are resets, broken bodies and time-outs; others are parameters it does not accept.
+            transient = any(base.__name__ == "HTTPClientError" for base in type(cause).__mro__)
+            return _Failure(f"{name}: {_first_line(cause)}" if not transient else name, transient=transient)
+        if library in ("aiohttp", "fsspec") or isinstance(cause, _CONNECTION_ERRORS):
+            return _Failure(name, transient=True)
+    if isinstance(error, PermissionError):
+        return _Failure("access denied")
+    if isinstance(error, OSError):
+        return _Failure(error.strerror or _first_line(error))
+    return None
+
+
+_CONNECTION_ERRORS = (ConnectionError, TimeoutError, asyncio.TimeoutError, http.client.IncompleteRead)
+
+
+def _of_answer(response: dict[str, Any]) -> _Failure:
+    code = str(response["Error"].get("Code", ""))
+    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code in _TRANSIENT_CODES or status in _TRANSIENT_STATUS:
+        return _Failure(f"the server answers {status} {code}".rstrip(), transient=True, code=code)
+    if code in _CREDENTIALS:
+        return _Failure(f"access denied, the credentials are not accepted ({code})", code=code)
+    if status in (401, 403):
+        return _Failure(f"access denied ({code or status})", code=code)
+    if status == 404:
+        return _Failure("not found", code=code)
+    # The server's own words may repeat what was signed; its code does not.
+    return _Failure(f"the server refuses: {status} {code}".rstrip(), code=code)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

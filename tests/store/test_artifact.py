@@ -1,0 +1,106 @@
+"""Artifacts are whole or not there; what is damaged is noticed; rows are conserved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from clusterbatch.errors import DataError, UsageError
+from clusterbatch.store import Artifact, Counts, Folder, Receipt
+from clusterbatch.store.exchange import read_bucket, write_buckets
+from clusterbatch.store.tables import read_parquet, write_parquet
+
+TABLE = pa.table({"number": np.arange(5000), "text": [f"text {number}" for number in range(5000)]})
+
+
+def artifact(folder: Path) -> Artifact:
+    return Artifact(Folder(str(folder)), "corpus")
+
+
+def commit(it: Artifact, fingerprint: str = "one") -> None:
+    part = write_parquet(it, "part-0", TABLE, 1000)
+    receipt = Receipt(unit=0, fingerprint=fingerprint, parts=[part], counts=Counts(read=5000, written=5000))
+    it.write_receipt(receipt)
+    it.commit(fingerprint, [receipt], config={}, inputs={}, seconds=0.0)
+
+
+def test_nothing_is_there_before_the_manifest(tmp_path: Path) -> None:
+    it = artifact(tmp_path)
+    part = write_parquet(it, "part-0", TABLE)
+    it.write_receipt(Receipt(unit=3, fingerprint="one", parts=[part], counts=Counts(read=5000, written=5000)))
+    assert it.manifest() is None
+    with pytest.raises(DataError, match="run that stage first"):
+        it.require()
+    assert list(it.begin("one")) == [3]
+
+
+def test_another_fingerprint_is_refused_unless_forced(tmp_path: Path) -> None:
+    it = artifact(tmp_path)
+    commit(it)
+    assert it.is_done("one")
+    with pytest.raises(UsageError, match="--force"):
+        it.begin("two")
+    assert it.is_done("one")
+    assert it.begin("two", force=True) == {}
+    assert it.manifest() is None
+
+
+def test_a_lost_row_fails_the_commit(tmp_path: Path) -> None:
+    lost = Receipt(unit=0, fingerprint="one", counts=Counts(read=3, written=1, rejected=1))
+    with pytest.raises(DataError, match="3 rows read but 2 accounted for"):
+        artifact(tmp_path).commit("one", [lost], config={}, inputs={}, seconds=0.0)
+
+
+@pytest.mark.parametrize("position", [4, 2000, -1])
+def test_a_flipped_byte_is_noticed(tmp_path: Path, position: int) -> None:
+    it = artifact(tmp_path)
+    commit(it)
+    part = it.require().parts[0]
+    file = tmp_path / part.path
+    data = bytearray(file.read_bytes())
+    data[position] ^= 0x40
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=r"part-0.*damaged"):
+        it.read_part(part)
+
+
+def test_a_flipped_byte_in_a_page_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
+    it = artifact(tmp_path)
+    commit(it)
+    file = tmp_path / it.require().parts[0].path
+    whole = file.read_bytes()
+    noticed = 0
+    # Pages and their headers; headers carry statistics that no row comes from.
+    for position in range(4, 12_000, 499):
+        data = bytearray(whole)
+        data[position] ^= 0x40
+        file.write_bytes(data)
+        try:
+            assert read_parquet(it.folder, file.name, ["number", "text"], [0, 1, 2, 3, 4]) == TABLE
+        except DataError as error:
+            noticed += f"{file.name}: damaged" in str(error)
+    assert noticed > 20
+
+
+def test_rows_meet_in_buckets_in_their_order(tmp_path: Path) -> None:
+    it = artifact(tmp_path)
+    buckets = np.arange(5000) % 7
+    parts = [write_buckets(it, unit, TABLE.slice(unit * 2500, 2500), buckets[:2500], 8) for unit in (0, 1)]
+    for bucket in range(7):
+        rows = read_bucket(it, parts, bucket)
+        assert rows is not None
+        first = np.flatnonzero(buckets[:2500] == bucket)
+        assert rows["number"].to_pylist() == [*first, *(first + 2500)]
+    assert read_bucket(it, parts, 7) is None
+
+
+def test_a_damaged_bucket_names_its_part(tmp_path: Path) -> None:
+    it = artifact(tmp_path)
+    part = write_buckets(it, 0, TABLE, np.zeros(5000, int), 1)
+    file = tmp_path / part.path
+    file.write_bytes(file.read_bytes()[:-10] + b"0123456789")
+    with pytest.raises(DataError, match=r"unit-00000000.*damaged between bytes"):
+        read_bucket(it, [part], 0)

@@ -1,0 +1,93 @@
+"""Two runs on one workspace: the second is refused; a crash does not keep anyone out for ever."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from clusterbatch.config import RunConfig
+from clusterbatch.errors import InfrastructureError, UsageError
+from clusterbatch.store import lease
+from clusterbatch.store.lease import LEASE, workspace_lease
+
+
+def config(folder: Path) -> RunConfig:
+    return RunConfig(workspace=str(folder))
+
+
+def _hold(folder: Path, seconds: float) -> None:
+    with workspace_lease(config(folder)):
+        time.sleep(seconds)
+
+
+def _race(folder: Path, start: float, winners: multiprocessing.Queue) -> None:
+    time.sleep(max(0.0, start - time.time()))
+    try:
+        with workspace_lease(config(folder)):
+            winners.put(os.getpid())
+            time.sleep(1.0)
+    except UsageError:
+        pass
+
+
+def test_the_second_run_is_refused_and_the_next_is_not(tmp_path: Path) -> None:
+    with workspace_lease(config(tmp_path)):
+        with pytest.raises(UsageError, match=f"in use by process {os.getpid()}"), workspace_lease(config(tmp_path)):
+            pass
+        assert (tmp_path / LEASE).exists()
+    assert not (tmp_path / LEASE).exists()
+    with workspace_lease(config(tmp_path)):
+        pass
+
+
+def test_a_killed_run_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_hold, args=(tmp_path, 60))
+    process.start()
+    while not (tmp_path / LEASE).exists():
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with workspace_lease(config(tmp_path)):
+        assert json.loads((tmp_path / LEASE).read_text())["process"] == os.getpid()
+
+
+def test_a_lease_of_another_machine_ends_by_itself(tmp_path: Path) -> None:
+    foreign = {"owner": "x", "host": "elsewhere", "process": 1, "started": "1", "until": time.time() + 1000}
+    (tmp_path / LEASE).write_text(json.dumps(foreign))
+    with pytest.raises(UsageError, match="process 1 on elsewhere"), workspace_lease(config(tmp_path)):
+        pass
+    (tmp_path / LEASE).write_text(json.dumps({**foreign, "until": time.time() - 1}))
+    with workspace_lease(config(tmp_path)):
+        pass
+
+
+def test_of_many_at_once_at_most_one_goes_on(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    winners = context.Queue()
+    start = time.time() + 3.0
+    racers = [context.Process(target=_race, args=(tmp_path, start, winners)) for _ in range(4)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+    assert winners.qsize() <= 1
+
+
+def test_a_run_that_lost_its_lease_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_SECONDS", 0.4)
+    thief = {"owner": "x", "host": "elsewhere", "process": 7, "started": "1", "until": time.time() + 1000}
+
+    def work() -> None:
+        with workspace_lease(config(tmp_path)):
+            (tmp_path / LEASE).write_text(json.dumps(thief))
+            time.sleep(10)
+
+    with pytest.raises(InfrastructureError, match="lost to process 7 on elsewhere"):
+        work()
+    assert json.loads((tmp_path / LEASE).read_text())["owner"] == "x"
