@@ -8,6 +8,7 @@ from clusterbatch.config.corpus import DOCSTRINGS, ColumnsConfig, CorpusConfig
 from clusterbatch.config.embed import EmbedConfig
 from clusterbatch.config.evaluate import EvaluateConfig
 from clusterbatch.config.load import RunConfig, load_config, with_changes
+from clusterbatch.config.report import ReportConfig
 from clusterbatch.config.reuse import ReuseConfig
 from clusterbatch.config.runtime import RayConfig, StorageConfig
 from clusterbatch.config.train import LoraConfig, MaskConfig, PromptsConfig, TrainConfig
@@ -25,6 +26,7 @@ __all__ = [
     "MaskConfig",
     "PromptsConfig",
     "RayConfig",
+    "ReportConfig",
     "ReuseConfig",
     "RunConfig",
     "Section",

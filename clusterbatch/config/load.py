@@ -16,6 +16,7 @@ from clusterbatch.config.compare import CompareConfig
 from clusterbatch.config.corpus import CorpusConfig
 from clusterbatch.config.embed import EmbedConfig
 from clusterbatch.config.evaluate import EvaluateConfig
+from clusterbatch.config.report import ReportConfig
 from clusterbatch.config.reuse import ReuseConfig
 from clusterbatch.config.runtime import RayConfig, StorageConfig
 from clusterbatch.config.train import TrainConfig
@@ -33,6 +34,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     compare: CompareConfig = CompareConfig()
+    report: ReportConfig = ReportConfig()
     reuse: ReuseConfig = ReuseConfig()
     ray: RayConfig = RayConfig()
     storage: StorageConfig = StorageConfig()

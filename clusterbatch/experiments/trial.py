@@ -173,9 +173,12 @@ def _load_parameters(encoder: Encoder, parameters: Mapping[str, torch.Tensor]) -
 
 
 def _cost(job: TrainingJob) -> tuple[float, list[list[float]]]:
-    """Seconds of all steps, and up to 200 (step, mean loss since the one before) of the loss curve."""
+    """Seconds of training, and up to 200 (step, mean loss since the one before) of the loss curve.
+
+    Every step is counted with the median step's seconds: what else the machine was doing is no property of an arm.
+    """
     lines = [json.loads(line) for line in read_metrics(job.folder).splitlines()]
     width = max(1, -(-len(lines) // 200))
     blocks = [lines[start : start + width] for start in range(0, len(lines), width)]
     losses = [[float(block[-1]["step"] + 1), float(np.mean([line["loss"] for line in block]))] for block in blocks]
-    return sum(line["seconds"] for line in lines), losses
+    return float(np.median([line["seconds"] for line in lines])) * len(lines), losses

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from clusterbatch.config import DOCSTRINGS, RunConfig
 from clusterbatch.corpus.formats import format_of_name
 from clusterbatch.corpus.inputs import InputFile, find_inputs
+from clusterbatch.corpus.sample import COLLECTION
 from clusterbatch.corpus.units import corpus_units, read_unit
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.errors import ClusterbatchError
@@ -26,7 +27,8 @@ _LOOKED_AT = 8
 _HEAD_BYTES = 2**20
 # Where nothing can be looked at: a question and a paragraph.
 _QUERY_CHARACTERS, _DOCUMENT_CHARACTERS = 50.0, 600.0
-_COLLECTION_DOCUMENTS = "corpus.jsonl"
+# Of a collection in BEIR layout.
+_DOCUMENTS = "corpus.jsonl"
 
 
 def model_of(config: RunConfig, **known: Any) -> CapacityModel:
@@ -34,14 +36,12 @@ def model_of(config: RunConfig, **known: Any) -> CapacityModel:
 
     Raises UsageError where a path of the corpus leads to nothing and `rows` is not among what is known.
     """
-    manifest = Workspace(config).corpus.manifest()
-    if manifest is not None:
-        workload = _of_corpus(config, manifest)
-    elif "rows" in known:
-        # Files that are not there, or not reachable from here, need not be looked at.
+    if "rows" in known:
+        # What the caller knows need not be looked at, nor be there yet, nor be reachable from here.
         workload = Workload(0, 1, 0, _QUERY_CHARACTERS, _DOCUMENT_CHARACTERS)
     else:
-        workload = _of_files(config)
+        manifest = Workspace(config).corpus.manifest()
+        workload = _of_files(config) if manifest is None else _of_corpus(config, manifest)
     workload = replace(workload, evaluation_bytes=_evaluation_bytes(config), **known)
     if not workload.input_bytes:
         workload = replace(workload, input_bytes=round(workload.rows * workload.characters))
@@ -110,14 +110,11 @@ def _evaluation_bytes(config: RunConfig) -> int:
     """Of the documents of all collections that can be reached."""
     total = 0
     for path in config.evaluate.path:
-        folders = [Folder(path, config.storage)] if path != DOCSTRINGS else []
-        if path == DOCSTRINGS:
-            folders = [Workspace(config).sample.folder.child("collection")]
-        for folder in folders:
-            try:
-                total += folder.size(_COLLECTION_DOCUMENTS)
-            except (FileNotFoundError, ClusterbatchError):
-                continue
+        sample = Workspace(config).sample.folder.child(COLLECTION)
+        try:
+            total += (sample if path == DOCSTRINGS else Folder(path, config.storage)).size(_DOCUMENTS)
+        except (FileNotFoundError, ClusterbatchError):
+            continue
     return total
 
 
