@@ -38,6 +38,7 @@ def clean(config: RunConfig, keep: int = 1, dry_run: bool = True) -> list[Remova
     removals = list(_removals(workspace, keep))
     if not dry_run:
         for removal in removals:
+            assert removal.path, "an empty path would be the whole workspace"
             # The manifest goes first: what is half removed must not look whole.
             workspace.root.remove(f"{removal.path}/{MANIFEST}")
             workspace.root.remove(removal.path)

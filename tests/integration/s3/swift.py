@@ -1,0 +1,211 @@
+"""A real S3 server for the tests: OpenStack Swift with its S3 API, from PyPI, on the loopback, without root.
+
+It is installed once into a virtual environment of its own in the user's cache folder: its dependencies have nothing to
+do with this project's.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+VERSION = "2.38.3"
+ACCESS_KEY = "test:tester"
+SECRET_KEY = "test-secret-of-the-suite"
+REGION = "us-east-1"
+_SECONDS_TO_START = 60
+
+_SWIFT = """\
+[swift-hash]
+swift_hash_path_prefix = tests
+swift_hash_path_suffix = tests
+[storage-policy:0]
+name = gold
+default = yes
+[swift-constraints]
+max_header_size = 32768
+"""
+_BACKEND = """\
+[DEFAULT]
+bind_ip = 127.0.0.1
+bind_port = {port}
+swift_dir = {etc}
+devices = {devices}
+mount_check = false
+disable_fallocate = true
+user = {user}
+workers = 1
+log_level = WARNING
+log_address = {log}
+db_preallocation = off
+[pipeline:main]
+pipeline = {name}-server
+[app:{name}-server]
+use = egg:swift#{name}
+replication_server = false
+recon_cache_path = {cache}
+"""
+_PROXY = """\
+[DEFAULT]
+bind_ip = 127.0.0.1
+bind_port = {port}
+swift_dir = {etc}
+user = {user}
+workers = 1
+log_level = WARNING
+client_timeout = 120
+[pipeline:main]
+pipeline = catch_errors gatekeeper healthcheck listing_formats bulk s3api tempauth slo dlo versioned_writes proxy-server
+[app:proxy-server]
+use = egg:swift#proxy
+allow_account_management = true
+account_autocreate = true
+error_suppression_limit = 1000000
+recoverable_node_timeout = 60
+node_timeout = 60
+[filter:s3api]
+use = egg:swift#s3api
+location = {region}
+dns_compliant_bucket_names = true
+s3_acl = false
+check_bucket_owner = false
+auth_pipeline_check = true
+max_multi_delete_objects = 1000
+min_segment_size = 5242880
+[filter:tempauth]
+use = egg:swift#tempauth
+user_{account}_{tester} = {secret} .admin
+[filter:slo]
+use = egg:swift#slo
+min_segment_size = 1
+"""
+_PLAIN_FILTERS = ("catch_errors", "gatekeeper", "healthcheck", "listing_formats", "bulk", "dlo", "versioned_writes")
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where the server answers, and the keys that it accepts."""
+
+    port: int
+    name: str = f"OpenStack Swift {VERSION}"
+
+    @property
+    def endpoint_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": REGION,
+            # Nothing of the machine's own configuration.
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+
+def install() -> Path:
+    """The virtual environment that holds Swift, made on first use; nothing is ever removed.
+
+    Raises CalledProcessError where it cannot be installed.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "clusterbatch-tests"
+    venv = cache / f"swift-{VERSION}-python{sys.version_info.major}.{sys.version_info.minor}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{venv}.lock"):
+        done = venv / "installed"
+        if not done.exists():
+            subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+            pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--only-binary", ":all:"]
+            subprocess.run([*pip, f"swift=={VERSION}"], check=True)
+            done.touch()
+    return venv
+
+
+@contextmanager
+def swift_server() -> Iterator[S3Server]:
+    """A running server with an empty store, gone with all its data at the end of the block."""
+    binaries = install() / "bin"
+    with tempfile.TemporaryDirectory(prefix="clusterbatch-s3-") as folder:
+        root = Path(folder)
+        ports = _free_ports(4)
+        _configure(root, binaries, ports)
+        processes = [_start(root, binaries, name) for name in ("account", "container", "object", "proxy")]
+        try:
+            _wait(ports[0], processes, root)
+            yield S3Server(ports[0])
+        finally:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+def _configure(root: Path, binaries: Path, ports: list[int]) -> None:
+    etc = root / "etc"
+    for name in ("etc", "devices/d1", "log", "cache"):
+        (root / name).mkdir(parents=True)
+    (etc / "swift.conf").write_text(_SWIFT)
+    user = getpass.getuser()
+    for name, port in zip(("object", "container", "account"), ports[1:], strict=True):
+        ring = [str(binaries / "python"), str(binaries / "swift-ring-builder"), f"{name}.builder"]
+        device = ["--region", "1", "--zone", "1", "--ip", "127.0.0.1", "--port", str(port), "--device", "d1"]
+        for step in (["create", "2", "1", "0"], ["add", *device, "--weight", "1"], ["rebalance"]):
+            done = subprocess.run([*ring, *step], cwd=etc, capture_output=True)
+            # 1 is a warning: one device is no redundancy.
+            assert done.returncode <= 1, done.stderr.decode()
+        values = {"port": port, "etc": etc, "devices": root / "devices", "user": user, "name": name}
+        values |= {"log": root / "log" / "none", "cache": root / "cache"}
+        (etc / f"{name}-server.conf").write_text(_BACKEND.format(**values))
+    account, _, tester = ACCESS_KEY.partition(":")
+    values = {"port": ports[0], "etc": etc, "user": user, "region": REGION}
+    values |= {"account": account, "tester": tester, "secret": SECRET_KEY}
+    filters = "".join(f"[filter:{name}]\nuse = egg:swift#{name}\n" for name in _PLAIN_FILTERS)
+    (etc / "proxy-server.conf").write_text(_PROXY.format(**values) + filters)
+
+
+def _start(root: Path, binaries: Path, name: str) -> subprocess.Popen[bytes]:
+    command = [str(binaries / "python"), str(binaries / f"swift-{name}-server")]
+    command += [str(root / "etc" / f"{name}-server.conf"), "-v"]
+    with (root / "log" / f"{name}.log").open("wb") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+def _wait(port: int, processes: list[subprocess.Popen[bytes]], root: Path) -> None:
+    until = time.monotonic() + _SECONDS_TO_START
+    while time.monotonic() < until:
+        if any(process.poll() is not None for process in processes):
+            break
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthcheck", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.05)
+    logs = "\n".join(log.read_text(errors="replace")[-500:] for log in sorted((root / "log").glob("*.log")))
+    raise RuntimeError(f"Swift did not start:\n{logs}")
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
+    return ports

@@ -1,0 +1,177 @@
+"""The few verbs of a folder on a real S3 server, undisturbed and with each kind of fault."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from clusterbatch.config import RunConfig, StorageConfig
+from clusterbatch.errors import DataError, InfrastructureError, UsageError
+from clusterbatch.store import Artifact, Counts, Folder, Receipt
+from clusterbatch.store.lease import workspace_lease
+from tests.integration.s3.fault_proxy import FaultProxy
+from tests.integration.s3.swift import ACCESS_KEY, SECRET_KEY, S3Server
+
+pytestmark = pytest.mark.s3
+
+
+def through(proxy: FaultProxy, **options: float) -> StorageConfig:
+    return StorageConfig(endpoint_url=proxy.endpoint_url, read_timeout=options.pop("read_timeout", 20.0), **options)
+
+
+def test_files_are_written_listed_read_and_removed(storage: StorageConfig, bucket: str) -> None:
+    folder = Folder(f"s3://{bucket}/run", storage)
+    data = os.urandom(300_000)
+    folder.write("deep/below/file.bin", data)
+    folder.write("deep/below-too.bin", b"")
+    assert folder.list() == ["deep"]
+    assert folder.list("deep") == ["below", "below-too.bin"]
+    assert [(entry.name, entry.size) for entry in folder.find()] == [
+        ("deep/below-too.bin", 0),
+        ("deep/below/file.bin", 300_000),
+    ]
+    assert [entry.name for entry in folder.find("deep/*.bin")] == ["deep/below-too.bin"]
+    assert folder.read("deep/below/file.bin") == data
+    assert folder.read("deep/below/file.bin", 1000, 2000) == data[1000:2000]
+    assert folder.read("deep/below-too.bin") == b""
+    with folder.open("deep/below/file.bin", 4096) as file:
+        file.seek(-10, os.SEEK_END)
+        assert file.read() == data[-10:]
+        file.seek(5)
+        assert file.read(100_000) == data[5:100_005]
+    folder.remove("deep/below")
+    assert folder.list("deep") == ["below-too.bin"]
+    with pytest.raises(FileNotFoundError):
+        folder.read("deep/below/file.bin")
+
+
+def test_a_large_file_goes_up_in_parts_and_leaves_none_behind(storage: StorageConfig, bucket: str) -> None:
+    folder = Folder(f"s3://{bucket}", storage)
+    data = os.urandom(2**20) * 101
+    folder.write("large", data)
+    assert folder.read("large") == data
+
+
+@pytest.mark.parametrize(
+    ("fault", "method"),
+    [
+        ("slow_down", "PUT"),
+        ("server_error", "PUT"),
+        ("reset", "PUT"),
+        ("drop_answer", "PUT"),
+        ("slow_down", "GET"),
+        ("server_error", "GET"),
+        ("reset", "GET"),
+        ("drop_answer", "GET"),
+        ("reset_body", "GET"),
+        ("truncate", "GET"),
+        ("latency", "GET"),
+        ("hang", "GET"),
+    ],
+)
+def test_what_passes_by_itself_is_tried_again(s3_server: S3Server, bucket: str, fault: str, method: str) -> None:
+    data = os.urandom(200_000)
+    with FaultProxy(s3_server.port, hang_seconds=2.0) as proxy:
+        folder = Folder(f"s3://{bucket}/run", through(proxy, read_timeout=1.0))
+        proxy.plan(fault, method=method, path="/run/file", times=2)
+        folder.write("file", data)
+        assert folder.read("file") == data
+        assert folder.read("file", 1000, 9000) == data[1000:9000]
+        assert proxy.injected[fault] == 2
+
+
+def test_attempts_end_with_the_budget_and_one_line(s3_server: S3Server, bucket: str) -> None:
+    with FaultProxy(s3_server.port) as proxy:
+        folder = Folder(f"s3://{bucket}/run", through(proxy, retry_budget=2.0))
+        proxy.plan("slow_down", path="/run/file", times=-1)
+        start = time.monotonic()
+        with pytest.raises(InfrastructureError, match=rf"503 SlowDown \(bucket {bucket} at .*attempts in") as caught:
+            folder.write("file", b"x")
+        assert time.monotonic() - start < 10
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("verb", ["write", "read", "list", "find"])
+def test_a_missing_bucket_is_named_and_not_tried_again(s3_server: S3Server, verb: str) -> None:
+    with FaultProxy(s3_server.port) as proxy:
+        folder = Folder("s3://no-such-bucket/run", through(proxy))
+        arguments = {"write": ("x", b"x"), "read": ("x",), "list": (), "find": ()}[verb]
+        with pytest.raises(InfrastructureError, match="bucket no-such-bucket does not exist"):
+            getattr(folder, verb)(*arguments)
+        assert sum(proxy.requests.values()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong-secret"}, "the credentials are not accepted"),
+        ({"AWS_ACCESS_KEY_ID": "nobody:nobody"}, "access denied"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "no credentials"),
+    ],
+)
+def test_wrong_credentials_are_one_line_without_them(
+    s3_server: S3Server, bucket: str, changes: dict[str, str], message: str
+) -> None:
+    # In a process of its own: connections keep the credentials that they were made with.
+    program = (
+        "from clusterbatch.store import Folder\nfrom clusterbatch.config import StorageConfig\n"
+        f"Folder('s3://{bucket}/run', StorageConfig(endpoint_url='{s3_server.endpoint_url}')).read('x')"
+    )
+    environment = {name: value for name, value in {**os.environ, **changes}.items() if value}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("clusterbatch.errors.InfrastructureError")
+    assert message in last
+    assert f"bucket {bucket}" in last
+    for secret in (SECRET_KEY, "wrong-secret", ACCESS_KEY, "nobody:nobody"):
+        assert secret not in last
+
+
+def test_an_endpoint_that_does_not_answer_is_named_soon() -> None:
+    start = time.monotonic()
+    with pytest.raises(InfrastructureError, match=r"cannot reach http://127.0.0.1:9 .*bucket somewhere"):
+        Folder("s3://somewhere/run", StorageConfig(endpoint_url="http://127.0.0.1:9")).list()
+    assert time.monotonic() - start < 15
+
+
+def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
+    with pytest.raises(UsageError, match="come from the environment") as caught:
+        Folder("s3://key:secret@bucket/run")
+    assert "secret@" not in str(caught.value)
+    with pytest.raises(ValueError, match="come from the environment"):
+        StorageConfig(endpoint_url="http://key:secret@host")
+
+
+def test_one_damaged_download_is_read_again_and_a_damaged_file_is_named(s3_server: S3Server, bucket: str) -> None:
+    with FaultProxy(s3_server.port) as proxy:
+        artifact = Artifact(Folder(f"s3://{bucket}/corpus", through(proxy)), "corpus")
+        part = artifact.write_part("part", "bin", os.urandom(100_000), 1)
+        artifact.write_receipt(Receipt(unit=0, fingerprint="f", parts=[part], counts=Counts(read=1, written=1)))
+        proxy.plan("corrupt", method="GET", path=part.path)
+        artifact.read_part(part)
+        assert proxy.injected["corrupt"] == 1
+        proxy.plan("corrupt", method="GET", path=part.path, times=-1)
+        with pytest.raises(DataError, match=rf"{part.path}: damaged"):
+            artifact.read_part(part)
+
+
+def test_a_failed_upload_in_parts_is_aborted(s3_server: S3Server, storage: StorageConfig, bucket: str) -> None:
+    with FaultProxy(s3_server.port) as proxy:
+        folder = Folder(f"s3://{bucket}", through(proxy, attempts=1))
+        proxy.plan("server_error", method="PUT", path="partNumber=2", times=-1)
+        with pytest.raises(InfrastructureError, match="500 InternalError"):
+            folder.write("large", bytes(101 * 2**20))
+    listed = Folder(f"s3://{bucket}", storage).filesystem.call_s3("list_multipart_uploads", Bucket=bucket)
+    assert listed.get("Uploads", []) == []
+
+
+def test_a_workspace_on_s3_is_leased_to_one_run(storage: StorageConfig, bucket: str) -> None:
+    config = RunConfig(workspace=f"s3://{bucket}/run", storage=storage)
+    with workspace_lease(config), pytest.raises(UsageError, match="in use by process"), workspace_lease(config):
+        pass
+    with workspace_lease(config):
+        pass
