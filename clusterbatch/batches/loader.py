@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.batches.plan import BatchPlan, GlobalBatch
+from clusterbatch.batches.reading import RowReader
 from clusterbatch.clustering.shards import ShardReader
 from clusterbatch.encoder.tokens import Tokens
 
@@ -23,12 +24,23 @@ _MOST_AHEAD = 16
 
 @dataclass(frozen=True)
 class Composition:
-    """What a global batch is made of, for metrics and reports."""
+    """What a global batch is made of, for metrics and reports.
+
+    stratum: the source's name, or what stands for several; purity: share of rows from the main cluster; groups: how
+    many of the strategy's groups the rows come from; packed: share of rows that remained of their group; repeated:
+    rows that this epoch has already seen.
+    """
 
     stratum: str
     purity: float
     groups: int
+    packed: float
     repeated: int
+
+    @staticmethod
+    def of(batch: GlobalBatch) -> Composition:
+        groups = len(np.unique(batch.group))
+        return Composition(batch.stratum.name, batch.purity, groups, float(batch.packed.mean()), batch.repeated)
 
 
 @dataclass(frozen=True)
@@ -60,8 +72,8 @@ class SliceBatch:
 class SliceLoader:
     """Iterates the slices of `rank` for steps [first_step, last_step), in order.
 
-    At most `prefetch_bytes` are read ahead, never less than one batch. Where the plan moves single rows (a strategy on
-    a layout not made for it), decoded runs are kept up to `cache_bytes`, for the same runs are then needed again soon.
+    At most `prefetch_bytes` of decoded runs are read ahead, never less than one batch. Where the plan moves single rows
+    (a strategy on a layout not made for it), decoded runs are kept up to `cache_bytes`: they are needed again soon.
     `wait_seconds` is the time that the consumer stood waiting, `bytes_read` what came from storage.
     """
 
@@ -79,102 +91,58 @@ class SliceLoader:
         cache_bytes: int = 256 * 2**20,
     ) -> None:
         assert 0 <= rank < world_size
-        self._plan, self._reader = plan, reader
+        self._plan, self._plan_lock = plan, threading.Lock()
         self._rank, self._world_size = rank, world_size
         self._steps = range(first_step, last_step)
-        self._vectors = vectors
         self._prefetch_bytes = prefetch_bytes
-        moves_rows = any(stratum.granule < plan.index.run_rows for stratum in plan.strata)
-        self._cache = _RunCache(cache_bytes) if moves_rows else None
-        self._lock = threading.Lock()
-        self._largest = 0
+        moves_rows = not all(stratum.whole_runs for stratum in plan.strata)
+        self._rows = RowReader(reader, vectors=vectors, cache_bytes=cache_bytes if moves_rows else None)
         self.wait_seconds = 0.0
-        self.bytes_read = 0
+
+    @property
+    def bytes_read(self) -> int:
+        return self._rows.bytes_read
 
     def __iter__(self) -> Iterator[SliceBatch]:
         pool = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="slice-loader")
         ahead: deque[Future[SliceBatch]] = deque()
         steps = iter(self._steps)
+
+        def read_ahead() -> None:
+            while len(ahead) < self._allowed_ahead() and (step := next(steps, None)) is not None:
+                ahead.append(pool.submit(self._fetch, step))
+
         try:
-            while True:
-                while len(ahead) < self._allowed_ahead() and (step := next(steps, None)) is not None:
-                    # The plan is computed here, on one thread: its small caches need no lock.
-                    ahead.append(pool.submit(self._fetch, self._plan.batch(step)))
-                if not ahead:
-                    return
+            read_ahead()
+            while ahead:
                 start = time.perf_counter()
                 batch = ahead.popleft().result()
                 self.wait_seconds += time.perf_counter() - start
+                # Before the consumer gets its batch, so that the next ones are read while it trains.
+                read_ahead()
                 yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _allowed_ahead(self) -> int:
-        if not self._largest:
+        if not self._rows.largest:
             return 2
-        return max(1, min(_MOST_AHEAD, self._prefetch_bytes // self._largest))
+        return max(1, min(_MOST_AHEAD, self._prefetch_bytes // self._rows.largest))
 
-    def _fetch(self, batch: GlobalBatch) -> SliceBatch:
+    def _fetch(self, step: int) -> SliceBatch:
         index = self._plan.index
+        # The plan keeps small caches, so one thread at a time asks it.
+        with self._plan_lock:
+            batch = self._plan.batch(step)
         bounds = batch.slice_bounds(self._world_size, index.run_rows)
         mine = slice(bounds[self._rank], bounds[self._rank + 1])
         piece, row = batch.piece[mine], batch.row[mine]
-        shard = index.shard[piece].astype(np.int64)
         run = index.first_run[piece] + row // index.run_rows
-        table = self._read(shard, run, row % index.run_rows)
-        composition = Composition(batch.stratum.name, batch.purity, len(np.unique(batch.group)), batch.repeated)
-        return _decode(table, batch, np.diff(bounds), composition)
-
-    def _read(self, shard: np.ndarray, run: np.ndarray, row: np.ndarray) -> pa.Table:
-        """The rows (shard[i], run[i], row[i]), in order."""
-        keys, which = np.unique(np.stack([shard, run]), axis=1, return_inverse=True)
-        batches: list[pa.RecordBatch] = [None] * keys.shape[1]
-        spent = 0
-        for number in np.unique(keys[0]).tolist():
-            here = np.flatnonzero(keys[0] == number)
-            if self._cache is not None:
-                for position in here:
-                    batches[position] = self._cache.get((number, int(keys[1, position])))
-                here = np.array([position for position in here if batches[position] is None], dtype=np.int64)
-            runs = keys[1, here]
-            spent += int(np.sum(self._reader.run_bytes(number, runs, self._vectors))) if len(runs) else 0
-            for position, batch in zip(here, self._reader.read_runs(number, runs, self._vectors), strict=True):
-                batches[position] = batch
-                if self._cache is not None:
-                    self._cache.put((number, int(keys[1, position])), batch)
-        with self._lock:
-            self.bytes_read += spent
-            self._largest = max(self._largest, sum(batch.nbytes for batch in batches))
-        starts = np.concatenate([[0], np.cumsum([batch.num_rows for batch in batches])])
-        schema = batches[0].schema if batches else self._reader.schema
-        return pa.Table.from_batches(batches, schema=schema).take(pa.array(starts[which.reshape(-1)] + row))
+        table = self._rows.read(index.shard[piece], run, row % index.run_rows)
+        return _decode(table, batch, np.diff(bounds))
 
 
-class _RunCache:
-    """Decoded runs, the least recently used leave first; safe for several threads."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._bytes = limit, 0
-        self._runs: OrderedDict[tuple[int, int], pa.RecordBatch] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: tuple[int, int]) -> pa.RecordBatch | None:
-        with self._lock:
-            if key in self._runs:
-                self._runs.move_to_end(key)
-            return self._runs.get(key)
-
-    def put(self, key: tuple[int, int], batch: pa.RecordBatch) -> None:
-        with self._lock:
-            if key not in self._runs:
-                self._bytes += batch.nbytes
-            self._runs[key] = batch
-            while self._bytes > self._limit and len(self._runs) > 1:
-                _, evicted = self._runs.popitem(last=False)
-                self._bytes -= evicted.nbytes
-
-
-def _decode(table: pa.Table, batch: GlobalBatch, slice_rows: np.ndarray, composition: Composition) -> SliceBatch:
+def _decode(table: pa.Table, batch: GlobalBatch, slice_rows: np.ndarray) -> SliceBatch:
     columns: dict[str, Any] = {name: table[name].combine_chunks() for name in table.column_names}
     negative_tokens = negative_counts = None
     if "negative_tokens" in columns:
@@ -194,7 +162,7 @@ def _decode(table: pa.Table, batch: GlobalBatch, slice_rows: np.ndarray, composi
         query_vector=_matrix(columns.get("query_vector")),
         document_vector=_matrix(columns.get("document_vector")),
         slice_rows=slice_rows.astype(np.int64),
-        composition=composition,
+        composition=Composition.of(batch),
     )
 
 

@@ -49,11 +49,15 @@ def permute(positions: np.ndarray, size: int, *key: int) -> np.ndarray:
     return result.astype(np.int64)
 
 
+def draws(count: int, key: int) -> np.ndarray:
+    """(count,) uint64, pseudo-random and uniform: the first outputs of SplitMix64 seeded with `key`."""
+    with np.errstate(over="ignore"):
+        return mix(np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN + np.uint64(key))
+
+
 @lru_cache(maxsize=1024)
 def _table(size: int, key: int) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        draws = mix(np.arange(1, size + 1, dtype=np.uint64) * _GOLDEN + np.uint64(key))
-    return np.argsort(draws, kind="stable")
+    return np.argsort(draws(size, key), kind="stable")
 
 
 def _feistel(values: np.ndarray, half: np.uint64, round_keys: np.ndarray) -> np.ndarray:

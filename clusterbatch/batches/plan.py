@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,15 +18,16 @@ from clusterbatch.config import BatchesConfig, fingerprint
 
 # Raised whenever the same index and configuration would give other batches: old checkpoints then do not resume.
 PLAN_VERSION = 1
-_ORDER = 7
+_ORDER, _BATCHES = 7, 8
 
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """The rows of one optimizer step over all ranks, in order.
+    """The rows of one optimizer step over all ranks, in order; arrays are (B,).
 
-    piece: (B,) entries of the cluster index; row: (B,) row inside the piece; group: (B,) group inside the stratum.
-    repeated: rows at the end that this epoch has already seen (a source's last batch is filled up).
+    piece: entries of the cluster index; row: row inside the piece; cluster: number of the row's cluster through the
+    index; group: number of the strategy's group inside the stratum; packed: bool, rows that remained of their group.
+    repeated: how many rows at the end this epoch has already seen (a source's last batch is filled up).
     """
 
     step: int
@@ -33,7 +35,9 @@ class GlobalBatch:
     stratum: Stratum
     piece: np.ndarray
     row: np.ndarray
+    cluster: np.ndarray
     group: np.ndarray
+    packed: np.ndarray
     repeated: int
 
     def __len__(self) -> int:
@@ -41,44 +45,48 @@ class GlobalBatch:
 
     @property
     def purity(self) -> float:
-        """The share of rows from the most frequent group."""
-        return float(np.unique(self.group, return_counts=True)[1].max() / len(self))
+        """The share of rows from the most frequent cluster of the index, whatever the strategy."""
+        return float(np.unique(self.cluster, return_counts=True)[1].max() / len(self))
 
     def slice_bounds(self, world_size: int, run_rows: int) -> np.ndarray:
         """(world_size + 1,) row positions: rank r has rows [bounds[r], bounds[r + 1]).
 
-        Equal shares, moved by at most a quarter of a run to where a run ends, so that two ranks seldom read the same
-        run; two slices then differ by at most one run.
+        Equal shares, each bound moved to where a run ends if that is near: two ranks then seldom read the same run,
+        and no rank has much more to compute than another (all wait for the slowest). Two slices differ by at most one
+        run.
         """
         exact = np.arange(world_size + 1) * len(self) // world_size
-        if len(self) < world_size * run_rows:
-            return exact
+        reach = min(run_rows // 4, len(self) // (16 * world_size))
         run = self.row // run_rows
         ends = np.flatnonzero((np.diff(self.piece) != 0) | (np.diff(run) != 0)) + 1
         ends = np.concatenate([[0], ends, [len(self)]])
         after = np.searchsorted(ends, exact)
         before = np.maximum(after - 1, 0)
         nearest = np.where(exact - ends[before] < ends[after] - exact, ends[before], ends[after])
-        return np.where(np.abs(nearest - exact) <= run_rows // 4, nearest, exact)
+        return np.where(np.abs(nearest - exact) <= reach, nearest, exact)
 
 
 class BatchPlan:
     """`plan.batch(step)` for any step, in time that depends on the batch size and the logarithm of the clusters.
 
     Every row comes at least once an epoch, and at most batch - 1 rows of a source come twice in it; no row comes twice
-    in one batch. With `source_weights` each source instead cycles through all its rows at its own pace.
+    in one batch. With `source_weights` each source instead cycles through all its rows at its own pace, and an epoch is
+    about as many batches as without.
     """
 
     def __init__(self, index: ClusterIndex, config: BatchesConfig, layout: str = "cluster") -> None:
-        """`layout`: by what the shards are grouped (cluster, source or random). Raises UsageError, see build_strata."""
+        """`layout`: by what the shards are grouped (cluster, group, source or random). Raises UsageError."""
         self.index = index
         self.config = config
         self.layout = layout
         self.strata, self.left_out = build_strata(index, config, layout)
         self.fingerprint = fingerprint("plan", PLAN_VERSION, config, layout, index.fingerprint)
         self.batches_of_stratum = np.array([-(-stratum.rows // config.size) for stratum in self.strata])
-        self._quota_end = np.cumsum(self._quotas())
-        self._largest = max(self.strata, key=lambda stratum: stratum.rows)
+        self.quotas = self._quotas()
+        self._quota_end = np.cumsum(self.quotas)
+        self._lender = max(self.strata, key=lambda stratum: stratum.rows)
+        changes = (np.diff(index.source) != 0) | (np.diff(index.cluster) != 0)
+        self._cluster_of_piece = np.concatenate([[0], np.cumsum(changes)])
         self._sequences: OrderedDict[tuple[int, int], EpochSequence] = OrderedDict()
 
     @property
@@ -92,14 +100,23 @@ class BatchPlan:
     def batch(self, step: int) -> GlobalBatch:
         """The global batch of step `step` (counted from 0 through all epochs)."""
         epoch, inside = self.locate(step)
-        slot = int(permute(np.array([inside]), self.steps_per_epoch, self.config.seed, epoch, _ORDER)[0])
+        seed = self.config.seed
+        slot = int(permute(np.array([inside]), self.steps_per_epoch, seed, epoch, _ORDER)[0])
         number = int(np.searchsorted(self._quota_end, slot, side="right"))
-        quota_start = int(self._quota_end[number - 1]) if number else 0
-        quota = int(self._quota_end[number]) - quota_start
+        quota = int(self.quotas[number])
         # How many batches of this stratum came in earlier epochs and, in the order of slots, in this one.
-        ordinal = epoch * quota + slot - quota_start
-        own_epoch, local = divmod(ordinal, int(self.batches_of_stratum[number]))
+        ordinal = epoch * quota + slot - (int(self._quota_end[number]) - quota)
+        batches = int(self.batches_of_stratum[number])
+        own_epoch, local = divmod(ordinal, batches)
+        # With weights an epoch sees only some of a stratum's batches; packed ones must not all come last.
+        local = int(permute(np.array([local]), batches, seed, number, own_epoch, _BATCHES)[0])
         return self._assemble(step, epoch, self.strata[number], own_epoch, local)
+
+    def report(self, epochs: int = 1) -> dict[str, Any]:
+        """What training on this plan will be like, and what to mind; see report.plan_report."""
+        from clusterbatch.batches.report import plan_report
+
+        return plan_report(self, epochs)
 
     def sequence(self, stratum: Stratum, epoch: int) -> EpochSequence:
         """The order of a stratum's rows in one of its epochs; a few are kept, for steps alternate between strata."""
@@ -112,28 +129,43 @@ class BatchPlan:
         self._sequences.move_to_end(key)
         return self._sequences[key]
 
+    def filler(self, stratum: Stratum, own_epoch: int) -> tuple[Stratum, int]:
+        """From which stratum, and from where in its sequence, a short last batch is completed.
+
+        None of those rows is in the batch already.
+        """
+        size = self.config.size
+        if stratum.rows < size:
+            # Only a pool can be smaller than a batch: it has to borrow.
+            return self._lender, 0
+        # The last batch ends the ring of remains: its neighbours are where the ring begins, if that is not the batch
+        # itself. Otherwise the beginning of the sequence is disjoint from its end.
+        ring = self.sequence(stratum, own_epoch).in_order_from
+        return stratum, ring if stratum.rows - ring >= size else 0
+
     def _assemble(self, step: int, epoch: int, stratum: Stratum, own_epoch: int, local: int) -> GlobalBatch:
         size = self.config.size
         start, end = local * size, min((local + 1) * size, stratum.rows)
         blocks = [self.sequence(stratum, own_epoch).rows(start, end)]
         missing = size - (end - start)
         if missing:
-            # The beginning of the same epoch is disjoint from its end; only a pool smaller than a batch must borrow.
-            lender = stratum if stratum.rows >= size else self._largest
-            piece, row, group = self.sequence(lender, own_epoch).rows(0, missing)
-            blocks.append((piece, row, group if lender is stratum else -1 - group))
-        piece, row, group = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
-        return GlobalBatch(step, epoch, stratum, piece, row, group, missing)
+            lender, start = self.filler(stratum, own_epoch)
+            piece, row, group, packed = self.sequence(lender, own_epoch).rows(start, start + missing)
+            # Groups of another stratum get numbers of their own.
+            blocks.append((piece, row, group if lender is stratum else -1 - group, packed))
+        piece, row, group, packed = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
+        return GlobalBatch(
+            step, epoch, stratum, piece, row, self._cluster_of_piece[piece], group, packed, repeated=missing
+        )
 
     def _quotas(self) -> np.ndarray:
-        """Batches of each stratum in an epoch: all of its own, or shares by weight (largest remainder)."""
+        """(strata,) batches of each in an epoch: all of its own, or shares by weight (never none)."""
         weights = self.config.source_weights
         if not weights:
             return self.batches_of_stratum
-        factor = np.array([np.mean([weights.get(name, 1.0) for name in stratum.sources]) for stratum in self.strata])
-        share = self.batches_of_stratum * factor
-        exact = share / share.sum() * self.batches_of_stratum.sum()
-        quotas = np.floor(exact).astype(np.int64)
-        remaining = int(self.batches_of_stratum.sum() - quotas.sum())
-        quotas[np.argsort(quotas - exact, kind="stable")[:remaining]] += 1
-        return quotas
+        # A pool has the mean weight of its rows, for its batches mix its sources.
+        weight_of_piece = np.array([weights.get(name, 1.0) for name in self.index.sources])[self.index.source]
+        factors = [np.average(weight_of_piece[each.pieces], weights=each.piece_rows) for each in self.strata]
+        share = self.batches_of_stratum * factors
+        wanted = share / share.sum() * self.batches_of_stratum.sum()
+        return np.maximum(1, np.round(wanted)).astype(np.int64)

@@ -1,119 +1,157 @@
 """One stratum, one epoch: the order in which its groups' rows are dealt into parts of a batch.
 
-Every group is cut into whole parts of `part_rows` rows; what remains of the groups forms one ring in packing order,
-entered at a random place and cut likewise. Whole parts come in random order; what is left of the ring, shorter than a
-part, comes last. So every row stands in the sequence exactly once, any position can be computed directly, and the
-memory is a few integers per group.
+Every group is cut into whole parts of `part_rows` rows. What remains of the groups, strung together in packing order,
+is cut likewise, so that remains meet their neighbours'. The order of all parts is random. So every row stands in the
+sequence exactly once, any position can be computed directly, and the memory is a few integers per group.
+
+    axis       | whole parts, group by group | remains: full runs | remains: short runs |
+    sequence   | parts of the axis, permuted ...................|.. the last, as they are
+
+Short runs (the last run of a piece, its length arbitrary) are strung together apart from the full ones: only where
+they are cut, a run is read for two batches. So a plan of parts of whole runs reads hardly more than its rows.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from clusterbatch.batches.permutation import combine_key, mix, permute
+from clusterbatch.batches.addressing import locate_rows
+from clusterbatch.batches.permutation import combine_key, draws, permute
 from clusterbatch.batches.strata import Stratum
 
 # A group hardly larger than a part would make the same batch every epoch. Up to this multiple of the part it lends its
-# rows to the ring in every other epoch, at random, where they mix with the neighbours'.
-_HARDLY_LARGER = 1.5
+# rows to the remains in every other epoch, at random, where they mix with the neighbours'.
+HARDLY_LARGER = 1.5
+# How many places a group may move along the packing order from epoch to epoch, so that remains meet other neighbours.
+_DRIFT = 4
 
-_PART, _RING, _MEMBER, _SCATTER, _LEND = range(5)
+_PART, _LEND, _RING, _ENTRY, _SKIP = 0, 4, 5, 6, 9
+
+# Groups, the first member of each stretch, and its length.
+Section = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """Stretches of consecutive members of one group, in the order of a sequence; arrays are (s,) int64.
+
+    packed: bool, whether it is what remained of its group.
+    """
+
+    group: np.ndarray
+    member: np.ndarray
+    rows: np.ndarray
+    packed: np.ndarray
 
 
 class EpochSequence:
-    """Rows of `stratum` in the order of one epoch, in parts of `part_rows`."""
+    """The rows of `stratum` in the order of one epoch, in parts of `part_rows`."""
 
     def __init__(self, stratum: Stratum, part_rows: int, seed: int, epoch: int) -> None:
         self._stratum = stratum
         self._part_rows = part_rows
+        self._seed, self._epoch = seed, epoch
         self._key = (seed, stratum.number, epoch)
-        self._seed = seed
-        whole = stratum.group_rows // part_rows
-        whole -= self._lends(whole)
-        self._whole_end = np.cumsum(whole)
-        self._kept = whole * part_rows
-        self._ring_end = np.cumsum(stratum.group_rows - self._kept)
-        self._whole = int(self._whole_end[-1])
-        self._ring = int(self._ring_end[-1])
-        self._ring_parts = self._ring // part_rows
-        self._ring_start = combine_key(*self._key, _RING) % self._ring if self._ring else 0
+        in_runs = (stratum.whole_runs or stratum.scattered) and part_rows % stratum.run_rows == 0
+        short = stratum.group_tail if in_runs else np.zeros_like(stratum.group_tail)
+        full = stratum.group_rows - short
+        whole = full // part_rows
+        whole -= self._lent(whole)
+        kept = whole * part_rows
+        # Both strings of remains begin at the same place of the ring: the end of one meets the beginning of the other.
+        self._order = self._ring()
+        sections: list[Section] = [
+            (np.arange(len(full)), np.zeros_like(full), kept),
+            self._strung(kept, full - kept, stratum.run_rows if in_runs else 1),
+            self._strung(full, short, 1),
+        ]
+        owner, first_member, length = (np.concatenate(arrays) for arrays in zip(*sections, strict=True))
+        present = length > 0
+        self._owner, self._first_member = owner[present], first_member[present]
+        self._edge = np.concatenate([[0], np.cumsum(length[present])])
+        self._whole_rows = int(kept.sum())
+        self._parts = int(full.sum()) // part_rows
 
     @property
-    def parts(self) -> int:
-        """Whole parts, the ring's included; a shorter one may follow."""
-        return self._whole + self._ring_parts
+    def in_order_from(self) -> int:
+        """From this position on the remains stand in packing order, no longer in permuted parts."""
+        return self._parts * self._part_rows
 
-    def ring_segments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where the ring is cut: (part number, rows) of every stretch of one group, for reports."""
-        edges = np.unique(
-            np.concatenate(
-                [
-                    np.arange(0, self._ring, self._part_rows),
-                    (self._ring_end - self._ring_start) % max(self._ring, 1),
-                    [0, self._ring],
-                ]
-            )
-        )
-        return edges[:-1] // self._part_rows, np.diff(edges)
+    def stretches(self, start: int, end: int) -> Stretches:
+        """What stands at positions [start, end) of the sequence; stretches end where a part does."""
+        size = self._part_rows
+        part = np.arange(start // size, -(-end // size))
+        begin = part.copy()
+        permuted = part < self._parts
+        begin[permuted] = permute(part[permuted], max(self._parts, 1), *self._key, _PART)
+        begin *= size
+        low, high = begin.copy(), begin + size
+        low[0] += start - part[0] * size
+        high[-1] = begin[-1] + end - part[-1] * size
+        return self._cut(low, high)
 
-    def rows(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def rows(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Rows at positions [start, end) of the sequence.
 
-        Returns three (end - start,) int64 arrays: the piece of the cluster index, the row in that piece, and the group.
+        Returns four (end - start,) arrays: the piece of the cluster index, the row in that piece, the group (int64),
+        and whether the row is packed (bool).
         """
-        position = np.arange(start, end)
-        part, inside = position // self._part_rows, position % self._part_rows
-        ordered = part < self.parts
-        part[ordered] = permute(part[ordered], max(self.parts, 1), *self._key, _PART)
-        from_ring = part >= self._whole
-        group = np.empty(len(position), np.int64)
-        member = np.empty(len(position), np.int64)
+        found = self.stretches(start, end)
+        group = np.repeat(found.group, found.rows)
+        member = np.repeat(found.member, found.rows) + _ramps(found.rows)
+        piece, row = locate_rows(self._stratum, group, member, self._seed, self._epoch)
+        return piece, row, group, np.repeat(found.packed, found.rows)
 
-        whole = part[~from_ring]
-        group[~from_ring] = owner = np.searchsorted(self._whole_end, whole, side="right")
-        before = np.concatenate([[0], self._whole_end])[owner]
-        member[~from_ring] = (whole - before) * self._part_rows + inside[~from_ring]
+    def _cut(self, low: np.ndarray, high: np.ndarray) -> Stretches:
+        """The intervals [low, high) of the axis, cut where the group changes."""
+        first = np.searchsorted(self._edge, low, side="right") - 1
+        last = np.searchsorted(self._edge, high, side="left") - 1
+        count = last - first + 1
+        entry = np.repeat(first, count) + _ramps(count)
+        start = np.maximum(np.repeat(low, count), self._edge[entry])
+        stop = np.minimum(np.repeat(high, count), self._edge[entry + 1])
+        member = self._first_member[entry] + start - self._edge[entry]
+        return Stretches(self._owner[entry], member, stop - start, start >= self._whole_rows)
 
-        place = (part[from_ring] - self._whole) * self._part_rows + inside[from_ring]
-        place = (place + self._ring_start) % max(self._ring, 1)
-        group[from_ring] = owner = np.searchsorted(self._ring_end, place, side="right")
-        before = np.concatenate([[0], self._ring_end])[owner]
-        member[from_ring] = self._kept[owner] + place - before
-        piece, row = self._address(group, self._shuffled(group, member))
-        return piece, row, group
-
-    def _lends(self, whole: np.ndarray) -> np.ndarray:
+    def _lent(self, whole: np.ndarray) -> np.ndarray:
         """(groups,) 1 where a group that is hardly larger than a part gives it up for this epoch, else 0."""
-        sizes = self._stratum.group_rows
-        if len(sizes) == 1:
+        if len(whole) == 1:
             return np.zeros(1, np.int64)
-        narrow = (whole == 1) & (sizes < _HARDLY_LARGER * self._part_rows)
-        with np.errstate(over="ignore"):
-            draws = mix(np.arange(len(sizes), dtype=np.uint64) ^ np.uint64(combine_key(*self._key, _LEND)))
-        return (narrow & (draws >> np.uint64(63) == 1)).astype(np.int64)
+        narrow = (whole == 1) & (self._stratum.group_rows < HARDLY_LARGER * self._part_rows)
+        return (narrow & (self._draws(_LEND, len(whole)) < 0.5)).astype(np.int64)
 
-    def _shuffled(self, group: np.ndarray, member: np.ndarray) -> np.ndarray:
-        """Permutes each group's granules for this epoch; the short last one stays last."""
-        granule = self._stratum.granule
-        shuffled = member.copy()
-        # Rows of one group are mostly neighbours here, so the loop is over the few groups of a batch.
-        for number in np.unique(group):
-            here = np.flatnonzero(group == number)
-            granules = int(self._stratum.group_rows[number]) // granule
-            which = member[here] // granule
-            whole = which < granules
-            moved = permute(which[whole], granules, *self._key, _MEMBER, int(number)) if granules else which[whole]
-            shuffled[here[whole]] = moved * granule + member[here[whole]] % granule
-        return shuffled
+    def _ring(self) -> np.ndarray:
+        """(g,) groups along the ring of the packing order, entered anywhere, each up to a few places off its own."""
+        groups = len(self._stratum.group_rows)
+        order = np.argsort(np.arange(groups) + _DRIFT * self._draws(_RING, groups), kind="stable")
+        return np.roll(order, -(combine_key(*self._key, _ENTRY) % groups))
 
-    def _address(self, group: np.ndarray, member: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        stratum = self._stratum
-        if len(stratum.group_rows) == len(stratum.pieces) and not stratum.scattered:
-            return stratum.pieces[group], member
-        group_start = np.concatenate([[0], np.cumsum(stratum.group_rows)])[group]
-        row = group_start + member
-        if stratum.scattered:
-            # The same members in every epoch, as a cluster has: only then is this a control for clusters.
-            row = permute(row, stratum.rows, self._seed, stratum.number, _SCATTER)
-        local = np.searchsorted(stratum.piece_start, row, side="right") - 1
-        return stratum.pieces[local], row - stratum.piece_start[local]
+    def _strung(self, first_member: np.ndarray, length: np.ndarray, unit: int) -> Section:
+        """What remains of the groups, along the ring; first_member, length: (g,) the remains of each group.
+
+        The ring is entered inside a group, at a multiple of `unit`: else groups of equal sizes would always be cut at
+        their ends.
+        """
+        order = self._order[length[self._order] > 0]
+        if not len(order):
+            return order, order, order
+        first_member, length = first_member[order], length[order]
+        units = int(length[0]) // unit
+        skipped = unit * (1 + combine_key(*self._key, _SKIP) % (units - 1)) if units > 1 else 0
+        # What is skipped at first comes last.
+        owners, members = np.append(order, order[0]), np.append(first_member, first_member[0])
+        lengths = np.append(length, skipped)
+        members[0] += skipped
+        lengths[0] -= skipped
+        return owners, members, lengths
+
+    def _draws(self, purpose: int, count: int) -> np.ndarray:
+        """(count,) float64 in [0, 1), one per group."""
+        return (draws(count, combine_key(*self._key, purpose)) >> np.uint64(11)) * 2.0**-53
+
+
+def _ramps(lengths: np.ndarray) -> np.ndarray:
+    """0 .. n - 1 for each n of `lengths`, one after the other."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

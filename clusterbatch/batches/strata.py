@@ -4,10 +4,11 @@ A **stratum** is a set of rows that batches never leave: a source, the pool of t
 batch, or (random) the whole corpus. Inside it lie **groups**, in packing order; a batch takes its rows from one group
 or from `clusters_per_batch` groups, and what remains of a group is packed with its neighbours' remains.
 
-    strategy        stratum   groups                                   smallest thing that is moved
+    strategy        stratum   groups                                   what moves together
     cluster         source    its clusters                             a run (consecutive rows, one read)
-    source          source    one: all of it                           a row, or a run of a layout made for it
-    random          corpus    one: all of it                           a row, or a run of a layout made for it
+    group           source    the user's own segments of it            a run
+    source          source    the source (in a pool: each source)      a run of a layout made for it, else a row
+    random          corpus    one: all of it                           a run of a layout made for it, else a row
     random_groups   source    as large as its clusters, of any rows    a row
 """
 
@@ -15,108 +16,150 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from clusterbatch.clustering.groups import WHOLE_CORPUS
 from clusterbatch.clustering.index import ClusterIndex
 from clusterbatch.config import BatchesConfig
 from clusterbatch.errors import UsageError
 
 POOL = "(small sources)"
-CORPUS = "(all sources)"
 
 # Where no clusters_per_batch is given, so many rows at most shall be in packed batches.
 _PACKED_SHARE = 0.25
+_BY_CLUSTER = ("cluster", "group", "random_groups")
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """Rows that are planned together.
+    """Rows that are planned together: p pieces of the cluster index, in g groups.
 
-    name: the source's, POOL or CORPUS; pieces: (p,) entries of the cluster index; piece_start: (p + 1,) first row of
-    each piece among the stratum's rows; group_rows: (g,) sizes of the groups; granule: rows that move together;
-    scattered: whether group members are drawn from all over the stratum (random_groups).
+    pieces: (p,) entries of the cluster index; piece_rows: (p,) their rows; first_piece: (g + 1,) where each group's
+    pieces begin; whole_runs: whether rows move in the runs of the layout; scattered: whether the members of a group
+    are drawn from all over the stratum (random_groups).
     """
 
     number: int
     name: str
     sources: Sequence[str]
     pieces: np.ndarray
-    piece_start: np.ndarray
-    group_rows: np.ndarray
-    granule: int
+    piece_rows: np.ndarray
+    first_piece: np.ndarray
+    run_rows: int
+    whole_runs: bool
     scattered: bool
     groups_per_batch: int
 
     @property
     def rows(self) -> int:
-        return int(self.piece_start[-1])
+        return int(self.row_start[-1])
+
+    @cached_property
+    def row_start(self) -> np.ndarray:
+        """(p + 1,) first row of each piece among the stratum's rows."""
+        return _starts(self.piece_rows)
+
+    @cached_property
+    def run_start(self) -> np.ndarray:
+        """(p + 1,) first full run of each piece among the stratum's full runs."""
+        return _starts(self.piece_rows // self.run_rows)
+
+    @cached_property
+    def tail_start(self) -> np.ndarray:
+        """(p + 1,) first row of each piece's short last run among the rows of all short runs."""
+        return _starts(self.piece_rows % self.run_rows)
+
+    @cached_property
+    def group_rows(self) -> np.ndarray:
+        """(g,)"""
+        return np.diff(self.row_start[self.first_piece])
+
+    @cached_property
+    def group_runs(self) -> np.ndarray:
+        """(g,) full runs."""
+        return np.diff(self.run_start[self.first_piece])
+
+    @cached_property
+    def group_tail(self) -> np.ndarray:
+        """(g,) rows in short runs."""
+        return np.diff(self.tail_start[self.first_piece])
 
 
 def build_strata(index: ClusterIndex, config: BatchesConfig, layout: str) -> tuple[list[Stratum], list[str]]:
-    """The strata of a corpus under a strategy, and the sources that are left out.
+    """The strata of a corpus under a strategy, and the names of the sources that are left out.
 
-    `layout` says by what the shards are grouped: cluster, source or random. A strategy that does not fit the layout
-    moves single rows, which reads a run for each: right for comparisons on one machine, costly on object storage.
+    `layout` says by what the shards are grouped: cluster, group, source or random. Where a strategy can do without the
+    layout it was made for, it moves single rows, which reads a run for each: right for comparisons on one machine,
+    costly on object storage.
 
-    Raises UsageError when the corpus has fewer rows than a batch, or a source weight names no source.
+    Raises UsageError when the layout cannot serve the strategy, fewer rows than a batch take part, or a weight names
+    no source.
     """
-    if index.total_rows < config.size:
-        raise UsageError(f"batches.size: a batch of {config.size} pairs, but the corpus has only {index.total_rows}")
-    _check_weights(index, config)
+    _check_layout(index, config, layout)
+    weights = _weights(index, config)
     rows_of_source = np.bincount(index.source, weights=index.rows, minlength=len(index.sources)).astype(np.int64)
-    everything = np.arange(len(index))
+    total = int(rows_of_source[weights > 0].sum())
+    if total < config.size:
+        raise UsageError(f"batches.size: a batch of {config.size} pairs, but there are only {total} to choose from")
     if config.stratify == "random":
-        return [_stratum(index, config, layout, 0, CORPUS, index.sources, everything)], []
-    large = [number for number, rows in enumerate(rows_of_source) if rows >= config.size]
-    small = [number for number, rows in enumerate(rows_of_source) if rows < config.size]
-    members = [(index.sources[number], [number]) for number in large]
-    if small and config.small_sources == "pool":
-        members.append((POOL, small))
+        return [_stratum(index, config, layout, 0, WHOLE_CORPUS, range(len(index.sources)))], []
+    drawn = np.flatnonzero(weights > 0)
+    large, small = drawn[rows_of_source[drawn] >= config.size], drawn[rows_of_source[drawn] < config.size]
+    left_out = weights <= 0
+    members: list[tuple[str, Sequence[int]]] = [(index.sources[source], [source]) for source in large.tolist()]
+    if config.small_sources == "leave_out":
+        left_out[small] = True
+    elif len(small):
+        members.append((POOL, small.tolist()))
     if not members:
         raise UsageError(f"batches.size: no source has {config.size} pairs; make batches smaller or pool small_sources")
-    strata = []
-    for number, (name, sources) in enumerate(members):
-        pieces = everything[np.isin(index.source, sources)]
-        strata.append(_stratum(index, config, layout, number, name, [index.sources[s] for s in sources], pieces))
-    left_out = [index.sources[number] for number in small] if config.small_sources == "leave_out" else []
-    return strata, left_out
+    strata = [_stratum(index, config, layout, number, name, sources) for number, (name, sources) in enumerate(members)]
+    return strata, [index.sources[source] for source in np.flatnonzero(left_out)]
 
 
 def _stratum(
-    index: ClusterIndex,
-    config: BatchesConfig,
-    layout: str,
-    number: int,
-    name: str,
-    sources: Sequence[str],
-    pieces: np.ndarray,
+    index: ClusterIndex, config: BatchesConfig, layout: str, number: int, name: str, sources: Sequence[int]
 ) -> Stratum:
+    # Pieces of one source are consecutive.
+    first, last = (np.searchsorted(index.source, sources, side) for side in ("left", "right"))
+    pieces = np.concatenate([np.arange(start, stop) for start, stop in zip(first, last, strict=True)])
+    source, cluster = index.source[pieces], index.cluster[pieces]
+    changes = np.zeros(len(pieces) - 1, bool)
+    if config.stratify != "random":
+        changes |= np.diff(source) != 0
+    if config.stratify in _BY_CLUSTER:
+        changes |= np.diff(cluster) != 0
+    first_piece = np.concatenate([[0], np.flatnonzero(changes) + 1, [len(pieces)]])
     rows = index.rows[pieces]
-    by_cluster = config.stratify in ("cluster", "random_groups")
-    fits = config.stratify == layout
-    groups = rows if by_cluster or fits else np.array([rows.sum()])
+    group_rows = np.add.reduceat(rows, first_piece[:-1])
     return Stratum(
         number=number,
         name=name,
-        sources=list(sources),
+        sources=[index.sources[source] for source in sources],
         pieces=pieces,
-        piece_start=np.concatenate([[0], np.cumsum(rows)]),
-        group_rows=groups,
-        granule=index.run_rows if fits else 1,
+        piece_rows=rows,
+        first_piece=first_piece,
+        run_rows=index.run_rows,
+        whole_runs=config.stratify == layout,
         scattered=config.stratify == "random_groups",
-        groups_per_batch=_groups_per_batch(config, groups, index.run_rows) if by_cluster else 1,
+        groups_per_batch=_groups_per_batch(config, group_rows, index.run_rows),
     )
 
 
 def _groups_per_batch(config: BatchesConfig, group_rows: np.ndarray, run_rows: int) -> int:
+    if config.stratify not in _BY_CLUSTER:
+        return 1
     if config.clusters_per_batch is not None:
         if config.size % config.clusters_per_batch:
             raise UsageError(
                 f"batches.clusters_per_batch: {config.clusters_per_batch} does not divide batches.size {config.size}"
             )
         return config.clusters_per_batch
-    choices = [m for m in range(1, config.size // run_rows + 1) if config.size % m == 0] or [1]
+    divisors = [m for m in range(1, config.size // run_rows + 1) if config.size % m == 0] or [1]
+    # Parts of whole runs are read without waste.
+    choices = [m for m in divisors if config.size // m % run_rows == 0] or divisors
     for choice in choices:
         if packed_rows(group_rows, config.size // choice) <= _PACKED_SHARE * group_rows.sum():
             return choice
@@ -128,7 +171,19 @@ def packed_rows(group_rows: np.ndarray, part: int) -> int:
     return int((group_rows % part).sum())
 
 
-def _check_weights(index: ClusterIndex, config: BatchesConfig) -> None:
+def _check_layout(index: ClusterIndex, config: BatchesConfig, layout: str) -> None:
+    needed = {"cluster": ("cluster",), "group": ("group",), "random_groups": ("cluster", "group")}
+    if layout not in needed.get(config.stratify, (layout,)):
+        raise UsageError(
+            f"batches.stratify: {config.stratify} needs shards laid out for it, these are by {layout}; "
+            "run the stage cluster with this strategy, in a workspace of its own"
+        )
+    if config.stratify == "source" and index.sources == [WHOLE_CORPUS]:
+        raise UsageError("batches.stratify: source, but these shards do not tell sources apart (cluster.scope: corpus)")
+
+
+def _weights(index: ClusterIndex, config: BatchesConfig) -> np.ndarray:
+    """(sources,) float64, 1 where nothing is said."""
     for name, weight in (config.source_weights or {}).items():
         if name not in index.sources:
             raise UsageError(f"batches.source_weights.{name}: the corpus has no such source")
@@ -136,3 +191,8 @@ def _check_weights(index: ClusterIndex, config: BatchesConfig) -> None:
             raise UsageError(f"batches.source_weights.{name}: must be 0 or more (got {weight})")
     if config.source_weights and config.stratify == "random":
         raise UsageError("batches.source_weights: with stratify: random there are no batches of one source to weight")
+    return np.array([(config.source_weights or {}).get(name, 1.0) for name in index.sources])
+
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)])

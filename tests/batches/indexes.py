@@ -9,14 +9,23 @@ import numpy as np
 from clusterbatch.clustering.index import ClusterIndex
 
 
-def make_index(sizes: Sequence[Sequence[int]], run_rows: int = 8) -> ClusterIndex:
-    """`sizes[s]` are the rows of the clusters of source s; all lie one after the other in one shard."""
-    rows = np.array([size for clusters in sizes for size in clusters], np.int64)
+def make_index(sizes: Sequence[Sequence[int]], run_rows: int = 8, pieces: int = 1) -> ClusterIndex:
+    """`sizes[s]` are the rows of the clusters of source s; all lie one after the other in one shard.
+
+    Each cluster is cut into (up to) `pieces` pieces of about equal size.
+    """
+    cut = [
+        (source, cluster, len(part))
+        for source, clusters in enumerate(sizes)
+        for cluster, size in enumerate(clusters)
+        for part in np.array_split(np.arange(size), min(pieces, size))
+    ]
+    source, cluster, rows = np.array(cut, np.int64).T
     runs = -(-rows // run_rows)
     return ClusterIndex(
         sources=[f"source-{number}" for number in range(len(sizes))],
-        source=np.repeat(np.arange(len(sizes), dtype=np.int32), [len(clusters) for clusters in sizes]),
-        cluster=np.concatenate([np.arange(len(clusters), dtype=np.int32) for clusters in sizes]),
+        source=source.astype(np.int32),
+        cluster=cluster.astype(np.int32),
         rows=rows,
         shard=np.zeros(len(rows), np.int32),
         first_run=np.concatenate([[0], np.cumsum(runs)[:-1]]),
