@@ -47,7 +47,7 @@ class CorpusConfig(Section):
     max_characters: int = Field(20_000, ge=16)
     # What happens to a text that is longer.
     too_long: Literal["cut", "reject"] = "cut"
-    row_group_rows: int = Field(2048, ge=64)
+    row_group_rows: int = Field(1024, ge=64)
     part_bytes: int = Field(64 * 2**20, ge=2**16)
     # Bytes of input that one unit of work reads.
     unit_bytes: int = Field(32 * 2**20, ge=2**12)

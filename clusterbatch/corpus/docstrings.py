@@ -25,9 +25,9 @@ _SKIPPED = re.compile(r"(^|/)(_?tests?|testing|_?vendor(ed)?|third_?party|site-p
 _LARGEST_FILE = 2 * 2**20
 _LEAST_WORDS = 4
 # No source gives more than this share of the sample, so that there are at least as many sources.
-_LEAST_SOURCES = 12
+_LEAST_SOURCES = 8
 # Only the packages with most code are read: their sources are large enough to cluster, and reading all takes a minute.
-_MOST_SOURCES = 24
+_MOST_SOURCES = 12
 
 
 @dataclass(frozen=True)
