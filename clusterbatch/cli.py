@@ -55,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"clusterbatch {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, what in _STAGES.items():
-        _with_config(commands, name, what, lambda config, options: _stage(config, options), stage=name)
-    _with_config(commands, "run", "all stages, skipping what is done", _run)
+        _with_config(commands, name, what, lambda config, options: _stage(config, options), stage=name, estimate=True)
+    _with_config(commands, "run", "all stages, skipping what is done", _run, estimate=True)
     _with_config(commands, "report", "rebuild a workspace's report", _report)
     _with_config(commands, "inspect", "what is in a workspace", _inspect, force=False)
     sample = commands.add_parser("sample", help="write a real corpus mined from installed packages' docstrings")
@@ -75,19 +75,32 @@ def _with_config(
     *,
     force: bool = True,
     stage: str | None = None,
+    estimate: bool = False,
 ) -> None:
     command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
     command.add_argument("words", nargs="*", metavar="CONFIG.yaml | key=value", help="a file first, overrides after it")
     command.add_argument("--json", action="store_true", help="print one machine-readable summary")
     if force:
         command.add_argument("--force", action="store_true", help="replace what another configuration made here")
+    if estimate:
+        command.add_argument("--dry-run", action="store_true", help="only say what time, memory and money it may take")
 
     def action(options: argparse.Namespace) -> None:
         words: list[str] = options.words
         path = words[0] if words and "=" not in words[0] else None
-        function(load_config(path, words[1:] if path else words), options)
+        config = load_config(path, words[1:] if path else words)
+        if estimate and options.dry_run:
+            _dry_run(config, options)
+        else:
+            function(config, options)
 
     command.set_defaults(action=action, stage=stage)
+
+
+def _dry_run(config: RunConfig, options: argparse.Namespace) -> None:
+    from clusterbatch.experiments.dry_run import dry_run
+
+    dry_run(config, stages=[options.stage] if options.stage else None, as_json=options.json)
 
 
 def _stage(config: RunConfig, options: argparse.Namespace) -> None:

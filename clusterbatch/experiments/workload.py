@@ -78,15 +78,19 @@ def _of_files(config: RunConfig) -> Workload:
     """From the files of corpus.paths, a few of which are looked into."""
     paths = [path for path in config.corpus.paths if path != DOCSTRINGS]
     files = find_inputs(paths, config.storage) if paths else []
-    looked = [_look_into(files[number], config) for number in _spread(len(files))]
-    size, seen = sum(file.size for file in files), sum(files[number].size for number in _spread(len(files)))
-    rows = round(sum(rows for rows, _, _ in looked) * size / max(1, seen))
+    chosen = [files[number] for number in _spread(len(files))]
+    looked = [_look_into(file, config) for file in chosen]
+    size, seen = sum(file.size for file in files), sum(file.size for file in chosen)
+    found = sum(rows for rows, _, _ in looked)
+    query, document = _QUERY_CHARACTERS, _DOCUMENT_CHARACTERS
+    if found:
+        query = sum(rows * characters for rows, characters, _ in looked) / found
+        document = sum(rows * characters for rows, _, characters in looked) / found
+    rows = round(found * size / max(1, seen))
     if DOCSTRINGS in config.corpus.paths:
         rows += config.corpus.sample_pairs
-    query = [query for _, query, _ in looked] or [_QUERY_CHARACTERS]
-    document = [document for _, _, document in looked] or [_DOCUMENT_CHARACTERS]
     sources = 1 if config.corpus.source else max(1, len({file.source for file in files}))
-    return Workload(rows, sources, size, float(np.mean(query)), float(np.mean(document)))
+    return Workload(rows, sources, size, query, document)
 
 
 def _look_into(file: InputFile, config: RunConfig) -> tuple[float, float, float]:

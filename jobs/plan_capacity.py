@@ -1,0 +1,58 @@
+"""What a run would take: `python jobs/plan_capacity.py jobs/web_scale.yaml --rows 1e9 --gpu l4`.
+
+Times are those of the machine that the coefficients were measured on. For yours: run a configuration at two sizes (a
+few thousand pairs, a few times as many) in two workspaces SMALL and LARGE, then
+`python jobs/plan_capacity.py CONFIG.yaml --calibrate SMALL LARGE --coefficients mine.json`, and give
+`--coefficients mine.json` from then on.
+"""
+
+import argparse
+import platform
+import sys
+
+from clusterbatch.config import load_config
+from clusterbatch.errors import ClusterbatchError
+from clusterbatch.experiments.calibration import GPUS, fit, matrix_flops, measure, save
+from clusterbatch.experiments.dry_run import dry_run
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="+", metavar="CONFIG.yaml | key=value")
+    parser.add_argument("--rows", type=float, help="pairs, where the corpus is not at hand to be looked at")
+    parser.add_argument("--sources", type=int, help="how many sources they come from")
+    parser.add_argument("--query-characters", type=float, help="mean length")
+    parser.add_argument("--document-characters", type=float, help="mean length")
+    parser.add_argument("--gpu", choices=sorted(GPUS), help="one for each worker that embeds, trains, evaluates")
+    parser.add_argument("--gpu-hour", type=float, help="price of an hour of one GPU worker")
+    parser.add_argument("--coefficients", metavar="FILE", help="measured on your machine")
+    parser.add_argument("--calibrate", nargs=2, metavar=("SMALL", "LARGE"), help="two finished workspaces")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    path = options.words[0] if "=" not in options.words[0] else None
+    words = options.words[1:] if path else options.words
+    try:
+        if options.calibrate:
+            if not options.coefficients:
+                parser.error("--calibrate: say with --coefficients where to write them")
+            small, large = (measure(load_config(path, [*words, f"workspace={uri}"])) for uri in options.calibrate)
+            save(fit(small, large, matrix_flops(), machine=platform.node()), options.coefficients)
+            return 0
+        known = {name: getattr(options, name) for name in ("sources", "query_characters", "document_characters")}
+        known["rows"] = None if options.rows is None else int(options.rows)
+        dry_run(
+            load_config(path, words),
+            gpu=options.gpu,
+            gpu_hour=options.gpu_hour,
+            coefficients=options.coefficients,
+            as_json=options.json,
+            **{name: value for name, value in known.items() if value is not None},
+        )
+    except ClusterbatchError as error:
+        print(f"plan_capacity: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
