@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -19,6 +20,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from clusterbatch.experiments.clusterviews import MappedCluster
 from clusterbatch.experiments.comparison import Comparison
 
 _COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C8C", "#B8A600"]
@@ -209,7 +211,31 @@ def cluster_sizes(rows: Sequence[int], batch: int, words: Mapping[str, str]) -> 
     return Plot("cluster-sizes", words["cluster_sizes"], text, draw)
 
 
-def _look(number: int) -> dict[str, object]:
+def cluster_map(clusters: Sequence[MappedCluster], words: Mapping[str, str]) -> Plot:
+    """Points carry the id `point-<number>`, in the order of `clusters`: the page hangs its hover texts on them."""
+    sources = sorted({cluster.source for cluster in clusters})
+
+    def draw(axes: Axes) -> None:
+        largest = max(cluster.rows for cluster in clusters)
+        for number, cluster in enumerate(clusters):
+            look = _look(sources.index(cluster.source))
+            axes.scatter(
+                [cluster.x],
+                [cluster.y],
+                s=20 + 180 * cluster.rows / largest,
+                color=look["color"],
+                marker=look["marker"],
+                alpha=0.7,
+                gid=f"point-{number}",
+            )
+        axes.set_xticks([])
+        axes.set_yticks([])
+
+    text = words["cluster_map_text"].format(clusters=len(clusters), sources=len(sources))
+    return Plot("cluster-map", words["cluster_map"], text, draw, (6.4, 4.8))
+
+
+def _look(number: int) -> dict[str, Any]:
     return {
         "color": _COLOURS[number % len(_COLOURS)],
         "marker": _MARKERS[number % len(_MARKERS)],

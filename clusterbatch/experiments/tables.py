@@ -1,0 +1,60 @@
+"""Rows of the comparison's table, as figures; how they are written is the template's matter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from clusterbatch.experiments.comparison import ArmResult, Comparison
+from clusterbatch.experiments.wording import Language, verdict_word
+
+
+def arm_rows(comparison: Comparison, language: Language) -> list[dict[str, Any]]:
+    """One row per arm; None where a figure does not exist (the baseline's own difference, an interval of one seed)."""
+    return [_row(comparison, arm, language) for arm in comparison.arms]
+
+
+def steps_to_reach(comparison: Comparison, arm: ArmResult, value: float) -> float | None:
+    """Steps after which an arm's mean curve first reaches `value`, on straight lines between its points."""
+    curve = arm.curve.mean(1)
+    for end in range(1, len(curve)):
+        if curve[end] >= value:
+            low, high = curve[end - 1], curve[end]
+            share = 1.0 if high == low else float(np.clip((value - low) / (high - low), 0, 1))
+            return float(comparison.steps[end - 1] + share * (comparison.steps[end] - comparison.steps[end - 1]))
+    return None
+
+
+def _row(comparison: Comparison, arm: ArmResult, language: Language) -> dict[str, Any]:
+    several = arm.spread.seeds > 1
+    seeds = np.mean(
+        [comparison.scores[arm.name][name, comparison.metric].mean(1) for name in comparison.collections], 0
+    )
+    gain = arm.gain
+    low, high = gain.interval(comparison.simultaneous) if gain and several else (None, None)
+    ahead = arm.curve.mean(1) - comparison.baseline.curve.mean(1)
+    return {
+        "arm": arm.name,
+        "verdict": verdict_word(arm, language),
+        "outcome": arm.verdict.outcome if arm.verdict else None,
+        "value": arm.spread.mean,
+        "spread": float(seeds.std(ddof=1)) if several else None,
+        "difference": gain.mean if gain else None,
+        "low": low,
+        "high": high,
+        "p_randomisation": arm.p_randomisation,
+        "p_corrected": arm.p_corrected if several else None,
+        # The first point of the curves, and the last two: whether an advantage grows or melts.
+        "early": float(ahead[1]) if gain else None,
+        "late": float(ahead[-2:].mean()) if gain else None,
+        "reach": steps_to_reach(comparison, arm, float(comparison.baseline.curve[-1].mean())),
+        "pairs": arm.pairs,
+        "purity": arm.purity,
+        "minutes": arm.cost.seconds / 60,
+        "hours": arm.cost.hours,
+        "price": arm.cost.price,
+        "learning_rate": arm.setting["learning_rate"],
+        "temperature": arm.setting["temperature"],
+        "changes": dict(arm.changes),
+    }

@@ -1,0 +1,91 @@
+"""What the report says, in English and Japanese. Figures are put in by name, so both languages say the same."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from clusterbatch.config import RunConfig
+from clusterbatch.experiments.comparison import ArmResult, Comparison
+from clusterbatch.experiments.phrases import PHRASES
+
+Language = Literal["en", "ja"]
+
+
+def decisive(comparison: Comparison) -> ArmResult:
+    """The arm that the answer is about: of those that pay the best, else the best of all."""
+    paying = [arm for arm in comparison.others if arm.verdict and arm.verdict.outcome == "pays"]
+    return max(paying, key=lambda arm: arm.spread.mean) if paying else comparison.best
+
+
+def figures(comparison: Comparison, config: RunConfig) -> dict[str, str]:
+    """The measured figures that sentences are made of, about the decisive arm."""
+    arm = decisive(comparison)
+    verdict = arm.verdict
+    assert verdict is not None
+    prices = config.compare.prices
+    return {
+        "arm": arm.name,
+        "reference": comparison.reference,
+        "metric": comparison.metric,
+        "own": f"{arm.spread.mean:.4f}",
+        "baseline": f"{comparison.baseline.spread.mean:.4f}",
+        "untrained": f"{comparison.untrained:.4f}",
+        "gain": f"{verdict.gain:+.4f}",
+        "low": f"{verdict.low:+.4f}",
+        "high": f"{verdict.high:+.4f}",
+        "confidence": f"{100 * comparison.confidence:g} %",
+        "min_gain": f"{config.compare.decide.min_gain:.4f}",
+        "max_cost": f"{100 * (config.compare.decide.max_cost or 0):.0f} %",
+        "detectable": f"{verdict.detectable:.4f}",
+        "factor": f"{1 + verdict.extra_cost:.1f}",
+        "seeds": str(arm.spread.seeds),
+        "queries": f"{arm.spread.queries:,}",
+        "collections": ", ".join(comparison.collections),
+        "runs": str(len(comparison.arms) * arm.spread.seeds),
+        "steps": f"{comparison.steps[-1]:,}",
+        "minutes": f"{arm.cost.seconds / 60:.1f}",
+        "baseline_minutes": f"{comparison.baseline.cost.seconds / 60:.1f}",
+        "shared_minutes": f"{arm.cost.shared_seconds / 60:.1f}",
+        "price": f"{arm.cost.price:.4f} {prices.currency}",
+        "baseline_price": f"{comparison.baseline.cost.price:.4f} {prices.currency}",
+        "seeds_needed": str(verdict.seeds_needed),
+        "queries_needed": f"{verdict.queries_needed or 0:,}",
+    }
+
+
+def answer(comparison: Comparison, config: RunConfig, language: Language) -> str:
+    """One sentence or two: the verdict, the gain with its interval, the cost, what to do."""
+    words, values = PHRASES[language], figures(comparison, config)
+    return words[f"answer {_reason(comparison)}"].format(**values) + " " + next_step(comparison, config, language)
+
+
+def next_step(comparison: Comparison, config: RunConfig, language: Language) -> str:
+    """What to do now."""
+    verdict = decisive(comparison).verdict
+    assert verdict is not None
+    words, values = PHRASES[language], figures(comparison, config)
+    key = _reason(comparison)
+    if key == "wide interval":
+        if verdict.seeds_needed:
+            key = "wide interval, seeds"
+        elif verdict.queries_needed:
+            key = "wide interval, queries"
+        else:
+            key = "wide interval, nothing"
+    return words[f"next {key}"].format(**values)
+
+
+def verdict_word(arm: ArmResult, language: Language) -> str:
+    return PHRASES[language][arm.verdict.outcome] if arm.verdict else PHRASES[language]["baseline"]
+
+
+def meeting_sentences(comparison: Comparison, config: RunConfig, language: Language) -> list[str]:
+    """Sentences with the measured figures in them, for somebody who has to speak about it."""
+    words, values = PHRASES[language], figures(comparison, config)
+    return [words[key].format(**values) for key in ("say setup", f"say {_reason(comparison)}", "say cost", "say doubt")]
+
+
+def _reason(comparison: Comparison) -> str:
+    verdict = decisive(comparison).verdict
+    assert verdict is not None
+    return verdict.reason
