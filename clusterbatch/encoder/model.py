@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clusterbatch.encoder.layout import Kind, Layout, read_layout
@@ -134,12 +136,11 @@ def load_encoder(
 
 def _static_weights(layout: Layout) -> Tensor:
     if layout.kind == "static":
-        from safetensors.torch import load_file
-
         file = layout.module / "model.safetensors"
-        if not file.is_file():
-            raise DataError(f"{layout.module}: no model.safetensors")
-        weights = load_file(file)
+        try:
+            weights = load_file(file)
+        except (FileNotFoundError, SafetensorError) as error:
+            raise DataError(f"{file}: cannot be loaded ({error})") from error
         if "embedding.weight" not in weights:
             raise UsageError(f"{layout.module}: static weights without embedding.weight are not supported")
         return weights["embedding.weight"].float()
@@ -153,7 +154,7 @@ def _load_transformer(layout: Layout, dtype: torch.dtype) -> nn.Module:
     try:
         with quiet():
             return AutoModel.from_pretrained(str(layout.module), dtype=dtype, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"{layout.module}: transformer cannot be loaded ({reason})") from error
 

@@ -23,4 +23,5 @@ def unit(vectors_ND: Tensor) -> Tensor:
     """Rows of length 1. A zero row (a text without any known token) becomes a fixed unit vector."""
     norms_N1 = vectors_ND.norm(dim=-1, keepdim=True)
     fixed = torch.full_like(vectors_ND, vectors_ND.shape[-1] ** -0.5)
-    return torch.where(norms_N1 > 1e-12, vectors_ND / norms_N1.clamp_min(1e-12), fixed)
+    # A row with a NaN keeps it: whoever reads the vectors must see that something is wrong.
+    return torch.where(norms_N1 <= 1e-12, fixed, vectors_ND / norms_N1.clamp_min(1e-12))

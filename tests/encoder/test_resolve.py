@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
+from clusterbatch.errors import InfrastructureError, UsageError
+
+
+def test_packaged_model_by_both_names(minilm: str) -> None:
+    assert Path(minilm, "model.safetensors").is_file()
+    assert resolve_model("sentence-transformers/all-MiniLM-L6-v2") == resolve_model("all-MiniLM-L6-v2") == minilm
+
+
+def test_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("model") == resolve_model(str(tmp_path / "model")) == str(tmp_path / "model")
+    with pytest.raises(UsageError, match="no such model folder"):
+        resolve_model("./missing")
+
+
+def test_a_name_that_no_hub_answers_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InfrastructureError, match="hub cannot be reached"):
+        resolve_model("nobody/no-such-model")
+    with pytest.raises(UsageError, match="neither a folder nor a model"):
+        resolve_model("not//a name")
+
+
+def test_fingerprint_is_of_the_content(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny("bert"), tmp_path / "copy")
+    before = model_fingerprint(str(tiny("bert")))
+    assert model_fingerprint(str(copy)) == before
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert model_fingerprint(str(copy)) != before
