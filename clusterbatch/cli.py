@@ -29,6 +29,9 @@ _STAGES = {
 }
 
 
+_COMPARED = [("value", ".4f"), ("difference", "+.4f"), ("p_corrected", ".3f"), ("minutes", ".1f")]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: 0 done, 1 a bug, 2 usage, 3 data, 4 infrastructure, 130 interrupted."""
     options = _parser().parse_args(arguments)
@@ -58,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         _with_config(commands, name, what, lambda config, options: _stage(config, options), stage=name, estimate=True)
     _with_config(commands, "run", "all stages, skipping what is done", _run, estimate=True)
     _with_config(commands, "report", "rebuild a workspace's report", _report)
+    _with_config(commands, "compare", "batch strategies and seeds on the same data: table, verdict, report", _compare)
     _with_config(commands, "inspect", "what is in a workspace", _inspect, force=False)
     sample = commands.add_parser("sample", help="write a real corpus mined from installed packages' docstrings")
     sample.add_argument("folder", metavar="DIR", help="where to write it: a local folder or s3://bucket/prefix")
@@ -122,6 +126,32 @@ def _report(config: RunConfig, options: argparse.Namespace) -> None:
     from clusterbatch.experiments.report import write_report
 
     _summary(config, write_report(config), options)
+
+
+def _compare(config: RunConfig, options: argparse.Namespace) -> None:
+    from clusterbatch.experiments.compare import compare
+    from clusterbatch.experiments.comparison_report import DATA, write_comparison
+    from clusterbatch.experiments.report import write_report
+    from clusterbatch.store import Folder
+
+    compare(config, force=options.force)
+    write_report(config)
+    page = write_comparison(config)
+    found = Folder(page.rsplit("/", 1)[0], config.storage).read_json(DATA)
+    if options.json:
+        print(json.dumps({**found, "report": page}))
+        return
+    table = Table(title="Quality by arm")
+    for column in ("arm", "verdict", "value", "difference", "interval", "p corrected", "minutes"):
+        table.add_column(column, justify="left" if column in ("arm", "verdict") else "right")
+    for row in found["arms"]:
+        interval = f"{row['low']:+.4f} … {row['high']:+.4f}" if row["low"] is not None else ""
+        figures = [f"{row[key]:{form}}" if row[key] is not None else "" for key, form in _COMPARED]
+        table.add_row(row["arm"], row["verdict"], *figures[:2], interval, *figures[2:])
+    console = Console()
+    console.print(table)
+    console.print(found["answer"])
+    console.print(f"report: {page}", soft_wrap=True)
 
 
 def _inspect(config: RunConfig, options: argparse.Namespace) -> None:

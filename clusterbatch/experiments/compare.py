@@ -51,8 +51,9 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
     collections = configured_collections(config)
     metrics = [parse_metric(name).name for name in (config.compare.decide.metric, *config.evaluate.metrics)]
     with lasting_session():
-        ingest(config)
-        embeddings = embed(config)
+        if config.reuse.corpus is None:
+            ingest(config)
+        embeddings = Workspace(config).embeddings().require() if config.reuse.embeddings else embed(config)
         clusters = {name: cluster(layout) for name, layout in layouts.items()}
         plans = {arm.name: open_plan(arm.config, *_clusters(layouts[arm.layout])) for arm in arms}
         steps = _steps(config, plans[config.compare.reference].steps_per_epoch)

@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from clusterbatch.experiments.clusterviews import MappedCluster
 from clusterbatch.experiments.comparison import Comparison
@@ -190,6 +191,7 @@ def cost_against_gain(comparison: Comparison, words: Mapping[str, str]) -> Plot:
             axes.plot([hours], [gain], color=look["color"], marker=look["marker"], linestyle="none", label=arm.name)
         axes.axhline(0, color=_muted(), linewidth=1)
         axes.set_xscale("log")
+        _plain_numbers(axes)
         axes.set_xlabel(words["hours_axis"])
         axes.set_ylabel(words["gain_short"].format(metric=comparison.metric))
         axes.legend(fontsize=9, ncols=2)
@@ -204,6 +206,7 @@ def cluster_sizes(rows: Sequence[int], batch: int, words: Mapping[str, str]) -> 
         axes.hist(sizes, bins=edges.tolist(), color=_COLOURS[0])
         axes.axvline(batch, color=_muted(), linestyle=":")
         axes.set_xscale("log")
+        _plain_numbers(axes)
         axes.set_xlabel(words["cluster_rows"])
         axes.set_ylabel(words["clusters"])
 
@@ -241,6 +244,13 @@ def _look(number: int) -> dict[str, Any]:
         "marker": _MARKERS[number % len(_MARKERS)],
         "linestyle": _LINES[number % len(_LINES)],
     }
+
+
+def _plain_numbers(axes: Axes) -> None:
+    """Few ticks of a logarithmic axis, written out: powers of ten alone would often be one tick or none."""
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _muted() -> str:
