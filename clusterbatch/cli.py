@@ -7,14 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from clusterbatch import __version__
 from clusterbatch.config import RunConfig, load_config
 from clusterbatch.errors import ClusterbatchError, UsageError, root_cause
+from clusterbatch.output import print_comparison, print_quality, print_removals, print_workspace
+from clusterbatch.store.lease import workspace_lease
 
 # Models and tokenizers found on this machine are used as they are; progress bars of other libraries would break ours.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -27,9 +27,6 @@ _STAGES = {
     "train": "pretrain the model on same-cluster batches",
     "evaluate": "measure the model on the test collections",
 }
-
-
-_COMPARED = [("value", ".4f"), ("difference", "+.4f"), ("p_corrected", ".3f"), ("minutes", ".1f")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     _with_config(commands, "report", "rebuild a workspace's report", _report)
     _with_config(commands, "compare", "batch strategies and seeds on the same data: table, verdict, report", _compare)
     _with_config(commands, "inspect", "what is in a workspace", _inspect, force=False)
+    clean = _with_config(
+        commands, "clean", "what a workspace no longer needs; removes it with --yes", _clean, force=False
+    )
+    clean.add_argument("--keep", type=int, default=1, help="generations and checkpoints to keep (default 1)")
+    clean.add_argument("--yes", action="store_true", help="remove it; without this it is only listed")
     sample = commands.add_parser("sample", help="write a real corpus mined from installed packages' docstrings")
     sample.add_argument("folder", metavar="DIR", help="where to write it: a local folder or s3://bucket/prefix")
     sample.add_argument("--pairs", type=int, default=18_000, help="at most so many pairs (default 18000)")
@@ -80,8 +82,10 @@ def _with_config(
     force: bool = True,
     stage: str | None = None,
     estimate: bool = False,
-) -> None:
-    command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=what, description=what[0].upper() + what[1:] + "."
+    )
     command.add_argument("words", nargs="*", metavar="CONFIG.yaml | key=value", help="a file first, overrides after it")
     command.add_argument("--json", action="store_true", help="print one machine-readable summary")
     if force:
@@ -99,6 +103,7 @@ def _with_config(
             function(config, options)
 
     command.set_defaults(action=action, stage=stage)
+    return command
 
 
 def _dry_run(config: RunConfig, options: argparse.Namespace) -> None:
@@ -111,7 +116,8 @@ def _stage(config: RunConfig, options: argparse.Namespace) -> None:
     from clusterbatch.experiments.run import STAGES, run_stage
 
     stage = next(stage for stage in STAGES if stage.name == options.stage)
-    manifest = run_stage(stage, config, force=options.force)
+    with workspace_lease(config):
+        manifest = run_stage(stage, config, force=options.force)
     if options.json:
         print(manifest.model_dump_json(exclude={"parts"}))
 
@@ -119,7 +125,9 @@ def _stage(config: RunConfig, options: argparse.Namespace) -> None:
 def _run(config: RunConfig, options: argparse.Namespace) -> None:
     from clusterbatch.experiments.run import run
 
-    _summary(config, run(config, force=options.force), options)
+    with workspace_lease(config):
+        report = run(config, force=options.force)
+    _summary(config, report, options)
 
 
 def _report(config: RunConfig, options: argparse.Namespace) -> None:
@@ -134,24 +142,15 @@ def _compare(config: RunConfig, options: argparse.Namespace) -> None:
     from clusterbatch.experiments.report import write_report
     from clusterbatch.store import Folder
 
-    compare(config, force=options.force)
-    write_report(config)
-    page = write_comparison(config)
+    with workspace_lease(config):
+        compare(config, force=options.force)
+        write_report(config)
+        page = write_comparison(config)
     found = Folder(page.rsplit("/", 1)[0], config.storage).read_json(DATA)
     if options.json:
         print(json.dumps({**found, "report": page}))
         return
-    table = Table(title="Quality by arm")
-    for column in ("arm", "verdict", "value", "difference", "interval", "p corrected", "minutes"):
-        table.add_column(column, justify="left" if column in ("arm", "verdict") else "right")
-    for row in found["arms"]:
-        interval = f"{row['low']:+.4f} … {row['high']:+.4f}" if row["low"] is not None else ""
-        figures = [f"{row[key]:{form}}" if row[key] is not None else "" for key, form in _COMPARED]
-        table.add_row(row["arm"], row["verdict"], *figures[:2], interval, *figures[2:])
-    console = Console()
-    console.print(table)
-    console.print(found["answer"])
-    console.print(f"report: {page}", soft_wrap=True)
+    print_comparison(found, page)
 
 
 def _inspect(config: RunConfig, options: argparse.Namespace) -> None:
@@ -161,25 +160,18 @@ def _inspect(config: RunConfig, options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(rows))
         return
-    table = Table(title=config.workspace)
-    for column in ("stage", "state", "read", "written", "rejected", "set aside", "files", "MiB", "seconds"):
-        table.add_column(column, justify="left" if column in ("stage", "state") else "right")
-    for row in rows:
-        done = row["state"] == "done"
-        figures = [f"{row[key]:,}" for key in ("read", "written", "rejected")] if done else [""] * 3
-        rest = (
-            [
-                str(sum(row["set_aside"].values())),
-                str(row["parts"]),
-                f"{row['bytes'] / 2**20:,.1f}",
-                f"{row['seconds']:,.1f}",
-            ]
-            if done
-            else [""] * 4
-        )
-        name = f"{row['stage']} {row['generation']}" if row["generation"] else row["stage"]
-        table.add_row(name, row["state"], *figures, *rest)
-    Console().print(table)
+    print_workspace(config.workspace, rows)
+
+
+def _clean(config: RunConfig, options: argparse.Namespace) -> None:
+    from clusterbatch.store.cleaning import clean
+
+    with workspace_lease(config):
+        removals = clean(config, options.keep, dry_run=not options.yes)
+    if options.json:
+        print(json.dumps([asdict(removal) for removal in removals]))
+        return
+    print_removals(removals, removed=options.yes)
 
 
 def _summary(config: RunConfig, report: str, options: argparse.Namespace) -> None:
@@ -189,18 +181,8 @@ def _summary(config: RunConfig, report: str, options: argparse.Namespace) -> Non
     summary = workspace_summary(config)
     if options.json:
         print(json.dumps({**summary, "report": report}))
-        return
-    table = Table(title="Retrieval quality before and after training")
-    for column in ("collection", "metric", "queries", "before", "after", "gain"):
-        table.add_column(column, justify="left" if column in ("collection", "metric") else "right")
-    for row in gains(summary["quality"]):
-        before, after = row["before"], row["after"]
-        gain = f"{after - before:+.4f}" if before is not None and after is not None else ""
-        shown = [f"{value:.4f}" if value is not None else "" for value in (before, after)]
-        table.add_row(row["collection"], row["metric"], f"{row['queries']:,}", *shown, gain)
-    console = Console()
-    console.print(table)
-    console.print(f"report: {report}", soft_wrap=True)
+    else:
+        print_quality(gains(summary["quality"]), report)
 
 
 def _sample(options: argparse.Namespace) -> None:

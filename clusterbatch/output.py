@@ -1,0 +1,79 @@
+"""What the command line prints for people: tables on standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from clusterbatch.store.cleaning import Removal
+
+_COMPARED = [("value", ".4f"), ("difference", "+.4f"), ("p_corrected", ".3f"), ("minutes", ".1f")]
+_TEXT = ("stage", "state", "collection", "metric", "arm", "verdict", "path", "reason")
+
+
+def print_quality(gains: Iterable[dict[str, Any]], report: str) -> None:
+    """`gains`: rows of experiments.report.gains."""
+    table = _table(
+        "Retrieval quality before and after training", "collection", "metric", "queries", "before", "after", "gain"
+    )
+    for row in gains:
+        before, after = row["before"], row["after"]
+        gain = f"{after - before:+.4f}" if before is not None and after is not None else ""
+        shown = [f"{value:.4f}" if value is not None else "" for value in (before, after)]
+        table.add_row(row["collection"], row["metric"], f"{row['queries']:,}", *shown, gain)
+    console = Console()
+    console.print(table)
+    console.print(f"report: {report}", soft_wrap=True)
+
+
+def print_comparison(found: dict[str, Any], page: str) -> None:
+    """`found`: what a comparison's data file holds."""
+    table = _table("Quality by arm", "arm", "verdict", "value", "difference", "interval", "p corrected", "minutes")
+    for row in found["arms"]:
+        interval = f"{row['low']:+.4f} … {row['high']:+.4f}" if row["low"] is not None else ""
+        figures = [f"{row[key]:{form}}" if row[key] is not None else "" for key, form in _COMPARED]
+        table.add_row(row["arm"], row["verdict"], *figures[:2], interval, *figures[2:])
+    console = Console()
+    console.print(table)
+    console.print(found["answer"])
+    console.print(f"report: {page}", soft_wrap=True)
+
+
+def print_workspace(workspace: str, rows: Sequence[dict[str, Any]]) -> None:
+    """`rows`: those of experiments.inspect.inspect_workspace."""
+    table = _table(workspace, "stage", "state", "read", "written", "rejected", "set aside", "files", "MiB", "seconds")
+    for row in rows:
+        name = f"{row['stage']} {row['generation']}" if row["generation"] else row["stage"]
+        if row["state"] != "done":
+            table.add_row(name, row["state"])
+            continue
+        table.add_row(
+            name,
+            row["state"],
+            *(f"{row[key]:,}" for key in ("read", "written", "rejected")),
+            f"{sum(row['set_aside'].values()):,}",
+            f"{row['parts']:,}",
+            f"{row['bytes'] / 2**20:,.1f}",
+            f"{row['seconds']:,.1f}",
+        )
+    Console().print(table)
+
+
+def print_removals(removals: Sequence[Removal], removed: bool) -> None:
+    table = _table("Removed" if removed else "Would be removed", "path", "MiB", "reason")
+    for removal in removals:
+        table.add_row(removal.path, f"{removal.bytes / 2**20:,.1f}", removal.reason)
+    console = Console()
+    console.print(table)
+    total = sum(removal.bytes for removal in removals) / 2**20
+    console.print(f"{len(removals)} places, {total:,.1f} MiB" + ("" if removed else "; pass --yes to remove them"))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="left" if column in _TEXT else "right")
+    return table
