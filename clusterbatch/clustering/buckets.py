@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,29 +10,46 @@ import numpy as np
 
 @dataclass(frozen=True)
 class BucketPlan:
-    """first: (C,) int64, the (first) bucket of each cluster; pieces: (C,) int64, how many it is spread over.
+    """Clusters are numbered through all groups, C of them.
 
-    Clusters are numbered through all groups. A cluster larger than a shard has buckets of its own, one per range of
-    hashes; all others share a bucket with their neighbours.
+    first_cluster: (G + 1,) where each group's clusters begin; first: (C,) the first bucket of each cluster; pieces:
+    (C,) how many it is spread over. A cluster larger than a shard has buckets of its own, one per range of hashes; all
+    others share a bucket with their neighbours. Behind the clusters' buckets are those of outliers.
     """
 
+    first_cluster: np.ndarray
     first: np.ndarray
     pieces: np.ndarray
-    buckets: int
+    outlier_buckets: int = 0
 
-    def of_rows(self, cluster: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    @property
+    def cluster_buckets(self) -> int:
+        return int(self.first[-1] + self.pieces[-1])
+
+    @property
+    def buckets(self) -> int:
+        return self.cluster_buckets + self.outlier_buckets
+
+    def of_rows(self, cluster: np.ndarray, hashes: np.ndarray, outlier: np.ndarray) -> np.ndarray:
         """(rows,) int64: the bucket of each row, by its cluster and the hash that orders it there."""
-        # The top 32 bits suffice: hash * pieces / 2^32 without overflow.
-        position = (hashes >> np.uint64(32)) * self.pieces[cluster].astype(np.uint64) >> np.uint64(32)
-        return self.first[cluster] + position.astype(np.int64)
+        bucket = self.first[cluster] + _range(hashes, self.pieces[cluster])
+        if self.outlier_buckets:
+            aside = self.cluster_buckets + _range(hashes, np.full(len(hashes), self.outlier_buckets))
+            bucket = np.where(outlier, aside, bucket)
+        return bucket
+
+    def group_of(self, cluster: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.first_cluster, cluster, side="right") - 1
 
 
-def plan_buckets(cluster_bytes: np.ndarray, shard_bytes: int) -> BucketPlan:
-    """From estimated bytes of each cluster, (C,) in packing order. Small groups share buckets with their neighbours."""
-    pieces = np.maximum(1, np.ceil(cluster_bytes / (1.25 * shard_bytes))).astype(np.int64)
-    first = np.empty(len(cluster_bytes), np.int64)
+def plan_buckets(cluster_bytes: Sequence[np.ndarray], shard_bytes: int, outlier_share: float = 0.0) -> BucketPlan:
+    """From estimated bytes of each group's clusters, in packing order. Small groups share buckets with neighbours."""
+    sizes = np.concatenate(cluster_bytes)
+    first_cluster = np.concatenate([[0], np.cumsum([len(group) for group in cluster_bytes])])
+    pieces = np.maximum(1, np.ceil(sizes / (1.25 * shard_bytes))).astype(np.int64)
+    first = np.empty(len(sizes), np.int64)
     bucket, filled = 0, 0.0
-    for cluster, (size, parts) in enumerate(zip(cluster_bytes.tolist(), pieces.tolist(), strict=True)):
+    for cluster, (size, parts) in enumerate(zip(sizes.tolist(), pieces.tolist(), strict=True)):
         if filled and (parts > 1 or filled + size > 1.25 * shard_bytes):
             bucket, filled = bucket + 1, 0.0
         first[cluster] = bucket
@@ -39,4 +57,11 @@ def plan_buckets(cluster_bytes: np.ndarray, shard_bytes: int) -> BucketPlan:
             bucket += parts
         else:
             filled += size
-    return BucketPlan(first, pieces, int(first[-1] + pieces[-1]))
+    outlier_buckets = int(np.ceil(outlier_share * sizes.sum() / shard_bytes))
+    return BucketPlan(first_cluster, first, pieces, outlier_buckets)
+
+
+def _range(hashes: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """(rows,) int64 in [0, parts): which of `parts` equal ranges of hashes each lies in."""
+    # The top 32 bits suffice, and their product with a number of parts does not overflow.
+    return ((hashes >> np.uint64(32)) * parts.astype(np.uint64) >> np.uint64(32)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""What of a row is clustered: the query's vector, the document's, or both."""
+"""What of a row is clustered: the query's vector, the document's, or both; all of it or projected to less."""
 
 from __future__ import annotations
 
@@ -7,26 +7,48 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-Features = Literal["query", "document", "both"]
+from clusterbatch.clustering.vectors import vector_values
+from clusterbatch.encoder.prepare import Side
+
+Features = Literal["query", "document", "both", "both_orders"]
 
 
-def vectors_of(column: pa.ChunkedArray | pa.FixedSizeListArray) -> np.ndarray:
-    """(rows, dimensions) of a column of fixed-size lists, in its own number type."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
-
-
-def feature_columns(features: Features) -> list[str]:
-    return {
-        "query": ["query_vector"],
-        "document": ["document_vector"],
-        "both": ["query_vector", "document_vector"],
-    }[features]
+def feature_sides(features: Features) -> list[Side]:
+    if features == "query" or features == "document":
+        return [features]
+    return ["query", "document"]
 
 
 def feature_vectors(table: pa.Table, features: Features) -> np.ndarray:
-    """(rows, D) float32 of unit length; with `both` query and document side by side, D twice the model's."""
-    columns = [vectors_of(table[name]).astype(np.float32) for name in feature_columns(features)]
-    vectors = np.concatenate(columns, axis=1)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    """(rows, D) float32 of unit length; of two sides the query's is first, D is twice the model's."""
+    columns = [vector_values(table[f"{side}_vector"]).astype(np.float32) for side in feature_sides(features)]
+    return unit_length(np.concatenate(columns, axis=1))
+
+
+def swapped(vectors: np.ndarray) -> np.ndarray:
+    """[document; query] of [query; document]."""
+    return np.roll(vectors, vectors.shape[1] // 2, axis=1)
+
+
+def unit_length(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def projection(sample: np.ndarray, dimensions: int, reduction: Literal["pca", "random"], seed: int) -> np.ndarray:
+    """(D, dimensions) float32 with orthonormal columns, for samples of (n, D).
+
+    pca: the directions that hold most of the sample's second moment, not centred, since it is cosines that are to be
+    kept. random: any directions; needs no sample but more dimensions.
+    """
+    width = sample.shape[1]
+    if reduction == "random":
+        gaussian = np.random.default_rng(seed).standard_normal((width, dimensions))
+        return np.linalg.qr(gaussian)[0].astype(np.float32)
+    moment = sample.T.astype(np.float64) @ sample.astype(np.float64)
+    _, directions = np.linalg.eigh(moment)
+    return np.ascontiguousarray(directions[:, ::-1][:, :dimensions], dtype=np.float32)
+
+
+def project(vectors: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
+    """Unit vectors in fewer dimensions; as they are without a matrix."""
+    return vectors if matrix is None else unit_length(vectors.astype(np.float32) @ matrix)

@@ -1,93 +1,145 @@
-"""One group's centroids from its sample."""
+"""One cell's centroids from its sample, and how they are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from clusterbatch.clustering.features import vectors_of
+from clusterbatch.clustering.cells import Cells
+from clusterbatch.clustering.features import project, projection
 from clusterbatch.clustering.groups import Groups
-from clusterbatch.clustering.kmeans import FitSettings, LocalRows, fit
+from clusterbatch.clustering.kmeans import Fit, FitSettings, fit
+from clusterbatch.clustering.models import GroupModel
 from clusterbatch.clustering.packing import packing_order
+from clusterbatch.clustering.sampling import SampleChunks
+from clusterbatch.clustering.sums import Centers, Chunk, LocalRows, chunks_head
+from clusterbatch.clustering.vectors import vector_column, vector_values
 from clusterbatch.config import ClusterConfig
+from clusterbatch.encoder.hardware import inference_dtype, resolve_device
 from clusterbatch.runtime import Unit
 from clusterbatch.store import Artifact, Counts, Part, Receipt, Stopwatch
-from clusterbatch.store.exchange import read_bucket
 from clusterbatch.store.tables import read_parquet, write_parquet
 
-
-class FitWorker:
-    """Fits the group that is the unit's number; writes its centroids in packing order."""
-
-    def __init__(
-        self,
-        sample: Artifact,
-        sample_parts: Sequence[Part],
-        output: Artifact,
-        fingerprint: str,
-        groups: Groups,
-        config: ClusterConfig,
-    ) -> None:
-        self._sample, self._sample_parts = sample, sample_parts
-        self._fitted, self._fingerprint = output, fingerprint
-        self._groups, self._config = groups, config
-
-    def process(self, unit: Unit) -> Receipt:
-        watch = Stopwatch()
-        table = read_bucket(self._sample, self._sample_parts, unit.number)
-        assert table is not None, "a group that is split has a sample"
-        order = np.argsort(table["hash"].to_numpy(), kind="stable")
-        settings = FitSettings(
-            clusters=int(self._groups.clusters[unit.number]),
-            iterations=self._config.iterations,
-            seed=self._config.seed,
-            dtype=torch.float32,
-        )
-        found = fit(LocalRows(vectors_of(table["vector"])[order]), settings)
-        packed = packing_order(found.centroids)
-        column = pa.FixedSizeListArray.from_arrays(pa.array(found.centroids[packed].ravel()), found.centroids.shape[1])
-        centroids = pa.table({"centroid": column, "sampled": found.counts[packed]})
-        part = write_parquet(
-            self._fitted,
-            f"centroids-{unit.number:05d}",
-            centroids,
-            content="centroids",
-            group=self._groups.names[unit.number],
-            mean_cosine=found.mean_cosine,
-            rounds=len(found.history),
-        )
-        receipt = Receipt(
-            unit=unit.number,
-            fingerprint=self._fingerprint,
-            parts=[part],
-            counts=Counts(read=table.num_rows, written=table.num_rows),
-            seconds=watch.seconds,
-        )
-        self._fitted.write_receipt(receipt)
-        return receipt
+# Rows that a projection is fitted to.
+_PROJECTION_ROWS = 32_768
 
 
 @dataclass(frozen=True)
-class Centroids:
-    """Of one group, in packing order. centroids: (K, D) float32, None where the group is not split; share: (K,)."""
+class FitJob:
+    """What the fits of one level have in common. Picklable.
 
-    centroids: np.ndarray | None
-    share: np.ndarray
+    level: 1, or 2 where cells are coarse clusters; matrices: by group, projections that the first level has fitted.
+    """
+
+    sample: SampleChunks
+    output: Artifact
+    fingerprint: str
+    groups: Groups
+    cells: Cells
+    config: ClusterConfig
+    device: str
+    level: int
+    matrices: Mapping[int, np.ndarray]
+
+    def buckets(self, cell: int) -> range:
+        first = self.cells.first_bucket
+        return range(int(first[cell]), int(first[cell + 1]))
+
+    def settings(self, cell: int) -> FitSettings:
+        return FitSettings(
+            clusters=int(self.cells.clusters[cell]),
+            passes=self.config.iterations,
+            seed=self.config.seed,
+            restarts=self.config.restarts,
+            dtype=inference_dtype(self.config.dtype, resolve_device(self.device)),
+            balanced=self.config.balanced,
+        )
+
+    def matrix(self, cell: int, chunks: Iterable[Chunk]) -> np.ndarray | None:
+        """(D, `cluster.dimensions`) for a cell, fitted to the first of its rows; None where none is asked for."""
+        group = int(self.cells.group[cell])
+        if self.config.dimensions is None or group in self.matrices:
+            return self.matrices.get(group)
+        head, _ = chunks_head(chunks, _PROJECTION_ROWS)
+        return projection(head, min(self.config.dimensions, head.shape[1]), self.config.reduction, self.config.seed)
+
+    def write(self, cell: int, found: Fit, matrix: np.ndarray | None, rows: int, seconds: float) -> Receipt:
+        """Keeps a fit's centres in packing order, with a receipt."""
+        centroids, bias = found.centers.centroids, found.centers.bias
+        order = packing_order(centroids, found.sums.counts)
+        columns = {
+            "centroid": vector_column(centroids[order]),
+            "sampled": found.sums.counts[order],
+            "bias": pa.nulls(len(order), pa.float32()) if bias is None else bias[order],
+        }
+        group = self.groups.names[self.cells.group[cell]]
+        details = {"group": group, "level": self.level, "coarse": int(self.cells.coarse[cell])}
+        share = self.config.drop_outliers
+        parts = [
+            write_parquet(
+                self.output,
+                f"centroids-{cell:05d}",
+                pa.table(columns),
+                content="centroids",
+                mean_cosine=found.mean_cosine,
+                rounds=len(found.history),
+                outlier_below=-2.0 if share is None else found.sums.quantile(share),
+                **details,
+            )
+        ]
+        if matrix is not None:
+            table = pa.table({"direction": vector_column(matrix)})
+            parts.append(write_parquet(self.output, f"projection-{cell:05d}", table, content="projection", **details))
+        counts = Counts(read=rows, written=rows)
+        receipt = Receipt(unit=cell, fingerprint=self.fingerprint, parts=parts, counts=counts, seconds=seconds)
+        self.output.write_receipt(receipt)
+        return receipt
 
 
-def read_centroids(fitted: Artifact, parts: Sequence[Part], groups: Groups) -> list[Centroids]:
-    """One entry per group; those without a part are one cluster."""
-    by_group = {part.details["group"]: part for part in parts}
-    found = []
-    for name in groups.names:
-        if name not in by_group:
-            found.append(Centroids(None, np.ones(1)))
+class FitWorker:
+    """Fits the cell that is the unit's number, all of its sample in this process."""
+
+    def __init__(self, job: FitJob) -> None:
+        torch.set_num_threads(1)
+        self._job = job
+
+    def process(self, unit: Unit) -> Receipt:
+        watch = Stopwatch()
+        chunks = [self._job.sample.read(bucket) for bucket in self._job.buckets(unit.number)]
+        chunks = [chunk for chunk in chunks if len(chunk[0])]
+        matrix = self._job.matrix(unit.number, chunks)
+        chunks = [(project(vectors, matrix), weights) for vectors, weights in chunks]
+        found = fit(LocalRows(chunks, self._job.device), self._job.settings(unit.number))
+        rows = sum(len(vectors) for vectors, _ in chunks)
+        return self._job.write(unit.number, found, matrix, rows, watch.seconds)
+
+
+def read_models(fitted: Artifact, parts: Sequence[Part], groups: Groups) -> dict[int, GroupModel]:
+    """The fits of one level, by group; a group with several cells has their centres in `fine`, cell by cell."""
+    numbers = {name: number for number, name in enumerate(groups.names)}
+    cells: dict[int, list[tuple[Centers, np.ndarray, float]]] = {}
+    matrices: dict[int, np.ndarray] = {}
+    for part in sorted(parts, key=lambda part: (part.details["group"], part.details["coarse"])):
+        group, table = numbers[part.details["group"]], read_parquet(fitted.folder, part.path)
+        if part.details["content"] == "projection":
+            matrices[group] = vector_values(table["direction"])
             continue
-        table = read_parquet(fitted.folder, by_group[name].path)
-        sampled = table["sampled"].to_numpy()
-        found.append(Centroids(vectors_of(table["centroid"]), sampled / max(sampled.sum(), 1e-12)))
-    return found
+        bias = None if table["bias"].null_count else table["bias"].to_numpy()
+        centers = Centers(vector_values(table["centroid"]), bias)
+        cells.setdefault(group, []).append((centers, table["sampled"].to_numpy(), part.details["outlier_below"]))
+    models = {}
+    for group, found in cells.items():
+        sampled = np.concatenate([rows for _, rows, _ in found])
+        models[group] = GroupModel(
+            fine=[centers for centers, _, _ in found],
+            shares=sampled / sampled.sum(),
+            matrix=matrices.get(group),
+            outlier_below=float(
+                np.average([below for _, _, below in found], weights=[rows.sum() for _, rows, _ in found])
+            ),
+        )
+    return models

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +16,13 @@ from clusterbatch.store.artifact import Manifest
 
 # The name in the cluster index of what is not separated by source.
 WHOLE_CORPUS = "(all)"
-# `auto`: clusters of this many global batches, so that about an eighth of the rows is packed with neighbours' rows.
+# Where nothing is said: clusters of this many global batches, so that about an eighth of the rows is packed with
+# neighbours' rows.
 _AUTO_BATCHES = 4
+# Above so many clusters one assignment to all of them costs more than one to sqrt(k) coarse and then sqrt(k) fine ones.
+_FLAT_CLUSTERS = 4096
+
+Layout = Literal["cluster", "group", "source", "random"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +32,6 @@ class Groups:
     names: list[str]
     rows: np.ndarray
     clusters: np.ndarray
-
-    @property
-    def first_cluster(self) -> np.ndarray:
-        """(G + 1,) int64: clusters of all groups are numbered through, group g's begin here."""
-        return np.concatenate([[0], np.cumsum(self.clusters)])
 
     def of_rows(self, source: pa.ChunkedArray) -> np.ndarray:
         """(rows,) int64: the group of each row, by its source."""
@@ -43,15 +44,23 @@ class Groups:
         return found.to_numpy().astype(np.int64)
 
 
+def layout_of(config: RunConfig) -> Layout:
+    """How rows are laid out: by vectors, by the user's own column, by source alone, or not at all."""
+    stratify = config.batches.stratify
+    if stratify == "source" or stratify == "random":
+        return stratify
+    return "group" if stratify == "group" or config.cluster.column else "cluster"
+
+
 def groups_of(config: RunConfig, corpus: Manifest) -> Groups:
     """The groups of a corpus under this configuration."""
     sources: dict[str, int] = corpus.details["sources"]
-    stratify = config.batches.stratify
-    if stratify == "random" or (stratify != "source" and config.cluster.scope == "corpus"):
+    layout = layout_of(config)
+    if layout == "random" or (layout != "source" and config.cluster.scope == "corpus"):
         sources = {WHOLE_CORPUS: sum(sources.values())}
     names = sorted(name for name, rows in sources.items() if rows)
     rows = np.array([sources[name] for name in names], np.int64)
-    if stratify in ("random", "source"):
+    if layout != "cluster":
         clusters = np.ones(len(names), np.int64)
     elif config.cluster.clusters is not None:
         clusters = np.minimum(config.cluster.clusters, rows)
@@ -63,6 +72,14 @@ def groups_of(config: RunConfig, corpus: Manifest) -> Groups:
 def mean_size(config: RunConfig) -> int:
     """Rows per cluster that the number of clusters follows from: `cluster.mean_size`, else four global batches."""
     return config.cluster.mean_size or _AUTO_BATCHES * config.batches.size
+
+
+def coarse_clusters(groups: Groups, levels: Literal[1, 2] | None) -> np.ndarray:
+    """(G,) int64: coarse clusters of those groups that are clustered in two levels, 0 for the others."""
+    if levels == 1:
+        return np.zeros(len(groups.names), np.int64)
+    two_levels = groups.clusters > (_FLAT_CLUSTERS if levels is None else 3)
+    return np.where(two_levels, np.round(np.sqrt(groups.clusters)), 0).astype(np.int64)
 
 
 def row_hashes(pair_ids: pa.ChunkedArray, seed: int) -> np.ndarray:

@@ -1,157 +1,127 @@
 """Spherical mini-batch k-means. No Ray: whoever holds the rows answers with mergeable sums.
 
-The rows of a fit are a sample in random order, cut into fixed chunks. A round takes the first chunks (more of them from
-round to round: nested mini-batches), asks for their partial sums under the present centroids, and merges them in chunk
-order. So the result is the same, bit for bit, however many workers share the chunks.
+The rows of a fit are a sample in random order, cut into fixed chunks. First rounds look at an eighth of the chunks
+each, going round and round; later ones at a quarter, the last at all. Older rounds' sums are kept with a weight that
+halves from round to round, which is a learning rate of (weight of the new rows) / (weight of all rows) for each
+centroid. Two passes in eighths, one in quarters and one whole bring centroids about as far as 25 whole ones would.
+
+Sums are merged in chunk order, so the result is the same, bit for bit, however many workers share the chunks.
 
 Legend: N rows, K centroids, D dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
 
-from clusterbatch.clustering.assign import Assigner
+from clusterbatch.clustering.balance import balanced
 from clusterbatch.clustering.seeding import seed_centroids
+from clusterbatch.clustering.sums import Centers, PartialSums, Rows
 
-CHUNK_ROWS = 8192
+# Share of the earlier rounds' weight that a round keeps, while rounds see different rows.
+_MEMORY = 0.5
 # A centroid with less than this share of the mean cluster's weight is moved into the heaviest cluster.
 _TINY = 0.05
+# A mini-batch has at least this many rows per centroid.
+_LEAST_ROWS = 8
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """What decides a fit, together with the rows."""
+    """What decides a fit, together with the rows.
+
+    passes: how often each row is looked at, at most. tolerance: rounds over all rows end when the mean cosine gains
+    less than this share. balanced: similarities are biased until clusters are of about one size.
+    """
 
     clusters: int
-    iterations: int = 20
+    passes: int = 4
     seed: int = 0
+    restarts: int = 1
     dtype: torch.dtype = torch.float32
-    # Rounds stop early when the mean cosine gains less than this share.
-    tolerance: float = 1e-4
-
-
-@dataclass
-class PartialSums:
-    """What a chunk contributes under given centroids: mergeable by addition. Accumulators are float64."""
-
-    counts: np.ndarray  # (K,) weight of the rows nearest each centroid
-    sums: np.ndarray  # (K, D) their weighted sum
-    cosine: float  # weighted sum of the rows' cosine to their centroid
-
-    def __add__(self, other: PartialSums) -> PartialSums:
-        return PartialSums(self.counts + other.counts, self.sums + other.sums, self.cosine + other.cosine)
+    tolerance: float = 5e-4
+    balanced: bool = False
 
 
 @dataclass
 class Fit:
-    """centroids: (K, D) float32, unit length; counts: (K,) float64, weight of the fit's rows nearest each."""
+    """The centres, and the sums of all rows that led to the last update.
 
-    centroids: np.ndarray
-    counts: np.ndarray
-    mean_cosine: float
+    history: mean cosine of each round's rows before its update; the centres are a little better than its last entry.
+    """
+
+    centers: Centers
+    sums: PartialSums
     history: list[float] = field(default_factory=list)
 
-
-class Rows(Protocol):
-    """Rows of a fit in fixed chunks, wherever they are."""
-
     @property
-    def chunk_rows(self) -> list[int]:
-        """Rows of each chunk."""
-        ...
-
-    def head(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first `count` vectors (count, D) float32 and their weights (count,), for seeding."""
-        ...
-
-    def partial_sums(self, centroids: np.ndarray, chunks: int, dtype: torch.dtype) -> Sequence[PartialSums]:
-        """Sums of the first `chunks` chunks, in chunk order."""
-        ...
-
-
-class LocalRows:
-    """All rows in this process: vectors (N, D) of unit length, any float type; weights (N,) or None."""
-
-    def __init__(self, vectors: np.ndarray, weights: np.ndarray | None = None, chunk_rows: int = CHUNK_ROWS) -> None:
-        self._chunks = [
-            (vectors[start : start + chunk_rows], None if weights is None else weights[start : start + chunk_rows])
-            for start in range(0, len(vectors), chunk_rows)
-        ]
-
-    @property
-    def chunk_rows(self) -> list[int]:
-        return [len(vectors) for vectors, _ in self._chunks]
-
-    def head(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        vectors = np.concatenate([chunk for chunk, _ in self._chunks[: -(-count // len(self._chunks[0][0]))]])[:count]
-        weights = [np.ones(len(chunk)) if weight is None else weight for chunk, weight in self._chunks]
-        return vectors.astype(np.float32), np.concatenate(weights)[:count]
-
-    def partial_sums(self, centroids: np.ndarray, chunks: int, dtype: torch.dtype) -> Sequence[PartialSums]:
-        assigner = Assigner(torch.from_numpy(centroids), dtype)
-        return [chunk_sums(assigner, vectors, weights) for vectors, weights in self._chunks[:chunks]]
-
-
-def chunk_sums(assigner: Assigner, vectors: np.ndarray, weights: np.ndarray | None) -> PartialSums:
-    """Assigns the rows of one chunk and adds them up by centroid."""
-    vectors_ND = torch.from_numpy(np.ascontiguousarray(vectors)).float()
-    found = assigner(vectors_ND)
-    order = torch.argsort(found.labels, stable=True)
-    rows_of_cluster = torch.bincount(found.labels, minlength=assigner.clusters)
-    starts = torch.cumsum(rows_of_cluster, 0) - rows_of_cluster
-    weight = None if weights is None else torch.from_numpy(np.asarray(weights, dtype=np.float32))
-    sums = torch.nn.functional.embedding_bag(
-        order, vectors_ND, starts, mode="sum", per_sample_weights=None if weight is None else weight[order]
-    )
-    if weight is None:
-        counts, cosine = rows_of_cluster.double(), found.cosine.double().sum()
-    else:
-        counts = torch.bincount(found.labels, weight.double(), minlength=assigner.clusters)
-        cosine = (found.cosine.double() * weight).sum()
-    return PartialSums(counts.numpy(), sums.double().numpy(), float(cosine))
+    def mean_cosine(self) -> float:
+        return self.sums.mean_cosine
 
 
 def fit(rows: Rows, settings: FitSettings) -> Fit:
-    """Spherical k-means of `rows`; at most as many clusters as there are rows."""
-    total = sum(rows.chunk_rows)
+    """The best of `settings.restarts` fits of `rows`; at most as many clusters as there are rows."""
+    fits = (_fit_once(rows, settings, settings.seed + restart) for restart in range(settings.restarts))
+    return max(fits, key=lambda found: found.mean_cosine)
+
+
+def _fit_once(rows: Rows, settings: FitSettings, seed: int) -> Fit:
+    total, chunks = sum(rows.chunk_rows), len(rows.chunk_rows)
     clusters = min(settings.clusters, total)
-    random = np.random.default_rng(settings.seed)
-    head, head_weights = rows.head(min(total, max(16 * clusters, 2048)))
-    centroids = seed_centroids(head, head_weights, clusters, random)
+    random = np.random.default_rng(seed)
+    centroids = seed_centroids(*rows.head(min(total, max(16 * clusters, 4096))), clusters, random)
+    kept: PartialSums | None = None
     history: list[float] = []
-    merged = None
-    every = len(rows.chunk_rows)
-    for _ in range(settings.iterations):
-        merged = _merge(rows.partial_sums(centroids, every, settings.dtype))
-        history.append(merged.cosine / merged.counts.sum())
-        centroids = _update(centroids, merged, random)
-        if len(history) > 1 and history[-1] - history[-2] < settings.tolerance * abs(history[-2]):
+    rounds = list(_rounds(chunks, settings.passes, total // (_LEAST_ROWS * clusters)))
+    for number, chosen in enumerate(rounds):
+        found = rows.partial_sums(Centers(centroids), chosen, settings.dtype)
+        history.append(found.mean_cosine)
+        kept = found if kept is None or len(chosen) == chunks else _decayed(kept, found)
+        settled = number > 0 and len(chosen) == len(rounds[number - 1]) == chunks
+        last = number == len(rounds) - 1 or (settled and history[-1] - history[-2] < settings.tolerance * history[-1])
+        # One that is moved in the last round would not find its place any more.
+        centroids = _update(centroids, kept, random, reseed=not last)
+        if last:
             break
-    assert merged is not None
-    return Fit(centroids, merged.counts, history[-1], history)
+    if settings.balanced:
+        return Fit(*balanced(rows, centroids, settings.dtype), history)
+    return Fit(Centers(centroids), found, history)
 
 
-def _merge(parts: Sequence[PartialSums]) -> PartialSums:
-    merged = parts[0]
-    for part in parts[1:]:
-        merged = merged + part
-    return merged
+def _rounds(chunks: int, passes: int, most_parts: int) -> Iterator[list[int]]:
+    """The chunks of each round: about a third of the passes in eighths, a third in quarters, the last third whole."""
+    whole = max(1, passes // 3)
+    quarters = (passes - whole) // 2
+    position = 0
+    for parts, times in ((8, passes - whole - quarters), (4, quarters), (1, whole)):
+        parts = max(1, min(parts, most_parts, chunks))
+        size = -(-chunks // parts)
+        for _ in range(times * parts):
+            yield sorted((position + step) % chunks for step in range(size))
+            position = (position + size) % chunks
 
 
-def _update(centroids: np.ndarray, merged: PartialSums, random: np.random.Generator) -> np.ndarray:
+def _decayed(kept: PartialSums, found: PartialSums) -> PartialSums:
+    return PartialSums(
+        found.counts + _MEMORY * kept.counts, found.sums + _MEMORY * kept.sums, found.cosine, found.histogram
+    )
+
+
+def _update(centroids: np.ndarray, kept: PartialSums, random: np.random.Generator, reseed: bool) -> np.ndarray:
     """Unit means of the rows; centroids that (almost) nobody chose move beside those that most chose."""
-    lengths = np.linalg.norm(merged.sums, axis=1, keepdims=True)
-    moved = np.where(lengths > 1e-12, merged.sums / np.maximum(lengths, 1e-12), centroids)
-    tiny = np.flatnonzero(merged.counts < _TINY * merged.counts.mean())
-    heaviest = np.argsort(-merged.counts, kind="stable")
-    for place, donor in zip(tiny, heaviest[: len(tiny)], strict=False):
-        noise = random.standard_normal(moved.shape[1])
-        moved[place] = moved[donor] + 0.05 * noise / np.linalg.norm(noise)
-        moved[place] /= np.linalg.norm(moved[place])
+    lengths = np.linalg.norm(kept.sums, axis=1, keepdims=True)
+    moved = np.where(lengths > 1e-9, kept.sums / np.maximum(lengths, 1e-9), centroids)
+    if reseed:
+        tiny = np.flatnonzero(kept.counts < _TINY * kept.counts.mean())
+        heaviest = np.argsort(-kept.counts, kind="stable")[: len(tiny)]
+        noise = random.standard_normal((len(tiny), moved.shape[1]))
+        moved[tiny] = moved[heaviest] + 0.05 * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+        moved[tiny] /= np.linalg.norm(moved[tiny], axis=1, keepdims=True)
+        # Their next rows alone shall decide where they go.
+        kept.counts[tiny] = 0
+        kept.sums[tiny] = 0
     return np.ascontiguousarray(moved, dtype=np.float32)

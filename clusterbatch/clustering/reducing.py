@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -10,100 +12,177 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clusterbatch.clustering.bounds import merge_small, split_large
+from clusterbatch.clustering.buckets import BucketPlan
+from clusterbatch.clustering.facts import cluster_facts
+from clusterbatch.clustering.features import feature_vectors, unit_length
 from clusterbatch.clustering.groups import Groups
 from clusterbatch.clustering.shards import ShardLayout, ShardWriter
+from clusterbatch.clustering.surrogate import SurrogateEncoder, squared_errors
+from clusterbatch.config import ClusterConfig
 from clusterbatch.errors import DataError
 from clusterbatch.runtime import Unit
 from clusterbatch.store import Artifact, Counts, Part, Receipt, Stopwatch
 from clusterbatch.store.exchange import read_bucket
+from clusterbatch.store.tables import write_parquet
 
+OUTLIERS = "outliers"
 _TEXT = ["pair_id", "source", "query", "document", "negatives"]
+
+
+@dataclass(frozen=True)
+class ReduceJob:
+    """What all buckets have in common. Picklable. facts: where what is known of each cluster is kept for statistics."""
+
+    exchange: Artifact
+    exchange_parts: Sequence[Part]
+    facts: Artifact
+    output: Artifact
+    fingerprint: str
+    groups: Groups
+    plan: BucketPlan
+    layout: ShardLayout
+    config: ClusterConfig
 
 
 class ReduceWorker:
     """Writes the shards of one bucket; numbers them inside the bucket, as nobody knows yet how many others make."""
 
-    def __init__(
-        self,
-        exchange: Artifact,
-        exchange_parts: Sequence[Part],
-        clusters: Artifact,
-        fingerprint: str,
-        groups: Groups,
-        layout: ShardLayout,
-        shard_bytes: int,
-    ) -> None:
-        self._exchange, self._exchange_parts = exchange, exchange_parts
-        self._clusters, self._fingerprint = clusters, fingerprint
-        self._groups, self._layout = groups, layout
-        self._shard_bytes = shard_bytes
+    def __init__(self, job: ReduceJob) -> None:
+        self._job = job
 
     def process(self, unit: Unit) -> Receipt:
         watch = Stopwatch()
-        table = read_bucket(self._exchange, self._exchange_parts, unit.number)
+        job = self._job
+        table = read_bucket(job.exchange, job.exchange_parts, unit.number)
         rows = 0 if table is None else table.num_rows
-        if rows != unit.rows:
-            raise DataError(f"{self._exchange.folder.uri}: bucket {unit.number} has {rows} rows, expected {unit.rows}")
-        parts: list[Part] = []
-        pieces: list[dict[str, Any]] = []
-        for shard, writer in enumerate(self._shards(table) if table is not None else ()):
-            parts += writer.write(self._clusters, f"bucket-{unit.number:05d}-{shard}", shard=shard)
-            pieces += [{**piece, "shard": shard} for piece in writer.pieces]
-        receipt = Receipt(
-            unit=unit.number,
-            fingerprint=self._fingerprint,
-            parts=parts,
-            counts=Counts(read=rows, written=sum(piece["rows"] for piece in pieces)),
-            seconds=watch.seconds,
-            details={"pieces": pieces},
-        )
-        self._clusters.write_receipt(receipt)
+        if table is None or rows != unit.rows:
+            raise DataError(f"{job.exchange.folder.uri}: bucket {unit.number} has {rows} rows, expected {unit.rows}")
+        if unit.number >= job.plan.cluster_buckets:
+            receipt = self._outliers(unit.number, table)
+        else:
+            receipt = self._shards(unit.number, table)
+        receipt.seconds = watch.seconds
+        job.output.write_receipt(receipt)
         return receipt
 
-    def _shards(self, table: pa.Table) -> Iterator[ShardWriter]:
-        table = sort_rows(table)
-        schemas = [self._layout.schema, self._layout.vectors_schema or pa.schema([])]
-        read_by_training = table.select([name for schema in schemas for name in schema.names])
-        target_rows = max(self._layout.run_rows, int(self._shard_bytes / (read_by_training.nbytes / table.num_rows)))
-        writer, filled = ShardWriter(self._layout), 0
-        for cluster, start, stop in _pieces(table["cluster"].to_numpy(), target_rows):
-            if filled and filled + stop - start > 1.25 * target_rows:
+    def _shards(self, bucket: int, table: pa.Table) -> Receipt:
+        job = self._job
+        table = _sorted(table.append_column("part", pa.array(np.zeros(table.num_rows, np.int64))))
+        table = self._bounded(bucket, table)
+        table, errors = self._with_surrogate(table)
+        parts: list[Part] = []
+        pieces: list[dict[str, Any]] = []
+        for shard, writer in enumerate(self._written(bucket, table)):
+            parts += writer.write(job.output, f"bucket-{bucket:05d}-{shard}", shard=shard)
+            pieces += [{**piece, "shard": shard} for piece in writer.pieces]
+        facts = cluster_facts(table, pieces, job.config.features)
+        facts_part = write_parquet(job.facts, f"facts-{bucket:05d}", facts)
+        return Receipt(
+            unit=bucket,
+            fingerprint=job.fingerprint,
+            parts=parts,
+            counts=Counts(read=table.num_rows, written=sum(piece["rows"] for piece in pieces)),
+            details={"pieces": pieces, "facts": facts_part.model_dump(), "surrogate_errors": errors},
+        )
+
+    def _outliers(self, bucket: int, table: pa.Table) -> Receipt:
+        table = _sorted(table)
+        cluster = table["cluster"].to_numpy()
+        centroid = cluster - self._job.plan.first_cluster[self._job.plan.group_of(cluster)]
+        part = write_parquet(self._job.output, f"outliers-{bucket:05d}", _text(table, centroid), 8192, content=OUTLIERS)
+        counts = Counts(read=table.num_rows, set_aside={"outlier": table.num_rows})
+        return Receipt(unit=bucket, fingerprint=self._job.fingerprint, parts=[part], counts=counts)
+
+    def _bounded(self, bucket: int, table: pa.Table) -> pa.Table:
+        """Sorted rows with `cluster` and `part` changed where clusters are too small or too large."""
+        config, cluster = self._job.config, table["cluster"].to_numpy()
+        if config.min_size is None and config.max_size is None:
+            return table
+        alone = self._job.plan.pieces[cluster[0]] > 1
+        if config.min_size is not None and not alone:
+            starts = np.flatnonzero(np.diff(cluster, prepend=-1))
+            rows = np.diff(np.append(starts, len(cluster)))
+            means = unit_length(np.add.reduceat(feature_vectors(table, config.features), starts, axis=0))
+            group = self._job.plan.group_of(cluster[starts])
+            merged = merge_small(rows, means, group, config.min_size)
+            # A merged cluster is called by the number of its first member.
+            first = cluster[starts][np.searchsorted(merged, merged)]
+            cluster = np.repeat(first, rows)
+        part = np.zeros(len(cluster), np.int64)
+        if config.max_size is not None:
+            for number in np.unique(cluster).tolist():
+                rows = np.flatnonzero(cluster == number)
+                vectors = partial(feature_vectors, table.take(pa.array(rows)), config.features)
+                part[rows] = split_large(len(rows), config.max_size, vectors)
+            # Parts of a cluster that is spread over several buckets are clusters of their own.
+            part += bucket * (part.max() + 1) if alone else 0
+        for name, values in (("cluster", cluster), ("part", part)):
+            table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+        return _sorted(table)
+
+    def _with_surrogate(self, table: pa.Table) -> tuple[pa.Table, list[float]]:
+        """Adds the vectors as they are to be stored, under `stored:` names; and [sum, number] of squared errors."""
+        layout = self._job.layout.vectors
+        if layout is None:
+            return table, [0.0, 0]
+        stored = SurrogateEncoder(layout, self._job.config.seed).encode(table)
+        for name in layout.schema.names:
+            table = table.append_column(f"{_STORED}{name}", stored.column(name))
+        errors = squared_errors(layout, stored, table)
+        return table, [float(errors.sum()), len(errors)]
+
+    def _written(self, bucket: int, table: pa.Table) -> Iterator[ShardWriter]:
+        job = self._job
+        stored = [name for name in table.column_names if name.startswith(_STORED)]
+        training = table.select(job.layout.schema.names)
+        vectors = table.select(stored).rename_columns([name.removeprefix(_STORED) for name in stored])
+        each = (training.nbytes + vectors.nbytes) / table.num_rows
+        target_rows = max(job.layout.run_rows, int(job.config.shard_bytes / each))
+        cluster, part = table["cluster"].to_numpy(), table["part"].to_numpy()
+        read = pa.table({**_columns(training), **_columns(vectors)})
+        writer, filled = ShardWriter(job.layout), 0
+        for start, stop in _pieces(cluster, part, target_rows):
+            rows = stop - start
+            if filled and filled + rows > 1.25 * target_rows:
                 yield writer
-                writer, filled = ShardWriter(self._layout), 0
-            piece = table.slice(start, stop - start)
-            group = int(np.searchsorted(self._groups.first_cluster, cluster, side="right")) - 1
+                writer, filled = ShardWriter(job.layout), 0
+            group = int(job.plan.group_of(cluster[start]))
+            centroid = int(cluster[start] - job.plan.first_cluster[group])
             writer.add(
-                piece,
-                self._text(piece, cluster - int(self._groups.first_cluster[group])),
-                source=self._groups.names[group],
-                cluster=cluster - int(self._groups.first_cluster[group]),
-                mean_cosine=_mean(piece["cosine"]),
+                read.slice(start, rows),
+                _text(table.slice(start, rows), np.full(rows, centroid)),
+                source=job.groups.names[group],
+                centroid=centroid,
+                part=int(part[start]),
+                mean_cosine=float(np.mean(table["cosine"].slice(start, rows).to_numpy(), dtype=np.float64)),
             )
-            filled += stop - start
+            filled += rows
         yield writer
 
-    @staticmethod
-    def _text(piece: pa.Table, cluster: int) -> pa.Table:
-        text = piece.select([name for name in _TEXT if name in piece.column_names])
-        numbers = pa.array(np.full(piece.num_rows, cluster, np.int32))
-        return text.append_column("cluster", numbers).append_column("cosine", piece["cosine"])
+
+_STORED = "stored:"
 
 
-def sort_rows(table: pa.Table) -> pa.Table:
-    """By cluster, then hash, then pair_id (hashes may collide)."""
-    order = pc.sort_indices(table, [(name, "ascending") for name in ("cluster", "hash", "pair_id")])
-    return table.take(order).combine_chunks()
+def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+    return {name: table[name] for name in table.column_names}
 
 
-def _pieces(cluster: np.ndarray, target_rows: int) -> Iterator[tuple[int, int, int]]:
-    """(cluster, start, stop) of each piece in sorted rows; clusters much larger than a shard are cut evenly."""
-    starts = np.flatnonzero(np.diff(cluster, prepend=-1))
-    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(cluster)], strict=True):
-        parts = -(-(stop - start) // int(1.25 * target_rows))
-        edges = np.linspace(start, stop, parts + 1).astype(int).tolist()
-        for first, last in pairwise(edges):
-            yield int(cluster[start]), first, last
+def _sorted(table: pa.Table) -> pa.Table:
+    """By cluster, part, hash and, as hashes may collide, pair_id."""
+    keys = [name for name in ("cluster", "part", "hash", "pair_id") if name in table.column_names]
+    return table.take(pc.sort_indices(table, [(name, "ascending") for name in keys])).combine_chunks()
 
 
-def _mean(column: pa.ChunkedArray) -> float:
-    return float(np.mean(column.to_numpy(), dtype=np.float64))
+def _pieces(cluster: np.ndarray, part: np.ndarray, target_rows: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of each piece in sorted rows; clusters much larger than a shard are cut evenly."""
+    changes = (np.diff(cluster, prepend=-1) != 0) | (np.diff(part, prepend=-1) != 0)
+    for start, stop in pairwise([*np.flatnonzero(changes).tolist(), len(cluster)]):
+        cuts = -(-(stop - start) // int(1.25 * target_rows))
+        yield from pairwise(np.linspace(start, stop, cuts + 1).astype(int).tolist())
+
+
+def _text(rows: pa.Table, centroid: np.ndarray) -> pa.Table:
+    """What people and other tools see of rows; `centroid` is the number of the fit's centroid inside the source."""
+    text = rows.select([name for name in _TEXT if name in rows.column_names])
+    return text.append_column("centroid", pa.array(centroid.astype(np.int32))).append_column("cosine", rows["cosine"])

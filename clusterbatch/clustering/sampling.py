@@ -2,68 +2,113 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 
-from clusterbatch.clustering.features import Features, feature_columns, feature_vectors
+from clusterbatch.clustering.cells import Cells
+from clusterbatch.clustering.features import Features, feature_sides, feature_vectors, swapped
 from clusterbatch.clustering.groups import Groups, row_hashes
-from clusterbatch.clustering.tasks import TaskUnit, read_vectors
+from clusterbatch.clustering.models import GroupAssigner, GroupModel
+from clusterbatch.clustering.sums import Chunk
+from clusterbatch.clustering.tasks import TaskUnit
+from clusterbatch.clustering.vectors import open_vectors, vector_column, vector_values
+from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import read_unit
 from clusterbatch.runtime import Unit
-from clusterbatch.store import Artifact, Counts, Receipt, Stopwatch
-from clusterbatch.store.exchange import write_buckets
-
-
-def sample_thresholds(groups: Groups, sample_per_centroid: int) -> np.ndarray:
-    """(G,) float64: the share of each group's rows that is wanted; groups that are not split need no sample."""
-    wanted = groups.clusters * sample_per_centroid
-    return np.where(groups.clusters > 1, np.minimum(1.0, wanted / groups.rows), 0.0)
+from clusterbatch.store import Artifact, Counts, Part, Receipt, Stopwatch
+from clusterbatch.store.exchange import read_bucket, write_buckets
+from clusterbatch.store.workspace import Workspace
 
 
 class SampleWorker:
-    """Keeps the rows whose hash is below their group's threshold; writes them bucketed by group."""
+    """Keeps the rows whose hash is below their cell's share; writes them bucketed by chunk.
+
+    coarse: by group, the fits of the first level, when the cells are those of the second.
+    """
 
     def __init__(
         self,
-        corpus: Artifact,
-        embeddings: Artifact,
+        config: RunConfig,
+        generation: int,
         output: Artifact,
         fingerprint: str,
         groups: Groups,
-        thresholds: np.ndarray,
-        features: Features,
-        seed: int,
+        cells: Cells,
+        weighted: bool,
+        coarse: Mapping[int, GroupModel],
     ) -> None:
-        self._corpus, self._embeddings, self._sample = corpus, embeddings, output
-        self._fingerprint = fingerprint
-        self._groups, self._thresholds = groups, thresholds
-        self._features: Features = features
-        self._seed = seed
+        self._corpus = Workspace(config).corpus
+        self._vectors = open_vectors(config, generation)
+        self._output, self._fingerprint = output, fingerprint
+        self._groups, self._cells = groups, cells
+        self._columns = ["pair_id", "source", *(["weight"] if weighted else [])]
+        self._features: Features = config.cluster.features
+        self._seed = config.cluster.seed
+        self._coarse = {group: GroupAssigner(model) for group, model in coarse.items()}
+        self._first_cell = cells.first_of_group(len(groups.names))
 
     def process(self, unit: Unit) -> Receipt:
         watch = Stopwatch()
-        kept = [self._pick(item) for item in unit.payload]
-        groups = np.concatenate([group for group, _ in kept])
-        table = pa.concat_tables([rows for _, rows in kept])
-        part = write_buckets(self._sample, unit.number, table, groups, len(self._groups.names))
+        picked = [self._pick(item) for item in unit.payload]
+        buckets = np.concatenate([bucket for bucket, _ in picked])
+        table = pa.concat_tables([rows for _, rows in picked])
+        part = write_buckets(self._output, unit.number, table, buckets, self._cells.buckets)
         receipt = Receipt(
             unit=unit.number,
             fingerprint=self._fingerprint,
             parts=[part],
-            counts=Counts(read=unit.rows, written=len(groups), set_aside={"not sampled": unit.rows - len(groups)}),
+            counts=Counts(read=unit.rows, written=len(buckets), set_aside={"not sampled": unit.rows - len(buckets)}),
             seconds=watch.seconds,
         )
-        self._sample.write_receipt(receipt)
+        self._output.write_receipt(receipt)
         return receipt
 
     def _pick(self, item: TaskUnit) -> tuple[np.ndarray, pa.Table]:
-        rows = read_unit(self._corpus, item.unit, ["pair_id", "source"])
-        groups = self._groups.of_rows(rows["source"])
+        rows = read_unit(self._corpus, item.unit, self._columns)
+        group = self._groups.of_rows(rows["source"])
+        first_cell = self._first_cell[group]
+        share = np.where(first_cell >= 0, self._cells.share[first_cell], 0.0)
         # Another seed than the order inside clusters has: a sample should not be the head of every cluster.
-        hashes = row_hashes(rows["pair_id"], self._seed + 1)
-        kept = np.flatnonzero(hashes / 2.0**64 < self._thresholds[groups])
-        # Nothing wanted, nothing read but one row, for the schema.
-        vectors = read_vectors(self._embeddings, item, feature_columns(self._features)).take(kept)
-        values = feature_vectors(vectors, self._features).astype(np.float16)
-        column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-        return groups[kept], pa.table({"hash": hashes[kept], "vector": column})
+        position = row_hashes(rows["pair_id"], self._seed + 1) / 2.0**64
+        kept = np.flatnonzero(position < share)
+        values = feature_vectors(self._vectors.read(item, feature_sides(self._features), kept), self._features)
+        cell = first_cell[kept] + self._coarse_of(group[kept], values)
+        chunks = self._cells.chunks[cell]
+        chunk = np.minimum((position[kept] / share[kept] * chunks).astype(np.int64), chunks - 1)
+        columns = {"position": position[kept], "vector": vector_column(values.astype(np.float16))}
+        if "weight" in self._columns:
+            columns["weight"] = rows["weight"].take(pa.array(kept))
+        return self._cells.first_bucket[cell] + chunk, pa.table(columns)
+
+    def _coarse_of(self, group: np.ndarray, values: np.ndarray) -> np.ndarray:
+        coarse = np.zeros(len(group), np.int64)
+        for number, assigner in self._coarse.items():
+            rows = np.flatnonzero(group == number)
+            if len(rows):
+                coarse[rows], _ = assigner(values[rows])
+        return coarse
+
+
+@dataclass(frozen=True)
+class SampleChunks:
+    """Where the chunks of a sample lie. Picklable."""
+
+    artifact: Artifact
+    parts: Sequence[Part]
+    features: Features
+
+    def read(self, bucket: int) -> Chunk:
+        """Vectors (n, D) float16 and weights (n,) or None, in hash order; with both orders every row comes twice."""
+        table = read_bucket(self.artifact, self.parts, bucket)
+        if table is None:
+            return np.empty((0, 0), np.float16), None
+        table = table.take(pa.array(np.argsort(table["position"].to_numpy(), kind="stable")))
+        vectors = vector_values(table["vector"])
+        weights = table["weight"].to_numpy() if "weight" in table.column_names else None
+        if self.features == "both_orders":
+            vectors = np.stack([vectors, swapped(vectors)], axis=1).reshape(-1, vectors.shape[1])
+            weights = None if weights is None else np.repeat(weights, 2)
+        return vectors, weights

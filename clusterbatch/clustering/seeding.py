@@ -7,27 +7,29 @@ those drawn before. Here each round draws its share of the K centroids; there is
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from clusterbatch.clustering.assign import Assigner
 
 _ROUNDS = 8
 
 
-def seed_centroids(vectors: np.ndarray, weights: np.ndarray, clusters: int, random: np.random.Generator) -> np.ndarray:
+def seed_centroids(
+    vectors: np.ndarray, weights: np.ndarray | None, clusters: int, random: np.random.Generator
+) -> np.ndarray:
     """`clusters` different rows of (N, D) unit vectors, drawn by weight times distance to those drawn before.
 
     Distance is 1 - cosine, half the squared Euclidean distance of unit vectors. Returns (clusters, D) float32.
     """
     assert clusters <= len(vectors)
+    weights = np.ones(len(vectors)) if weights is None else np.maximum(weights, 0)
     chosen = np.empty(0, np.int64)
     distance = np.ones(len(vectors))
     for size in _round_sizes(clusters):
-        mass = np.maximum(weights, 0) * distance
+        mass = weights * distance
         mass[chosen] = 0
         chosen = np.concatenate([chosen, _draw(mass, chosen, size, random)])
         if len(chosen) < clusters:
-            nearest = Assigner(torch.from_numpy(vectors[chosen[-size:]]))(torch.from_numpy(vectors)).cosine.numpy()
+            nearest = Assigner(vectors[chosen[-size:]])(vectors).cosine.numpy()
             distance = np.minimum(distance, np.maximum(1 - nearest, 0))
     return np.ascontiguousarray(vectors[chosen], dtype=np.float32)
 

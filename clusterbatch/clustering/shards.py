@@ -16,19 +16,21 @@ import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clusterbatch.clustering.index import ClusterIndex
+from clusterbatch.clustering.surrogate import SurrogateLayout
 from clusterbatch.errors import DataError
-from clusterbatch.schema import CLUSTER_INDEX, training_schema, vectors_type
+from clusterbatch.schema import CLUSTER_INDEX, training_schema
 from clusterbatch.store.artifact import Artifact, Manifest, Part
 from clusterbatch.store.checksum import checksum64
 from clusterbatch.store.tables import read_parquet, write_parquet
 
+# What a part holds, in its details under "content".
 TRAINING, VECTORS, RUNS, ROWS, INDEX = "training", "vectors", "runs", "rows", "index"
 _READERS = 8
 
@@ -37,12 +39,13 @@ _READERS = 8
 class ShardLayout:
     """What the columns of all shards of one artifact are; kept in its manifest.
 
-    `surrogate_dimensions` is the width of the stored vectors, None where they are left out.
+    surrogate_dimensions: width of the stored vectors, None where they are left out; surrogate: how they are stored.
     """
 
     vocabulary: int
     run_rows: int
     surrogate_dimensions: int | None = None
+    surrogate: Literal["float16", "int8"] = "float16"
     negatives: bool = False
     weight: bool = False
 
@@ -52,12 +55,11 @@ class ShardLayout:
         return training_schema(self.vocabulary, negatives=self.negatives, weight=self.weight)
 
     @property
-    def vectors_schema(self) -> pa.Schema | None:
+    def vectors(self) -> SurrogateLayout | None:
         """Columns of the vectors file."""
         if not self.surrogate_dimensions:
             return None
-        kind = vectors_type(self.surrogate_dimensions)
-        return pa.schema([pa.field(name, kind, nullable=False) for name in ("query_vector", "document_vector")])
+        return SurrogateLayout(self.surrogate_dimensions, self.surrogate)
 
 
 class ShardWriter:
@@ -66,8 +68,8 @@ class ShardWriter:
     def __init__(self, layout: ShardLayout) -> None:
         self._layout = layout
         self._files = {TRAINING: _RunFile(layout.schema)}
-        if layout.vectors_schema is not None:
-            self._files[VECTORS] = _RunFile(layout.vectors_schema)
+        if layout.vectors is not None:
+            self._files[VECTORS] = _RunFile(layout.vectors.schema)
         self._text: list[pa.Table] = []
         self.pieces: list[dict[str, Any]] = []
         self._rows = 0
@@ -78,10 +80,11 @@ class ShardWriter:
         """Bytes of tokens and vectors so far."""
         return sum(file.bytes for file in self._files.values())
 
-    def add(
-        self, table: pa.Table, text: pa.Table, *, source: str, cluster: int, piece: int = 0, mean_cosine: float
-    ) -> None:
-        """Appends one piece of a cluster: `table` has the training columns (and vectors), `text` the same rows."""
+    def add(self, table: pa.Table, text: pa.Table, **described: Any) -> None:
+        """Appends one piece of a cluster: `table` has the training columns (and vectors), `text` the same rows.
+
+        `described` goes into the piece's entry: what of schema.CLUSTER_INDEX the caller knows.
+        """
         assert table.num_rows == text.num_rows > 0
         run_rows, training = self._layout.run_rows, self._files[TRAINING]
         first_byte = training.bytes
@@ -90,15 +93,12 @@ class ShardWriter:
         self._text.append(text)
         self.pieces.append(
             {
-                "source": source,
-                "cluster": cluster,
-                "piece": piece,
+                **described,
                 "first_row": self._rows,
                 "rows": table.num_rows,
                 "first_run": self._runs,
                 "first_byte": first_byte,
                 "bytes": training.bytes - first_byte,
-                "mean_cosine": mean_cosine,
             }
         )
         self._rows += table.num_rows
@@ -159,7 +159,7 @@ class ShardReader:
         self._tables: dict[int, dict[str, np.ndarray]] = {}
         self.index = read_index(artifact, manifest)
         self.schema = self._layout.schema
-        self.vectors_schema = self._layout.vectors_schema
+        self._vectors = self._layout.vectors
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tables": {}}
@@ -193,14 +193,16 @@ class ShardReader:
         by_file: dict[str, list[pa.RecordBatch]] = {content: [] for content in files}
         for (content, _), batches in zip(requests, results, strict=True):
             by_file[content].extend(batches)
-        if not vectors:
+        if not vectors or self._vectors is None:
             return by_file[TRAINING]
-        schema = pa.schema([*self.schema, *(self.vectors_schema or ())])
-        pairs = zip(by_file[TRAINING], by_file[VECTORS], strict=True)
-        return [pa.RecordBatch.from_arrays([*left.columns, *right.columns], schema=schema) for left, right in pairs]
+        names = [*self.schema.names, "query_vector", "document_vector"]
+        return [
+            pa.RecordBatch.from_arrays([*training.columns, *self._vectors.decode(stored)], names=names)
+            for training, stored in zip(by_file[TRAINING], by_file[VECTORS], strict=True)
+        ]
 
     def _files(self, vectors: bool) -> list[str]:
-        if vectors and self.vectors_schema is None:
+        if vectors and self._vectors is None:
             raise DataError(f"{self._artifact.folder.uri}: these shards were written without the surrogate's vectors")
         return [TRAINING, VECTORS] if vectors else [TRAINING]
 
@@ -209,7 +211,7 @@ class ShardReader:
         part, table = self._part(shard, content), self._table(shard)
         ends, checksums = table[f"{content}_end"], table[f"{content}_checksum"]
         start, stop = int(ends[span[0]]), int(ends[span[-1] + 1])
-        schema = self.schema if content == TRAINING else self.vectors_schema
+        schema = self.schema if content == TRAINING or self._vectors is None else self._vectors.schema
         for _ in range(2):
             try:
                 data = pa.py_buffer(self._artifact.folder.read(part.path, start, stop))

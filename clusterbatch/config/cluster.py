@@ -10,20 +10,53 @@ from clusterbatch.config.base import Section, operational
 
 
 class ClusterConfig(Section):
-    features: Literal["query", "document", "both"] = "document"
+    # Vectors that are clustered. both: query and document side by side; both_orders: the fit also sees them swapped.
+    features: Literal["query", "document", "both", "both_orders"] = "document"
+    # Fewer dimensions to cluster in: by PCA fitted to the sample, or by a random projection. Unset: all.
+    dimensions: int | None = Field(None, ge=2)
+    reduction: Literal["pca", "random"] = "pca"
     scope: Literal["source", "corpus"] = "source"
-    # Clusters per source (per corpus with scope: corpus); or give mean_size and let each source's rows decide.
+    # Cluster by this column of the corpus (corpus.columns.group) instead of by vectors.
+    column: Literal["group"] | None = None
+    # Clusters per source (per corpus with scope: corpus); or mean_size, and each source's rows decide. Neither: four
+    # global batches of rows per cluster. Sources of less than one and a half such clusters are not split.
     clusters: int | None = Field(None, ge=1)
     mean_size: int | None = Field(None, ge=1)
+    # Larger clusters are split into equal parts, smaller ones merged with their nearest neighbour.
+    max_size: int | None = Field(None, ge=2)
+    min_size: int | None = Field(None, ge=2)
+    # Clusters of about one size, at some cost in cosine.
+    balanced: bool = False
+    # 2: first into about sqrt(clusters) coarse clusters, then each of those. Unset: 2 above 4,096 clusters.
+    levels: Literal[1, 2] | None = None
     seed: int = 0
-    iterations: int = Field(20, ge=1)
-    sample_per_centroid: int = Field(256, ge=1)
+    # Passes over the fit's sample, at most, and fits of which the best is kept.
+    iterations: int = Field(4, ge=1)
+    restarts: int = Field(1, ge=1)
+    sample_per_centroid: int = Field(256, ge=8)
+    # Of the fit's products; the assignment is always in float32. auto: bfloat16 where the hardware multiplies it.
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    # Share of each source's rows to leave out: those farthest from their centroid. They are kept aside.
+    drop_outliers: float | None = Field(None, gt=0, le=0.5)
+    # How the embedding model's vectors are kept for masks: as they are, in 8 bits, or not at all; and reduced to how
+    # many dimensions.
+    surrogate: Literal["float16", "int8", "none"] = "float16"
+    surrogate_dimensions: int | None = Field(None, ge=8)
     run_rows: int = Field(64, ge=1)
+    # Tokens and vectors in one shard, about.
     shard_bytes: int = Field(256 * 2**20, ge=2**16)
     workers: int = operational(2, ge=1)
+    device: str = operational("auto")
+    # What each worker asks of the cluster; with a GPU it may be a fraction of one.
+    cpus_per_worker: float = operational(0.9, gt=0)
+    gpus_per_worker: float = operational(1.0, gt=0)
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> ClusterConfig:
+    def _consistent(self) -> ClusterConfig:
         if self.clusters is not None and self.mean_size is not None:
             raise ValueError("give clusters or mean_size, not both")
+        if self.column is not None and self.clusters is not None:
+            raise ValueError("give clusters or column, not both")
+        if self.min_size and self.max_size and 2 * self.min_size > self.max_size:
+            raise ValueError("max_size must be at least twice min_size")
         return self

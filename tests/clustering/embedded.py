@@ -10,6 +10,7 @@ import pyarrow as pa
 import xxhash
 
 from clusterbatch.config import RunConfig
+from clusterbatch.corpus.units import PAIRS
 from clusterbatch.schema import corpus_schema, embeddings_schema
 from clusterbatch.store import Counts, Receipt
 from clusterbatch.store.tables import write_parquet
@@ -49,7 +50,7 @@ def embedded_workspace(
     for part in range(parts):
         start, stop = int(edges[part]), int(edges[part + 1])
         piece = table.slice(start, stop - start)
-        corpus_parts.append(write_parquet(workspace.corpus, f"part-{part:05d}", piece, row_group_rows))
+        corpus_parts.append(write_parquet(workspace.corpus, f"part-{part:05d}", piece, row_group_rows, role=PAIRS))
         for first in range(start, stop, row_group_rows):
             last = min(stop, first + row_group_rows)
             columns = [

@@ -65,7 +65,7 @@ def build_shards(
         for cluster, rows in enumerate(rows_of_clusters):
             table = synthetic_rows(rows, dimensions=dimensions or 8, seed=seed + len(written))
             text = pa.table({"pair_id": [f"{source}-{cluster}-{row}" for row in range(rows)]})
-            writer.add(table, text, source=source, cluster=cluster, mean_cosine=0.5)
+            writer.add(table, text, source=source, cluster=cluster, piece=0, mean_cosine=0.5)
             written[source, cluster] = table
             if sum(piece["rows"] for piece in writer.pieces) >= shard_rows:
                 close()

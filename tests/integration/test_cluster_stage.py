@@ -60,10 +60,10 @@ def test_every_row_is_written_once_beside_its_like(clustered) -> None:
         piece = rows.slice(start, int(index.rows[entry]))
         start += len(piece)
         assert set(piece["source"].to_pylist()) == {index.sources[index.source[entry]]}
-        assert set(piece["cluster"].to_pylist()) == {int(index.cluster[entry])}
+        assert len(set(piece["centroid"].to_pylist())) == 1
     assert runs.num_rows == total
-    assert max(manifest.details["clusters"].values()) == 10
-    assert manifest.details["clusters"]["tiny"] == 1
+    assert manifest.details["fit"]["forum"]["centroids"] == 10
+    assert manifest.details["sources"]["tiny"]["clusters"] == 1
 
 
 def test_training_columns_belong_to_their_rows(clustered) -> None:

@@ -1,0 +1,64 @@
+"""A group's finished fit: all that is needed to say which cluster a row belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clusterbatch.clustering.assign import Assigner
+from clusterbatch.clustering.features import project
+from clusterbatch.clustering.sums import Centers
+
+
+@dataclass(frozen=True)
+class GroupModel:
+    """Centroids of one group in packing order.
+
+    fine: one entry, or one for each of the `coarse` centroids; shares: (K,) of the group's rows that each of the K
+    clusters has, about; matrix: (D, d) projection of the features, None for none; outlier_below: rows whose cosine is
+    lower are outliers; labels: (K,) the user's own names of the clusters, where those decide instead of the vectors.
+    """
+
+    fine: list[Centers]
+    shares: np.ndarray
+    coarse: Centers | None = None
+    matrix: np.ndarray | None = None
+    outlier_below: float = -2.0
+    labels: pa.Array | None = None
+
+
+class GroupAssigner:
+    """Assigns feature vectors of a group's rows; in two levels that is O(sqrt(K)) for each row."""
+
+    def __init__(self, model: GroupModel, device: str = "cpu") -> None:
+        self._model = model
+        self._coarse = _assigner(model.coarse, device) if model.coarse else None
+        self._fine = [_assigner(centers, device) for centers in model.fine]
+        self._first = np.concatenate([[0], np.cumsum([fine.clusters for fine in self._fine])])
+
+    def __call__(self, vectors: np.ndarray, labels: pa.ChunkedArray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) int64 cluster inside the group, and (N,) float32 cosine to its centroid, of (N, D) unit vectors."""
+        vectors = project(vectors, self._model.matrix)
+        if self._model.labels is not None:
+            named = pc.index_in(labels, self._model.labels).to_numpy().astype(np.int64)
+            return named, np.einsum("nd,nd->n", vectors, self._model.fine[0].centroids[named])
+        if self._coarse is None:
+            found = self._fine[0](vectors)
+            return found.labels.numpy(), found.cosine.numpy()
+        coarse = self._coarse(vectors).labels.numpy()
+        clusters, cosine = np.empty(len(vectors), np.int64), np.empty(len(vectors), np.float32)
+        order = np.argsort(coarse, kind="stable")
+        edges = np.searchsorted(coarse[order], np.arange(len(self._fine) + 1))
+        for number in np.flatnonzero(np.diff(edges)):
+            rows = order[edges[number] : edges[number + 1]]
+            found = self._fine[number](vectors[rows])
+            clusters[rows] = found.labels.numpy() + self._first[number]
+            cosine[rows] = found.cosine.numpy()
+        return clusters, cosine
+
+
+def _assigner(centers: Centers, device: str) -> Assigner:
+    return Assigner(centers.centroids, centers.bias, device=device)

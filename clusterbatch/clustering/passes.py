@@ -1,0 +1,236 @@
+"""The passes of the stage `cluster`, each an artifact of its own under `<clusters>/_exchange`.
+
+A pass that is whole is not done again; so a crash costs the units that were under way. All passes are removed once the
+clusters are committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import ray
+
+from clusterbatch.clustering import distributed
+from clusterbatch.clustering.assigning import AssignWorker
+from clusterbatch.clustering.buckets import BucketPlan, plan_buckets
+from clusterbatch.clustering.cells import Cells, first_level, second_level
+from clusterbatch.clustering.fitting import FitJob, FitWorker, read_models
+from clusterbatch.clustering.groups import Groups, coarse_clusters, groups_of, layout_of
+from clusterbatch.clustering.labels import LABEL, LabelFitWorker, LabelSumsWorker, read_label_models
+from clusterbatch.clustering.models import GroupModel
+from clusterbatch.clustering.reducing import ReduceJob, ReduceWorker
+from clusterbatch.clustering.sampling import SampleChunks, SampleWorker
+from clusterbatch.clustering.shards import ShardLayout
+from clusterbatch.clustering.tasks import tasks
+from clusterbatch.clustering.tokenisation import Tokenisation
+from clusterbatch.config import RunConfig
+from clusterbatch.corpus.units import corpus_units
+from clusterbatch.encoder.embedder import UnitEmbedder
+from clusterbatch.errors import DataError, UsageError
+from clusterbatch.runtime import Pool, Unit, run_units
+from clusterbatch.store import Artifact, Manifest, Part, Receipt, Stopwatch
+from clusterbatch.store.tables import parquet_columns
+from clusterbatch.store.workspace import Workspace
+
+EXCHANGE = "_exchange"
+
+
+@dataclass
+class Passes:
+    """One call's passes, in their order: models, plan, assign, reduce."""
+
+    config: RunConfig
+    generation: int
+    corpus: Manifest
+    embeddings: Manifest
+    identity: str
+    force: bool
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        return Workspace(self.config)
+
+    @cached_property
+    def clusters(self) -> Artifact:
+        return self.workspace.clusters(self.generation)
+
+    @cached_property
+    def groups(self) -> Groups:
+        return groups_of(self.config, self.corpus)
+
+    @cached_property
+    def units(self) -> list[Unit]:
+        return tasks(self.corpus, self.embeddings, self.config.embed.persist)
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Of the corpus."""
+        units = corpus_units(self.corpus)
+        if not units:
+            raise DataError(f"{self.workspace.corpus.folder.uri}: the corpus has no rows")
+        return parquet_columns(self.workspace.corpus.folder, units[0].path)
+
+    @cached_property
+    def device(self) -> str:
+        wanted = self.config.cluster.device
+        if wanted != "auto":
+            return wanted
+        return "cuda" if ray.cluster_resources().get("GPU", 0) >= self.config.cluster.gpus_per_worker else "cpu"
+
+    @cached_property
+    def pool(self) -> Pool:
+        return Pool(self.config.cluster.workers, self.config.cluster.cpus_per_worker)
+
+    @cached_property
+    def computing_pool(self) -> Pool:
+        """For passes that multiply matrices."""
+        gpus = self.config.cluster.gpus_per_worker if self.device.startswith("cuda") else 0.0
+        return replace(self.pool, gpus=gpus)
+
+    @cached_property
+    def layout(self) -> ShardLayout:
+        config = self.config.cluster
+        dimensions: int | None = None
+        if config.surrogate != "none":
+            dimensions = self.embeddings.details["dimensions"] or UnitEmbedder(self.config, self.generation).dimensions
+            dimensions = min(dimensions, config.surrogate_dimensions or dimensions)
+        return ShardLayout(
+            vocabulary=Tokenisation.of(self.config).tokenizer.vocabulary,
+            run_rows=config.run_rows,
+            surrogate_dimensions=dimensions,
+            surrogate="int8" if config.surrogate == "int8" else "float16",
+            negatives="negatives" in self.columns,
+            weight="weight" in self.columns,
+        )
+
+    def models(self) -> tuple[dict[int, GroupModel], list[tuple[Artifact, Part]]]:
+        """The fits of all groups that are split, and the parts that hold them."""
+        layout = layout_of(self.config)
+        if layout == "group":
+            return self._label_models()
+        coarse = coarse_clusters(self.groups, self.config.cluster.levels)
+        cells = first_level(self.groups, coarse, self.config.cluster.sample_per_centroid)
+        models, parts = self._level(1, cells, {}) if len(cells) else ({}, [])
+        first = {group: models[group] for group in np.flatnonzero(coarse).tolist()}
+        if first:
+            shares = {group: model.shares for group, model in first.items()}
+            below = second_level(self.groups, shares, self.config.cluster.sample_per_centroid)
+            second, fine_parts = self._level(2, below, first)
+            parts += fine_parts
+            for group, model in first.items():
+                models[group] = replace(second[group], coarse=model.fine[0], matrix=model.matrix)
+        return models, parts
+
+    def _level(
+        self, level: int, cells: Cells, coarse: Mapping[int, GroupModel]
+    ) -> tuple[dict[int, GroupModel], list[tuple[Artifact, Part]]]:
+        config = self.config.cluster
+        suffix = "" if level == 1 else f" {level}"
+        arguments = {
+            "config": self.config,
+            "generation": self.generation,
+            "groups": self.groups,
+            "cells": cells,
+            "weighted": "weight" in self.columns,
+            "coarse": dict(coarse),
+        }
+        sample = self._run(f"sample{suffix}", self.units, SampleWorker, arguments, self.pool)
+        job = FitJob(
+            sample=SampleChunks(self.artifact(f"sample{suffix}"), sample.parts, config.features),
+            output=self.artifact(f"fit{suffix}"),
+            fingerprint=self.identity,
+            groups=self.groups,
+            cells=cells,
+            config=config,
+            device=self.device,
+            level=level,
+            matrices={group: model.matrix for group, model in coarse.items() if model.matrix is not None},
+        )
+        fitted = self._fit(f"fit{suffix}", job, sum(part.bytes for part in sample.parts))
+        return read_models(job.output, fitted.parts, self.groups), [(job.output, part) for part in fitted.parts]
+
+    def _fit(self, name: str, job: FitJob, sample_bytes: int) -> Manifest:
+        """Large samples one after the other by all workers, small ones side by side, the larger first."""
+        watch, cells = Stopwatch(), job.cells
+        if job.output.is_done(self.identity):
+            return job.output.require()
+        done = job.output.begin(self.identity, self.force)
+        cell_bytes = sample_bytes * cells.sampled / max(1.0, cells.sampled.sum())
+        order = np.argsort(-cells.sampled, kind="stable").tolist()
+        large = [cell for cell in order if cell_bytes[cell] > distributed.LOCAL_BYTES]
+        for cell in large:
+            if cell not in done:
+                done[cell] = distributed.fit_distributed(job, cell, self.computing_pool)
+        units = [Unit(cell, max(1, int(cells.sampled[cell])), None) for cell in order]
+        receipts = run_units(name, units, FitWorker, {"job": job}, self.computing_pool, done=done)
+        return job.output.commit(self.identity, receipts, config={}, inputs={}, seconds=watch.seconds)
+
+    def _label_models(self) -> tuple[dict[int, GroupModel], list[tuple[Artifact, Part]]]:
+        if LABEL not in self.columns:
+            raise UsageError(
+                "clusters by group: the corpus has no such column (set corpus.columns.group and re-ingest)"
+            )
+        arguments = {"config": self.config, "generation": self.generation, "groups": self.groups}
+        sums = self._run("sums", self.units, LabelSumsWorker, arguments, self.pool)
+        units = [Unit(group, int(rows), None) for group, rows in enumerate(self.groups.rows)]
+        arguments = {"sums": self.artifact("sums"), "sums_parts": sums.parts, "groups": self.groups}
+        fitted = self._run("fit", units, LabelFitWorker, arguments, self.pool)
+        made = self.artifact("fit")
+        return read_label_models(made, fitted.parts, self.groups), [(made, part) for part in fitted.parts]
+
+    def plan(self, models: Mapping[int, GroupModel]) -> BucketPlan:
+        """From the sample's shares and the corpus' bytes on storage."""
+        # Compressed text has about a third of its characters' bytes; a token is about four characters and two bytes.
+        pairs = {unit.path for unit in corpus_units(self.corpus)}
+        stored = sum(part.bytes for part in self.corpus.parts if part.path in pairs)
+        tokens = 1.5 * stored / max(1, self.corpus.counts.written)
+        longest = 2 * (self.config.train.max_query_tokens + self.config.train.max_document_tokens)
+        each = min(tokens, longest) + 4 * (self.layout.surrogate_dimensions or 0)
+        shares = [models[group].shares if group in models else np.ones(1) for group in range(len(self.groups.names))]
+        sizes = [each * rows * share for rows, share in zip(self.groups.rows, shares, strict=True)]
+        return plan_buckets(sizes, self.config.cluster.shard_bytes, self.config.cluster.drop_outliers or 0.0)
+
+    def assign(self, models: Mapping[int, GroupModel], plan: BucketPlan) -> Manifest:
+        arguments = {
+            "config": self.config,
+            "generation": self.generation,
+            "groups": self.groups,
+            "models": models,
+            "plan": plan,
+            "with_vectors": bool(models) or self.layout.vectors is not None,
+            "device": self.device,
+        }
+        return self._run("assign", self.units, AssignWorker, arguments, self.computing_pool)
+
+    def reduce(self, plan: BucketPlan, exchange: Manifest, done: dict[int, Receipt]) -> list[Receipt]:
+        rows = np.sum([part.details["bucket_rows"] for part in exchange.parts], axis=0)
+        units = [Unit(bucket, int(rows[bucket]), None) for bucket in np.flatnonzero(rows).tolist()]
+        job = ReduceJob(
+            exchange=self.artifact("assign"),
+            exchange_parts=exchange.parts,
+            facts=self.artifact("facts"),
+            output=self.clusters,
+            fingerprint=self.identity,
+            groups=self.groups,
+            plan=plan,
+            layout=self.layout,
+            config=self.config.cluster,
+        )
+        return run_units("shards", units, ReduceWorker, {"job": job}, self.pool, done=done)
+
+    def artifact(self, name: str) -> Artifact:
+        return Artifact(self.clusters.folder.child(EXCHANGE, name.replace(" ", "-")), f"clustering pass {name}")
+
+    def _run(self, name: str, units: Sequence[Unit], worker: type, arguments: dict[str, Any], pool: Pool) -> Manifest:
+        """One pass, committed; at once when it is whole already."""
+        artifact, watch = self.artifact(name), Stopwatch()
+        if artifact.is_done(self.identity):
+            return artifact.require()
+        done = artifact.begin(self.identity, self.force)
+        arguments = {**arguments, "output": artifact, "fingerprint": self.identity}
+        receipts = run_units(name, units, worker, arguments, pool, done=done)
+        return artifact.commit(self.identity, receipts, config={}, inputs={}, seconds=watch.seconds)

@@ -1,0 +1,168 @@
+"""What users want to know of clusters: sizes, cohesion, neighbours, names, examples, and what looks like junk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clusterbatch.clustering.facts import EXAMPLE, EXAMPLES
+from clusterbatch.clustering.features import unit_length
+from clusterbatch.clustering.terms import naming_terms
+from clusterbatch.clustering.vectors import vector_values
+from clusterbatch.store import Artifact, Part
+from clusterbatch.store.tables import read_parquet, write_parquet
+
+STATISTICS, FARTHEST = "statistics", "farthest"
+_NEIGHBOURS = 3
+# Rows listed of each source as the farthest from any centroid.
+_FARTHEST = 100
+# A cluster with a larger share of repeated documents, or so many standard deviations less cohesive than its source's
+# clusters are, is remarked upon.
+_DUPLICATES, _DEVIATIONS = 0.5, 2.5
+
+
+@dataclass(frozen=True)
+class StatisticsJob:
+    """facts: one part per bucket; keys: for each part, (source, cluster) of its rows."""
+
+    artifact: Artifact
+    facts: Sequence[Part]
+    keys: Sequence[Sequence[tuple[str, int]]]
+    output: Artifact
+
+    def run(self) -> tuple[list[Part], dict[str, dict[str, Any]]]:
+        """Writes one row per cluster and the farthest rows; returns both parts and a summary of each source."""
+        by_source: dict[str, dict[int, list[dict[str, Any]]]] = {}
+        vectors: dict[tuple[str, int], np.ndarray] = {}
+        for part, keys in zip(self.facts, self.keys, strict=True):
+            table = read_parquet(self.artifact.folder, part.path)
+            if "vector" in table.column_names:
+                for key, vector in zip(keys, vector_values(table["vector"]), strict=True):
+                    vectors[key] = vectors.get(key, 0) + vector.astype(np.float64)
+                table = table.drop_columns("vector")
+            for (source, cluster), row in zip(keys, table.to_pylist(), strict=True):
+                by_source.setdefault(source, {}).setdefault(cluster, []).append(row)
+        rows, farthest, summary = [], [], {}
+        for source, clusters in by_source.items():
+            described = _describe(source, clusters, vectors)
+            rows += described
+            farthest += _farthest(described)
+            summary[source] = summarise(np.array([row["rows"] for row in described]), described)
+        parts = [
+            write_parquet(self.output, name, pa.Table.from_pylist(values, schema=schema), content=name)
+            for name, values, schema in ((STATISTICS, rows, _STATISTICS), (FARTHEST, farthest, _FARTHEST_ROWS))
+        ]
+        return parts, summary
+
+
+def summarise(sizes: np.ndarray, described: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of one source's clusters. histogram: clusters by the power of two that their rows reach."""
+    powers, counts = np.unique(np.floor(np.log2(sizes)).astype(int), return_counts=True)
+    cosines = np.array([row["mean_cosine"] for row in described])
+    return {
+        "rows": int(sizes.sum()),
+        "clusters": len(sizes),
+        "largest": int(sizes.max()),
+        "smallest": int(sizes.min()),
+        "median": float(np.median(sizes)),
+        "gini": round(gini(sizes), 4),
+        "histogram": {str(2**power): int(count) for power, count in zip(powers.tolist(), counts, strict=True)},
+        "mean_cosine": None if np.isnan(cosines).any() else round(float(np.average(cosines, weights=sizes)), 5),
+        "remarks": sum(bool(row["remarks"]) for row in described),
+    }
+
+
+def gini(sizes: np.ndarray) -> float:
+    """0 where all clusters are of one size, towards 1 where one cluster has everything."""
+    ordered = np.sort(sizes).astype(float)
+    count = len(ordered)
+    return float((2 * np.arange(1, count + 1) - count - 1) @ ordered / (count * ordered.sum()))
+
+
+def _describe(
+    source: str, clusters: dict[int, list[dict[str, Any]]], vectors: dict[tuple[str, int], np.ndarray]
+) -> list[dict[str, Any]]:
+    numbers = sorted(clusters)
+    pieces = [clusters[number] for number in numbers]
+    # A cluster that is spread over several buckets is named by what its first piece says.
+    terms = naming_terms([found[0]["terms"] for found in pieces], [found[0]["counts"] for found in pieces])
+    neighbours: list[list[dict[str, Any]]] = [[] for _ in numbers]
+    if vectors and len(numbers) > 1:
+        neighbours = _neighbours(numbers, unit_length(np.array([vectors[source, number] for number in numbers])))
+    rows = []
+    for place, (number, found) in enumerate(zip(numbers, pieces, strict=True)):
+        size = sum(piece["rows"] for piece in found)
+        near = sorted((row for piece in found for row in piece["near"]), key=lambda row: -row["cosine"])
+        far = sorted((row for piece in found for row in piece["far"]), key=lambda row: row["cosine"])
+        rows.append(
+            {
+                "source": source,
+                "cluster": number,
+                "rows": size,
+                "mean_cosine": sum(piece["cosine"] for piece in found) / size,
+                "duplicate_share": sum(piece["duplicates"] for piece in found) / size,
+                "mean_characters": sum(piece["characters"] for piece in found) / size,
+                "terms": terms[place],
+                "neighbours": neighbours[place],
+                "near": near[:EXAMPLES],
+                "far": far[:EXAMPLES],
+            }
+        )
+    _remark(rows)
+    return rows
+
+
+def _remark(rows: list[dict[str, Any]]) -> None:
+    """Adds `remarks`: why a cluster may hold junk."""
+    cosines = np.array([row["mean_cosine"] for row in rows])
+    limit = cosines.mean() - _DEVIATIONS * cosines.std() if len(rows) >= 8 else -np.inf
+    for row in rows:
+        remarks = []
+        if row["duplicate_share"] > _DUPLICATES:
+            remarks.append(f"{row['duplicate_share']:.0%} of its documents repeat others")
+        if row["mean_cosine"] < limit:
+            remarks.append("its rows have little in common")
+        row["remarks"] = remarks
+
+
+def _neighbours(numbers: Sequence[int], centroids: np.ndarray) -> list[list[dict[str, Any]]]:
+    """The nearest other clusters of each, by the cosine of their mean vectors."""
+    centroids = centroids.astype(np.float32)
+    found: list[list[dict[str, Any]]] = []
+    for start in range(0, len(centroids), 1024):
+        similarity = centroids[start : start + 1024] @ centroids.T
+        similarity[np.arange(len(similarity)), start + np.arange(len(similarity))] = -np.inf
+        count = min(_NEIGHBOURS, len(centroids) - 1)
+        nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+        for row, places in zip(similarity, nearest, strict=True):
+            ordered = places[np.lexsort((places, -row[places]))]
+            found.append([{"cluster": numbers[place], "cosine": float(row[place])} for place in ordered.tolist()])
+    return found
+
+
+def _farthest(described: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = [{"source": row["source"], "cluster": row["cluster"], **far} for row in described for far in row["far"]]
+    return sorted((row for row in rows if not np.isnan(row["cosine"])), key=lambda row: row["cosine"])[:_FARTHEST]
+
+
+_NEIGHBOUR = pa.struct([pa.field("cluster", pa.int32()), pa.field("cosine", pa.float32())])
+_STATISTICS = pa.schema(
+    [
+        pa.field("source", pa.string()),
+        pa.field("cluster", pa.int32()),
+        pa.field("rows", pa.int64()),
+        pa.field("mean_cosine", pa.float32()),
+        pa.field("duplicate_share", pa.float32()),
+        pa.field("mean_characters", pa.float32()),
+        pa.field("terms", pa.list_(pa.string())),
+        pa.field("neighbours", pa.list_(_NEIGHBOUR)),
+        pa.field("near", pa.list_(EXAMPLE)),
+        pa.field("far", pa.list_(EXAMPLE)),
+        pa.field("remarks", pa.list_(pa.string())),
+    ]
+)
+_FARTHEST_ROWS = pa.schema([pa.field("source", pa.string()), pa.field("cluster", pa.int32()), *EXAMPLE])

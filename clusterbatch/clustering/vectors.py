@@ -1,0 +1,71 @@
+"""The surrogate's vectors of corpus units: those the stage `embed` kept, or computed when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from clusterbatch.clustering.tasks import TaskUnit
+from clusterbatch.config import RunConfig
+from clusterbatch.encoder.embedder import UnitEmbedder
+from clusterbatch.encoder.prepare import Side
+from clusterbatch.errors import DataError
+from clusterbatch.store import Artifact
+from clusterbatch.store.tables import read_parquet
+from clusterbatch.store.workspace import Workspace
+
+
+class VectorSource(Protocol):
+    def read(self, item: TaskUnit, sides: Sequence[Side], rows: np.ndarray | None = None) -> pa.Table:
+        """pair_id, source and `<side>_vector` of a unit's rows, or of some (row numbers inside the unit)."""
+        ...
+
+
+def open_vectors(config: RunConfig, generation: int) -> VectorSource:
+    """Where a worker gets vectors from; opened in the worker, since it may have to load weights."""
+    if config.embed.persist:
+        return _StoredVectors(Workspace(config).embeddings(generation))
+    return _FreshVectors(UnitEmbedder(config, generation))
+
+
+class _StoredVectors:
+    def __init__(self, embeddings: Artifact) -> None:
+        self._folder = embeddings.folder
+
+    def read(self, item: TaskUnit, sides: Sequence[Side], rows: np.ndarray | None = None) -> pa.Table:
+        assert item.embeddings is not None
+        columns = ["pair_id", "source", *(f"{side}_vector" for side in sides)]
+        table = read_parquet(self._folder, item.embeddings.path, columns)
+        if table.num_rows != item.unit.rows:
+            raise DataError(
+                f"{self._folder.uri}/{item.embeddings.path}: {table.num_rows} rows, but unit {item.unit.number} of "
+                f"the corpus has {item.unit.rows}"
+            )
+        return table if rows is None else table.take(pa.array(rows))
+
+
+class _FreshVectors:
+    def __init__(self, embedder: UnitEmbedder) -> None:
+        self._embedder = embedder
+
+    def read(self, item: TaskUnit, sides: Sequence[Side], rows: np.ndarray | None = None) -> pa.Table:
+        embedded = self._embedder.embed(item.unit, rows=rows, sides=sides)
+        table = embedded.rows.select(["pair_id", "source"])
+        for side in sides:
+            table = table.append_column(f"{side}_vector", vector_column(embedded.vectors[side]))
+        return table
+
+
+def vector_column(values: np.ndarray) -> pa.FixedSizeListArray:
+    """(rows, dimensions) as a column of fixed-size lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).ravel()), values.shape[1])
+
+
+def vector_values(column: pa.ChunkedArray | pa.FixedSizeListArray) -> np.ndarray:
+    """(rows, dimensions) of a column of fixed-size lists, in its own number type."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
