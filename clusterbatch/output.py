@@ -24,7 +24,7 @@ def print_quality(gains: Iterable[dict[str, Any]], report: str) -> None:
         gain = f"{after - before:+.4f}" if before is not None and after is not None else ""
         shown = [f"{value:.4f}" if value is not None else "" for value in (before, after)]
         table.add_row(row["collection"], row["metric"], f"{row['queries']:,}", *shown, gain)
-    console = Console()
+    console = _console()
     console.print(table)
     console.print(f"report: {report}", soft_wrap=True)
 
@@ -36,7 +36,7 @@ def print_comparison(found: dict[str, Any], page: str) -> None:
         interval = f"{row['low']:+.4f} … {row['high']:+.4f}" if row["low"] is not None else ""
         figures = [f"{row[key]:{form}}" if row[key] is not None else "" for key, form in _COMPARED]
         table.add_row(row["arm"], row["verdict"], *figures[:2], interval, *figures[2:])
-    console = Console()
+    console = _console()
     console.print(table)
     console.print(found["answer"])
     console.print(f"report: {page}", soft_wrap=True)
@@ -59,17 +59,23 @@ def print_workspace(workspace: str, rows: Sequence[dict[str, Any]]) -> None:
             f"{row['bytes'] / 2**20:,.1f}",
             f"{row['seconds']:,.1f}",
         )
-    Console().print(table)
+    _console().print(table)
 
 
 def print_removals(removals: Sequence[Removal], removed: bool) -> None:
     table = _table("Removed" if removed else "Would be removed", "path", "MiB", "reason")
     for removal in removals:
         table.add_row(removal.path, f"{removal.bytes / 2**20:,.1f}", removal.reason)
-    console = Console()
+    console = _console()
     console.print(table)
     total = sum(removal.bytes for removal in removals) / 2**20
     console.print(f"{len(removals)} places, {total:,.1f} MiB" + ("" if removed else "; pass --yes to remove them"))
+
+
+def _console() -> Console:
+    # Where nobody looks at a terminal (a log, a pipe), eighty columns would only break words.
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
 
 
 def _table(title: str, *columns: str) -> Table:
