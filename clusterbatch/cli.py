@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         _with_config(commands, name, what, lambda config, options: _stage(config, options), stage=name, estimate=True)
     _with_config(commands, "run", "all stages, skipping what is done", _run, estimate=True)
     _with_config(commands, "report", "rebuild a workspace's report", _report)
-    _with_config(commands, "compare", "batch strategies and seeds on the same data: table, verdict, report", _compare)
+    what = "batch strategies and seeds on the same data: table, verdict, report"
+    compare = _with_config(commands, "compare", what, _compare)
+    compare.add_argument("--budget", metavar="15m", help="time it may take; sample and steps are chosen to fit")
     _with_config(commands, "inspect", "what is in a workspace", _inspect, force=False)
     clean = _with_config(
         commands, "clean", "what a workspace no longer needs; removes it with --yes", _clean, force=False
@@ -94,7 +96,9 @@ def _with_config(
         command.add_argument("--dry-run", action="store_true", help="only say what time, memory and money it may take")
 
     def action(options: argparse.Namespace) -> None:
-        words: list[str] = options.words
+        words: list[str] = list(options.words)
+        if getattr(options, "budget", None):
+            words.append(f"compare.budget={options.budget}")
         path = words[0] if words and "=" not in words[0] else None
         config = load_config(path, words[1:] if path else words)
         if estimate and options.dry_run:

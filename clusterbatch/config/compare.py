@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -48,10 +48,6 @@ def _seconds(value: object) -> object:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else value
 
 
-# Seconds; written 900, 15m or 2h.
-Duration = Annotated[float, BeforeValidator(_seconds)]
-
-
 class DecideConfig(Section):
     """When it pays: the gain over the baseline that the user wants to see, and what it may cost."""
 
@@ -79,6 +75,12 @@ class CompareConfig(Section):
     # The arm that the others are measured against; unset: the first.
     baseline: str | None = None
     seeds: int = Field(3, ge=1)
+    # Share of the corpus to compare on; unset: all of it.
+    sample: float | None = Field(None, gt=0, le=1)
+    # neighbourhoods: whole coarse neighbourhoods of every source, as dense as in the corpus; uniform: any rows.
+    sample_by: Literal["neighbourhoods", "uniform"] = "neighbourhoods"
+    # Seconds (or 15m, 2h) that all of it may take: sample, steps and points are then chosen to fit this machine.
+    budget: Annotated[float | None, BeforeValidator(_seconds)] = Field(None, ge=60)
     # Optimizer steps of every run; unset: what train.steps or train.epochs say of the baseline.
     steps: int | None = Field(None, ge=1)
     # Three times the steps: late gains need time to show.

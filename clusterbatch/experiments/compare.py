@@ -14,15 +14,18 @@ import numpy as np
 import pyarrow.compute as pc
 
 from clusterbatch.clustering.stage import cluster
-from clusterbatch.config import RunConfig, fingerprint
+from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.encoder.hardware import resolve_device
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.encoder.stage import embed
+from clusterbatch.errors import UsageError
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.experiments.arms import Arm, arms_of
+from clusterbatch.experiments.budget import fit_budget
+from clusterbatch.experiments.sampling import sample_corpus, sample_home
 from clusterbatch.experiments.trial import TrialWorker
 from clusterbatch.experiments.trials import Setting, Trials, is_for_tuning
 from clusterbatch.runtime import Pool, Unit, lasting_session, ray_session, run_units
@@ -47,13 +50,17 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
     temperature by arm; `swept`, whether they were chosen here; seconds of the shared stages; `collections`.
     """
     watch = Stopwatch()
-    arms, layouts = arms_of(config)
-    collections = configured_collections(config)
     metrics = [parse_metric(name).name for name in (config.compare.decide.metric, *config.evaluate.metrics)]
     with lasting_session():
         if config.reuse.corpus is None:
             ingest(config)
-        embeddings = Workspace(config).embeddings().require() if config.reuse.embeddings else embed(config)
+        collections = configured_collections(config)
+        config = prepared(config)
+        if config.compare.sample:
+            sample_corpus(config, config.compare.sample, config.compare.sample_by)
+        data = with_sample(config)
+        embeddings = Workspace(data).embeddings().require() if config.reuse.embeddings else embed(data)
+        arms, layouts = arms_of(data)
         clusters = {name: cluster(layout) for name, layout in layouts.items()}
         plans = {arm.name: open_plan(arm.config, *_clusters(layouts[arm.layout])) for arm in arms}
         steps = _steps(config, plans[config.compare.reference].steps_per_epoch)
@@ -110,6 +117,21 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
             "collections": [collection.name for collection in collections],
         },
     )
+
+
+def prepared(config: RunConfig) -> RunConfig:
+    """`config` with its budget turned into a sample, steps and points."""
+    return fit_budget(config) if config.compare.budget else config
+
+
+def with_sample(config: RunConfig) -> RunConfig:
+    """`config` with the sample, if there is one, in place of its corpus and embeddings."""
+    if not config.compare.sample:
+        return config
+    if config.reuse.embeddings:
+        raise UsageError("compare.sample: embeddings of the whole corpus (reuse.embeddings) cannot serve a sample")
+    home = sample_home(config, config.compare.sample, config.compare.sample_by)
+    return with_changes(config, {"reuse.corpus": home, "reuse.embeddings": home})
 
 
 def _clusters(layout: RunConfig) -> tuple[Artifact, Manifest]:

@@ -19,7 +19,7 @@ from clusterbatch.experiments.clusterviews import (
     cluster_map,
     cluster_rows,
 )
-from clusterbatch.experiments.compare import comparison_artifact
+from clusterbatch.experiments.compare import comparison_artifact, prepared, with_sample
 from clusterbatch.experiments.comparison import Comparison, read_comparison
 from clusterbatch.experiments.figures import Plot
 from clusterbatch.experiments.phrases import PHRASES
@@ -42,6 +42,7 @@ def write_comparison(config: RunConfig) -> str:
     """Writes <workspace>/compare/report/; returns the URI of its page. Raises DataError where nothing was compared."""
     artifact = comparison_artifact(config)
     manifest = artifact.require()
+    config = with_sample(prepared(config))
     comparison = read_comparison(config, artifact, manifest)
     folder = Workspace(config).root.child("compare", "report")
     words = PHRASES[config.report.language]

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from clusterbatch.config import RunConfig, load_config
+from clusterbatch.corpus.units import PAIRS, corpus_units, read_unit
+from clusterbatch.experiments.budget import _decide
+from clusterbatch.experiments.sampling import sample_corpus, sample_home
+from clusterbatch.schema import corpus_schema
+from clusterbatch.store import Counts, Receipt
+from clusterbatch.store.tables import write_parquet
+from clusterbatch.store.workspace import Workspace
+
+ROWS = 1200
+# Forty topics of thirty rows each: neighbourhoods that a sample should keep or leave, but not tear.
+WORDS = [
+    line.split() for line in ["harbour ship quay", "volcano lava ash", "guitar string chord", "orchard apple pear"] * 10
+]
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    config = load_config(None, [f"workspace={tmp_path}/ws", "corpus.paths=unused"])
+    artifact = Workspace(config).corpus
+    rng = np.random.default_rng(0)
+    topics = rng.permutation(np.repeat(np.arange(40), ROWS // 40))
+    documents = [" ".join([*rng.permutation(WORDS[topic]), f"lot{topic}"] * 3) for topic in topics]
+    table = pa.table(
+        {
+            "pair_id": [f"{n:032x}" for n in range(ROWS)],
+            "query": [f"question {n}" for n in range(ROWS)],
+            "document": documents,
+            "source": ["odd" if topic % 2 else "even" for topic in topics],
+            "query_hash": pa.array(range(ROWS), pa.uint64()),
+            "document_hash": pa.array(range(ROWS), pa.uint64()),
+        },
+        schema=corpus_schema(),
+    )
+    part = write_parquet(artifact, "part", table, 300, role=PAIRS)
+    receipt = Receipt(unit=0, fingerprint="f" * 16, parts=[part], counts=Counts(read=ROWS, written=ROWS))
+    artifact.commit(
+        "f" * 16, [receipt], config={}, inputs={}, seconds=1, details={"sources": {"even": 600, "odd": 600}}
+    )
+
+    def run(title, units, worker, arguments, pool, *, done):
+        only = worker(**arguments)
+        return [only.process(unit) for unit in units]
+
+    monkeypatch.setattr("clusterbatch.experiments.sampling.run_units", run)
+    monkeypatch.setattr("clusterbatch.experiments.sampling.ray_session", lambda config: nullcontext())
+    return config
+
+
+def sampled(config: RunConfig, share: float, way: str) -> pa.Table:
+    manifest = sample_corpus(config, share, way)
+    assert manifest.counts.read == ROWS
+    home = config.model_copy(update={"workspace": sample_home(config, share, way)})
+    artifact = Workspace(home).corpus
+    table = pa.concat_tables([read_unit(artifact, unit) for unit in corpus_units(manifest)])
+    assert table.num_rows == manifest.counts.written == sum(manifest.details["sources"].values())
+    return table
+
+
+@pytest.mark.parametrize("way", ["neighbourhoods", "uniform"])
+def test_about_the_share_of_every_source_and_the_same_each_time(config: RunConfig, way: str):
+    table = sampled(config, 0.3, way)
+    assert 0.15 * ROWS < table.num_rows < 0.5 * ROWS
+    assert set(table["source"].to_pylist()) == {"even", "odd"}
+    assert sampled(config, 0.3, way)["pair_id"].to_pylist() == table["pair_id"].to_pylist()
+
+
+def test_neighbourhoods_stay_whole_where_uniform_sampling_thins_them(config: RunConfig):
+    def kept_share_of_met_topics(table: pa.Table) -> float:
+        met = [document.split()[3] for document in table["document"].to_pylist()]
+        return float(np.mean([met.count(topic) / (ROWS // 40) for topic in set(met)]))
+
+    dense = kept_share_of_met_topics(sampled(config, 0.3, "neighbourhoods"))
+    thin = kept_share_of_met_topics(sampled(config, 0.3, "uniform"))
+    assert dense > 1.5 * thin
+
+
+def test_a_budget_decides_sample_steps_and_points(config: RunConfig):
+    values = config.model_dump()
+    values["compare"] |= {"arms": ["random", "cluster"], "seeds": 3, "budget": "15m"}
+    config = RunConfig.model_validate(values)
+    # Everything fits: nothing is cut.
+    free = _decide(config, embedding=0.001, step=0.001, measuring=0.1)
+    assert free == {"compare.budget": None, "compare.sample": None, "compare.steps": 20, "compare.points": 5}
+    # Embedding 1,200 rows would take twenty minutes, and a measurement a minute.
+    tight = _decide(config, embedding=1.0, step=0.5, measuring=60.0)
+    assert tight["compare.sample"] == pytest.approx(0.3 * 900 / 1200, abs=1e-3)
+    assert tight["compare.points"] == 1
+    assert 6 * (tight["compare.steps"] * 0.5 + 60) <= 900 * 2
