@@ -88,8 +88,8 @@ class TrainConfig(Section):
     deterministic: bool = False
     # What a backbone computes in: auto takes bfloat16 where the machine has instructions for it. Weights stay float32.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    # Tokens (padding included) of one micro-batch.
-    micro_batch_tokens: int = Field(16_384, ge=64)
+    # Tokens (padding included) that go through the encoder at once; unset: 2,048 for a backbone on a CPU, else 65,536.
+    micro_batch_tokens: int | None = Field(None, ge=64)
     # Activations kept from the forward to the backward pass; micro-batches beyond it are computed twice (gradient
     # cache). The gradient is the same.
     activation_bytes: int = operational(2 * 2**30, ge=0)

@@ -20,7 +20,7 @@ from clusterbatch.training.grad_cache import CachedEmbedding, RandomKey
 from clusterbatch.training.loss import ContrastiveLoss
 from clusterbatch.training.masks import BatchFacts
 from clusterbatch.training.optimizer import Optimizer
-from clusterbatch.training.preparing import autocast, prepare, token_table
+from clusterbatch.training.preparing import autocast, micro_batch_tokens, prepare, token_table
 from clusterbatch.training.reduce import FlatGradients
 
 
@@ -62,6 +62,7 @@ class TrainingStep:
         self.gradients = FlatGradients(list(self.trainable.values()), tables, world)
         self.optimizer = Optimizer(self.trainable, config, steps)
         self._autocast = autocast(config, encoder)
+        self._micro_batch_tokens = micro_batch_tokens(config, encoder)
 
     def run(self, batch: SliceBatch, stop_requested: bool = False) -> StepResult:
         """Trains on the global batch of which `batch` is this rank's slice."""
@@ -75,7 +76,7 @@ class TrainingStep:
             self._encode,
             tokens,
             RandomKey(self.config.seed, batch.step, self.world.rank),
-            micro_batch_tokens=self.config.micro_batch_tokens,
+            micro_batch_tokens=self._micro_batch_tokens,
             activation_bytes=self.config.activation_bytes,
         )
         vectors = embedding.vectors.split([len(kind) for kind in kinds])

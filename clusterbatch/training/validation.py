@@ -16,6 +16,7 @@ from clusterbatch.evaluation.metrics import parse_metric, per_query
 from clusterbatch.evaluation.search import descending_ids, search
 from clusterbatch.store import Folder
 from clusterbatch.training.gather import World
+from clusterbatch.training.preparing import micro_batch_tokens
 
 METRIC = "NDCG@10"
 _ANSWERS = 10
@@ -26,7 +27,7 @@ class Validation:
 
     def __init__(self, config: RunConfig, encoder: Encoder, world: World) -> None:
         assert config.train.evaluate_path is not None
-        self._world, self._batch_tokens = world, config.train.micro_batch_tokens
+        self._world, self._batch_tokens = world, micro_batch_tokens(config.train, encoder)
         collection: Collection = open_collections([Folder(config.train.evaluate_path, config.storage)])[0]
         grades = collection.read_judgements()
         queries = collection.read_queries(grades)

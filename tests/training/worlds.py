@@ -18,7 +18,9 @@ from clusterbatch.training.gather import World
 
 # A server that has torch loaded already and forks clean processes from there: starting four ranks costs little.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "clusterbatch.training.step", "tests.training.worlds"])
+_CONTEXT.set_forkserver_preload(
+    ["tests.training.small_run", "clusterbatch.training.worker", "transformers.models.bert.modeling_bert"]
+)
 _SECONDS = 120
 
 

@@ -1,0 +1,186 @@
+"""Training, pairs per second, against the Sentence Transformers trainer with its cached loss.
+
+    python -m tests.benchmarks.bench_training [--batch 256] [--steps 2] [--rounds 3]
+
+Same model (MiniLM), real pairs (CLUSTERBATCH_DATA), same batches in the same order, 128 tokens, no dropout, AdamW with
+the same settings, one process with all cores; both tokenise as they go. Rounds alternate; each begins from the first
+weights. One JSON line: the ratio of the best rounds, and the largest difference of the losses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from clusterbatch.batches.loader import SliceBatch
+from clusterbatch.config import TrainConfig
+from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.training.gather import World
+from clusterbatch.training.step import TrainingStep
+
+MODEL, TOKENS, RATE, DECAY, CLIP = "all-MiniLM-L6-v2", 128, 2e-5, 0.01, 1.0
+PROMISE = 2.0
+
+
+def real_pairs(count: int) -> list[tuple[str, str]]:
+    """Rows drawn evenly from all sources of the data folder."""
+    folder = Path(os.environ.get("CLUSTERBATCH_DATA", Path(__file__).parents[3] / "shared" / "data")) / "pairs"
+    pairs: list[tuple[str, str]] = []
+    for file in sorted(folder.glob("*.parquet")):
+        table = pq.read_table(file, columns=["query", "document"]).slice(0, 4 * count)
+        pairs += zip(table["query"].to_pylist(), table["document"].to_pylist(), strict=True)
+    order = np.random.default_rng(0).permutation(len(pairs))[:count]
+    return [pairs[row] for row in order]
+
+
+def ours(batches: list[list[tuple[str, str]]]) -> tuple[float, list[float]]:
+    """(seconds, loss of every step)."""
+    encoder = load_encoder(resolve_model(MODEL), "backbone")
+    config = TrainConfig(
+        encoder="backbone",
+        dropout=0.0,
+        learning_rate=RATE,
+        schedule="constant",
+        warmup=0.0,
+        weight_decay=DECAY,
+        clip_norm=CLIP,
+        temperature=0.05,
+        # The peer masks nothing.
+        mask={"duplicates": False},
+    )
+    training = TrainingStep(encoder, config, len(batches), World())
+    losses = []
+    start = time.perf_counter()
+    for step, pairs in enumerate(batches):
+        queries = encoder.tokenizer.encode([query for query, _ in pairs], TOKENS)
+        documents = encoder.tokenizer.encode([document for _, document in pairs], TOKENS)
+        number = np.arange(len(pairs), dtype=np.uint64)
+        slice_batch = SliceBatch(
+            step=step,
+            epoch=0,
+            query_tokens=queries,
+            document_tokens=documents,
+            query_hash=number,
+            document_hash=number,
+            weight=None,
+            negative_tokens=None,
+            negative_counts=None,
+            query_vector=None,
+            document_vector=None,
+            slice_rows=np.array([len(pairs)]),
+            composition=None,  # type: ignore[arg-type]
+        )
+        losses.append(training.run(slice_batch).loss)
+    return time.perf_counter() - start, losses
+
+
+def theirs(batches: list[list[tuple[str, str]]]) -> tuple[float, list[float]]:
+    """The same with SentenceTransformerTrainer and CachedMultipleNegativesRankingLoss, its default mini-batches."""
+    from datasets import Dataset
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+    from torch.utils.data import BatchSampler, SequentialSampler
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        start = seconds = 0.0
+
+        def on_train_begin(self, *positional: Any, **named: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *positional: Any, **named: Any) -> None:
+            self.seconds = time.perf_counter() - self.start
+
+    model = SentenceTransformer(resolve_model(MODEL), device="cpu")
+    model.max_seq_length = TOKENS
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    flat = [pair for batch in batches for pair in batch]
+    clock = Clock()
+    with TemporaryDirectory() as folder:
+        trainer = SentenceTransformerTrainer(
+            model=model,
+            args=SentenceTransformerTrainingArguments(
+                output_dir=folder,
+                num_train_epochs=1,
+                per_device_train_batch_size=len(batches[0]),
+                learning_rate=RATE,
+                lr_scheduler_type="constant",
+                weight_decay=DECAY,
+                max_grad_norm=CLIP,
+                logging_steps=1,
+                save_strategy="no",
+                report_to="none",
+                use_cpu=True,
+                disable_tqdm=True,
+                batch_sampler=lambda dataset, batch_size, **_: BatchSampler(
+                    SequentialSampler(dataset), batch_size, drop_last=False
+                ),
+            ),
+            train_dataset=Dataset.from_dict(
+                {"query": [pair[0] for pair in flat], "document": [pair[1] for pair in flat]}
+            ),
+            loss=CachedMultipleNegativesRankingLoss(model),
+            callbacks=[clock],
+        )
+        trainer.train()
+    return clock.seconds, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    pairs = real_pairs(options.batch * options.steps)
+    batches = [pairs[start : start + options.batch] for start in range(0, len(pairs), options.batch)]
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    losses: dict[str, list[float]] = {}
+    for number in range(options.rounds):
+        # Whoever comes first in a round has the warmer or the colder machine; so take turns.
+        for name, run in [("ours", ours), ("theirs", theirs)][:: 1 if number % 2 == 0 else -1]:
+            spent, losses[name] = run(batches)
+            seconds[name].append(spent)
+    rates = {name: [len(pairs) / spent for spent in values] for name, values in seconds.items()}
+    difference = max(abs(one / other - 1) for one, other in zip(losses["ours"], losses["theirs"], strict=True))
+    print(
+        json.dumps(
+            {
+                "figure": "training, pairs/s",
+                "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+                "batch": options.batch,
+                "steps": options.steps,
+                "tokens": TOKENS,
+                "ours": [round(rate, 2) for rate in rates["ours"]],
+                "theirs": [round(rate, 2) for rate in rates["theirs"]],
+                "ratio": round(max(rates["ours"]) / max(rates["theirs"]), 2),
+                "promise": f">= {PROMISE}",
+                "losses_ours": losses["ours"],
+                "losses_theirs": losses["theirs"],
+                "largest_loss_difference": round(difference, 5),
+                "promise_loss": "<= 0.01",
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
