@@ -91,8 +91,8 @@ class TrainConfig(Section):
     # Tokens (padding included) that go through the encoder at once; unset: 2,048 for a backbone on a CPU, else 65,536.
     micro_batch_tokens: int | None = Field(None, ge=64)
     # Activations kept from the forward to the backward pass; micro-batches beyond it are computed twice (gradient
-    # cache). The gradient is the same.
-    activation_bytes: int = operational(2 * 2**30, ge=0)
+    # cache). The gradient is the same. Unset: 2 GiB on a CPU, half of what is free on a GPU.
+    activation_bytes: int | None = operational(None, ge=0)
     # Keeps each layer's input only and computes the layer again: less memory, a third more work.
     gradient_checkpointing: bool = operational(False)
 

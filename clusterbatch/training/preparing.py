@@ -74,6 +74,13 @@ def micro_batch_tokens(config: TrainConfig, encoder: Encoder) -> int:
     return _LARGE if encoder.kind == "static" or encoder.device.type != "cpu" else _SMALL
 
 
+def activation_bytes(config: TrainConfig, device: torch.device) -> int:
+    """Memory for activations where the configuration leaves it open; ask before training takes any."""
+    if config.activation_bytes is not None:
+        return config.activation_bytes
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2 * 2**30
+
+
 def check_adapters(config: TrainConfig) -> None:
     """Raises UsageError where adapters are asked for and peft is not there."""
     if config.lora is not None and importlib.util.find_spec("peft") is None:

@@ -20,7 +20,7 @@ from clusterbatch.training.grad_cache import CachedEmbedding, RandomKey
 from clusterbatch.training.loss import ContrastiveLoss
 from clusterbatch.training.masks import BatchFacts
 from clusterbatch.training.optimizer import Optimizer
-from clusterbatch.training.preparing import autocast, micro_batch_tokens, prepare, token_table
+from clusterbatch.training.preparing import activation_bytes, autocast, micro_batch_tokens, prepare, token_table
 from clusterbatch.training.reduce import FlatGradients
 
 
@@ -62,6 +62,7 @@ class TrainingStep:
         self.gradients = FlatGradients(list(self.trainable.values()), tables, world)
         self.optimizer = Optimizer(self.trainable, config, steps)
         self._autocast = autocast(config, encoder)
+        self._activation_bytes = activation_bytes(config, encoder.device)
         self._micro_batch_tokens = micro_batch_tokens(config, encoder)
 
     def run(self, batch: SliceBatch, stop_requested: bool = False) -> StepResult:
@@ -77,7 +78,7 @@ class TrainingStep:
             tokens,
             RandomKey(self.config.seed, batch.step, self.world.rank),
             micro_batch_tokens=self._micro_batch_tokens,
-            activation_bytes=self.config.activation_bytes,
+            activation_bytes=self._activation_bytes,
         )
         vectors = embedding.vectors.split([len(kind) for kind in kinds])
         facts, negatives_of_rank, weight = gather_facts(batch, self.world, self.encoder.device)

@@ -1,10 +1,12 @@
 """Training, pairs per second, against the Sentence Transformers trainer with its cached loss.
 
     python -m tests.benchmarks.bench_training [--batch 256] [--steps 2] [--rounds 3]
+    python -m tests.benchmarks.bench_training --device cuda --bert-base --batch 16384 --mini-batch 512
 
-Same model (MiniLM), real pairs (CLUSTERBATCH_DATA), same batches in the same order, 128 tokens, no dropout, AdamW with
-the same settings, one process with all cores; both tokenise as they go. Rounds alternate; each begins from the first
-weights. One JSON line: the ratio of the best rounds, and the largest difference of the losses.
+Same model (MiniLM, or an untrained one of BERT-base's size), real pairs (CLUSTERBATCH_DATA), same batches in the same
+order, 128 tokens, no dropout, AdamW with the same settings, one process with all cores or one GPU (bfloat16 for both);
+both tokenise as they go. Rounds alternate; each begins from the first weights. One JSON line: the ratio of the best
+rounds, and the largest difference of the losses.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from clusterbatch.config import TrainConfig
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.training.gather import World
+from clusterbatch.training.preparing import computing_dtype
 from clusterbatch.training.step import TrainingStep
+from clusterbatch.training.throughput import peak_flops, training_flops_per_token
 
 MODEL, TOKENS, RATE, DECAY, CLIP = "all-MiniLM-L6-v2", 128, 2e-5, 0.01, 1.0
 PROMISE = 2.0
@@ -44,9 +48,20 @@ def real_pairs(count: int) -> list[tuple[str, str]]:
     return [pairs[row] for row in order]
 
 
-def ours(batches: list[list[tuple[str, str]]]) -> tuple[float, list[float]]:
-    """(seconds, loss of every step)."""
-    encoder = load_encoder(resolve_model(MODEL), "backbone")
+def bert_base(folder: Path) -> str:
+    """Writes an untrained model of BERT-base's size with MiniLM's tokenizer (CLUSTERBATCH_TOKENIZER: another)."""
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    tokenizer = AutoTokenizer.from_pretrained(os.environ.get("CLUSTERBATCH_TOKENIZER") or resolve_model(MODEL))
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(tokenizer))).save_pretrained(folder)
+    return str(folder)
+
+
+def ours(model: str, device: str, batches: list[list[tuple[str, str]]]) -> tuple[float, list[float], float]:
+    """(seconds, loss of every step, MFU of the last step)."""
+    encoder = load_encoder(model, "backbone", device=device)
     config = TrainConfig(
         encoder="backbone",
         dropout=0.0,
@@ -81,12 +96,17 @@ def ours(batches: list[list[tuple[str, str]]]) -> tuple[float, list[float]]:
             slice_rows=np.array([len(pairs)]),
             composition=None,  # type: ignore[arg-type]
         )
-        losses.append(training.run(slice_batch).loss)
-    return time.perf_counter() - start, losses
+        result = training.run(slice_batch)
+        losses.append(result.loss)
+    seconds = time.perf_counter() - start
+    flops = (training_flops_per_token(encoder) or 0.0) * result.tokens
+    return seconds, losses, flops / result.seconds / peak_flops(encoder.device, computing_dtype(config, encoder))
 
 
-def theirs(batches: list[list[tuple[str, str]]]) -> tuple[float, list[float]]:
-    """The same with SentenceTransformerTrainer and CachedMultipleNegativesRankingLoss, its default mini-batches."""
+def theirs(
+    model_folder: str, device: str, batches: list[list[tuple[str, str]]], mini_batch: int
+) -> tuple[float, list[float]]:
+    """The same with SentenceTransformerTrainer and CachedMultipleNegativesRankingLoss."""
     from datasets import Dataset
     from sentence_transformers import (
         SentenceTransformer,
@@ -106,7 +126,7 @@ def theirs(batches: list[list[tuple[str, str]]]) -> tuple[float, list[float]]:
         def on_step_end(self, *positional: Any, **named: Any) -> None:
             self.seconds = time.perf_counter() - self.start
 
-    model = SentenceTransformer(resolve_model(MODEL), device="cpu")
+    model = SentenceTransformer(model_folder, device=device)
     model.max_seq_length = TOKENS
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -127,7 +147,8 @@ def theirs(batches: list[list[tuple[str, str]]]) -> tuple[float, list[float]]:
                 logging_steps=1,
                 save_strategy="no",
                 report_to="none",
-                use_cpu=True,
+                use_cpu=device == "cpu",
+                bf16=device != "cpu",
                 disable_tqdm=True,
                 batch_sampler=lambda dataset, batch_size, **_: BatchSampler(
                     SequentialSampler(dataset), batch_size, drop_last=False
@@ -136,11 +157,15 @@ def theirs(batches: list[list[tuple[str, str]]]) -> tuple[float, list[float]]:
             train_dataset=Dataset.from_dict(
                 {"query": [pair[0] for pair in flat], "document": [pair[1] for pair in flat]}
             ),
-            loss=CachedMultipleNegativesRankingLoss(model),
+            loss=CachedMultipleNegativesRankingLoss(model, mini_batch_size=mini_batch),
             callbacks=[clock],
         )
         trainer.train()
     return clock.seconds, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _accelerator(device: str) -> str:
+    return "no GPU" if device == "cpu" else torch.cuda.get_device_name()
 
 
 def main() -> None:
@@ -148,24 +173,35 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bert-base", action="store_true")
+    parser.add_argument("--mini-batch", type=int, default=32, help="the peer's; its own default is 32")
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     pairs = real_pairs(options.batch * options.steps)
     batches = [pairs[start : start + options.batch] for start in range(0, len(pairs), options.batch)]
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     losses: dict[str, list[float]] = {}
-    for number in range(options.rounds):
-        # Whoever comes first in a round has the warmer or the colder machine; so take turns.
-        for name, run in [("ours", ours), ("theirs", theirs)][:: 1 if number % 2 == 0 else -1]:
-            spent, losses[name] = run(batches)
-            seconds[name].append(spent)
+    mfu = 0.0
+    with TemporaryDirectory() as folder:
+        model = bert_base(Path(folder)) if options.bert_base else resolve_model(MODEL)
+        for number in range(options.rounds):
+            # Whoever comes first in a round has the warmer or the colder machine; so take turns.
+            for name in ("ours", "theirs") if number % 2 == 0 else ("theirs", "ours"):
+                if name == "ours":
+                    spent, losses[name], share = ours(model, options.device, batches)
+                    mfu = max(mfu, share)
+                else:
+                    spent, losses[name] = theirs(model, options.device, batches, options.mini_batch)
+                seconds[name].append(spent)
     rates = {name: [len(pairs) / spent for spent in values] for name, values in seconds.items()}
     difference = max(abs(one / other - 1) for one, other in zip(losses["ours"], losses["theirs"], strict=True))
     print(
         json.dumps(
             {
                 "figure": "training, pairs/s",
-                "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_accelerator(options.device)}",
+                "model": "BERT-base, untrained" if options.bert_base else MODEL,
                 "batch": options.batch,
                 "steps": options.steps,
                 "tokens": TOKENS,
@@ -173,6 +209,7 @@ def main() -> None:
                 "theirs": [round(rate, 2) for rate in rates["theirs"]],
                 "ratio": round(max(rates["ours"]) / max(rates["theirs"]), 2),
                 "promise": f">= {PROMISE}",
+                "mfu_ours": round(mfu, 3),
                 "losses_ours": losses["ours"],
                 "losses_theirs": losses["theirs"],
                 "largest_loss_difference": round(difference, 5),
