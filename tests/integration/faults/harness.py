@@ -23,7 +23,7 @@ from clusterbatch.training.metrics_log import SEGMENTS
 
 ROOT = Path(__file__).parents[3]
 STORE_BYTES = 80 * 2**20
-WAIT_SECONDS = 240.0
+WAIT_SECONDS = 600.0
 
 # Small, but with many units in every pass and steps long enough to be interrupted.
 WORDS = [

@@ -1,0 +1,160 @@
+"""A whole run by `ray job submit` to a cluster of several nodes, its corpus and workspace on a real S3 server."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from clusterbatch.cli import main
+from clusterbatch.config import StorageConfig
+from clusterbatch.runtime.metrics import MEASURES, exported_name
+from clusterbatch.store import Folder
+from tests.integration.faults.harness import ROOT, WORDS, ray_cluster, write_pairs
+from tests.integration.s3.swift import SECRET_KEY
+
+_JOB_SECONDS = 900
+_METRICS_SECONDS = 60
+# What a run on a CPU without rejects must have reported by its end.
+_EXPECTED = {
+    exported_name(name)
+    for name in ("clusterbatch_rows", "clusterbatch_units", "clusterbatch_bytes_written", "clusterbatch_training_loss")
+}
+
+
+def test_a_job_on_several_nodes(bucket: str, storage: StorageConfig, tmp_path: Path) -> None:
+    inputs = Folder(f"s3://{bucket}/inputs", storage)
+    write_pairs(tmp_path / "pairs.jsonl", 600)
+    inputs.write("pairs/pairs.jsonl", (tmp_path / "pairs.jsonl").read_bytes())
+    write_collection(inputs.child("test"), (tmp_path / "pairs.jsonl").read_text().splitlines()[:100])
+    checkout = copy_checkout(tmp_path / "checkout")
+    words = [
+        *WORDS,
+        f"workspace=s3://{bucket}/run",
+        f"corpus.paths=s3://{bucket}/inputs/pairs/",
+        f"evaluate.path=s3://{bucket}/inputs/test/",
+        f"storage.endpoint_url={storage.endpoint_url}",
+        "train.steps=6",
+    ]
+    with ray_cluster(include_dashboard=True, dashboard_port=free_port()) as cluster:
+        job = submit(cluster, checkout, ["python", "jobs/run.py", *words])
+        seen = watch(job, words)
+        output, _ = job.communicate(timeout=_JOB_SECONDS)
+        assert job.returncode == 0, output
+        assert "succeeded" in output
+        # While it ran, from outside: stages not begun, under way and done.
+        assert any(state == "done" for state in seen)
+        assert any("units" in state or "step" in state for state in seen)
+        metrics = scrape(cluster)
+        assert metrics >= _EXPECTED
+        assert {name for name in metrics if name.startswith("ray_clusterbatch_")} <= known_series()
+        again = submit(cluster, checkout, ["python", "jobs/run.py", *words])
+        output, _ = again.communicate(timeout=_JOB_SECONDS)
+        assert again.returncode == 0, output
+        assert output.count("done already") == 5
+        wrong = submit(cluster, checkout, ["python", "jobs/run.py", *words, "cluster.meansize=3"])
+        output, _ = wrong.communicate(timeout=_JOB_SECONDS)
+        assert wrong.returncode != 0
+        assert "cluster.meansize: unknown key, did you mean cluster.mean_size?" in output
+        assert_no_secret(Path(cluster.head_node.get_session_dir_path()), Folder(f"s3://{bucket}/run", storage))
+
+
+def write_collection(folder: Folder, lines: list[str]) -> None:
+    """A collection in BEIR layout of these pairs."""
+    pairs = [json.loads(line) for line in lines]
+    documents = [json.dumps({"_id": f"d{n}", "title": "", "text": pair["document"]}) for n, pair in enumerate(pairs)]
+    queries = [json.dumps({"_id": f"q{n}", "text": pair["query"]}) for n, pair in enumerate(pairs)]
+    judgements = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in range(len(pairs)))]
+    folder.write("corpus.jsonl", "\n".join(documents).encode())
+    folder.write("queries.jsonl", "\n".join(queries).encode())
+    folder.write("qrels/test.tsv", "\n".join(judgements).encode())
+
+
+def copy_checkout(folder: Path) -> Path:
+    """What `--working-dir .` would send of a clean checkout."""
+    for name in ("clusterbatch", "jobs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def submit(cluster: Cluster, checkout: Path, entrypoint: list[str]) -> subprocess.Popen[str]:
+    ray = shutil.which("ray", path=str(Path(sys.executable).parent))
+    assert ray is not None
+    command = [ray, "job", "submit", "--address", f"http://{cluster.webui_url}", "--working-dir", str(checkout)]
+    return subprocess.Popen([*command, "--", *entrypoint], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def watch(job: subprocess.Popen[str], words: list[str]) -> set[str]:
+    """Every state that `inspect` tells while the job runs."""
+    seen: set[str] = set()
+    started = time.monotonic()
+    while job.poll() is None and time.monotonic() - started < _JOB_SECONDS:
+        done = subprocess.run(
+            [sys.executable, "-m", "clusterbatch.cli", "inspect", *words, "--json"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=True,
+        )
+        seen |= {row["state"] for row in json.loads(done.stdout)}
+        time.sleep(0.5)
+    return seen
+
+
+def scrape(cluster: Cluster) -> set[str]:
+    """Names that all nodes' metrics ports serve, once those of this project are there."""
+    names: set[str] = set()
+    started = time.monotonic()
+    while not names >= _EXPECTED and time.monotonic() - started < _METRICS_SECONDS:
+        for node in [cluster.head_node, *cluster.worker_nodes]:
+            url = f"http://{node.node_ip_address}:{node.metrics_export_port}/metrics"
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                names |= set(re.findall(r"^(\w+)[{ ]", answer.read().decode(), flags=re.MULTILINE))
+        time.sleep(1)
+    return names
+
+
+def known_series() -> set[str]:
+    series = {exported_name(name) for name in MEASURES}
+    histograms = [exported_name(name) for name, measure in MEASURES.items() if measure.kind == "histogram"]
+    return series | {f"{name}_{suffix}" for name in histograms for suffix in ("bucket", "sum", "count")}
+
+
+def assert_no_secret(session: Path, workspace: Folder) -> None:
+    """Neither Ray's logs nor anything that the run has left names the secret key."""
+    secret = SECRET_KEY.encode()
+    logs = [path for path in (session / "logs").rglob("*") if path.is_file()]
+    assert logs
+    assert not [path for path in logs if secret in path.read_bytes()]
+    entries = workspace.find()
+    assert len(entries) > 20
+    assert not [entry.name for entry in entries if secret in workspace.read(entry.name)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("key", ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"])
+def test_errors_do_not_print_credentials(
+    key: str, storage: StorageConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(key, "wrong-and-very-secret")
+    assert main(["embed", "workspace=s3://nowhere-at-all/run", f"storage.endpoint_url={storage.endpoint_url}"]) in (
+        3,
+        4,
+    )
+    output = capsys.readouterr()
+    assert "very-secret" not in output.out + output.err
+    assert len(output.err.strip().splitlines()) == 1
