@@ -191,7 +191,7 @@ def _warnings(plan: BatchPlan, report: dict[str, Any]) -> list[str]:
     if not all(stratum.whole_runs for stratum in plan.strata):
         found.append(
             f"batches.stratify: {config.stratify} on shards laid out by {plan.layout} moves single rows, reading "
-            f"up to {report['read_amplification']:.0f} times the bytes it uses; less where batches.cache_bytes holds them"
+            f"up to {report['read_amplification']:.0f} times the bytes used; less where batches.cache_bytes holds them"
         )
     elif report["read_amplification"] > _MUCH_READ:
         found.append(

@@ -1,0 +1,213 @@
+"""The batch plan over a Dataset of the user's own: same-cluster batches without giving up one's training code.
+
+A map-style dataset and one label per row are all it takes; labels come from the user or from a workspace that has been
+clustered (`label_rows`). The promises are the plan's: every row at least once an epoch, no row twice in a batch, a
+batch is of one cluster or of neighbouring remains, never of two sources, any step is addressed directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch.distributed
+from torch.utils.data import Sampler
+
+from clusterbatch.batches.plan import BatchPlan
+from clusterbatch.clustering.index import ClusterIndex
+from clusterbatch.clustering.shards import ROWS, read_index
+from clusterbatch.config import BatchesConfig
+from clusterbatch.errors import DataError, UsageError
+from clusterbatch.store import Artifact
+from clusterbatch.store.checksum import checksum
+from clusterbatch.store.tables import read_parquet
+
+Labels = Sequence[Any] | np.ndarray
+
+
+class ClusterBatchSampler(Sampler[list[int]]):
+    """Row numbers of one rank's slice of each global batch, for `DataLoader(dataset, batch_sampler=...)`.
+
+    Each process of a group makes one with its own `rank`; all slices of a step come from the same global batch, and
+    gathering negatives over ranks gives each query all of them. Call `set_epoch` before each epoch, as with PyTorch's
+    DistributedSampler; `resume` starts in the middle of one.
+    """
+
+    def __init__(
+        self,
+        clusters: Labels,
+        config: BatchesConfig,
+        *,
+        sources: Labels | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """clusters, sources: (N,) integers or strings, one per row of the dataset; clusters next to each other in
+        sorted order count as neighbours. `config.size` is the global batch, over all ranks.
+
+        Raises UsageError where labels and configuration make no plan.
+        """
+        super().__init__()
+        if not 0 <= rank < world_size:
+            raise UsageError(f"rank {rank} is not one of {world_size}")
+        index, self._row_of = index_labels(clusters, sources)
+        self.plan = BatchPlan(index, config, "group" if config.stratify == "group" else "cluster")
+        self._rank, self._world_size = rank, world_size
+        self.epoch, self._first = 0, 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return self.plan.steps_per_epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        begin = self.epoch * len(self)
+        first, self._first = self._first, 0
+        for step in range(begin + first, begin + len(self)):
+            yield self.slices(step, self._world_size)[self._rank]
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that the next iteration goes through, from its beginning unless it is the one resumed in."""
+        if epoch != self.epoch:
+            self.epoch, self._first = epoch, 0
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint needs after `step` steps of training (all epochs), as plain JSON values.
+
+        The trainer counts, not the sampler: a DataLoader with workers is ahead of what has been trained.
+        """
+        return {"plan": self.plan.fingerprint, "step": step}
+
+    def resume(self, state: dict[str, Any]) -> int:
+        """The next iteration begins with the batch after `state`'s; returns its epoch. With another number of ranks the
+        same global batches follow. Raises UsageError where the state is of another plan.
+        """
+        if state["plan"] != self.plan.fingerprint:
+            raise UsageError("this checkpoint was made with other labels, batch size, strategy or seed")
+        self.epoch, self._first = self.plan.locate(state["step"])
+        return self.epoch
+
+    def slices(self, step: int, count: int) -> list[list[int]]:
+        """The rows of global batch `step`, in `count` slices whose sizes differ by at most one."""
+        batch = self.plan.batch(step)
+        rows = self._row_of[self.plan.index.first_row[batch.piece] + batch.row]
+        bounds = batch.slice_bounds(count, self.plan.index.run_rows)
+        return [part.tolist() for part in np.split(rows, bounds[1:-1])]
+
+
+class DeviceBatchSampler(Sampler[list[int]]):
+    """The plan as Sentence Transformers' trainer wants it: batches for one device each, the same on every process.
+
+    Sentence Transformers gives process p of W the batches p, p + W, p + 2W, ... With an ordinary sampler the negatives
+    that `gather_across_devices` collects are then of W unrelated batches, and the fewer of them hard the more GPUs
+    there are. Here W consecutive batches are the slices of one global batch of W x batch_size rows, so that what is
+    gathered is of one cluster again. Where the trainer is given a dataset per rank, or losses do not gather, every rank
+    has in-batch negatives from its own slice only.
+    """
+
+    def __init__(self, sampler: ClusterBatchSampler, devices: int) -> None:
+        super().__init__()
+        self._sampler, self._devices = sampler, devices
+        self.batch_size = sampler.plan.config.size // devices
+        # Last batches are completed by the plan.
+        self.drop_last = True
+
+    @property
+    def sampler(self) -> DeviceBatchSampler:
+        """accelerate looks here for set_epoch when it has wrapped a batch sampler for several processes."""
+        return self
+
+    def __len__(self) -> int:
+        return len(self._sampler) * self._devices
+
+    def __iter__(self) -> Iterator[list[int]]:
+        begin = self._sampler.epoch * len(self._sampler)
+        for step in range(begin, begin + len(self._sampler)):
+            yield from self._sampler.slices(step, self._devices)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._sampler.set_epoch(epoch)
+
+
+class SentenceTransformersSampler:
+    """For `SentenceTransformerTrainingArguments(batch_sampler=...)`: same-cluster batches of the training dataset.
+
+    Use a loss with in-batch negatives; with several GPUs, one with `gather_across_devices=True`. Resuming from a
+    checkpoint works as ever: the trainer skips batches, which reads nothing. (A class, because the trainer pickles its
+    arguments into every checkpoint; the labels go with them.)
+    """
+
+    def __init__(
+        self, clusters: Labels, *, sources: Labels | None = None, devices: int | None = None, **batches: Any
+    ) -> None:
+        """clusters, sources: one label per row of `train_dataset`. devices: processes that share a global batch; unset:
+        those of torch.distributed. `batches`: further keys of the section batches (stratify, clusters_per_batch,
+        small_sources, source_weights); size and seed come from the trainer.
+        """
+        self._clusters, self._sources = np.asarray(clusters), None if sources is None else np.asarray(sources)
+        self._devices, self._batches = devices, batches
+
+    def __call__(
+        self, dataset: Any, batch_size: int, drop_last: bool = False, seed: int = 0, **_: Any
+    ) -> DeviceBatchSampler:
+        """What the trainer calls; the plan needs no generator and drops nothing."""
+        if len(dataset) != len(self._clusters):
+            raise UsageError(f"{len(self._clusters)} cluster labels for a dataset of {len(dataset)} rows")
+        devices = self._devices
+        if devices is None:
+            devices = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        config = BatchesConfig(size=batch_size * devices, seed=seed, **self._batches)
+        return DeviceBatchSampler(ClusterBatchSampler(self._clusters, config, sources=self._sources), devices)
+
+
+def index_labels(clusters: Labels, sources: Labels | None = None) -> tuple[ClusterIndex, np.ndarray]:
+    """A cluster index over labels, and (N,) int64: which row of the dataset each row of the index is."""
+    one_source = np.full(len(clusters), "dataset")
+    names, source = np.unique(one_source if sources is None else np.asarray(sources), return_inverse=True)
+    labels, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    if not len(source) == len(cluster) > 0:
+        raise UsageError(f"labels: {len(cluster)} clusters and {len(source)} sources, expected one of each per row")
+    order = np.lexsort((cluster, source))
+    key = source[order].astype(np.int64) * len(labels) + cluster[order]
+    starts = np.flatnonzero(np.diff(key, prepend=-1))
+    index = ClusterIndex(
+        sources=[str(name) for name in names],
+        source=source[order][starts].astype(np.int32),
+        cluster=cluster[order][starts].astype(np.int32),
+        rows=np.diff(starts, append=len(key)),
+        shard=np.zeros(len(starts), np.int32),
+        first_run=starts,
+        first_row=starts,
+        # Rows of a dataset in memory are read one by one.
+        run_rows=1,
+        fingerprint=checksum(np.stack([source, cluster]).astype(np.int64).tobytes()),
+    )
+    return index, order
+
+
+def label_rows(clusters: Artifact, pair_ids: Sequence[str] | pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The sources (N,) and cluster numbers (N,) of rows of one's own, from a workspace that has been clustered.
+
+    pair_ids: one per row. Take `Workspace(config).clusters()` for `clusters`. Numbers of one source follow its packing
+    order. Raises DataError where a row is not in the clusters: it was rejected, or is a duplicate of another.
+    """
+    manifest = clusters.require()
+    index = read_index(clusters, manifest)
+    known, entries = [], []
+    for part in manifest.parts:
+        if part.details.get("content") != ROWS:
+            continue
+        known.append(read_parquet(clusters.folder, part.path, ["pair_id"])["pair_id"])
+        here = np.flatnonzero(index.shard == part.details["shard"])
+        here = here[np.argsort(index.first_row[here])]
+        entries.append(np.repeat(here, index.rows[here]))
+    value_set = pa.chunked_array([chunk for column in known for chunk in column.chunks], pa.string())
+    wanted = pa.array(pair_ids, pa.string())
+    found = pc.index_in(wanted, value_set=value_set)
+    if found.null_count:
+        first = pc.filter(wanted, pc.is_null(found))[0].as_py()
+        raise DataError(f"{clusters.folder.uri}: {found.null_count} of {len(found)} rows are not there, as {first!r}")
+    entry = np.concatenate(entries)[found.to_numpy()]
+    return np.asarray(index.sources)[index.source[entry]], index.cluster[entry]
