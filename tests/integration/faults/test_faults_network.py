@@ -1,0 +1,138 @@
+"""Two hosts with addresses of their own, in network namespaces of this machine: one is cut off, and healed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.integration.faults.harness import STORE_BYTES, Driver, Runs, receipts
+
+_NAMESPACE, _NEAR, _FAR = "cb-far", "cb-near0", "cb-far0"
+_NEAR_ADDRESS, _FAR_ADDRESS = "10.77.131.1", "10.77.131.2"
+# A lost host is given up after about eight seconds; the default is half a minute.
+_HEALTH = {
+    "RAY_health_check_initial_delay_ms": "3000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
+_SECONDS_TO_START = 120
+
+
+def ip(*words: str, inside: bool = False) -> None:
+    command = ["ip", "netns", "exec", _NAMESPACE, "ip", *words] if inside else ["ip", *words]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@contextmanager
+def far_host() -> Iterator[None]:
+    """A namespace that a pair of virtual cables joins to this machine; skips where the kernel or the user may not."""
+    if shutil.which("ip") is None:
+        pytest.skip("no `ip` command here (Debian: apt-get install iproute2)")
+    made = subprocess.run(["ip", "netns", "add", _NAMESPACE], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no network namespaces here: {made.stderr.strip()}")
+    try:
+        ip("link", "add", _NEAR, "type", "veth", "peer", "name", _FAR)
+        ip("link", "set", _FAR, "netns", _NAMESPACE)
+        ip("addr", "add", f"{_NEAR_ADDRESS}/24", "dev", _NEAR)
+        ip("link", "set", _NEAR, "up")
+        ip("addr", "add", f"{_FAR_ADDRESS}/24", "dev", _FAR, inside=True)
+        ip("link", "set", _FAR, "up", inside=True)
+        ip("link", "set", "lo", "up", inside=True)
+        yield
+    finally:
+        # The cables go with the namespace.
+        subprocess.run(["ip", "netns", "del", _NAMESPACE], check=False)
+
+
+@contextmanager
+def ray_node(folder: Path, address: str, *words: str, inside: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+    """`ray start --block`; it and all its processes end with the block."""
+    ray = str(Path(sys.executable).parent / "ray")
+    command = [ray, "start", "--block", "--disable-usage-stats", f"--node-ip-address={address}", *words]
+    command += [f"--object-store-memory={STORE_BYTES}", f"--temp-dir={folder}"]
+    if inside:
+        command = ["ip", "netns", "exec", _NAMESPACE, *command]
+    with (folder / f"{address}-{len(words)}.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, **_HEALTH}, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[str]:
+    """The address of a cluster: a head without work and a node of two CPUs here, another node on the far host."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cb-", ignore_cleanup_errors=True)))
+        stack.enter_context(far_host())
+        with socket.create_server((_NEAR_ADDRESS, 0)) as probe:
+            port = probe.getsockname()[1]
+        address = f"{_NEAR_ADDRESS}:{port}"
+        head = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
+        stack.enter_context(ray_node(folder, _NEAR_ADDRESS, *head))
+        wait_for_port(_NEAR_ADDRESS, port)
+        stack.enter_context(ray_node(folder, _NEAR_ADDRESS, f"--address={address}", "--num-cpus=2"))
+        far = ray_node(folder, _FAR_ADDRESS, f"--address={address}", "--num-cpus=2", inside=True)
+        stack.enter_context(far)
+        wait_for(lambda: living_nodes(address) == [_NEAR_ADDRESS, _NEAR_ADDRESS, _FAR_ADDRESS])
+        yield address
+
+
+def living_nodes(address: str) -> list[str]:
+    """Addresses of the nodes that the cluster counts as alive, asked from a process of its own."""
+    code = (
+        "import json, sys, ray; ray.init(sys.argv[1], logging_level='error', log_to_driver=False);"
+        "print(json.dumps(sorted(node['NodeManagerAddress'] for node in ray.nodes() if node['Alive'])))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, check=False)
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else []
+
+
+def wait_for_port(host: str, port: int) -> None:
+    def answers() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex((host, port)) == 0
+
+    wait_for(answers)
+
+
+def wait_for(reached: Callable[[], bool]) -> None:
+    started = time.monotonic()
+    while not reached():
+        assert time.monotonic() - started < _SECONDS_TO_START, "the cluster does not start"
+        time.sleep(0.5)
+
+
+@pytest.mark.parametrize("seconds", [2, 25], ids=["for two seconds", "until it is given up"])
+def test_a_host_that_is_cut_off_and_healed(runs: Runs, two_hosts: str, seconds: int) -> None:
+    workspace = runs.begin("embed")
+    # More than one node's two CPUs have room for: both hosts work.
+    words = runs.arguments(workspace, "embed.workers=2", "embed.cpus_per_worker=1.5")
+    driver = Driver("embed", words, runs.log(workspace), two_hosts)
+    driver.wait_until(lambda: receipts(workspace) >= 3)
+    ip("link", "set", _FAR, "down", inside=True)
+    time.sleep(seconds)
+    ip("link", "set", _FAR, "up", inside=True)
+    driver.finish()
+    runs.assert_undisturbed(workspace, "embed")
