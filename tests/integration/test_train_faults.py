@@ -1,0 +1,117 @@
+"""Workers of the stage `train` are killed or told to go while it runs; it goes on by itself, to the same weights."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from clusterbatch.config import RunConfig
+from clusterbatch.errors import DataError, UsageError
+from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.stage import train
+from clusterbatch.training.worker import TrainingJob
+from tests.training.small_run import model_weights, same_bits, small_config, write_clusters
+
+_STEPS = 120
+_SECONDS = 240
+
+
+def _config(tmp_path: Path, name: str) -> RunConfig:
+    config = small_config(
+        tmp_path,
+        workspace=str(tmp_path / name),
+        train={"steps": _STEPS, "trackers": ["tensorboard"], "cpus_per_worker": 0.5},
+    )
+    write_clusters(config)
+    return config
+
+
+def _job(config: RunConfig) -> TrainingJob:
+    return TrainingJob(config, 0, _STEPS, config.train.model, "")
+
+
+def _workers() -> list[psutil.Process]:
+    """Training workers of this test's own Ray, no other's on this machine."""
+    return [process for process in psutil.Process().children(recursive=True) if "RayTrainWorker" in _title(process)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _signal_a_worker_after(config: RunConfig, step: int, number: int) -> threading.Thread:
+    """Sends a signal to one worker once the checkpoint of `step` is whole."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + _SECONDS
+        while time.monotonic() < deadline:
+            latest = _job(config).checkpoints.latest()
+            if latest is not None and latest.manifest.step >= step:
+                os.kill(_workers()[-1].pid, number)
+                return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> RunConfig:
+    config = _config(tmp_path_factory.mktemp("undisturbed"), "workspace")
+    train(config)
+    return config
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_lost_worker_is_replaced_and_nothing_else_changes(
+    tmp_path: Path, undisturbed: RunConfig, number: signal.Signals
+) -> None:
+    config = _config(tmp_path, "disturbed")
+    disturber = _signal_a_worker_after(config, 30, number)
+    manifest = train(config)
+    disturber.join()
+    assert same_bits(model_weights(_job(undisturbed)), model_weights(_job(config)))
+    lines = Workspace(config).train().read_part(manifest.parts[0]).splitlines()
+    assert len(lines) == _STEPS
+    names = Workspace(config).train().folder.list("tensorboard")
+    # Two attempts, two event files.
+    assert len(names) == 2
+
+
+def test_a_finished_run_is_not_run_again_and_another_configuration_does_not_replace_it(undisturbed: RunConfig) -> None:
+    before = Workspace(undisturbed).train().require()
+    start = time.perf_counter()
+    assert train(undisturbed) == before
+    assert time.perf_counter() - start < 5
+    other = undisturbed.model_copy(update={"train": undisturbed.train.model_copy(update={"learning_rate": 1e-4})})
+    with pytest.raises(UsageError, match="another"):
+        train(other)
+
+
+def test_the_model_loads_in_sentence_transformers_and_has_a_card(undisturbed: RunConfig) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = Workspace(undisturbed).model.path()
+    assert SentenceTransformer(folder, device="cpu").encode(["word1 word2"]).shape == (1, 32)
+    card = Path(folder, "README.md").read_text()
+    assert "830 (query, document) pairs of 2 sources" in card
+    assert "120 steps of 32 pairs" in card
+
+
+def test_a_damaged_shard_is_named_at_once_and_not_retried(tmp_path: Path, ray_local: None) -> None:
+    config = _config(tmp_path, "damaged")
+    clusters = Workspace(config).clusters()
+    part = next(part for part in clusters.require().parts if part.details.get("content") == "training")
+    clusters.folder.write(part.path, bytes(part.bytes))
+    with pytest.raises(DataError, match=part.path):
+        train(config)

@@ -1,0 +1,122 @@
+"""Whole or not there; damaged is said; only superseded checkpoints go, and never the best one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from clusterbatch.errors import DataError
+from clusterbatch.store import Folder
+from clusterbatch.store.artifact import MANIFEST
+from clusterbatch.training import checkpoint as checkpoint_module
+from clusterbatch.training.checkpoint import CheckpointManifest, Checkpoints
+
+
+def _manifest(step: int, score: float | None = None) -> CheckpointManifest:
+    return CheckpointManifest(
+        step=step,
+        run_fingerprint="run",
+        plan_fingerprint="plan",
+        epoch=0,
+        world_size=2,
+        seed=0,
+        parts=[],
+        score=score,
+    )
+
+
+def _save(checkpoints: Checkpoints, step: int, score: float | None = None) -> dict[str, torch.Tensor]:
+    parameters = {"a": torch.full((3, 2), float(step)), "b": torch.arange(4.0)}
+    moments = {"exp_avg/a": torch.full((3, 2), -float(step))}
+    checkpoints.save(_manifest(step, score), parameters, moments)
+    return parameters
+
+
+def test_comes_back_as_saved_and_not_as_trained_on(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(Folder(str(tmp_path)), keep=2)
+    parameters = _save(checkpoints, 7)
+    # Training goes on while the files are written.
+    parameters["a"].zero_()
+    checkpoints.wait()
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.manifest.step == 7
+    loaded, moments = latest.load()
+    assert torch.equal(loaded["a"], torch.full((3, 2), 7.0))
+    assert torch.equal(moments["exp_avg/a"], torch.full((3, 2), -7.0))
+
+
+def test_without_its_manifest_a_checkpoint_is_not_there(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(Folder(str(tmp_path)), keep=2)
+    for step in (10, 20):
+        _save(checkpoints, step)
+    checkpoints.wait()
+    checkpoints.folder.remove(f"step={20:08d}/{MANIFEST}")
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.manifest.step == 10
+
+
+def test_damage_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(Folder(str(tmp_path)), keep=2)
+    _save(checkpoints, 10)
+    checkpoints.wait()
+    latest = checkpoints.latest()
+    assert latest is not None
+    path = latest.manifest.parts[0].path
+    data = bytearray(latest.folder.read(path))
+    data[-1] ^= 1
+    latest.folder.write(path, bytes(data))
+    with pytest.raises(DataError, match=path):
+        latest.load()
+
+
+def test_the_newest_are_kept_and_the_best_one_too(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(Folder(str(tmp_path)), keep=2)
+    for step, score in ((1, 0.1), (2, 0.9), (3, None), (4, 0.5), (5, 0.4)):
+        _save(checkpoints, step, score)
+    checkpoints.wait()
+    assert [checkpoint.manifest.step for checkpoint in checkpoints.whole()] == [2, 4, 5]
+    assert len(Folder(str(tmp_path)).list()) == 3
+
+
+def test_many_tensors_go_into_files_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_module, "_FILE_BYTES", 40)
+    checkpoints = Checkpoints(Folder(str(tmp_path)), keep=1)
+    _save(checkpoints, 3)
+    checkpoints.wait()
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert [part.rows for part in latest.manifest.parts] == [2, 1]
+    monkeypatch.setattr(checkpoint_module, "_FILE_BYTES", 30)
+    _save(checkpoints, 4)
+    checkpoints.wait()
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert [part.rows for part in latest.manifest.parts] == [1, 1, 1]
+    assert set(latest.load()[0]) == {"a", "b"}
+
+
+def test_what_goes_wrong_behind_the_back_is_raised_at_the_next_occasion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(Folder(str(tmp_path)), keep=1)
+
+    def full(self: Folder, name: str, data: bytes) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Folder, "write", full)
+    _save(checkpoints, 1)
+    with pytest.raises(OSError, match="no space"):
+        checkpoints.wait()
+    assert checkpoints.latest() is None
+
+
+def test_nothing_in_a_checkpoint_needs_pickle(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(Folder(str(tmp_path)), keep=1)
+    _save(checkpoints, 1)
+    checkpoints.wait()
+    names = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert names == {".safetensors", ".json"}

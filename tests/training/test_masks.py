@@ -1,0 +1,101 @@
+"""What is positive, negative and ignored, on batches small enough to see."""
+
+from __future__ import annotations
+
+import torch
+
+from clusterbatch.config import MaskConfig
+from clusterbatch.training.masks import IGNORED as I
+from clusterbatch.training.masks import NEGATIVE as N
+from clusterbatch.training.masks import POSITIVE as P
+from clusterbatch.training.masks import BatchFacts, Relation, limit
+
+_NO_SCORES = torch.zeros(3, 3)
+_ALL = slice(0, 3)
+
+
+def _facts(query_hash: list[int], document_hash: list[int], **more: torch.Tensor) -> BatchFacts:
+    return BatchFacts(torch.tensor(query_hash), torch.tensor(document_hash), **more)
+
+
+def test_duplicates_are_ignored_by_hash_and_the_pair_itself_is_positive() -> None:
+    facts = _facts([1, 1, 3], [7, 8, 7])
+    block = Relation(MaskConfig(), facts).block(_ALL, _ALL, _NO_SCORES)
+    assert block.tolist() == [[P, I, I], [I, P, N], [I, N, P]]
+
+
+def test_without_the_duplicate_mask_they_are_negatives() -> None:
+    block = Relation(MaskConfig(duplicates=False), _facts([1, 1, 3], [7, 8, 7])).block(_ALL, _ALL, _NO_SCORES)
+    assert block.tolist() == [[P, N, N], [N, P, N], [N, N, P]]
+
+
+def test_equal_vectors_are_not_duplicates() -> None:
+    """Trap 9: dropout makes the vectors of equal texts differ, and different texts may come close."""
+    facts = _facts([1, 2, 3], [7, 8, 9])
+    block = Relation(MaskConfig(), facts).block(_ALL, _ALL, torch.ones(3, 3))
+    assert block.tolist() == [[P, N, N], [N, P, N], [N, N, P]]
+
+
+def test_documents_of_equal_queries_count_as_positives_on_request() -> None:
+    config = MaskConfig(same_query_is_positive=True)
+    block = Relation(config, _facts([1, 1, 3], [7, 8, 7])).block(_ALL, _ALL, _NO_SCORES)
+    assert block.tolist() == [[P, P, I], [P, P, N], [I, N, P]]
+
+
+def test_surrogate_ignores_what_it_scores_above_the_pair_itself() -> None:
+    # Positives score 0.6, 0.8 and 1.0.
+    query = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    document = torch.tensor([[0.6, 0.8], [0.8, 0.6], [0.0, 1.0]])
+    facts = _facts([1, 2, 3], [7, 8, 9], query_vector=query, document_vector=document)
+    for margin, expected in (
+        (0.1, [[P, I, N], [N, P, N], [N, N, P]]),
+        (0.3, [[P, N, N], [N, P, N], [N, N, P]]),
+        (-0.25, [[P, I, N], [I, P, N], [I, N, P]]),
+    ):
+        relation = Relation(MaskConfig(surrogate_margin=margin), facts)
+        assert relation.block(_ALL, _ALL, _NO_SCORES).tolist() == expected, margin
+
+
+def test_a_relative_margin_is_a_share_of_the_positive_and_means_the_same_for_negative_scores() -> None:
+    positive = torch.tensor([0.8, -0.4])
+    assert torch.allclose(limit(positive, -0.05, True), torch.tensor([0.76, -0.42]))
+    assert torch.allclose(limit(positive, 0.05, False), torch.tensor([0.85, -0.35]))
+
+
+def test_own_scores_ignore_what_the_model_ranks_above_the_pair_by_more_than_the_margin() -> None:
+    scores = torch.tensor([[0.5, 0.59, 0.61], [0.9, 0.2, 0.25], [0.0, 0.0, 0.3]])
+    relation = Relation(MaskConfig(own_score_margin=0.1), _facts([1, 2, 3], [7, 8, 9]), scores.diagonal())
+    assert relation.block(_ALL, _ALL, scores).tolist() == [[P, N, I], [I, P, N], [N, N, P]]
+
+
+def test_a_block_is_a_block_of_the_whole() -> None:
+    """Every mask at once; chunks of rows and columns, as ranks and the chunked loss ask for them."""
+    torch.manual_seed(0)
+    rows = 12
+    query, document = (torch.nn.functional.normalize(torch.randn(rows, 4), dim=1) for _ in range(2))
+    facts = BatchFacts(torch.arange(rows) // 2, torch.arange(rows) % 5, query_vector=query, document_vector=document)
+    scores = torch.rand(rows, rows)
+    config = MaskConfig(surrogate_margin=0.1, own_score_margin=0.05)
+    relation = Relation(config, facts, scores.diagonal())
+    whole = relation.block(slice(0, rows), slice(0, rows), scores)
+    for queries in (slice(0, 5), slice(5, 12)):
+        for documents in (slice(0, 7), slice(7, 12)):
+            block = relation.block(queries, documents, scores[queries, documents])
+            assert torch.equal(block, whole[queries, documents])
+    assert {int(value) for value in whole.unique()} == {N, P, I}
+
+
+def test_hard_negatives_that_are_the_rows_own_document_are_ignored() -> None:
+    facts = _facts(
+        [1, 2, 3],
+        [7, 8, 9],
+        negative_hash=torch.tensor([70, 81]),
+        document_token_hash=torch.tensor([70, 80, 90]),
+    )
+    block = Relation(MaskConfig(), facts).block(_ALL, slice(3, 5), torch.zeros(3, 2))
+    assert block.tolist() == [[I, N], [N, N], [N, N]]
+
+
+def test_other_queries_are_negatives_but_for_the_query_itself_and_its_duplicates() -> None:
+    block = Relation(MaskConfig(), _facts([1, 1, 3], [7, 8, 9])).queries_block(_ALL, _ALL, _NO_SCORES)
+    assert block.tolist() == [[I, I, N], [I, I, N], [N, N, I]]

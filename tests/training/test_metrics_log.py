@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from clusterbatch.store import Folder
+from clusterbatch.training.metrics_log import MetricsLog, read_metrics
+
+
+def _steps(folder: Folder) -> list[int]:
+    return [json.loads(line)["step"] for line in read_metrics(folder).splitlines()]
+
+
+def _log(log: MetricsLog, start: int, end: int, every: int = 10) -> None:
+    for step in range(start, end):
+        log.add({"step": step})
+        if (step + 1) % every == 0:
+            log.cut(step + 1)
+
+
+def test_lines_beyond_the_last_whole_checkpoint_are_dropped_and_none_comes_twice(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    first = MetricsLog(folder, 0)
+    _log(first, 0, 27)
+    # The lines since the checkpoint of step 20 are on storage too when the process dies.
+    first._write()
+    assert _steps(folder) == list(range(27))
+    # The checkpoint of step 20 never became whole: the run goes on from 10.
+    second = MetricsLog(folder, 10)
+    assert _steps(folder) == list(range(10))
+    _log(second, 10, 40)
+    assert _steps(folder) == list(range(40))
+
+
+def test_order_is_that_of_the_steps_not_of_the_names(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    _log(MetricsLog(folder, 0), 0, 300, every=3)
+    assert _steps(folder) == list(range(300))
