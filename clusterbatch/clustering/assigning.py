@@ -15,10 +15,9 @@ from clusterbatch.clustering.labels import LABEL
 from clusterbatch.clustering.models import GroupAssigner, GroupModel
 from clusterbatch.clustering.tasks import TaskUnit
 from clusterbatch.clustering.tokenisation import Tokenisation
-from clusterbatch.clustering.vectors import open_vectors
+from clusterbatch.clustering.vectors import SIDES, open_vectors
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import read_unit
-from clusterbatch.encoder.prepare import SIDES
 from clusterbatch.errors import DataError
 from clusterbatch.runtime import Unit
 from clusterbatch.store import Artifact, Counts, Receipt, Stopwatch

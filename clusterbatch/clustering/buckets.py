@@ -48,15 +48,15 @@ def plan_buckets(cluster_bytes: Sequence[np.ndarray], shard_bytes: int, outlier_
     first_cluster = np.concatenate([[0], np.cumsum([len(group) for group in cluster_bytes])])
     pieces = np.maximum(1, np.ceil(sizes / (1.25 * shard_bytes))).astype(np.int64)
     first = np.empty(len(sizes), np.int64)
-    bucket, filled = 0, 0.0
+    bucket, members, filled = 0, 0, 0.0
     for cluster, (size, parts) in enumerate(zip(sizes.tolist(), pieces.tolist(), strict=True)):
-        if filled and (parts > 1 or filled + size > 1.25 * shard_bytes):
-            bucket, filled = bucket + 1, 0.0
+        if members and (parts > 1 or filled + size > 1.25 * shard_bytes):
+            bucket, members, filled = bucket + 1, 0, 0.0
         first[cluster] = bucket
         if parts > 1:
             bucket += parts
         else:
-            filled += size
+            members, filled = members + 1, filled + size
     outlier_buckets = int(np.ceil(outlier_share * sizes.sum() / shard_bytes))
     return BucketPlan(first_cluster, first, pieces, outlier_buckets)
 

@@ -9,10 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.clustering.features import project, projection
-from clusterbatch.clustering.vectors import vector_column, vector_values
+from clusterbatch.clustering.vectors import SIDES, vector_column, vector_values
 from clusterbatch.schema import vectors_type
-
-SIDES = ("query", "document")
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from clusterbatch.clustering.tasks import TaskUnit
 from clusterbatch.config import RunConfig
-from clusterbatch.encoder.embedder import UnitEmbedder
-from clusterbatch.encoder.prepare import Side
 from clusterbatch.errors import DataError
 from clusterbatch.store import Artifact
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
+
+if TYPE_CHECKING:
+    from clusterbatch.encoder.embedder import UnitEmbedder
+
+Side = Literal["query", "document"]
+SIDES: tuple[Side, ...] = ("query", "document")
 
 
 class VectorSource(Protocol):
@@ -28,6 +32,9 @@ def open_vectors(config: RunConfig, generation: int) -> VectorSource:
     """Where a worker gets vectors from; opened in the worker, since it may have to load weights."""
     if config.embed.persist:
         return _StoredVectors(Workspace(config).embeddings(generation))
+    # Passes that only read vectors start faster without torch.
+    from clusterbatch.encoder.embedder import UnitEmbedder
+
     return _FreshVectors(UnitEmbedder(config, generation))
 
 
