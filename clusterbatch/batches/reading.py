@@ -35,19 +35,17 @@ class RowReader:
 
     def read(self, shard: np.ndarray, run: np.ndarray, row: np.ndarray) -> pa.Table:
         """The rows (shard[i], run[i], row[i]), in that order; the arrays are (n,) integers."""
+        if not len(row):
+            # A rank may have nothing to do; the columns are those of any run.
+            index = self._reader.index
+            return self.read(index.shard[:1], index.first_run[:1], np.zeros(1, np.int64)).slice(0, 0)
         keys, which = np.unique(shard.astype(np.int64) * _RUNS_PER_SHARD + run, return_inverse=True)
         runs = self._fetch(keys) if self._cache is None else self._through_cache(keys.tolist(), self._cache)
         batches = [runs[key] for key in keys.tolist()]
         with self._lock:
             self.largest = max(self.largest, sum(batch.nbytes for batch in batches))
         starts = np.concatenate([[0], np.cumsum([batch.num_rows for batch in batches])]).astype(np.int64)
-        schema = batches[0].schema if batches else self._schema
-        return pa.Table.from_batches(batches, schema=schema).take(pa.array(starts[which] + row))
-
-    @property
-    def _schema(self) -> pa.Schema:
-        vectors = self._reader.vectors_schema if self._vectors else None
-        return pa.schema([*self._reader.schema, *(vectors or [])])
+        return pa.Table.from_batches(batches).take(pa.array(starts[which] + row))
 
     def _through_cache(self, keys: list[int], cache: _RunCache) -> dict[int, pa.RecordBatch]:
         """What is kept, what other threads are just fetching, and the rest from storage."""
