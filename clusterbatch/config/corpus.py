@@ -40,6 +40,9 @@ class CorpusConfig(Section):
     columns: ColumnsConfig = ColumnsConfig()
     # Overrides `columns.source`: one name for all rows.
     source: str | None = None
+    # Which judgements of a BEIR folder or of MS MARCO's files are the pairs: `train` for qrels/train.tsv or
+    # qrels.train.tsv. Unset: the training ones, else all there are.
+    split: str | None = None
     # A file that cannot be read: stop with one line that names it, or list it among the rejects and go on.
     on_error: Literal["fail", "reject"] = "fail"
     # Of text files. Unset: UTF-8, or CP932 (Shift_JIS) where the text is not UTF-8 but Japanese.

@@ -19,17 +19,11 @@ class Origins:
 
     @staticmethod
     def of_receipts(receipts: Iterable[Receipt]) -> Origins:
-        """From the receipts of pass 1, whose details tell each slice's file and rows, in order."""
-        files: list[str] = []
-        first_row: list[int] = []
+        """From the receipts of pass 1, whose details tell each slice's number, file and rows where they read any."""
+        slices = sorted(piece for receipt in receipts for piece in receipt.details.get("slices", []))
+        first_row = np.zeros(len(slices), np.int64)
         rows_before: dict[str, int] = {}
-        for receipt in receipts:
-            for file, rows in receipt.details["slices"]:
-                files.append(file)
-                first_row.append(rows_before.get(file, 0))
-                rows_before[file] = first_row[-1] + rows
-        return Origins(files, np.array(first_row, np.int64))
-
-    def _rows(self, slices: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Positions in the files, from slices and positions in them, all (n,) int64."""
-        return self.first_row[slices] + positions
+        for number, file, rows in slices:
+            first_row[number] = rows_before.get(file, 0)
+            rows_before[file] = int(first_row[number]) + rows
+        return Origins([file for _, file, _ in slices], first_row)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +14,11 @@ import pyarrow.compute as pc
 from clusterbatch.config import CorpusConfig
 from clusterbatch.corpus.origins import Origins
 from clusterbatch.corpus.rows import optional_columns
+from clusterbatch.corpus.sink import REJECTS
 from clusterbatch.corpus.units import PAIRS
 from clusterbatch.runtime import Unit
-from clusterbatch.schema import REJECTS, corpus_schema
+from clusterbatch.schema import REJECTS as REJECTS_SCHEMA
+from clusterbatch.schema import corpus_schema
 from clusterbatch.store.artifact import Artifact, Counts, Part, Receipt, Stopwatch
 from clusterbatch.store.exchange import read_bucket
 from clusterbatch.store.tables import read_parquet, write_parquet
@@ -22,36 +26,42 @@ from clusterbatch.store.tables import read_parquet, write_parquet
 DUPLICATE = "duplicate pair"
 
 
+# A part and the artifact that it is in.
+Placed = tuple[Artifact, Part]
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """The work of gathering what the passes before have rejected, and counting what they set aside."""
+
+    parts: tuple[Placed, ...]
+    set_aside: dict[str, int]
+
+
 class WriteWorker:
-    """Writes one bucket, or (payload "rejects") gathers what pass 1 rejected."""
+    """Writes one bucket, or (payload `Rejected`) gathers what was rejected before."""
 
     def __init__(
-        self,
-        artifact: Artifact,
-        exchange: Artifact,
-        fingerprint: str,
-        config: CorpusConfig,
-        pairs: Sequence[Part],
-        rejects: Sequence[Part],
-        origins: Origins,
+        self, artifact: Artifact, fingerprint: str, config: CorpusConfig, pairs: Sequence[Placed], origins: Origins
     ) -> None:
         self._artifact = artifact
-        self._exchange = exchange
         self._fingerprint = fingerprint
         self._config = config
         self._pairs = pairs
-        self._rejects = rejects
         self._origins = origins
 
     def process(self, unit: Unit) -> Receipt:
         stopwatch = Stopwatch()
-        receipt = self._gather_rejects(unit.number) if unit.payload == "rejects" else self._write_bucket(unit.number)
+        if isinstance(unit.payload, Rejected):
+            receipt = self._gather_rejects(unit.number, unit.payload)
+        else:
+            receipt = self._write_bucket(unit.number)
         receipt = receipt.model_copy(update={"seconds": stopwatch.seconds})
         self._artifact.write_receipt(receipt)
         return receipt
 
     def _write_bucket(self, bucket: int) -> Receipt:
-        table = read_bucket(self._exchange, self._pairs, bucket)
+        table = self._read_bucket(bucket)
         if table is None:
             return self._receipt(bucket, [], Counts(), Counter(), Counter())
         first = first_of_pair(table)
@@ -68,20 +78,31 @@ class WriteWorker:
         counts = Counts(read=table.num_rows, written=kept.num_rows, rejected=duplicates.num_rows)
         return self._receipt(bucket, parts, counts, by_source, reasons)
 
-    def _gather_rejects(self, number: int) -> Receipt:
+    def _read_bucket(self, bucket: int) -> pa.Table | None:
+        """Rows of one bucket, in the order of slices and positions."""
+        tables = []
+        for artifact, parts in groupby(self._pairs, key=lambda placed: placed[0]):
+            table = read_bucket(artifact, [part for _, part in parts], bucket)
+            if table is not None:
+                tables.append(table)
+        return pa.concat_tables(tables).sort_by([("slice", "ascending"), ("position", "ascending")]) if tables else None
+
+    def _gather_rejects(self, number: int, work: Rejected) -> Receipt:
         parts: list[Part] = []
         reasons: Counter[str] = Counter()
         waiting: list[pa.Table] = []
-        for position, part in enumerate(self._rejects):
-            waiting.append(read_parquet(self._exchange.folder, part.path))
-            last = position == len(self._rejects) - 1
+        for position, (artifact, part) in enumerate(work.parts):
+            waiting.append(read_parquet(artifact.folder, part.path))
+            last = position == len(work.parts) - 1
             if last or sum(table.nbytes for table in waiting) >= self._config.part_bytes:
                 table = pa.concat_tables(waiting)
                 waiting = []
                 reasons.update(table["reason"].to_pylist())
                 parts.append(self._write_rejects(number, table, table["reason"], table["content"]))
-        total = sum(part.rows for part in self._rejects)
-        return self._receipt(number, parts, Counts(read=total, rejected=total), Counter(), reasons)
+        total = sum(part.rows for _, part in work.parts)
+        read = total + sum(work.set_aside.values())
+        counts = Counts(read=read, rejected=total, set_aside=work.set_aside)
+        return self._receipt(number, parts, counts, Counter(), reasons)
 
     def _write_pairs(self, bucket: int, table: pa.Table) -> list[Part]:
         """One part, or several where the bucket came out larger than a part should be; whole row groups each."""
@@ -97,16 +118,14 @@ class WriteWorker:
         self, number: int, table: pa.Table, reasons: pa.Array | pa.ChunkedArray, content: pa.ChunkedArray | None
     ) -> Part:
         slices = table["slice"].to_numpy()
-        positions = table["position"]
-        rows = pc.add(positions, pa.array(self._origins.first_row[slices]))
         columns = {
             "file": [self._origins.files[number] for number in slices.tolist()],
-            "row": rows,
+            "row": pc.add(table["position"], pa.array(self._origins.first_row[slices])),
             "reason": reasons,
             "content": pa.nulls(len(slices), pa.string()) if content is None else content,
         }
         return write_parquet(
-            self._artifact, f"rejects/part-{number:06d}", pa.table(columns, schema=REJECTS), role="rejects"
+            self._artifact, f"rejects/part-{number:06d}", pa.table(columns, schema=REJECTS_SCHEMA), role=REJECTS
         )
 
     def _receipt(

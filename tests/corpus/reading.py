@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from clusterbatch.config import CorpusConfig, StorageConfig
-from clusterbatch.corpus.inputs import find_inputs, plan_units
+from clusterbatch.corpus.finding import find_inputs
+from clusterbatch.corpus.inputs import plan_units
 from clusterbatch.corpus.readers import read_slice
 from clusterbatch.corpus.rows import BrokenFileError, Reject
 from clusterbatch.corpus.validate import validate
@@ -29,7 +30,7 @@ def read(path: Path, **config: Any) -> Outcome:
     corpus = CorpusConfig(paths=[str(path)], **config)
     storage = StorageConfig()
     outcome = Outcome()
-    for unit in plan_units(find_inputs(corpus.paths, storage), corpus.unit_bytes):
+    for unit in plan_units(find_inputs(corpus, corpus.paths, storage).files, corpus.unit_bytes):
         for piece in unit:
             try:
                 for chunk in read_slice(piece, corpus, storage):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import pyarrow as pa
 
 from clusterbatch.config import CorpusConfig, StorageConfig
 from clusterbatch.corpus.formats import Format, agree, agree_inside
-from clusterbatch.corpus.inputs import Slice
+from clusterbatch.corpus.inputs import InputFile, Slice
 from clusterbatch.corpus.readers.delimited import read_delimited
 from clusterbatch.corpus.readers.jsonl import read_json_lines
 from clusterbatch.corpus.readers.parquet import read_parquet_slice
@@ -29,21 +31,52 @@ def read_slice(piece: Slice, config: CorpusConfig, storage: StorageConfig) -> It
     Raises BrokenFileError where the file or the rest of it cannot be read: truncated, not what its name says, or
     without the columns that the configuration names.
     """
-    if piece.file.size == 0:
+    with opened(piece.file, storage) as (opening, file):
+        format = opening.format
+        if format.kind == "parquet":
+            yield from read_parquet_slice(file, piece, config.columns)
+            return
+        encoding = config.encoding or detect_encoding(opening.head)
+        if b"\0" in opening.head[:_MOST_TELLING] and not encoding.startswith(("utf-16", "utf-32")):
+            raise BrokenFileError("not what its name says: binary data, not text")
+        if format.kind == "jsonl":
+            # A compressed file is one slice, whose bytes are not those of the text.
+            yield from read_json_lines(file, None if format.compression else piece, config.columns, encoding)
+        elif format.kind in ("csv", "tsv"):
+            yield from read_delimited(file, config.columns, encoding, tabs=format.kind == "tsv")
+        else:
+            raise BrokenFileError("unknown format; expected Parquet, JSON Lines, CSV or TSV")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the beginning of a file tells: its format, and the first bytes of its (decompressed) content."""
+
+    format: Format
+    head: bytes
+
+
+@contextmanager
+def opened(file: InputFile, storage: StorageConfig) -> Iterator[tuple[Opening, BinaryIO]]:
+    """A file's content, decompressed. What libraries raise inside the block becomes BrokenFileError.
+
+    Raises BrokenFileError where the file is empty or not what its name says.
+    """
+    if file.size == 0:
         raise BrokenFileError("empty file")
-    folder = Folder(posixpath.dirname(piece.file.uri), storage)
+    folder = Folder(posixpath.dirname(file.uri), storage)
     try:
-        format, head = _format(folder, piece.file.name)
-        with folder.open(piece.file.name) as file:
-            yield from _read(file, format, head, piece, config)
+        opening = _opening(folder, file.name)
+        with folder.open(file.name) as stored:
+            yield opening, decompressed(stored, opening.format.compression)
     except (pa.ArrowException, OSError, EOFError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the storage, not the file
-        raise BrokenFileError(_first_line(error)) from error
+        text = str(error).strip()
+        raise BrokenFileError(text.splitlines()[0] if text else type(error).__name__) from error
 
 
-def _format(folder: Folder, name: str) -> tuple[Format, bytes]:
-    """The format of a file and the first bytes of its (decompressed) content."""
+def _opening(folder: Folder, name: str) -> Opening:
     with folder.open(name) as file:
         head = file.read(_HEAD)
         format, contradiction = agree(name, head)
@@ -53,26 +86,4 @@ def _format(folder: Folder, name: str) -> tuple[Format, bytes]:
             format, contradiction = agree_inside(format, head)
     if contradiction:
         raise BrokenFileError(contradiction)
-    return format, head
-
-
-def _read(file: BinaryIO, format: Format, head: bytes, piece: Slice, config: CorpusConfig) -> Iterator[Chunk]:
-    if format.kind == "parquet":
-        yield from read_parquet_slice(file, piece, config.columns)
-        return
-    encoding = config.encoding or detect_encoding(head)
-    if b"\0" in head[:_MOST_TELLING] and not encoding.startswith(("utf-16", "utf-32")):
-        raise BrokenFileError("not what its name says: binary data, not text")
-    stream = decompressed(file, format.compression)
-    if format.kind == "jsonl":
-        # A compressed file is one slice, whose bytes are not those of the text.
-        yield from read_json_lines(stream, None if format.compression else piece, config.columns, encoding)
-    elif format.kind in ("csv", "tsv"):
-        yield from read_delimited(stream, config.columns, encoding, tabs=format.kind == "tsv")
-    else:
-        raise BrokenFileError("unknown format; expected Parquet, JSON Lines, CSV or TSV")
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return Opening(format, head)

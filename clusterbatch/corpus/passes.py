@@ -1,0 +1,171 @@
+"""The passes of ingest over storage: join what has to be joined, read, write."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clusterbatch.config import RunConfig
+from clusterbatch.corpus.collections import CollectionSlice, Role, plan_collections
+from clusterbatch.corpus.finding import Inputs
+from clusterbatch.corpus.inputs import InputFile, Slice, plan_units
+from clusterbatch.corpus.joining import DocumentWorker, QueryWorker, ScatterWorker
+from clusterbatch.corpus.origins import Origins
+from clusterbatch.corpus.reading import ReadWorker
+from clusterbatch.corpus.sink import REJECTS
+from clusterbatch.corpus.units import PAIRS
+from clusterbatch.corpus.writing import Rejected, WriteWorker
+from clusterbatch.runtime import Pool, Unit, run_units
+from clusterbatch.store.artifact import Artifact, Part, Receipt
+
+# About how many bytes of text a byte of input becomes.
+_EXPANSION = 3
+_MOST_BUCKETS = 8192
+
+
+@dataclass
+class Passes:
+    """What one run of ingest has read and written so far. The passes leave their parts below `artifact`/_exchange."""
+
+    config: RunConfig
+    identity: str
+    artifact: Artifact
+    inputs: Inputs
+
+    def __post_init__(self) -> None:
+        self.exchange = self.artifact.folder.child("_exchange")
+        self._rows = Artifact(self.exchange.child("rows"), "corpus buckets")
+        self._paired = Artifact(self.exchange.child("paired"), "corpus buckets")
+        # Of every pass that reads input: receipts, and the artifact their parts are in.
+        self._read: list[tuple[Artifact, list[Receipt]]] = []
+        self._first_slice = 0
+
+    @property
+    def rows_read(self) -> int:
+        """Rows of the input: those that arrive at the last pass, and those that left on the way."""
+        return sum(
+            receipt.counts.read if place in (self._rows, self._paired) else receipt.counts.rejected + _aside(receipt)
+            for place, receipts in self._read
+            for receipt in receipts
+        )
+
+    @property
+    def cut(self) -> int:
+        return sum(receipt.details.get("cut", 0) for _, receipts in self._read for receipt in receipts)
+
+    def join(self) -> None:
+        """Pairs of the collections: their judgements meet their documents, then their queries."""
+        if not self.inputs.collections:
+            return
+        corpus = self.config.corpus
+        files = [file for item in self.inputs.collections for files in item.files.values() for file in files]
+        buckets = bucket_count(files, corpus.part_bytes)
+        planned = plan_collections(self.inputs.collections, corpus.unit_bytes, 0)
+        self._first_slice = len(planned)
+        scattered = Artifact(self.exchange.child("scattered"), "texts by id")
+        joined = Artifact(self.exchange.child("joined"), "judgements with documents")
+        common = {"fingerprint": self.identity, "buckets": buckets}
+        receipts = self._run("ingest: scatter", _units(planned), ScatterWorker, scattered, {**common}, "bytes")
+        by_role: dict[Role, list[Part]] = {
+            role: _parts(receipts, role) for role in ("documents", "queries", "judgements")
+        }
+        found = self._run(
+            "ingest: join documents",
+            [Unit(bucket, 1, None) for bucket in range(buckets)],
+            DocumentWorker,
+            joined,
+            {**common, "scattered": scattered, "parts": by_role},
+            "buckets",
+        )
+        pairs = self._run(
+            "ingest: join queries",
+            [Unit(bucket, 1, None) for bucket in range(buckets)],
+            QueryWorker,
+            self._paired,
+            {
+                "fingerprint": self.identity,
+                "scattered": scattered,
+                "joined": joined,
+                "config": corpus,
+                "queries": by_role["queries"],
+                "found": _parts(found, "found"),
+                "buckets": self._buckets,
+            },
+            "buckets",
+        )
+        self._read += [(scattered, receipts), (joined, found), (self._paired, pairs)]
+
+    def read(self) -> None:
+        """Pairs of the other files."""
+        planned = plan_units(self.inputs.files, self.config.corpus.unit_bytes, self._first_slice)
+        arguments = {"fingerprint": self.identity, "config": self.config.corpus, "buckets": self._buckets}
+        receipts = self._run("ingest: read", _units(planned), ReadWorker, self._rows, arguments, "bytes")
+        self._read.append((self._rows, receipts))
+
+    def write(self, done: dict[int, Receipt]) -> list[Receipt]:
+        """The corpus itself, bucket by bucket, and in a last unit what was rejected on the way."""
+        pairs = [(place, part) for place, receipts in self._read for part in _parts(receipts, PAIRS)]
+        rejects = [(place, part) for place, receipts in self._read for part in _parts(receipts, REJECTS)]
+        rows = np.zeros(self._buckets, np.int64)
+        for _, part in pairs:
+            rows += np.array(part.details["bucket_rows"], np.int64)
+        units = [Unit(bucket, int(count), "bucket") for bucket, count in enumerate(rows)]
+        aside = sum((Counter(receipt.counts.set_aside) for _, all in self._read for receipt in all), Counter[str]())
+        units.append(Unit(len(rows), sum(part.rows for _, part in rejects), Rejected(tuple(rejects), dict(aside))))
+        arguments = {
+            "artifact": self.artifact,
+            "fingerprint": self.identity,
+            "config": self.config.corpus,
+            "pairs": pairs,
+            "origins": Origins.of_receipts(receipt for _, receipts in self._read for receipt in receipts),
+        }
+        return run_units("ingest: write", units, WriteWorker, arguments, self._pool, done=done)
+
+    @property
+    def _buckets(self) -> int:
+        return bucket_count(list(self.inputs), self.config.corpus.part_bytes)
+
+    @property
+    def _pool(self) -> Pool:
+        return Pool(self.config.corpus.workers)
+
+    def _run(
+        self,
+        title: str,
+        units: Sequence[Unit],
+        worker: type,
+        artifact: Artifact,
+        arguments: dict[str, Any],
+        measured_in: str,
+    ) -> list[Receipt]:
+        return run_units(
+            title,
+            units,
+            worker,
+            {"artifact": artifact, **arguments},
+            self._pool,
+            done=artifact.begin(self.identity),
+            measured_in=measured_in,
+        )
+
+
+def bucket_count(files: Sequence[InputFile], part_bytes: int) -> int:
+    """Buckets of about one part each; decided by the input alone."""
+    text = _EXPANSION * sum(file.size for file in files)
+    return min(_MOST_BUCKETS, max(1, -(-text // part_bytes)))
+
+
+def _aside(receipt: Receipt) -> int:
+    return sum(receipt.counts.set_aside.values())
+
+
+def _units(planned: Sequence[Sequence[Slice] | Sequence[CollectionSlice]]) -> list[Unit]:
+    return [Unit(number, sum(item.size for item in slices), list(slices)) for number, slices in enumerate(planned)]
+
+
+def _parts(receipts: Sequence[Receipt], role: str) -> list[Part]:
+    return [part for receipt in receipts for part in receipt.parts if part.details["role"] == role]

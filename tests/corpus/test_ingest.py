@@ -1,0 +1,140 @@
+"""The whole ingest stage: inputs of every kind become one corpus, and every row is accounted for."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from clusterbatch.config import RunConfig
+from clusterbatch.corpus.ingest import ingest
+from clusterbatch.corpus.units import corpus_units, read_unit
+from clusterbatch.errors import DataError, UsageError
+from clusterbatch.store import Manifest
+from clusterbatch.store.tables import read_parquet
+from clusterbatch.store.workspace import Workspace
+
+
+def configuration(tmp_path: Path, paths: list[Path], **corpus: Any) -> RunConfig:
+    return RunConfig.model_validate(
+        {"workspace": str(tmp_path / "workspace"), "corpus": {"paths": [str(path) for path in paths], **corpus}}
+    )
+
+
+def corpus_rows(config: RunConfig, manifest: Manifest) -> list[dict[str, Any]]:
+    artifact = Workspace(config).corpus
+    tables = [read_unit(artifact, unit) for unit in corpus_units(manifest)]
+    return pa.concat_tables(tables).to_pylist()
+
+
+def rejects(config: RunConfig, manifest: Manifest) -> list[dict[str, Any]]:
+    folder = Workspace(config).corpus.folder
+    paths = [part.path for part in manifest.parts if part.details["role"] == "rejects"]
+    return [row for path in paths for row in read_parquet(folder, path).to_pylist()]
+
+
+def write_lines(path: Path, rows: list[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def test_rows_of_many_files_are_conserved_and_placed_on_ray(tmp_path: Path, ray_local: None) -> None:
+    for file in range(5):
+        rows: list[Any] = [{"query": f"query {file} {row}", "document": f"document {row}"} for row in range(300)]
+        rows[7] = "not json"
+        rows[250] = {"query": "", "document": "nothing asked"}
+        # The same pair as in the first file, but for case and spaces.
+        rows[251] = {"query": "Query  0 5", "document": "DOCUMENT 5"}
+        write_lines(tmp_path / f"in/site-{file}.jsonl", rows)
+    config = configuration(tmp_path, [tmp_path / "in"], unit_bytes=4096, part_bytes=2**16, row_group_rows=64)
+    manifest = ingest(config)
+    found = corpus_rows(config, manifest)
+    refused = rejects(config, manifest)
+    assert manifest.counts.read == 1500
+    assert manifest.counts.written == len(found) == 1485
+    assert manifest.counts.rejected == len(refused) == 15
+    assert Counter(row["reason"].split(":")[0] for row in refused) == {"not JSON": 5, "query": 5, "duplicate pair": 5}
+    assert {(Path(row["file"]).name, row["row"]) for row in refused if "JSON" in row["reason"]} == {
+        (f"site-{file}.jsonl", 7) for file in range(5)
+    }
+    assert {row["row"] for row in refused if row["reason"] == "duplicate pair"} == {251}
+    assert manifest.details["sources"] == {f"site-{file}": 297 for file in range(5)}
+    assert len({row["pair_id"] for row in found}) == 1485
+    # The first of a duplicate pair stays, as it was written.
+    assert [row["query"] for row in found if row["query"].lower().split() == ["query", "0", "5"]] == ["query 0 5"]
+    assert list((tmp_path / "workspace/corpus").glob("_*")) == []
+    assert ingest(config).created == manifest.created
+
+
+def test_a_beir_folder_is_joined(tmp_path: Path, in_process: None) -> None:
+    folder = tmp_path / "nfcorpus"
+    documents: list[Any] = [{"_id": f"d{n}", "title": f"Title {n}", "text": f"text {n}"} for n in range(200)]
+    write_lines(folder / "corpus.jsonl", [*documents, {"_id": "d3", "text": "again"}, "{"])
+    write_lines(folder / "queries.jsonl", [{"_id": f"q{n}", "text": f"query {n}"} for n in range(100)])
+    judged = [f"q{n}\td{2 * n}\t1" for n in range(100)] + ["q1\td0\t0", "q1\tnowhere\t1", "unknown\td1\t2", "bad line"]
+    write_lines(folder / "qrels/train.tsv", ["query-id\tcorpus-id\tscore", *judged])
+    write_lines(folder / "qrels/test.tsv", ["query-id\tcorpus-id\tscore", "q5\td7\t1"])
+    config = configuration(tmp_path, [folder], unit_bytes=4096, part_bytes=2**16)
+    manifest = ingest(config)
+    pairs = {(row["query"], row["document"], row["source"]) for row in corpus_rows(config, manifest)}
+    assert pairs == {(f"query {n}", f"Title {2 * n} text {2 * n}", "nfcorpus") for n in range(100)}
+    places = {(Path(row["file"]).name, row["row"], row["reason"]) for row in rejects(config, manifest)}
+    assert places == {
+        ("train.tsv", 101, "no document with this id"),
+        ("train.tsv", 102, "no query with this id"),
+        ("train.tsv", 103, "expected query id, document id and a grade"),
+        ("corpus.jsonl", 200, "an id that stands twice"),
+        ("corpus.jsonl", 201, "not JSON: Expecting property name enclosed in double quotes"),
+    }
+    assert manifest.counts.set_aside == {"judged not relevant": 1}
+    assert manifest.counts.read == 106
+
+
+def test_ms_marco_files_are_joined(tmp_path: Path, in_process: None) -> None:
+    folder = tmp_path / "msmarco"
+    write_lines(folder / "collection.tsv", [f'{n}\t"Passage {n} with a quote' for n in range(50)])
+    write_lines(folder / "queries.train.tsv", [f"{n}\tquery {n}" for n in range(20)])
+    write_lines(folder / "queries.dev.tsv", [f"{n}\tquery {n}" for n in range(20, 25)])
+    write_lines(folder / "qrels.train.tsv", [f"{n} 0 {n + 10} 1" for n in range(20)])
+    write_lines(folder / "qrels.dev.tsv", [f"{n} 0 {n + 10} 1" for n in range(20, 25)])
+    config = configuration(tmp_path, [folder])
+    pairs = {(row["query"], row["document"]) for row in corpus_rows(config, ingest(config))}
+    assert pairs == {(f"query {n}", f'"Passage {n + 10} with a quote') for n in range(20)}
+    config = configuration(tmp_path, [folder], split="dev")
+    pairs = {(row["query"], row["document"]) for row in corpus_rows(config, ingest(config, force=True))}
+    assert len(pairs) == 5
+
+
+def test_a_broken_file_stops_or_is_rejected(tmp_path: Path, in_process: None) -> None:
+    write_lines(tmp_path / "in/good.jsonl", [{"query": "a question", "document": "an answer"}])
+    (tmp_path / "in/bad.parquet").write_bytes(b"PAR1 cut off")
+    with pytest.raises(DataError, match=r"in/bad.parquet: .*corpus.on_error"):
+        ingest(configuration(tmp_path, [tmp_path / "in"]))
+    config = configuration(tmp_path, [tmp_path / "in"], on_error="reject")
+    manifest = ingest(config, force=True)
+    assert (manifest.counts.read, manifest.counts.written, manifest.counts.rejected) == (2, 1, 1)
+    assert [(Path(row["file"]).name, row["row"]) for row in rejects(config, manifest)] == [("bad.parquet", None)]
+
+
+def test_another_input_is_refused_without_force(tmp_path: Path, in_process: None) -> None:
+    file = write_lines(tmp_path / "pairs.jsonl", [{"query": "a question", "document": "an answer"}])
+    config = configuration(tmp_path, [file])
+    ingest(config)
+    write_lines(file, [{"query": "another question", "document": "an answer"}])
+    with pytest.raises(UsageError, match="--force"):
+        ingest(config)
+    assert [row["query"] for row in corpus_rows(config, ingest(config, force=True))] == ["another question"]
+
+
+def test_nothing_to_read_is_one_clear_line(tmp_path: Path, in_process: None) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        ingest(configuration(tmp_path, [tmp_path / "nowhere"]))
+    file = write_lines(tmp_path / "pairs.jsonl", [{"query": "", "document": "an answer"}])
+    with pytest.raises(DataError, match=r"no valid pair in 1 files.*query: empty"):
+        ingest(configuration(tmp_path, [file]))
