@@ -1,0 +1,120 @@
+"""A whole comparison on a small corpus: two arms, two seeds, one layout for both; interrupted, resumed, reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clusterbatch.config import RunConfig, load_config
+from clusterbatch.errors import UsageError
+from clusterbatch.experiments import compare as module
+from clusterbatch.experiments.compare import compare, comparison_artifact
+from clusterbatch.experiments.comparison import read_comparison
+from clusterbatch.experiments.comparison_report import write_comparison
+
+SUBJECTS = {
+    "cooking": "simmer onion butter pepper oven roast flour garlic sauce bake",
+    "sailing": "anchor harbour mast rigging tide keel compass deck sail knot",
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> RunConfig:
+    folder = tmp_path_factory.mktemp("compare")
+    pairs, documents, queries, judgements = [], [], [], ["query-id\tcorpus-id\tscore"]
+    for source, line in SUBJECTS.items():
+        terms = line.split()
+        for number in range(160):
+            one, two, three = (terms[(number * step + number // 10) % 10] for step in (1, 3, 7))
+            pairs.append(
+                {
+                    "query": f"{one} {two} note {number}",
+                    "document": f"about {one} and {two} with {three}, entry {number}",
+                    "source": source,
+                }
+            )
+        for number in range(20):
+            name = f"{number:016x}"
+            documents.append(
+                {"_id": f"{source}-d{name}", "text": f"{terms[number % 10]} {terms[(number * 3) % 10]} page {number}"}
+            )
+            queries.append({"_id": f"{source}-q{name}", "text": f"{terms[number % 10]} {terms[(number * 3) % 10]}"})
+            judgements.append(f"{source}-q{name}\t{source}-d{name}\t1")
+    collection = folder / "topics"
+    (collection / "qrels").mkdir(parents=True)
+    for file, rows in (
+        (folder / "pairs.jsonl", pairs),
+        (collection / "corpus.jsonl", documents),
+        (collection / "queries.jsonl", queries),
+    ):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (collection / "qrels" / "test.tsv").write_text("\n".join(judgements) + "\n")
+    return load_config(
+        None,
+        [
+            f"workspace={folder}/ws",
+            f"corpus.paths={folder}/pairs.jsonl",
+            f"evaluate.path={collection}",
+            "evaluate.top_k=10",
+            "evaluate.metrics=[NDCG@10]",
+            "embed.max_tokens=16",
+            "cluster.mean_size=40",
+            "batches.size=32",
+            "train.learning_rate=0.01",
+            "compare.arms=[random,cluster]",
+            "compare.seeds=2",
+            "compare.steps=6",
+            "compare.points=2",
+        ],
+    )
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_comparison_from_corpus_to_report(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    # The first attempt ends after the shared stages and the first trials.
+    original = module.run_units
+
+    def interrupted(title, units, *arguments, **options):
+        original(title, units[:2], *arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run_units", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(config)
+    artifact = comparison_artifact(config)
+    assert artifact.manifest() is None
+    kept = {name: artifact.folder.read(f"_receipts/{name}") for name in artifact.folder.list("_receipts")}
+    assert len(kept) == 2
+    ran = []
+
+    def counted(title, units, *arguments, **options):
+        ran.extend(unit.number for unit in units if unit.number not in options["done"])
+        return original(title, units, *arguments, **options)
+
+    monkeypatch.setattr(module, "run_units", counted)
+    manifest = compare(config)
+    assert len(ran) == 3
+
+    found = read_comparison(config, artifact, manifest)
+    assert [arm.name for arm in found.arms] == ["random", "cluster"]
+    # One set of clusters serves both arms, and both made the same number of steps on the same number of pairs.
+    assert len({arm["layout"] for arm in manifest.details["arms"].values()}) == 1
+    assert {arm.pairs for arm in found.arms} == {6 * 32}
+    assert found.steps.tolist() == [0, 3, 6]
+    assert found.arms[0].curve.shape == (3, 2)
+    # Batches of clusters are purer than random ones, and the arms do differ.
+    assert found.arm("cluster").purity > found.arm("random").purity
+    assert found.arm("cluster").cost.hours > found.arm("random").cost.hours
+    assert found.scores["random"]["topics", "NDCG@10"].shape == (2, 40)
+    assert (found.scores["random"]["topics", "NDCG@10"] != found.scores["cluster"]["topics", "NDCG@10"]).any()
+
+    page = Path(write_comparison(config))
+    assert "cluster" in page.read_text(encoding="utf-8")
+    data = json.loads((page.parent / "comparison.json").read_text())
+    assert {row["segment"] for row in data["segments"]} == set(SUBJECTS)
+    # Again: nothing to do. With another number of seeds: refused.
+    assert compare(config).created == manifest.created
+    with pytest.raises(UsageError, match="another configuration"):
+        compare(config.model_copy(update={"compare": config.compare.model_copy(update={"seeds": 3})}))
