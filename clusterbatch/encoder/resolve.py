@@ -93,9 +93,11 @@ def _from_storage(source: Folder) -> str:
     try:
         for entry in files:
             relative = entry["name"].removeprefix(source.path()).lstrip("/")
+            # Read first: a key that would lead out of the folder is refused there.
+            data = source.read(relative)
             place = partial / relative
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(source.read(relative))
+            place.write_bytes(data)
         try:
             partial.rename(target)
         except OSError:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from clusterbatch.store import retries
 from clusterbatch.store.artifact import Receipt
 
 
@@ -37,6 +38,7 @@ MEASURES: Mapping[str, Measure] = {
     "clusterbatch_units": Measure("counter", "Finished units of work", ("stage",)),
     "clusterbatch_units_waiting": Measure("gauge", "Units of work not finished yet", ("stage",)),
     "clusterbatch_unit_seconds": Measure("histogram", "A worker's time for one unit", ("stage",), _UNIT_SECONDS),
+    "clusterbatch_storage_retries": Measure("counter", "Storage requests that were tried again"),
     "clusterbatch_training_step": Measure("gauge", "Number of the newest training step"),
     "clusterbatch_training_step_seconds": Measure("histogram", "Time of one training step", (), _STEP_SECONDS),
     "clusterbatch_training_data_wait_seconds": Measure("counter", "Time the first worker stood waiting for data"),
@@ -68,6 +70,16 @@ _TRAINING_GAUGES = (
 def exported_name(name: str) -> str:
     """What Prometheus calls it."""
     return f"ray_{name}_total" if MEASURES[name].kind == "counter" else f"ray_{name}"
+
+
+def count_retries() -> None:
+    """From now on this process counts its repeated storage requests. Call it in each that reads or writes."""
+    if _retried not in retries.observers:
+        retries.observers.append(_retried)
+
+
+def _retried() -> None:
+    _add("clusterbatch_storage_retries", 1)
 
 
 def unit_finished(stage: str, receipt: Receipt, waiting: int) -> None:

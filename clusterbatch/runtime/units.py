@@ -151,6 +151,7 @@ class _AheadAdapter:
     """Ray Data's calling convention around a `UnitPreparer`."""
 
     def __init__(self, preparer: type, arguments: dict[str, Any]) -> None:
+        metrics.count_retries()
         self._preparer = preparer(**arguments)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
@@ -163,6 +164,7 @@ class _Adapter:
     """Ray Data's calling convention around a `UnitWorker`."""
 
     def __init__(self, worker: type, arguments: dict[str, Any]) -> None:
+        metrics.count_retries()
         self._worker = worker(**arguments)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:

@@ -18,7 +18,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from clusterbatch.config import StorageConfig
-from clusterbatch.errors import InfrastructureError, UsageError
+from clusterbatch.errors import DataError, InfrastructureError, UsageError
 from clusterbatch.store.range_file import RangeFile
 from clusterbatch.store.retries import with_retries
 from clusterbatch.store.s3 import s3_filesystem
@@ -60,7 +60,12 @@ class Folder:
         return LocalFileSystem(auto_mkdir=True) if self.is_local else s3_filesystem(self.storage)
 
     def path(self, name: str = "") -> str:
-        """`name` inside this folder as the file system spells it (no scheme)."""
+        """`name` inside this folder as the file system spells it (no scheme).
+
+        Raises DataError where the name leads out of the folder: names come from manifests and object keys as well.
+        """
+        if ".." in name.split("/"):
+            raise DataError(f"{self.uri}: '..' cannot be part of a name ({name})")
         base = self.uri.removeprefix("s3://")
         return f"{base}/{name}" if name else base
 

@@ -34,6 +34,8 @@ _LONGEST_PAUSE = 15.0
 _ATTEMPTS_AT_STRANGERS = 3
 
 _answered: set[str | None] = set()
+# Called at every repeated attempt of this process; runtime.metrics counts them.
+observers: list[Callable[[], None]] = []
 
 
 def with_retries(place: str, storage: StorageConfig, call: Callable[[], Result]) -> Result:
@@ -64,6 +66,8 @@ def with_retries(place: str, storage: StorageConfig, call: Callable[[], Result])
             spent = time.monotonic() - started
             if not failure.transient or attempts >= limit or spent + pause > storage.retry_budget:
                 raise InfrastructureError(failure.line(place, storage, attempts, spent)) from error
+            for observer in observers:
+                observer()
             time.sleep(pause)
         else:
             _answered.add(storage.endpoint_url)

@@ -21,7 +21,7 @@ from clusterbatch.encoder.hardware import resolve_device
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageError, root_cause
 from clusterbatch.runtime import Pool, ProgressLine, check_resources, ray_session
-from clusterbatch.runtime.metrics import step_finished
+from clusterbatch.runtime.metrics import count_retries, step_finished
 from clusterbatch.store import Counts, Folder, Manifest, Receipt, Stopwatch
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.gather import World
@@ -149,6 +149,7 @@ def _train_loop(config: dict[str, Any]) -> None:
     if ray.get(board.fatal.remote()) is not None:
         # Restarted after an error that a restart cannot mend.
         raise RuntimeError("stopped by an earlier error")
+    count_retries()
     device = ray.train.torch.get_device()
     try:
         run_worker(

@@ -58,8 +58,12 @@ def check_python(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     if command:
         check_clusterbatch([command[1], *words[1:]], capsys)
     else:
-        assert "argparse" in source
-        check_configuration([word for word in words[1:] if not word.startswith("--")])
+        for word in words[1:]:
+            if word.startswith("--"):
+                assert f'"{word}"' in source, word
+        # Its options, with values of their own, come last.
+        own = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))
+        check_configuration(words[1:own])
 
 
 def check_clusterbatch(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

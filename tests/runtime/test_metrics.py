@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from clusterbatch.config import StorageConfig
 from clusterbatch.runtime import metrics
-from clusterbatch.store import Counts, Part, Receipt
+from clusterbatch.store import Counts, Part, Receipt, retries
 
 LINE = {
     "step": 7,
@@ -80,6 +81,23 @@ def test_a_step_fills_every_training_metric(seen: dict[Any, float]) -> None:
     assert {name for (name,) in seen} == {name for name in metrics.MEASURES if "_training_" in name}
     assert seen[("clusterbatch_training_pairs",)] == 512
     assert seen[("clusterbatch_training_data_wait_seconds",)] == 0.5
+
+
+def test_a_repeated_request(seen: dict[Any, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "observers", [])
+    monkeypatch.setattr(retries.time, "sleep", lambda seconds: None)
+    metrics.count_retries()
+    metrics.count_retries()
+    answers = iter([ConnectionResetError(), ConnectionResetError(), None])
+
+    def call() -> str:
+        error = next(answers)
+        if error is not None:
+            raise error
+        return "data"
+
+    assert retries.with_retries("s3://bucket/key", StorageConfig(), call) == "data"
+    assert seen == {("clusterbatch_storage_retries",): 2}
 
 
 def test_names_as_prometheus_has_them() -> None:
