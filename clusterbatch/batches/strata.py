@@ -142,7 +142,7 @@ def _stratum(
         piece_rows=rows,
         first_piece=first_piece,
         run_rows=index.run_rows,
-        whole_runs=config.stratify == layout,
+        whole_runs=config.stratify in (layout, "cluster"),
         scattered=config.stratify == "random_groups",
         groups_per_batch=_groups_per_batch(config, group_rows, index.run_rows),
     )
@@ -172,7 +172,9 @@ def packed_rows(group_rows: np.ndarray, part: int) -> int:
 
 
 def _check_layout(index: ClusterIndex, config: BatchesConfig, layout: str) -> None:
-    needed = {"cluster": ("cluster",), "group": ("group",), "random_groups": ("cluster", "group")}
+    # With cluster.column the clusters are the user's own groups.
+    by_cluster = ("cluster", "group")
+    needed = {"cluster": by_cluster, "group": ("group",), "random_groups": by_cluster}
     if layout not in needed.get(config.stratify, (layout,)):
         raise UsageError(
             f"batches.stratify: {config.stratify} needs shards laid out for it, these are by {layout}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,8 @@ def train(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
         return artifact.require()
     check_adapters(config.train)
     check_trackers(config.train.trackers)
+    for warning in plan.report()["warnings"]:
+        print(f"plan: {warning}", file=sys.stderr, flush=True)
     watch = Stopwatch()
     artifact.begin(identity, force)
     job = TrainingJob(config, generation, steps, initial_model, identity)

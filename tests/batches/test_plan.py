@@ -20,7 +20,7 @@ def plans(draw: st.DrawFn) -> BatchPlan:
     largest = draw(st.sampled_from([1, size // 2 + 1, 3 * size]))
     sizes = draw(st.lists(st.lists(st.integers(1, largest), min_size=1, max_size=8), min_size=1, max_size=4))
     stratify = draw(st.sampled_from(["random", "source", "cluster", "group", "random_groups"]))
-    layouts = {"cluster": ["cluster"], "group": ["group"], "random_groups": ["cluster", "group"]}
+    layouts = {"cluster": ["cluster", "group"], "group": ["group"], "random_groups": ["cluster", "group"]}
     layout = draw(st.sampled_from(layouts.get(stratify, ["cluster", stratify])))
     config = BatchesConfig(
         stratify=stratify,
@@ -239,7 +239,7 @@ def test_impossible_plans_are_refused_by_name(config: BatchesConfig, words: str)
 
 @pytest.mark.parametrize(
     ("stratify", "layout"),
-    [("cluster", "random"), ("cluster", "group"), ("group", "cluster"), ("random_groups", "source")],
+    [("cluster", "random"), ("cluster", "source"), ("group", "cluster"), ("random_groups", "source")],
 )
 def test_a_layout_that_cannot_serve_the_strategy_is_refused(stratify: str, layout: str) -> None:
     with pytest.raises(UsageError, match=f"batches.stratify: {stratify} needs"):
