@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from clusterbatch.encoder.hardware import resolve_device
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageError, root_cause
 from clusterbatch.runtime import Pool, ProgressLine, check_resources, ray_session
-from clusterbatch.runtime.metrics import count_retries, step_finished
+from clusterbatch.runtime.metrics import step_finished
 from clusterbatch.store import Counts, Folder, Manifest, Receipt, Stopwatch
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.gather import World
@@ -58,10 +59,11 @@ def train(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     artifact = workspace.train(generation)
     if artifact.is_done(identity) and not force:
         return artifact.require()
+    report = plan.report(-(-steps // plan.steps_per_epoch))
+    for warning in report["warnings"]:
+        print(f"train: {warning}", file=sys.stderr)
     check_adapters(config.train)
     check_trackers(config.train.trackers)
-    for warning in plan.report()["warnings"]:
-        print(f"plan: {warning}", file=sys.stderr, flush=True)
     watch = Stopwatch()
     artifact.begin(identity, force)
     job = TrainingJob(config, generation, steps, initial_model, identity)
@@ -78,7 +80,7 @@ def train(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
         config={"train": config.train.identity(), "batches": config.batches.identity()},
         inputs={"clusters": inputs.fingerprint, "model": initial},
         seconds=watch.seconds,
-        details={"steps": steps, "steps_per_epoch": plan.steps_per_epoch, "model": model.uri},
+        details={"steps": steps, "steps_per_epoch": plan.steps_per_epoch, "model": model.uri, "plan": report},
         extra_parts=[metrics],
     )
     artifact.folder.remove(SEGMENTS)
@@ -137,33 +139,41 @@ def _fit(job: TrainingJob) -> None:
         try:
             trainer.fit()
         except Exception as error:
-            fatal = ray.get(board.fatal.remote())
-            if fatal is not None:
-                raise getattr(errors, fatal[0])(fatal[1]) from error
-            cause = root_cause(error)
-            if isinstance(cause, ClusterbatchError):
-                raise cause from error
+            _raise_fatal(board)
             raise InfrastructureError(f"train: {_last_line(error)}") from error
+        _raise_fatal(board)
+
+
+def _raise_fatal(board: Any) -> None:
+    """Raises what a worker said no restart could mend: the user's mistake in one line, a bug with its traceback."""
+    fatal = ray.get(board.fatal.remote())
+    if fatal is not None:
+        kind, message = fatal
+        raise getattr(errors, kind, RuntimeError)(message)
 
 
 def _train_loop(config: dict[str, Any]) -> None:
     """What Ray Train calls on every worker."""
     job, board = config["job"], config["board"]
     if ray.get(board.fatal.remote()) is not None:
-        # Restarted after an error that a restart cannot mend.
-        raise RuntimeError("stopped by an earlier error")
-    count_retries()
-    device = ray.train.torch.get_device()
+        # Ray restarts whatever fails; this is how it learns that there is nothing to do.
+        return
     try:
         run_worker(
             job,
             World.current(),
-            device,
+            ray.train.torch.get_device(),
             observe=partial(_observe, board),
             stop_requested=_stop_requested.is_set,
         )
-    except (errors.UsageError, errors.DataError) as error:
+    except (InfrastructureError, RuntimeError, OSError):
+        # A collective without its peer, a machine without memory, a stop: a fresh set of workers may do better.
+        raise
+    except ClusterbatchError as error:
         ray.get(board.fail.remote(type(error).__name__, str(error)))
+        raise
+    except Exception:
+        ray.get(board.fail.remote("bug", f"train: a worker failed\n{traceback.format_exc()}"))
         raise
 
 

@@ -115,3 +115,12 @@ def test_a_damaged_shard_is_named_at_once_and_not_retried(tmp_path: Path, ray_lo
     clusters.folder.write(part.path, bytes(part.bytes))
     with pytest.raises(DataError, match=part.path):
         train(config)
+
+
+def test_an_elastic_run_takes_the_workers_that_there_is_room_for(tmp_path: Path, ray_local: None) -> None:
+    config = small_config(tmp_path, train={"steps": 3, "workers": [1, 4], "cpus_per_worker": 0.9})
+    write_clusters(config)
+    train(config)
+    latest = _job(config).checkpoints.latest()
+    assert latest is not None
+    assert latest.manifest.world_size == 2

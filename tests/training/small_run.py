@@ -80,7 +80,7 @@ def write_clusters(config: RunConfig, *, negatives: bool = False, weight: bool =
         for cluster, rows in enumerate(sizes):
             table = _rows(random, rows, shard * 3 + cluster, layout)
             text = pa.table({"pair_id": [f"{source}-{cluster}-{row}" for row in range(rows)]})
-            writer.add(table, text, source=source, cluster=cluster, mean_cosine=0.5)
+            writer.add(table, text, source=source, cluster=cluster, piece=0, mean_cosine=0.5)
         parts += writer.write(artifact, f"shard-{shard}", shard=shard)
         pieces += [{**piece, "shard": shard} for piece in writer.pieces]
     total = sum(piece["rows"] for piece in pieces)
