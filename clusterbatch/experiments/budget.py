@@ -79,7 +79,7 @@ def _timings(config: RunConfig) -> tuple[float, float, float]:
         device=resolve_device(config.train.device),
     )
     tokens = model.tokenizer.encode(queries + documents, config.train.max_document_tokens)
-    forward = _seconds(lambda: model.encode(tokens, config.train.micro_batch_tokens)) / len(queries)
+    forward = _seconds(lambda: model.encode(tokens, config.embed.batch_tokens)) / len(queries)
     metrics = [parse_metric(config.compare.decide.metric)]
     settings = config.evaluate
     measuring = 0.0

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-import numpy as np
 import yaml
 
 from clusterbatch.config import RunConfig
@@ -22,6 +20,7 @@ from clusterbatch.experiments.clusterviews import (
 from clusterbatch.experiments.compare import comparison_artifact, prepared, with_sample
 from clusterbatch.experiments.comparison import Comparison, read_comparison
 from clusterbatch.experiments.figures import Plot
+from clusterbatch.experiments.gains import LEAST_QUERIES, segments_of
 from clusterbatch.experiments.phrases import PHRASES
 from clusterbatch.experiments.report import environment
 from clusterbatch.experiments.statistics import difference
@@ -34,8 +33,6 @@ from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.worker import open_plan
 
 PAGE, DECISION, MARKDOWN, DATA = "index.html", "decision.html", "report.md", "comparison.json"
-# Segments with fewer queries say too little.
-_LEAST_QUERIES = 20
 
 
 def write_comparison(config: RunConfig) -> str:
@@ -93,7 +90,7 @@ def _context(
         "mapped": mapped,
         "texts": [f"{each.source} {each.cluster} ({each.rows:,}): {', '.join(each.terms)}" for each in mapped],
         "segments": segment_rows(config, comparison),
-        "least_queries": _LEAST_QUERIES,
+        "least_queries": LEAST_QUERIES,
         "summary": workspace_summary(config),
         "workspace": Folder(config.workspace).uri,
         "configuration": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
@@ -104,29 +101,19 @@ def _context(
 def segment_rows(config: RunConfig, comparison: Comparison) -> list[dict[str, Any]]:
     """Gain of the decisive arm by collection and segment, the best first: {collection, segment, queries, gain, low,
     high}; empty where ids name no segments."""
-    pattern = re.compile(config.report.segment_pattern)
     arm, metric = decisive(comparison).name, comparison.metric
     rows = []
     for collection in comparison.collections:
-        matches = [pattern.match(query) for query in comparison.queries[collection]]
-        segments = np.array([match[1] if match else "" for match in matches])
+        segments = segments_of(comparison.queries[collection], config.report.segment_pattern)
         own, reference = (comparison.scores[name][collection, metric] for name in (arm, comparison.reference))
-        for segment in sorted(set(segments) - {""}):
+        for segment in sorted(set(segments.tolist()) - {""}):
             chosen = segments == segment
-            if chosen.sum() < _LEAST_QUERIES:
+            if chosen.sum() < LEAST_QUERIES:
                 continue
             spread = difference([own[:, chosen]], [reference[:, chosen]])
             low, high = spread.interval(comparison.confidence)
-            rows.append(
-                {
-                    "collection": collection,
-                    "segment": str(segment),
-                    "queries": int(chosen.sum()),
-                    "gain": spread.mean,
-                    "low": low,
-                    "high": high,
-                }
-            )
+            entry = {"collection": collection, "segment": segment, "queries": int(chosen.sum())}
+            rows.append({**entry, "gain": spread.mean, "low": low, "high": high})
     return sorted(rows, key=lambda row: -row["gain"])
 
 

@@ -10,10 +10,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from clusterbatch.config import RunConfig
 from clusterbatch.errors import DataError
 from clusterbatch.evaluation.models import AFTER, BEFORE
+from clusterbatch.experiments.gains import LEAST_QUERIES, query_gains
 from clusterbatch.experiments.summary import SUMMARY, finished_stages, workspace_summary
 from clusterbatch.store.workspace import Workspace
 
 REPORT = "index.html"
+# Where a comparison's page lies, from the workspace's root.
+COMPARED = "compare/report/index.html"
 
 
 def write_report(config: RunConfig) -> str:
@@ -27,12 +30,21 @@ def write_report(config: RunConfig) -> str:
         raise DataError(f"{workspace.root.uri}: no finished stage here, nothing to report")
     workspace.root.write_json(SUMMARY, summary)
     software = finished_stages(config)[-1][2].software
+    evaluated = {row["generation"] for row in summary["quality"]}
+    intervals, segments = query_gains(config, max(evaluated)) if evaluated else ({}, [])
     page = (
         environment()
         .get_template("report.html.jinja")
         .render(
             summary=summary,
             gains=gains(summary["quality"]),
+            scoreboard=scoreboard(summary["quality"]),
+            models=list(dict.fromkeys(row["model"] for row in summary["quality"])),
+            intervals=intervals,
+            last_generation=max(evaluated, default=0),
+            segments=segments,
+            least_queries=LEAST_QUERIES,
+            compared=workspace.root.exists(COMPARED),
             configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
             software=software,
         )
@@ -44,13 +56,23 @@ def write_report(config: RunConfig) -> str:
 def gains(quality: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row per generation, collection and metric: {generation, collection, metric, before, after, queries,
     documents}; in the order of the evaluation, the first metric of each collection leads."""
+    return [
+        {**row, BEFORE: row["values"][BEFORE], AFTER: row["values"][AFTER]}
+        for row in scoreboard(quality)
+        if {BEFORE, AFTER} <= row["values"].keys()
+    ]
+
+
+def scoreboard(quality: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per generation, collection and metric: {generation, collection, metric, values by model, queries,
+    documents}, in the order of the evaluation."""
     rows: dict[tuple[int, str, str], dict[str, Any]] = {}
     for entry in quality:
         key = (entry["generation"], entry["collection"], entry["metric"])
-        row = rows.setdefault(key, {name: entry[name] for name in ("generation", "collection", "metric")})
-        row[entry["model"]] = entry["value"]
-        row["queries"], row["documents"] = entry["queries"], entry["documents"]
-    return [row for row in rows.values() if BEFORE in row and AFTER in row]
+        names = ("generation", "collection", "metric", "queries", "documents")
+        row = rows.setdefault(key, {**{name: entry[name] for name in names}, "values": {}})
+        row["values"][entry["model"]] = entry["value"]
+    return list(rows.values())
 
 
 def environment() -> Environment:
