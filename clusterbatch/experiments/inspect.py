@@ -51,7 +51,14 @@ def inspect_workspace(config: RunConfig) -> list[dict[str, Any]]:
 
 def _state(artifact: Artifact) -> str:
     """Of an artifact without a manifest."""
-    folder = artifact.folder
+    try:
+        return _progress(artifact.folder)
+    except FileNotFoundError:
+        # Removed between one look and the next: the stage has just gone on.
+        return "under way"
+
+
+def _progress(folder: Folder) -> str:
     step = read_last_line(folder)
     if step is not None:
         return f"step {step['step'] + 1:,} done, loss {step['loss']:.4f}{_sign_of_life(folder.child(SEGMENTS))}"

@@ -16,7 +16,8 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from clusterbatch.cli import main
-from clusterbatch.config import StorageConfig
+from clusterbatch.config import StorageConfig, load_config
+from clusterbatch.experiments.inspect import inspect_workspace
 from clusterbatch.runtime.metrics import MEASURES, exported_name
 from clusterbatch.store import Folder
 from tests.integration.faults.harness import ROOT, WORDS, ray_cluster, write_pairs
@@ -96,16 +97,10 @@ def submit(cluster: Cluster, checkout: Path, entrypoint: list[str]) -> subproces
 def watch(job: subprocess.Popen[str], words: list[str]) -> set[str]:
     """Every state that `inspect` tells while the job runs."""
     seen: set[str] = set()
+    config = load_config(None, words)
     started = time.monotonic()
     while job.poll() is None and time.monotonic() - started < _JOB_SECONDS:
-        done = subprocess.run(
-            [sys.executable, "-m", "clusterbatch.cli", "inspect", *words, "--json"],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            check=True,
-        )
-        seen |= {row["state"] for row in json.loads(done.stdout)}
+        seen |= {row["state"] for row in inspect_workspace(config)}
         time.sleep(0.5)
     return seen
 
