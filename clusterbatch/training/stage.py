@@ -23,7 +23,7 @@ from clusterbatch.encoder.hardware import resolve_device
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageError, root_cause
 from clusterbatch.runtime import Pool, ProgressLine, check_resources, ray_session
-from clusterbatch.runtime.metrics import step_finished
+from clusterbatch.runtime.metrics import count_retries, step_finished
 from clusterbatch.store import Counts, Folder, Manifest, Receipt, Stopwatch
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.gather import World
@@ -59,11 +59,11 @@ def train(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     artifact = workspace.train(generation)
     if artifact.is_done(identity) and not force:
         return artifact.require()
-    report = plan.report(-(-steps // plan.steps_per_epoch))
-    for warning in report["warnings"]:
-        print(f"train: {warning}", file=sys.stderr)
     check_adapters(config.train)
     check_trackers(config.train.trackers)
+    report = plan.report()
+    for warning in report["warnings"]:
+        print(f"plan: {warning}", file=sys.stderr, flush=True)
     watch = Stopwatch()
     artifact.begin(identity, force)
     job = TrainingJob(config, generation, steps, initial_model, identity)
@@ -158,6 +158,7 @@ def _train_loop(config: dict[str, Any]) -> None:
     if ray.get(board.fatal.remote()) is not None:
         # Ray restarts whatever fails; this is how it learns that there is nothing to do.
         return
+    count_retries()
     try:
         run_worker(
             job,
