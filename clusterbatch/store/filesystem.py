@@ -138,7 +138,13 @@ class Folder:
         return sorted(entries)
 
     def remove(self, name: str = "") -> None:
-        """Removes a file or a folder with all it holds; nothing happens where nothing is."""
+        """Removes a file or a folder with all it holds; nothing happens where nothing is.
+
+        Refuses, with UsageError, what nobody can have meant: a whole bucket, the root, the home folder, the working
+        directory or anything above it.
+        """
+        if _holds_too_much(self.path(name), self.is_local):
+            raise UsageError(f"{self.uri}/{name}: refusing to remove this whole place")
 
         def call() -> None:
             path = self.path(name)
@@ -185,6 +191,13 @@ class Folder:
                 os.unlink(temporary)
 
 
+def _holds_too_much(path: str, is_local: bool) -> bool:
+    if not is_local:
+        return "/" not in path.strip("/")
+    wanted = Path(os.path.realpath(path))
+    return any(kept.is_relative_to(wanted) for kept in (Path.home(), Path.cwd()))
+
+
 def normalise_uri(uri: str) -> str:
     """Absolute local path, or s3://bucket/prefix; no trailing slash, nothing that climbs out with `..`."""
     scheme = urlsplit(uri).scheme if "://" in uri else ""
@@ -201,5 +214,7 @@ def normalise_uri(uri: str) -> str:
         return "/".join([f"s3://{bucket}", *parts])
     if scheme not in ("", "file"):
         raise UsageError(f"{uri}: unknown scheme {scheme}://, expected a local path or s3://bucket/prefix")
-    path = uri.removeprefix("file://") or "."
+    path = uri.removeprefix("file://")
+    if not path.strip():
+        raise UsageError("an empty address: expected a local path or s3://bucket/prefix")
     return os.path.abspath(os.path.expanduser(path))
