@@ -50,6 +50,10 @@ class CorpusConfig(Section):
     max_characters: int = Field(20_000, ge=16)
     # What happens to a text that is longer.
     too_long: Literal["cut", "reject"] = "cut"
+    # Pairs with a copy of a test query of `evaluate.path`, or of a document that answers one, are set aside: also near
+    # copies (estimated Jaccard similarity of word triples), only exact ones, or none.
+    decontaminate: Literal["near", "exact", "off"] = "near"
+    near_threshold: float = Field(0.8, gt=0, le=1)
     row_group_rows: int = Field(1024, ge=64)
     part_bytes: int = Field(64 * 2**20, ge=2**16)
     # Bytes of input that one unit of work reads.

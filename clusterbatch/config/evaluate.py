@@ -14,6 +14,9 @@ class EvaluateConfig(Section):
     # Folders in BEIR layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv; docstrings:// means the sample's own.
     path: Paths = []
     split: str = "test"
+    # Where no collection is given: so many documents, with all queries that ask for them, are held out of the corpus as
+    # development and test queries. 0: none.
+    holdout: int = Field(2000, ge=0)
     # before: train.model as training starts; after: the trained model; bm25: word matching, as a reference. Others are
     # a model's folder, a workspace (its model is meant) or a name on the hub.
     models: list[str] = Field(["before", "after"], min_length=1)

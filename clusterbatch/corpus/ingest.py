@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections import Counter
 
 from clusterbatch.config import DOCSTRINGS, RunConfig, fingerprint
+from clusterbatch.corpus.collections import PairCollection, collection_in
 from clusterbatch.corpus.finding import Inputs, find_inputs
-from clusterbatch.corpus.passes import Passes
+from clusterbatch.corpus.passes import Passes, held_out_documents
 from clusterbatch.corpus.sample import PAIRS, ensure_sample
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.runtime import ray_session
-from clusterbatch.store.artifact import Counts, Manifest, Receipt, Stopwatch
+from clusterbatch.store.artifact import Counts, Manifest, Part, Receipt, Stopwatch
+from clusterbatch.store.filesystem import Folder
 from clusterbatch.store.workspace import Workspace
 
 
@@ -28,18 +30,25 @@ def ingest(config: RunConfig, *, generation: int = 0, force: bool = False) -> Ma
     if not config.corpus.paths:
         raise UsageError(f"corpus.paths: must be given (files, folders, globs, or {DOCSTRINGS})")
     stopwatch = Stopwatch()
-    inputs = _inputs(config)
-    identity = fingerprint("corpus", config.corpus, [[file.uri, file.size, file.version] for file in inputs])
+    inputs, tests = _inputs(config), _tests(config)
+    identity = fingerprint(
+        "corpus",
+        config.corpus,
+        [[file.uri, file.size, file.version] for file in inputs],
+        held_out_documents(config),
+        [[file.uri, file.size, file.version] for item in tests for files in item.files.values() for file in files],
+    )
     artifact = Workspace(config).corpus
     if artifact.is_done(identity) and not force:
         return artifact.require()
     done = artifact.begin(identity, force)
-    passes = Passes(config, identity, artifact, inputs)
+    passes = Passes(config, identity, artifact, inputs, tests)
     with ray_session(config.ray):
         passes.join()
         passes.read()
         receipts = passes.write(done)
-    manifest = _commit(passes, receipts, stopwatch.seconds)
+        collection = passes.collect(receipts)
+    manifest = _commit(passes, receipts, collection, stopwatch.seconds)
     passes.exchange.remove()
     return manifest
 
@@ -54,7 +63,19 @@ def _inputs(config: RunConfig) -> Inputs:
     return find_inputs(config.corpus, paths, config.storage)
 
 
-def _commit(passes: Passes, receipts: list[Receipt], seconds: float) -> Manifest:
+def _tests(config: RunConfig) -> list[PairCollection]:
+    """The collections that the corpus must not contain; the built-in sample's own is apart already."""
+    if config.corpus.decontaminate == "off":
+        return []
+    paths = [path for path in config.evaluate.path if path != DOCSTRINGS]
+    found = (
+        collection_in(Folder(path, config.storage), number, config.evaluate.split) for number, path in enumerate(paths)
+    )
+    # What is no collection is for the evaluation to refuse.
+    return [collection for collection in found if collection is not None]
+
+
+def _commit(passes: Passes, receipts: list[Receipt], collection: list[Part], seconds: float) -> Manifest:
     files = list(passes.inputs)
     counts = sum((receipt.counts for receipt in receipts), Counts())
     if counts.read != passes.rows_read:
@@ -77,4 +98,5 @@ def _commit(passes: Passes, receipts: list[Receipt], seconds: float) -> Manifest
             "input_bytes": sum(file.size for file in files),
             "cut_texts": passes.cut,
         },
+        extra_parts=collection,
     )

@@ -68,7 +68,7 @@ class ScatterWorker:
         seen = 0
         try:
             with opened(item.piece.file, self._artifact.folder.storage) as (_, file):
-                for position, values in enumerate(_parsed(file, item)):
+                for position, values in enumerate(parsed_lines(file, item)):
                     seen += 1
                     if isinstance(values, Reject):
                         rejects.append(values)
@@ -168,6 +168,7 @@ class QueryWorker:
         queries: Sequence[Part],
         found: Sequence[Part],
         buckets: int,
+        held_out: int,
     ) -> None:
         self._artifact = artifact
         self._scattered = scattered
@@ -177,10 +178,11 @@ class QueryWorker:
         self._queries = queries
         self._found = found
         self._buckets = buckets
+        self._held_out = held_out
 
     def process(self, unit: Unit) -> Receipt:
         stopwatch = Stopwatch()
-        sink = PairSink(self._artifact, unit.number, self._buckets)
+        sink = PairSink(self._artifact, unit.number, self._buckets, self._held_out)
         judgements = bucket_table(self._joined, self._found, unit.number, _FOUND)
         queries = bucket_table(self._scattered, self._queries, unit.number, _SCHEMAS["queries"])
         queries, twice = first_of_id(queries)
@@ -231,7 +233,7 @@ def with_reason(rows: pa.Table, reason: str, content: pa.ChunkedArray) -> pa.Tab
     return pa.table(columns, schema=REJECTED)
 
 
-def _parsed(file: BinaryIO, item: CollectionSlice) -> Iterator[dict[str, Any] | Reject | None]:
+def parsed_lines(file: BinaryIO, item: CollectionSlice) -> Iterator[dict[str, Any] | Reject | None]:
     """Values of each line that is one; None for a judgement that says "not relevant"."""
     whole = not item.piece.file.name.endswith((".jsonl", ".tsv"))
     lines = (line for line in lines_of(file, None if whole else item.piece) if line.strip())

@@ -10,17 +10,21 @@ from typing import Any
 import numpy as np
 
 from clusterbatch.config import RunConfig
-from clusterbatch.corpus.collections import CollectionSlice, Role, plan_collections
+from clusterbatch.corpus.collecting import CollectionWorker
+from clusterbatch.corpus.collections import CollectionSlice, PairCollection, Role, plan_collections
+from clusterbatch.corpus.decontamination import Contamination, TestTextsWorker, plan_test_texts
 from clusterbatch.corpus.finding import Inputs
+from clusterbatch.corpus.holdout import HeldOut, choose
 from clusterbatch.corpus.inputs import InputFile, Slice, plan_units
 from clusterbatch.corpus.joining import DocumentWorker, QueryWorker, ScatterWorker
 from clusterbatch.corpus.origins import Origins
 from clusterbatch.corpus.reading import ReadWorker
-from clusterbatch.corpus.sink import REJECTS
+from clusterbatch.corpus.sink import REJECTS, SKETCH
 from clusterbatch.corpus.units import PAIRS
-from clusterbatch.corpus.writing import Rejected, WriteWorker
+from clusterbatch.corpus.writing import Exclusions, Rejected, WriteWorker
 from clusterbatch.runtime import Pool, Unit, run_units
 from clusterbatch.store.artifact import Artifact, Part, Receipt
+from clusterbatch.store.tables import read_parquet
 
 # About how many bytes of text a byte of input becomes.
 _EXPANSION = 3
@@ -35,10 +39,13 @@ class Passes:
     identity: str
     artifact: Artifact
     inputs: Inputs
+    # The collections of evaluate.path.
+    tests: list[PairCollection]
 
     def __post_init__(self) -> None:
         self.exchange = self.artifact.folder.child("_exchange")
         self._rows = Artifact(self.exchange.child("rows"), "corpus buckets")
+        self._leftovers = Artifact(self.exchange.child("leftovers"), "held-out texts")
         self._paired = Artifact(self.exchange.child("paired"), "corpus buckets")
         # Of every pass that reads input: receipts, and the artifact their parts are in.
         self._read: list[tuple[Artifact, list[Receipt]]] = []
@@ -94,6 +101,7 @@ class Passes:
                 "queries": by_role["queries"],
                 "found": _parts(found, "found"),
                 "buckets": self._buckets,
+                "held_out": self._held_out,
             },
             "buckets",
         )
@@ -102,7 +110,12 @@ class Passes:
     def read(self) -> None:
         """Pairs of the other files."""
         planned = plan_units(self.inputs.files, self.config.corpus.unit_bytes, self._first_slice)
-        arguments = {"fingerprint": self.identity, "config": self.config.corpus, "buckets": self._buckets}
+        arguments = {
+            "fingerprint": self.identity,
+            "config": self.config.corpus,
+            "buckets": self._buckets,
+            "held_out": self._held_out,
+        }
         receipts = self._run("ingest: read", _units(planned), ReadWorker, self._rows, arguments, "bytes")
         self._read.append((self._rows, receipts))
 
@@ -122,8 +135,50 @@ class Passes:
             "config": self.config.corpus,
             "pairs": pairs,
             "origins": Origins.of_receipts(receipt for _, receipts in self._read for receipt in receipts),
+            "exclusions": Exclusions(self._choose_held_out(), self._contamination(), self._leftovers),
         }
         return run_units("ingest: write", units, WriteWorker, arguments, self._pool, done=done)
+
+    def collect(self, receipts: Sequence[Receipt]) -> list[Part]:
+        """The held-out collection, from what the buckets left of it; no parts where nothing is held out."""
+        left = [Part.model_validate_json(text) for receipt in receipts for text in receipt.details.get("leftovers", [])]
+        if not any(part.rows for part in left if part.details["role"] == "held"):
+            return []
+        arguments = {
+            "artifact": self.artifact,
+            "leftovers": self._leftovers,
+            "fingerprint": self.identity,
+            "documents": [part for part in left if part.details["role"] == "documents"],
+            "held": [part for part in left if part.details["role"] == "held"],
+        }
+        [receipt] = run_units("ingest: hold out", [Unit(0, 1, None)], CollectionWorker, arguments, self._pool)
+        return receipt.parts
+
+    def _choose_held_out(self) -> HeldOut:
+        """From the candidates that the units of pass 1 left."""
+        parts = [(place, part) for place, receipts in self._read for part in _parts(receipts, SKETCH)]
+        return choose((read_parquet(place.folder, part.path) for place, part in parts), self._held_out)
+
+    def _contamination(self) -> Contamination | None:
+        """Hashes and signatures of the test texts; None where nothing is to be compared."""
+        corpus = self.config.corpus
+        if not self.tests or corpus.decontaminate == "off":
+            return None
+        place = Artifact(self.exchange.child("tests"), "test texts")
+        receipts = self._run(
+            "ingest: test texts",
+            plan_test_texts(self.tests, corpus.unit_bytes),
+            TestTextsWorker,
+            place,
+            {"fingerprint": self.identity, "collections": self.tests},
+            "bytes",
+        )
+        threshold = corpus.near_threshold if corpus.decontaminate == "near" else None
+        return Contamination(place, tuple(part for receipt in receipts for part in receipt.parts), threshold)
+
+    @property
+    def _held_out(self) -> int:
+        return held_out_documents(self.config)
 
     @property
     def _buckets(self) -> int:
@@ -151,6 +206,11 @@ class Passes:
             done=artifact.begin(self.identity),
             measured_in=measured_in,
         )
+
+
+def held_out_documents(config: RunConfig) -> int:
+    """How many documents ingest holds out: none where the user has a test collection."""
+    return 0 if config.evaluate.path else config.evaluate.holdout
 
 
 def bucket_count(files: Sequence[InputFile], part_bytes: int) -> int:

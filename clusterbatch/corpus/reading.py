@@ -18,15 +18,16 @@ from clusterbatch.store.artifact import Artifact, Receipt, Stopwatch
 class ReadWorker:
     """Reads one unit, a list of slices. Its receipt tells the rows of each slice, so that positions can be summed."""
 
-    def __init__(self, artifact: Artifact, fingerprint: str, config: CorpusConfig, buckets: int) -> None:
+    def __init__(self, artifact: Artifact, fingerprint: str, config: CorpusConfig, buckets: int, held_out: int) -> None:
         self._artifact = artifact
         self._fingerprint = fingerprint
         self._config = config
         self._buckets = buckets
+        self._held_out = held_out
 
     def process(self, unit: Unit) -> Receipt:
         stopwatch = Stopwatch()
-        sink = PairSink(self._artifact, unit.number, self._buckets)
+        sink = PairSink(self._artifact, unit.number, self._buckets, self._held_out)
         slices = [(piece.number, piece.file.uri, self._read(piece, sink)) for piece in unit.payload]
         receipt = Receipt(
             unit=unit.number,

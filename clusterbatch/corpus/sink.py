@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pyarrow as pa
 
+from clusterbatch.corpus.holdout import sketch
 from clusterbatch.corpus.rejecting import rejected
 from clusterbatch.corpus.rows import Reject
 from clusterbatch.corpus.units import PAIRS
@@ -17,6 +18,8 @@ from clusterbatch.store.tables import write_parquet
 
 # The role of parts that hold rejected rows.
 REJECTS = "rejects"
+# And of those that hold candidates to be held out.
+SKETCH = "sketch"
 # Rows are written out when this many bytes wait, so that a file that cannot be cut needs no more memory than others.
 _FLUSH_BYTES = 32 * 2**20
 
@@ -25,10 +28,14 @@ Locate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class PairSink:
-    """Collects the rows of one unit and writes them as parts; counts them, and the texts that were cut."""
+    """Collects the rows of one unit and writes them as parts; counts them, and the texts that were cut.
 
-    def __init__(self, exchange: Artifact, unit: int, buckets: int) -> None:
+    `held_out` documents are to be held out (0: none): candidates for that are parts too.
+    """
+
+    def __init__(self, exchange: Artifact, unit: int, buckets: int, held_out: int) -> None:
         self._exchange = exchange
+        self._held_out = held_out
         self._unit = unit
         self._buckets = buckets
         self._pairs: list[pa.Table] = []
@@ -84,6 +91,9 @@ class PairSink:
                 self._exchange, self._unit, table, buckets, self._buckets, role=PAIRS, bucket_rows=rows
             )
             self._parts.append(part)
+            if self._held_out:
+                candidates = sketch(table, self._held_out)
+                self._parts.append(write_parquet(self._exchange, f"sketch-{self._unit:08d}", candidates, role=SKETCH))
         if self._rejects:
             table = pa.concat_tables(self._rejects)
             self._parts.append(write_parquet(self._exchange, f"rejects-{self._unit:08d}", table, role=REJECTS))

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clusterbatch.config import CorpusConfig
+from clusterbatch.corpus.decontamination import EXACT, NEAR, Contamination
+from clusterbatch.corpus.holdout import HeldOut
 from clusterbatch.corpus.origins import Origins
 from clusterbatch.corpus.rows import optional_columns
 from clusterbatch.corpus.sink import REJECTS
@@ -24,6 +26,7 @@ from clusterbatch.store.exchange import read_bucket
 from clusterbatch.store.tables import read_parquet, write_parquet
 
 DUPLICATE = "duplicate pair"
+HELD_OUT = "held out"
 
 
 # A part and the artifact that it is in.
@@ -38,17 +41,35 @@ class Rejected:
     set_aside: dict[str, int]
 
 
+@dataclass(frozen=True)
+class Exclusions:
+    """Valid pairs that are not trained on: what is held out, and what is too close to a test collection."""
+
+    held_out: HeldOut
+    contamination: Contamination | None
+    # Where the buckets leave what becomes the held-out collection.
+    leftovers: Artifact
+
+
 class WriteWorker:
     """Writes one bucket, or (payload `Rejected`) gathers what was rejected before."""
 
     def __init__(
-        self, artifact: Artifact, fingerprint: str, config: CorpusConfig, pairs: Sequence[Placed], origins: Origins
+        self,
+        artifact: Artifact,
+        fingerprint: str,
+        config: CorpusConfig,
+        pairs: Sequence[Placed],
+        origins: Origins,
+        exclusions: Exclusions,
     ) -> None:
         self._artifact = artifact
         self._fingerprint = fingerprint
         self._config = config
         self._pairs = pairs
         self._origins = origins
+        self._exclusions = exclusions
+        self._tests = exclusions.contamination.load() if exclusions.contamination else None
 
     def process(self, unit: Unit) -> Receipt:
         stopwatch = Stopwatch()
@@ -65,9 +86,9 @@ class WriteWorker:
         if table is None:
             return self._receipt(bucket, [], Counts(), Counter(), Counter())
         first = first_of_pair(table)
-        kept = table.filter(pa.array(first)).select(corpus_schema(optional_columns(self._config.columns)).names)
-        parts = self._write_pairs(bucket, kept)
-        duplicates = table.filter(pa.array(~first))
+        duplicates, table = table.filter(pa.array(~first)), table.filter(pa.array(first))
+        kept, aside = self._exclude(table)
+        parts = self._write_pairs(bucket, kept.select(corpus_schema(optional_columns(self._config.columns)).names))
         reasons: Counter[str] = Counter()
         if duplicates.num_rows:
             reasons[DUPLICATE] = duplicates.num_rows
@@ -75,8 +96,43 @@ class WriteWorker:
             parts.append(self._write_rejects(bucket, duplicates, pa.repeat(DUPLICATE, duplicates.num_rows), None))
         sources = pc.value_counts(kept["source"].combine_chunks())
         by_source = Counter({item["values"]: item["counts"] for item in sources.to_pylist()})
-        counts = Counts(read=table.num_rows, written=kept.num_rows, rejected=duplicates.num_rows)
-        return self._receipt(bucket, parts, counts, by_source, reasons)
+        counts = Counts(
+            read=table.num_rows + duplicates.num_rows,
+            written=kept.num_rows,
+            rejected=duplicates.num_rows,
+            set_aside=dict(+aside),
+        )
+        receipt = self._receipt(bucket, parts, counts, by_source, reasons)
+        if len(self._exclusions.held_out.documents):
+            receipt.details["leftovers"] = self._leave_collection(bucket, table)
+        return receipt
+
+    def _exclude(self, pairs: pa.Table) -> tuple[pa.Table, Counter[str]]:
+        """The pairs that are trained on, and how many are not, by reason."""
+        aside: Counter[str] = Counter()
+        held_out = self._exclusions.held_out.mask(pairs)
+        aside[HELD_OUT] = int(held_out.sum())
+        pairs = pairs.filter(pa.array(~held_out))
+        if self._tests:
+            for reason, find in ((EXACT, self._tests.exact), (NEAR, self._tests.near)):
+                found = find(pairs)
+                aside[reason] = int(found.sum())
+                pairs = pairs.filter(pa.array(~found))
+        return pairs, aside
+
+    def _leave_collection(self, bucket: int, pairs: pa.Table) -> list[str]:
+        """The bucket's share of the held-out collection: its documents, once each, and its held-out pairs."""
+        hashes = pairs["document_hash"].to_numpy()
+        _, first = np.unique(hashes, return_index=True)
+        documents = pairs.select(["document_hash", "document"]).take(pa.array(np.sort(first)))
+        held = pairs.filter(pa.array(self._exclusions.held_out.judged(pairs)))
+        held = held.select(["query_hash", "query", "document_hash"])
+        leftovers = self._exclusions.leftovers
+        parts = [
+            write_parquet(leftovers, f"documents-{bucket:06d}", documents, role="documents"),
+            write_parquet(leftovers, f"held-{bucket:06d}", held, role="held"),
+        ]
+        return [part.model_dump_json() for part in parts]
 
     def _read_bucket(self, bucket: int) -> pa.Table | None:
         """Rows of one bucket, in the order of slices and positions."""

@@ -21,7 +21,11 @@ from clusterbatch.store.workspace import Workspace
 
 def configuration(tmp_path: Path, paths: list[Path], **corpus: Any) -> RunConfig:
     return RunConfig.model_validate(
-        {"workspace": str(tmp_path / "workspace"), "corpus": {"paths": [str(path) for path in paths], **corpus}}
+        {
+            "workspace": str(tmp_path / "workspace"),
+            "corpus": {"paths": [str(path) for path in paths], **corpus},
+            "evaluate": {"holdout": 0},
+        }
     )
 
 

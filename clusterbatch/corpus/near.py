@@ -1,0 +1,63 @@
+"""Near copies of texts, by MinHash over word triples (character 5-grams where words are not separated)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import xxhash
+from datasketch import MinHash, MinHashLSH
+
+from clusterbatch.corpus.normalise import normalise
+
+PERMUTATIONS = 64
+_WORDS = 3
+_CHARACTERS = 5
+# Words longer than this on average are text without spaces.
+_LONGEST_WORDS = 20
+
+
+def signature(text: str) -> np.ndarray:
+    """(PERMUTATIONS,) uint64; the share of equal entries of two signatures estimates the texts' Jaccard similarity."""
+    sketch = _EMPTY.copy()
+    sketch.update_batch(list(_shingles(normalise(text))))
+    return np.asarray(sketch.hashvalues, np.uint64)
+
+
+class NearIndex:
+    """Signatures to compare with; `threshold` is the Jaccard similarity from which texts are near copies."""
+
+    def __init__(self, signatures: Iterable[np.ndarray], threshold: float) -> None:
+        self._threshold = threshold
+        # Rather too many candidates than too few: they are compared below.
+        self._index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
+        self._signatures: list[np.ndarray] = []
+        for number, values in enumerate(signatures):
+            self._signatures.append(values)
+            self._index.insert(number, _minhash(values))
+
+    def has_near(self, text: str) -> bool:
+        values = signature(text)
+        candidates = self._index.query(_minhash(values))
+        return any(float(np.mean(self._signatures[number] == values)) >= self._threshold for number in candidates)
+
+
+def _minhash(values: np.ndarray) -> MinHash:
+    sketch = _EMPTY.copy()
+    sketch.hashvalues = np.asarray(values, np.uint64)
+    return sketch
+
+
+def _shingles(text: str) -> set[bytes]:
+    words = text.split()
+    if len(text) > _LONGEST_WORDS * len(words):
+        return {text[start : start + _CHARACTERS].encode() for start in range(max(1, len(text) - _CHARACTERS + 1))}
+    return {" ".join(words[start : start + _WORDS]).encode() for start in range(max(1, len(words) - _WORDS + 1))}
+
+
+def _hash(data: bytes) -> int:
+    return xxhash.xxh3_64_intdigest(data) & 0xFFFFFFFF
+
+
+# Copied for each text: making the permutations anew takes longer than using them.
+_EMPTY = MinHash(num_perm=PERMUTATIONS, hashfunc=_hash)

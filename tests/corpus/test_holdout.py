@@ -1,0 +1,154 @@
+"""What is held out is not trained on, and comes from every source; test texts and near copies are set aside."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from clusterbatch.config import RunConfig
+from clusterbatch.corpus.holdout import SKETCH, choose, sketch
+from clusterbatch.corpus.ingest import ingest
+from clusterbatch.corpus.near import NearIndex, signature
+from clusterbatch.corpus.normalise import text_hash
+from tests.corpus.test_ingest import corpus_rows, write_lines
+
+
+def table(rows: list[tuple[str, int, int]]) -> pa.Table:
+    sources, documents, queries = zip(*rows, strict=True)
+    return pa.table(
+        [pa.array(sources), pa.array(documents, pa.uint64()), pa.array(queries, pa.uint64())], schema=SKETCH
+    )
+
+
+def test_the_choice_does_not_depend_on_how_rows_are_cut_into_units() -> None:
+    numbers = random.Random(0)
+    rows = [(f"s{numbers.randrange(3)}", numbers.randrange(400), numbers.randrange(900)) for _ in range(3000)]
+    whole = choose([sketch(table(rows), 30)], 30)
+    for size in (7, 100, 1500):
+        cut = choose([sketch(table(rows[start : start + size]), 30) for start in range(0, 3000, size)], 30)
+        np.testing.assert_array_equal(cut.documents, whole.documents)
+        np.testing.assert_array_equal(cut.queries, whole.queries)
+    asked = {query for _, document, query in rows if document in set(whole.documents.tolist())}
+    assert set(whole.queries.tolist()) <= asked
+
+
+def test_shares_are_equal_and_small_sources_keep_most() -> None:
+    rows = [("large", n, n) for n in range(1000)] + [("small", 10_000 + n, n) for n in range(20)] + [("one", 1, 1)]
+    chosen = choose([sketch(table(rows), 50)], 50).documents
+    assert 30 <= np.sum(chosen < 1000) <= 48
+    assert np.sum(chosen >= 10_000) == 2
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Three sources; documents with several queries, queries with several documents, copies in other writing."""
+    numbers = random.Random(1)
+    for source, size in (("large", 800), ("middle", 200), ("small", 30)):
+        rows: list[Any] = []
+        for _ in range(size):
+            query = f"{source} question {numbers.randrange(size)}"
+            rows.append({"query": query, "document": f"{source} answer {numbers.randrange(size // 2)}"})
+            rows.append({"query": query.upper(), "document": f"  {rows[-1]['document']}"})
+        write_lines(tmp_path / f"in/{source}.jsonl", rows)
+    return tmp_path / "in"
+
+
+def test_held_out_pairs_are_apart_and_the_collection_holds_all_documents(
+    tmp_path: Path, pairs: Path, in_process: None
+) -> None:
+    config = RunConfig.model_validate(
+        {
+            "workspace": str(tmp_path / "ws"),
+            "corpus": {"paths": [str(pairs)], "part_bytes": 2**16, "unit_bytes": 4096},
+            "evaluate": {"holdout": 60},
+        }
+    )
+    manifest = ingest(config)
+    trained = corpus_rows(config, manifest)
+    folder = tmp_path / "ws/corpus/holdout"
+    documents = {row["_id"]: row["text"] for row in map(json.loads, (folder / "corpus.jsonl").open())}
+    queries = {row["_id"]: row["text"] for row in map(json.loads, (folder / "queries.jsonl").open())}
+    judged: dict[str, list[list[str]]] = {}
+    for split in ("dev", "test"):
+        header, *lines = (folder / f"qrels/{split}.tsv").read_text().splitlines()
+        assert header == "query-id\tcorpus-id\tscore"
+        judged[split] = [line.split("\t") for line in lines]
+    held = {(queries[query], documents[document]) for lines in judged.values() for query, document, _ in lines}
+
+    assert manifest.counts.set_aside["held out"] == len(held) > 60
+    assert manifest.counts.read == manifest.counts.written + manifest.counts.rejected + len(held) == 2060
+    assert {text_hash(query) for query, _ in held}.isdisjoint(row["query_hash"] for row in trained)
+    assert {(text_hash(q), text_hash(d)) for q, d in held}.isdisjoint(
+        (row["query_hash"], row["document_hash"]) for row in trained
+    )
+    assert {text_hash(text) for text in documents.values()} >= {row["document_hash"] for row in trained}
+    assert {query.split()[0] for query, _ in held} == {"large", "middle", "small"}
+    assert {row["source"] for row in trained} == {"large", "middle", "small"}
+    assert {line[0] for line in judged["dev"]}.isdisjoint(line[0] for line in judged["test"])
+    assert min(len(lines) for lines in judged.values()) > 10
+    # All of it is named in the manifest.
+    parts = {part.path: part for part in manifest.parts if part.details["role"] == "collection"}
+    assert parts["holdout/corpus.jsonl"].rows == len(documents)
+    assert len(parts) == 4
+
+
+def test_copies_and_near_copies_of_test_texts_are_set_aside(tmp_path: Path, in_process: None) -> None:
+    numbers = random.Random(2)
+
+    def text(words: int) -> str:
+        return " ".join(f"word{numbers.randrange(5000)}" for _ in range(words))
+
+    answers = [text(60) for _ in range(20)]
+    folder = tmp_path / "test-collection"
+    others = [text(60) for _ in range(10)]
+    documents = [{"_id": f"d{n}", "text": answer} for n, answer in enumerate([*answers, *others])]
+    write_lines(folder / "corpus.jsonl", documents)
+    write_lines(folder / "queries.jsonl", [{"_id": f"q{n}", "text": f"test question number {n}"} for n in range(20)])
+    write_lines(folder / "qrels/test.tsv", ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in range(20))])
+    rows = [
+        {"query": "TEST question  number 3", "document": text(50)},
+        {"query": "something else", "document": answers[4].upper()},
+        {"query": "something more", "document": f"{answers[5]} and a little more"},
+        {"query": "still more", "document": others[0]},
+        {"query": "half of it", "document": " ".join(answers[6].split()[:30]) + " " + text(30)},
+    ]
+    file = write_lines(tmp_path / "pairs.jsonl", rows)
+
+    def run(mode: str) -> tuple[dict[str, int], set[str]]:
+        config = RunConfig.model_validate(
+            {
+                "workspace": str(tmp_path / mode),
+                "corpus": {"paths": [str(file)], "decontaminate": mode},
+                "evaluate": {"path": [str(folder)]},
+            }
+        )
+        manifest = ingest(config)
+        return manifest.counts.set_aside, {row["query"] for row in corpus_rows(config, manifest)}
+
+    aside, trained = run("near")
+    assert aside == {"copy of a test text": 2, "near copy of a test text": 1}
+    # A document that only stands beside the answers may be trained on, and so may one that shares a half.
+    assert trained == {"still more", "half of it"}
+    aside, trained = run("exact")
+    assert aside == {"copy of a test text": 2}
+    aside, trained = run("off")
+    assert aside == {}
+    assert len(trained) == 5
+
+
+def test_similarity_is_estimated_about_right() -> None:
+    numbers = random.Random(3)
+    words = [f"word{numbers.randrange(10_000)}" for _ in range(400)]
+    changed = words[:380] + ["other"] * 20
+    # 378 of 400 + 18 triples are common.
+    estimate = float(np.mean(signature(" ".join(words)) == signature(" ".join(changed))))
+    assert abs(estimate - 378 / 402) < 0.12
+    index = NearIndex([signature("日本語の文章には空白がないので文字の並びで比べる。" * 3)], 0.8)
+    assert index.has_near("日本語の文章には空白がないので文字の並びで比べる。" * 3 + "はい")
+    assert not index.has_near("まったく別の文章であり、似ているところはほとんどない。" * 3)
