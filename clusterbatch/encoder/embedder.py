@@ -84,7 +84,8 @@ class _TokenModel:
     def __init__(self, config: RunConfig, device: str | None) -> None:
         folder = resolve_model(config.embed.model, config.storage)
         target = resolve_device(device or config.embed.device)
-        self._encoder = load_encoder(folder, dtype=inference_dtype(config.embed.dtype, target), device=target)
+        dtype = inference_dtype(config.embed.dtype, target)
+        self._encoder = load_encoder(folder, dtype=dtype, device=target, packed=True)
         self._batch_tokens = config.embed.batch_tokens
         self.dimensions = self._encoder.dimensions
 

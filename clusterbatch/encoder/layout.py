@@ -42,6 +42,8 @@ class Layout:
     max_tokens: int | None
     prompts: dict[str, str]
     lower_case: bool = False
+    # Of the first token; above 0 where positions start after the padding index.
+    first_position: int = 0
 
 
 def read_layout(folder: str | Path) -> Layout:
@@ -53,7 +55,9 @@ def read_layout(folder: str | Path) -> Layout:
     if modules is None:
         if not (folder / "config.json").is_file():
             raise DataError(f"{folder}: no model here (neither modules.json nor config.json)")
-        return Layout(folder, folder, "backbone", "mean", _max_tokens(folder), prompts)
+        return Layout(
+            folder, folder, "backbone", "mean", _max_tokens(folder), prompts, first_position=_first_position(folder)
+        )
     first = folder / modules[0]["path"]
     kind = _class_name(modules[0])
     pooling = "mean"
@@ -68,8 +72,16 @@ def read_layout(folder: str | Path) -> Layout:
     if kind != "Transformer":
         raise UsageError(f"{folder}: module {kind} is not supported (a transformer with pooling, or static, is)")
     sentence = _read(first / "sentence_bert_config.json") or {}
-    lower_case = bool(sentence.get("do_lower_case"))
-    return Layout(folder, first, "backbone", pooling, _max_tokens(first, sentence), prompts, lower_case)
+    return Layout(
+        folder,
+        first,
+        "backbone",
+        pooling,
+        _max_tokens(first, sentence),
+        prompts,
+        lower_case=bool(sentence.get("do_lower_case")),
+        first_position=_first_position(first),
+    )
 
 
 def _read(path: Path) -> Any:
@@ -107,14 +119,19 @@ def _pooling(folder: Path, prompted: bool) -> str:
 def _max_tokens(folder: Path, sentence: dict[str, Any] | None = None) -> int | None:
     config = _read(folder / "config.json") or {}
     positions = config.get("max_position_embeddings")
-    if positions and config.get("model_type") in _POSITIONS_AFTER_PADDING:
-        positions -= int(config.get("pad_token_id") or 0) + 1
+    if positions:
+        positions -= _first_position(folder)
     declared = (sentence or {}).get("max_seq_length")
     if declared is None:
         declared = (_read(folder / "tokenizer_config.json") or {}).get("model_max_length")
     # Tokenizers without a limit say 10^30.
     limits = [int(limit) for limit in (positions, declared) if limit and 0 < limit < 2**31]
     return min(limits, default=None)
+
+
+def _first_position(folder: Path) -> int:
+    config = _read(folder / "config.json") or {}
+    return int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in _POSITIONS_AFTER_PADDING else 0
 
 
 def _static_max_tokens(folder: Path) -> int | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from clusterbatch.encoder.layout import Kind, Layout, read_layout
 from clusterbatch.encoder.microbatch import micro_batches
+from clusterbatch.encoder.packed import pack, packed_states, pool_packed
 from clusterbatch.encoder.pooling import pool, unit
 from clusterbatch.encoder.tokenizer import Tokenizer
 from clusterbatch.encoder.tokens import Tokens
@@ -37,6 +38,8 @@ class Encoder(nn.Module):
         pooling: str,
         max_tokens: int | None,
         prompts: dict[str, str],
+        first_position: int = 0,
+        packed: bool = False,
     ) -> None:
         super().__init__()
         self.kind = kind
@@ -45,6 +48,8 @@ class Encoder(nn.Module):
         self.pooling = pooling
         self.max_tokens = max_tokens
         self.prompts = prompts
+        self._first_position = first_position
+        self._packed = packed
 
     @property
     def dimensions(self) -> int:
@@ -62,6 +67,10 @@ class Encoder(nn.Module):
             values = torch.from_numpy(tokens.values.astype(np.int64)).to(self.device)
             starts = torch.from_numpy(tokens.offsets[:-1]).to(self.device)
             return unit(self.backbone(values, starts).float())
+        if self._packed:
+            tokens = _without_empty(tokens, self.tokenizer.padding)
+            states_TD = packed_states(self.backbone, tokens.values, tokens.offsets, self._first_position)
+            return unit(pool_packed(states_TD, tokens.offsets, self.pooling))
         ids_NL, lengths_N = padded(tokens, self.tokenizer.padding)
         mask_NL = None
         if lengths_N.min() < ids_NL.shape[1]:
@@ -93,19 +102,31 @@ def padded(tokens: Tokens, padding: int) -> tuple[np.ndarray, np.ndarray]:
     return ids, np.maximum(tokens.lengths, 1)
 
 
+def _without_empty(tokens: Tokens, padding: int) -> Tokens:
+    """An empty text becomes one padding token."""
+    empty = tokens.lengths == 0
+    if not empty.any():
+        return tokens
+    values = np.insert(tokens.values, tokens.offsets[:-1][empty], padding)
+    return Tokens(values, np.concatenate([[0], np.cumsum(np.maximum(tokens.lengths, 1))]))
+
+
 def load_encoder(
     folder: str,
     kind: Kind | None = None,
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    packed: bool = False,
 ) -> Encoder:
     """The model in `folder`, in evaluation mode.
 
     kind: unset, what the folder holds; 'static' of a transformer takes only its input token embeddings, mean-pooled
     (the semantics of Sentence Transformers' StaticEmbedding: no special tokens). dtype: of a backbone's weights;
-    pooling and normalisation are fp32, and so is a static encoder. Raises DataError or UsageError when it cannot be
-    loaded.
+    pooling and normalisation are fp32, and so is a static encoder. packed: for inference alone, without any padding
+    where the device has variable-length attention and the backbone can be trusted with it.
+
+    Raises DataError or UsageError when it cannot be loaded.
     """
     layout = read_layout(folder)
     kind = kind or layout.kind
@@ -123,15 +144,17 @@ def load_encoder(
         if getattr(backbone, "pooler", None) is not None:
             # Its output is not used; without gradients nothing waits for it when they are reduced.
             backbone.pooler.requires_grad_(False)  # type: ignore[union-attr]
-    encoder = Encoder(
+    backbone = backbone.to(device=device, dtype=dtype).eval()
+    return Encoder(
         kind,
         backbone,
         tokenizer,
         pooling="mean" if kind == "static" else layout.pooling,
         max_tokens=layout.max_tokens,
         prompts=layout.prompts,
-    )
-    return encoder.to(device=device, dtype=dtype).eval()
+        first_position=layout.first_position,
+        packed=packed and kind == "backbone" and pack(backbone, tokenizer.vocabulary, layout.first_position),
+    ).eval()
 
 
 def _static_weights(layout: Layout) -> Tensor:
@@ -153,7 +176,10 @@ def _load_transformer(layout: Layout, dtype: torch.dtype) -> nn.Module:
 
     try:
         with quiet():
-            return AutoModel.from_pretrained(str(layout.module), dtype=dtype, local_files_only=True)
+            # Other formats of weights are pickles.
+            return AutoModel.from_pretrained(
+                str(layout.module), dtype=dtype, local_files_only=True, use_safetensors=True
+            )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"{layout.module}: transformer cannot be loaded ({reason})") from error

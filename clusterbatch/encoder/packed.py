@@ -1,0 +1,124 @@
+"""Variable-length attention: the texts of a micro-batch end to end, without any padding, where a GPU kernel can."""
+
+from __future__ import annotations
+
+import importlib.util
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_NAME = "clusterbatch_packed"
+# Agreement with padded attention that a backbone must show before it is trusted with packed texts.
+_LEAST_COSINE = 0.999
+
+
+def pack(backbone: nn.Module, vocabulary: int, first_position: int) -> bool:
+    """Switches `backbone` to variable-length attention where it gives the vectors of padded attention; says whether.
+
+    The check is a short run both ways, as no declaration tells it: an architecture may compute positions, or a bias
+    by distance, from the padded row. On failure the backbone is left as it was.
+    """
+    usual = backbone.config._attn_implementation  # type: ignore[union-attr]
+    if usual != "sdpa" or not _has_kernel(next(backbone.parameters())):
+        return False
+    lengths = [5, 1, 17, 8]
+    # The upper half of a vocabulary has no special tokens, to which models give positions of their own.
+    ids = np.random.default_rng(0).integers(vocabulary // 2, vocabulary, sum(lengths))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    with torch.inference_mode():
+        alone = [_alone(backbone, ids[start:end]) for start, end in pairwise(offsets)]
+        _register()
+        backbone.set_attn_implementation(_NAME)  # type: ignore[operator]
+        try:
+            packed = packed_states(backbone, ids, offsets, first_position)
+            cosines = torch.cosine_similarity(packed.float(), torch.cat(alone).float(), dim=-1)
+            if float(cosines.min()) > _LEAST_COSINE:
+                return True
+        except (TypeError, KeyError, ValueError, RuntimeError, IndexError):
+            # Not made for it: it takes no positions, hands nothing on to attention, or the kernel refuses its shapes.
+            pass
+        backbone.set_attn_implementation(usual)  # type: ignore[operator]
+        return False
+
+
+def packed_states(backbone: nn.Module, ids: np.ndarray, offsets: np.ndarray, first_position: int) -> Tensor:
+    """(T, d) states of the texts ids[offsets[i]:offsets[i + 1]], each attending to itself alone."""
+    device = next(backbone.parameters()).device
+    lengths = np.diff(offsets)
+    positions = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths) + first_position
+    longest = int(lengths.max())
+    cumulative = torch.from_numpy(offsets.astype(np.int32)).to(device)
+    output = backbone(
+        input_ids=torch.from_numpy(ids.astype(np.int64))[None].to(device),
+        position_ids=torch.from_numpy(positions.astype(np.int64))[None].to(device),
+        cu_seq_lens_q=cumulative,
+        cu_seq_lens_k=cumulative,
+        max_length_q=longest,
+        max_length_k=longest,
+    )
+    return output.last_hidden_state[0]
+
+
+def pool_packed(states_TD: Tensor, offsets: np.ndarray, mode: str) -> Tensor:
+    """(N, d) float32; as pooling.pool, of packed states."""
+    ends = torch.from_numpy(offsets[1:]).to(states_TD.device)
+    starts = torch.from_numpy(offsets[:-1]).to(states_TD.device)
+    if mode == "cls":
+        return states_TD[starts].float()
+    if mode == "lasttoken":
+        return states_TD[ends - 1].float()
+    return torch.segment_reduce(states_TD.float(), "mean", lengths=ends - starts, axis=0)
+
+
+def _alone(backbone: nn.Module, ids: np.ndarray) -> Tensor:
+    row = torch.from_numpy(ids)[None].to(next(backbone.parameters()).device)
+    return backbone(input_ids=row).last_hidden_state[0]
+
+
+def _has_kernel(weight: Tensor) -> bool:
+    """Whether torch's own variable-length attention runs on this device and type."""
+    if weight.device.type != "cuda" or weight.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return importlib.util.find_spec("torch.nn.attention.varlen") is not None
+
+
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(_NAME, _attend)
+    # Who attends to whom is in the offsets.
+    AttentionMaskInterface.register(_NAME, lambda *arguments, **options: None)
+
+
+def _attend(
+    module: nn.Module,
+    query_1HTD: Tensor,
+    key_1HTD: Tensor,
+    value_1HTD: Tensor,
+    attention_mask: None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention in the calling convention of transformers; returns (1, T, heads, d)."""
+    if options.get("sliding_window") is not None or options.get("position_bias") is not None:
+        raise ValueError("packed attention knows neither windows nor biases")
+    attended_THD = _kernel(
+        query_1HTD[0].transpose(0, 1),
+        key_1HTD[0].transpose(0, 1),
+        value_1HTD[0].transpose(0, 1),
+        options["cu_seq_lens_q"],
+        int(options["max_length_q"]),
+        scaling,
+    )
+    return attended_THD[None], None
+
+
+def _kernel(query_THD: Tensor, key_THD: Tensor, value_THD: Tensor, offsets: Tensor, longest: int, scale: Any) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    attended = varlen_attn(query_THD, key_THD, value_THD, offsets, offsets, longest, longest, scale=scale)
+    assert isinstance(attended, Tensor)
+    return attended

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from clusterbatch.encoder import packed
+from clusterbatch.encoder.layout import POOLING_MODES
+from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.pooling import pool
+
+_CAN = ["bert", "roberta", "xlm-roberta", "distilbert"]
+_CANNOT = ["modernbert", "mpnet"]
+
+
+def _text_by_text(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, offsets: torch.Tensor, longest: int, scale: Any
+) -> torch.Tensor:
+    """What the GPU's kernel computes, in a loop."""
+    pieces = []
+    for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        assert end - start <= longest
+        heads = [tensor[start:end].transpose(0, 1)[None] for tensor in (query, key, value)]
+        pieces.append(scaled_dot_product_attention(*heads, scale=scale)[0].transpose(0, 1))
+    return torch.cat(pieces)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_has_kernel", lambda weight: True)
+    monkeypatch.setattr(packed, "_kernel", _text_by_text)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("architecture", _CAN + _CANNOT)
+def test_packed_or_not_the_vectors_are_the_same(
+    architecture: str, tiny: Callable[[str], Path], awkward_texts: list[str]
+) -> None:
+    padded, other = load_encoder(str(tiny(architecture))), load_encoder(str(tiny(architecture)), packed=True)
+    assert other._packed == (architecture in _CAN)
+    tokens = padded.tokenizer.encode(awkward_texts, padded.max_tokens)
+    assert np.abs(padded.encode(tokens, 512) - other.encode(tokens, 512)).max() < 1e-5
+
+
+@pytest.mark.usefixtures("kernel")
+def test_texts_without_any_token(tiny: Callable[[str], Path]) -> None:
+    from clusterbatch.encoder.tokens import Tokens
+
+    padded, other = load_encoder(str(tiny("bert"))), load_encoder(str(tiny("bert")), packed=True)
+    tokens = Tokens.from_lists([[], [7, 8], [], [9]])
+    assert np.abs(padded.encode(tokens, 64) - other.encode(tokens, 64)).max() < 1e-5
+
+
+@pytest.mark.parametrize("mode", POOLING_MODES)
+def test_pooling_of_packed_states(mode: str) -> None:
+    states = torch.randn(3, 5, 4)
+    lengths = torch.tensor([2, 5, 1])
+    flat = torch.cat([states[row, : lengths[row]] for row in range(3)])
+    offsets = np.array([0, 2, 7, 8])
+    assert torch.allclose(packed.pool_packed(flat, offsets, mode), pool(states, lengths, mode), atol=1e-6)
+
+
+def test_a_kernel_that_fails_or_errs_is_not_used(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*arguments: Any) -> torch.Tensor:
+        raise RuntimeError("head dimension not supported")
+
+    monkeypatch.setattr(packed, "_has_kernel", lambda weight: True)
+    for broken in (failing, lambda query, *rest: 100 * torch.randn_like(query)):
+        monkeypatch.setattr(packed, "_kernel", broken)
+        encoder = load_encoder(str(tiny("bert")), packed=True)
+        assert not encoder._packed
+        assert np.isfinite(encoder.encode(encoder.tokenizer.encode(["the fox", "the"]), 64)).all()
+
+
+def test_padded_where_there_is_no_kernel(tiny: Callable[[str], Path]) -> None:
+    assert not load_encoder(str(tiny("bert")), packed=True, dtype=torch.bfloat16)._packed
