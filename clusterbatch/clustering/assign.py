@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Rows of one block: its similarities (256 x K) stay in the core's second-level cache for K up to about a thousand.
-_BLOCK_ROWS = {"cpu": 256, "cuda": 16_384}
-# Columns are folded to this share before the place of the maximum is looked for.
-_FOLD = 8
+# Similarities of one block: few enough to stay in the last-level cache, enough that the product runs at full speed.
+_BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 2**30}
+_MOST_ROWS = {"cpu": 2048, "cuda": 2**16}
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,9 @@ class Assigner:
     ) -> None:
         self.clusters = len(centroids)
         self.dtype, self.device = dtype, torch.device(device)
-        padding = -self.clusters % _FOLD
+        # How far columns are folded upon each other before the place of the maximum is looked for.
+        self._fold = 32 if dtype == torch.bfloat16 and self.clusters >= 512 else 8
+        padding = -self.clusters % self._fold
         columns = torch.from_numpy(np.array(centroids, dtype=np.float32)).to(self.device)
         # Repeats of the last centroid: a row that prefers one of them belongs to the last.
         self._centroids_DK = torch.cat([columns, columns[-1:].expand(padding, -1)]).to(dtype).T.contiguous()
@@ -52,11 +53,17 @@ class Assigner:
             padded = np.concatenate([bias, np.repeat(bias[-1:], padding)]).astype(np.float32)
             self._bias_K = torch.from_numpy(padded).to(self.device)
 
+    @property
+    def block_rows(self) -> int:
+        row_bytes = self._centroids_DK.shape[1] * self.dtype.itemsize
+        kind = self.device.type
+        return max(128, min(_MOST_ROWS[kind], _BLOCK_BYTES[kind] // row_bytes))
+
     def __call__(self, vectors_ND: torch.Tensor | np.ndarray) -> Assignment:
         """The nearest centroid of each row; among equals the choice is deterministic, though not always the lowest."""
         if isinstance(vectors_ND, np.ndarray):
             vectors_ND = torch.from_numpy(vectors_ND)
-        rows, block_rows = len(vectors_ND), _BLOCK_ROWS[self.device.type]
+        rows, block_rows = len(vectors_ND), self.block_rows
         labels = torch.empty(rows, dtype=torch.int64, device=self.device)
         cosine = torch.empty(rows, dtype=torch.float32, device=self.device)
         columns = self._centroids_DK.shape[1]
@@ -66,7 +73,7 @@ class Assigner:
             similarity = torch.mm(block, self._centroids_DK, out=buffer[: len(block)])
             if self._bias_K is not None:
                 similarity = similarity.float() + self._bias_K
-            best, place = _maximum(similarity)
+            best, place = _maximum(similarity, self._fold)
             labels[start : start + len(block)] = place
             cosine[start : start + len(block)] = best
         if self._bias_K is not None:
@@ -74,19 +81,33 @@ class Assigner:
         return Assignment(labels.clamp_(max=self.clusters - 1).cpu(), cosine.cpu())
 
 
-def _maximum(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row maxima of (n, columns) and their columns, columns a multiple of `_FOLD`.
+def _maximum(values: torch.Tensor, fold: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row maxima of (n, columns), as float32, and their columns; columns a multiple of `fold`, a power of two.
 
     A maximum with its place is a scalar loop on CPUs, an elementwise maximum is vectorised: so halves are folded upon
-    each other first, the place is found among an eighth of the columns, then among the eight that were folded there.
+    each other first; then the place is found among the columns that are left, and among those that were folded there.
     """
+    comparable = values
+    if values.dtype == torch.bfloat16 and values.device.type == "cpu":
+        # Non-negative floats are ordered as their bits are; comparing integers needs no conversion.
+        comparable = values.view(torch.int16)
+    best, place = _folded_maximum(comparable, fold)
+    if comparable is not values:
+        if bool((best < 0).any()):
+            best, place = _folded_maximum(values, fold)
+        else:
+            best = best.view(torch.bfloat16)
+    return best.float(), place
+
+
+def _folded_maximum(values: torch.Tensor, fold: int) -> tuple[torch.Tensor, torch.Tensor]:
     rows, columns = values.shape
-    width = columns // _FOLD
+    width = columns // fold
     folded = values
     while folded.shape[1] > width:
         half = folded.shape[1] // 2
         folded = torch.maximum(folded[:, :half], folded[:, half:])
     column = folded.max(dim=1).indices
-    candidates = values.view(rows, _FOLD, width)
-    best, fold = candidates.gather(2, column.view(-1, 1, 1).expand(-1, _FOLD, 1)).squeeze(2).max(dim=1)
-    return best.float(), fold * width + column
+    candidates = values.view(rows, fold, width)
+    best, layer = candidates.gather(2, column.view(-1, 1, 1).expand(-1, fold, 1)).squeeze(2).max(dim=1)
+    return best, layer * width + column

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import pyarrow as pa
 import torch
@@ -12,7 +10,8 @@ from clusterbatch.clustering.buckets import BucketPlan
 from clusterbatch.clustering.features import Features, feature_vectors
 from clusterbatch.clustering.groups import Groups, row_hashes
 from clusterbatch.clustering.labels import LABEL
-from clusterbatch.clustering.models import GroupAssigner, GroupModel
+from clusterbatch.clustering.models import GroupAssigner
+from clusterbatch.clustering.stored import StoredModels
 from clusterbatch.clustering.tasks import TaskUnit
 from clusterbatch.clustering.tokenisation import Tokenisation
 from clusterbatch.clustering.vectors import SIDES, open_vectors
@@ -39,7 +38,7 @@ class AssignWorker:
         output: Artifact,
         fingerprint: str,
         groups: Groups,
-        models: Mapping[int, GroupModel],
+        fits: StoredModels,
         plan: BucketPlan,
         with_vectors: bool,
         device: str,
@@ -48,8 +47,8 @@ class AssignWorker:
         self._corpus = Workspace(config).corpus
         self._vectors = open_vectors(config, generation) if with_vectors else None
         self._output, self._fingerprint = output, fingerprint
-        self._groups, self._plan, self._models = groups, plan, models
-        self._assigners = {group: GroupAssigner(model, device) for group, model in models.items()}
+        self._groups, self._plan, self._models = groups, plan, fits.load()
+        self._assigners = {group: GroupAssigner(model, device) for group, model in self._models.items()}
         self._tokenisation = Tokenisation.of(config)
         self._features: Features = config.cluster.features
         self._seed = config.cluster.seed

@@ -9,10 +9,10 @@ import ray
 import torch
 
 from clusterbatch.clustering.assign import Assigner
+from clusterbatch.clustering.chunks import SampleChunks
 from clusterbatch.clustering.features import project
 from clusterbatch.clustering.fitting import FitJob
 from clusterbatch.clustering.kmeans import fit
-from clusterbatch.clustering.sampling import SampleChunks
 from clusterbatch.clustering.sums import Centers, Chunk, PartialSums, chunk_sums, chunks_head, merge
 from clusterbatch.errors import InfrastructureError
 from clusterbatch.runtime import Pool

@@ -10,12 +10,12 @@ import pyarrow as pa
 import torch
 
 from clusterbatch.clustering.cells import Cells
+from clusterbatch.clustering.chunks import SampleChunks
 from clusterbatch.clustering.features import project, projection
 from clusterbatch.clustering.groups import Groups
 from clusterbatch.clustering.kmeans import Fit, FitSettings, fit
 from clusterbatch.clustering.models import GroupModel
 from clusterbatch.clustering.packing import packing_order
-from clusterbatch.clustering.sampling import SampleChunks
 from clusterbatch.clustering.sums import Centers, Chunk, LocalRows, chunks_head
 from clusterbatch.clustering.vectors import vector_column, vector_values
 from clusterbatch.config import ClusterConfig

@@ -6,7 +6,7 @@ clusters are committed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,13 +18,14 @@ from clusterbatch.clustering import distributed
 from clusterbatch.clustering.assigning import AssignWorker
 from clusterbatch.clustering.buckets import BucketPlan, plan_buckets
 from clusterbatch.clustering.cells import Cells, first_level, second_level
-from clusterbatch.clustering.fitting import FitJob, FitWorker, read_models
+from clusterbatch.clustering.chunks import SampleChunks
+from clusterbatch.clustering.fitting import FitJob, FitWorker
 from clusterbatch.clustering.groups import Groups, coarse_clusters, groups_of, layout_of
-from clusterbatch.clustering.labels import LABEL, LabelFitWorker, LabelSumsWorker, read_label_models
-from clusterbatch.clustering.models import GroupModel
+from clusterbatch.clustering.labels import LABEL, LabelFitWorker, LabelSumsWorker
 from clusterbatch.clustering.reducing import ReduceJob, ReduceWorker
-from clusterbatch.clustering.sampling import SampleChunks, SampleWorker
+from clusterbatch.clustering.sampling import SampleWorker
 from clusterbatch.clustering.shards import ShardLayout
+from clusterbatch.clustering.stored import StoredModels
 from clusterbatch.clustering.tasks import tasks
 from clusterbatch.clustering.tokenisation import Tokenisation
 from clusterbatch.config import RunConfig
@@ -32,7 +33,7 @@ from clusterbatch.corpus.units import corpus_units
 from clusterbatch.encoder.embedder import UnitEmbedder
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.runtime import Pool, Unit, run_units
-from clusterbatch.store import Artifact, Manifest, Part, Receipt, Stopwatch
+from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
 from clusterbatch.store.tables import parquet_columns
 from clusterbatch.store.workspace import Workspace
 
@@ -41,7 +42,7 @@ EXCHANGE = "_exchange"
 
 @dataclass
 class Passes:
-    """One call's passes, in their order: models, plan, assign, reduce."""
+    """One call's passes, in their order: fits, plan, assign, reduce."""
 
     config: RunConfig
     generation: int
@@ -107,28 +108,24 @@ class Passes:
             weight="weight" in self.columns,
         )
 
-    def models(self) -> tuple[dict[int, GroupModel], list[tuple[Artifact, Part]]]:
-        """The fits of all groups that are split, and the parts that hold them."""
-        layout = layout_of(self.config)
-        if layout == "group":
-            return self._label_models()
+    def fits(self) -> StoredModels:
+        """The fits of all groups that are split."""
+        if layout_of(self.config) == "group":
+            return self._label_fits()
         coarse = coarse_clusters(self.groups, self.config.cluster.levels)
         cells = first_level(self.groups, coarse, self.config.cluster.sample_per_centroid)
-        models, parts = self._level(1, cells, {}) if len(cells) else ({}, [])
-        first = {group: models[group] for group in np.flatnonzero(coarse).tolist()}
-        if first:
-            shares = {group: model.shares for group, model in first.items()}
-            below = second_level(self.groups, shares, self.config.cluster.sample_per_centroid)
-            second, fine_parts = self._level(2, below, first)
-            parts += fine_parts
-            for group, model in first.items():
-                models[group] = replace(second[group], coarse=model.fine[0], matrix=model.matrix)
-        return models, parts
+        if not len(cells):
+            return StoredModels(self.groups)
+        first = self._level(StoredModels(self.groups), cells)
+        if not coarse.any():
+            return first
+        models = first.load()
+        shares = {group: models[group].shares for group in np.flatnonzero(coarse).tolist()}
+        return self._level(first, second_level(self.groups, shares, self.config.cluster.sample_per_centroid))
 
-    def _level(
-        self, level: int, cells: Cells, coarse: Mapping[int, GroupModel]
-    ) -> tuple[dict[int, GroupModel], list[tuple[Artifact, Part]]]:
-        config = self.config.cluster
+    def _level(self, above: StoredModels, cells: Cells) -> StoredModels:
+        """Samples and fits one level below `above`."""
+        config, level = self.config.cluster, 1 + len(above.levels)
         suffix = "" if level == 1 else f" {level}"
         arguments = {
             "config": self.config,
@@ -136,9 +133,10 @@ class Passes:
             "groups": self.groups,
             "cells": cells,
             "weighted": "weight" in self.columns,
-            "coarse": dict(coarse),
+            "coarse": above,
         }
         sample = self._run(f"sample{suffix}", self.units, SampleWorker, arguments, self.pool)
+        models = above.load()
         job = FitJob(
             sample=SampleChunks(self.artifact(f"sample{suffix}"), sample.parts, config.features),
             output=self.artifact(f"fit{suffix}"),
@@ -148,10 +146,12 @@ class Passes:
             config=config,
             device=self.device,
             level=level,
-            matrices={group: model.matrix for group, model in coarse.items() if model.matrix is not None},
+            matrices={group: model.matrix for group, model in models.items() if model.matrix is not None},
         )
         fitted = self._fit(f"fit{suffix}", job, sum(part.bytes for part in sample.parts))
-        return read_models(job.output, fitted.parts, self.groups), [(job.output, part) for part in fitted.parts]
+        # A projection that came from above is kept there.
+        parts = [part for part in fitted.parts if level == 1 or part.details["content"] == "centroids"]
+        return replace(above, levels=(*above.levels, (job.output, parts)))
 
     def _fit(self, name: str, job: FitJob, sample_bytes: int) -> Manifest:
         """Large samples one after the other by all workers, small ones side by side, the larger first."""
@@ -169,7 +169,7 @@ class Passes:
         receipts = run_units(name, units, FitWorker, {"job": job}, self.computing_pool, done=done)
         return job.output.commit(self.identity, receipts, config={}, inputs={}, seconds=watch.seconds)
 
-    def _label_models(self) -> tuple[dict[int, GroupModel], list[tuple[Artifact, Part]]]:
+    def _label_fits(self) -> StoredModels:
         if LABEL not in self.columns:
             raise UsageError(
                 "clusters by group: the corpus has no such column (set corpus.columns.group and re-ingest)"
@@ -179,11 +179,11 @@ class Passes:
         units = [Unit(group, int(rows), None) for group, rows in enumerate(self.groups.rows)]
         arguments = {"sums": self.artifact("sums"), "sums_parts": sums.parts, "groups": self.groups}
         fitted = self._run("fit", units, LabelFitWorker, arguments, self.pool)
-        made = self.artifact("fit")
-        return read_label_models(made, fitted.parts, self.groups), [(made, part) for part in fitted.parts]
+        return StoredModels(self.groups, ((self.artifact("fit"), fitted.parts),), labelled=True)
 
-    def plan(self, models: Mapping[int, GroupModel]) -> BucketPlan:
+    def plan(self, fits: StoredModels) -> BucketPlan:
         """From the sample's shares and the corpus' bytes on storage."""
+        models = fits.load()
         # Compressed text has about a third of its characters' bytes; a token is about four characters and two bytes.
         pairs = {unit.path for unit in corpus_units(self.corpus)}
         stored = sum(part.bytes for part in self.corpus.parts if part.path in pairs)
@@ -194,14 +194,14 @@ class Passes:
         sizes = [each * rows * share for rows, share in zip(self.groups.rows, shares, strict=True)]
         return plan_buckets(sizes, self.config.cluster.shard_bytes, self.config.cluster.drop_outliers or 0.0)
 
-    def assign(self, models: Mapping[int, GroupModel], plan: BucketPlan) -> Manifest:
+    def assign(self, fits: StoredModels, plan: BucketPlan) -> Manifest:
         arguments = {
             "config": self.config,
             "generation": self.generation,
             "groups": self.groups,
-            "models": models,
+            "fits": fits,
             "plan": plan,
-            "with_vectors": bool(models) or self.layout.vectors is not None,
+            "with_vectors": bool(fits.levels) or self.layout.vectors is not None,
             "device": self.device,
         }
         return self._run("assign", self.units, AssignWorker, arguments, self.computing_pool)
@@ -234,3 +234,8 @@ class Passes:
         arguments = {**arguments, "output": artifact, "fingerprint": self.identity}
         receipts = run_units(name, units, worker, arguments, pool, done=done)
         return artifact.commit(self.identity, receipts, config={}, inputs={}, seconds=watch.seconds)
+
+
+def run_on_worker(function: Callable[..., Any], argument: Any, pool: Pool) -> Any:
+    """`function(argument)` in a worker process: what it holds is not in the driver's memory."""
+    return ray.get(ray.remote(function).options(num_cpus=pool.cpus).remote(argument))

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import pyarrow as pa
 
 from clusterbatch.clustering.cells import Cells
-from clusterbatch.clustering.features import Features, feature_sides, feature_vectors, swapped
+from clusterbatch.clustering.features import Features, feature_sides, feature_vectors
 from clusterbatch.clustering.groups import Groups, row_hashes
-from clusterbatch.clustering.models import GroupAssigner, GroupModel
-from clusterbatch.clustering.sums import Chunk
+from clusterbatch.clustering.models import GroupAssigner
+from clusterbatch.clustering.stored import StoredModels
 from clusterbatch.clustering.tasks import TaskUnit
-from clusterbatch.clustering.vectors import open_vectors, vector_column, vector_values
+from clusterbatch.clustering.vectors import open_vectors, vector_column
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import read_unit
 from clusterbatch.runtime import Unit
-from clusterbatch.store import Artifact, Counts, Part, Receipt, Stopwatch
-from clusterbatch.store.exchange import read_bucket, write_buckets
+from clusterbatch.store import Artifact, Counts, Receipt, Stopwatch
+from clusterbatch.store.exchange import write_buckets
 from clusterbatch.store.workspace import Workspace
 
 
 class SampleWorker:
     """Keeps the rows whose hash is below their cell's share; writes them bucketed by chunk.
 
-    coarse: by group, the fits of the first level, when the cells are those of the second.
+    coarse: the fits of the first level, when the cells are those of the second.
     """
 
     def __init__(
@@ -38,7 +35,7 @@ class SampleWorker:
         groups: Groups,
         cells: Cells,
         weighted: bool,
-        coarse: Mapping[int, GroupModel],
+        coarse: StoredModels | None = None,
     ) -> None:
         self._corpus = Workspace(config).corpus
         self._vectors = open_vectors(config, generation)
@@ -47,8 +44,9 @@ class SampleWorker:
         self._columns = ["pair_id", "source", *(["weight"] if weighted else [])]
         self._features: Features = config.cluster.features
         self._seed = config.cluster.seed
-        self._coarse = {group: GroupAssigner(model) for group, model in coarse.items()}
         self._first_cell = cells.first_of_group(len(groups.names))
+        models = coarse.load() if coarse else {}
+        self._coarse = {group: GroupAssigner(model) for group, model in models.items() if self._first_cell[group] >= 0}
 
     def process(self, unit: Unit) -> Receipt:
         watch = Stopwatch()
@@ -90,25 +88,3 @@ class SampleWorker:
             if len(rows):
                 coarse[rows], _ = assigner(values[rows])
         return coarse
-
-
-@dataclass(frozen=True)
-class SampleChunks:
-    """Where the chunks of a sample lie. Picklable."""
-
-    artifact: Artifact
-    parts: Sequence[Part]
-    features: Features
-
-    def read(self, bucket: int) -> Chunk:
-        """Vectors (n, D) float16 and weights (n,) or None, in hash order; with both orders every row comes twice."""
-        table = read_bucket(self.artifact, self.parts, bucket)
-        if table is None:
-            return np.empty((0, 0), np.float16), None
-        table = table.take(pa.array(np.argsort(table["position"].to_numpy(), kind="stable")))
-        vectors = vector_values(table["vector"])
-        weights = table["weight"].to_numpy() if "weight" in table.column_names else None
-        if self.features == "both_orders":
-            vectors = np.stack([vectors, swapped(vectors)], axis=1).reshape(-1, vectors.shape[1])
-            weights = None if weights is None else np.repeat(weights, 2)
-        return vectors, weights

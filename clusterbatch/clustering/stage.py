@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import ray
-
 from clusterbatch.clustering.groups import layout_of, mean_size
-from clusterbatch.clustering.passes import EXCHANGE, Passes
+from clusterbatch.clustering.passes import EXCHANGE, Passes, run_on_worker
 from clusterbatch.clustering.shards import INDEX, index_table
 from clusterbatch.clustering.statistics import StatisticsJob
 from clusterbatch.clustering.tokenisation import Tokenisation
@@ -35,10 +33,10 @@ def cluster(config: RunConfig, *, generation: int = 0, force: bool = False) -> M
     done = artifact.begin(identity, force)
     with ray_session(config.ray):
         passes = Passes(config, generation, corpus, embeddings, identity, force)
-        models, fitted = passes.models()
-        plan = passes.plan(models)
-        receipts = passes.reduce(plan, passes.assign(models, plan), done)
-        manifest = _commit(passes, fitted, receipts, watch)
+        fits = passes.fits()
+        plan = passes.plan(fits)
+        receipts = passes.reduce(plan, passes.assign(fits, plan), done)
+        manifest = _commit(passes, fits.parts, receipts, watch)
     artifact.folder.remove(EXCHANGE)
     return manifest
 
@@ -72,8 +70,7 @@ def _commit(
         keys=[[(piece["source"], piece["cluster"]) for piece in of_bucket] for of_bucket in pieces],
         output=artifact,
     )
-    # On a worker: the driver's memory stays as it is, however many clusters there are.
-    parts, summary = ray.get(ray.remote(StatisticsJob.run).options(num_cpus=passes.pool.cpus).remote(statistics))
+    parts, summary = run_on_worker(StatisticsJob.run, statistics, passes.pool)
     flat = [piece for of_bucket in pieces for piece in of_bucket]
     return artifact.commit(
         passes.identity,

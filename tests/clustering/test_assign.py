@@ -29,6 +29,17 @@ def test_the_nearest_centroid_and_its_cosine(rows: int, clusters: int, dimension
     np.testing.assert_allclose(similarity[np.arange(rows), found.labels.numpy()], similarity.max(axis=1), atol=1e-5)
 
 
+@pytest.mark.parametrize(("clusters", "sign"), [(600, 1), (600, -1), (7, -1)])
+def test_bfloat16_finds_a_maximum_among_all_columns(clusters: int, sign: int) -> None:
+    """Also where every similarity is negative, which is ordered the other way round in its bits."""
+    vectors, centroids = np.abs(unit(300, 24, 0)), sign * np.abs(unit(clusters, 24, 1))
+    found = Assigner(centroids, dtype=torch.bfloat16)(vectors)
+    similarity = vectors @ centroids.T
+    chosen = similarity[np.arange(300), found.labels.numpy()]
+    np.testing.assert_allclose(chosen, similarity.max(axis=1), atol=0.012)
+    np.testing.assert_allclose(found.cosine.numpy(), chosen, atol=0.01)
+
+
 def test_bfloat16_confuses_only_what_is_nearly_equal() -> None:
     vectors, centroids = unit(3000, 64, 0), unit(100, 64, 1)
     similarity = vectors @ centroids.T

@@ -1,0 +1,105 @@
+"""What dies comes back: a worker in mid-fit, the run in mid-shuffle. The clusters are the same, no row is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from clusterbatch.clustering.chunks import SampleChunks
+from clusterbatch.clustering.distributed import RemoteRows
+from clusterbatch.clustering.kmeans import FitSettings, fit
+from clusterbatch.clustering.stage import cluster
+from clusterbatch.clustering.sums import Centers, LocalRows, PartialSums
+from clusterbatch.clustering.vectors import vector_column
+from clusterbatch.runtime import Pool
+from clusterbatch.store import Artifact, Folder
+from clusterbatch.store.exchange import write_buckets
+from clusterbatch.store.workspace import Workspace
+from tests.clustering.embedded import blobs, embedded_workspace
+
+SOURCES = {"forum": 4000, "wiki": 900}
+SETTINGS = {"cluster": {"mean_size": 200, "run_rows": 16, "shard_bytes": 2**16, "workers": 2}}
+# Ends by its own hand, as a lost machine would, when so many units of the assignment are whole.
+DRIVER = """
+import os, signal, sys
+from clusterbatch.clustering.stage import cluster
+from clusterbatch.config import RunConfig
+import clusterbatch.runtime.units as units
+
+seen = 0
+finished = units.metrics.unit_finished
+
+def counting(stage, receipt, waiting):
+    global seen
+    finished(stage, receipt, waiting)
+    if stage == sys.argv[2]:
+        seen += 1
+        if seen == int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+units.metrics.unit_finished = counting
+config = RunConfig.model_validate_json(open(sys.argv[1]).read())
+cluster(config)
+"""
+
+
+class _Killing(RemoteRows):
+    """Kills one worker's process in the middle of the fit's fourth round."""
+
+    rounds = 0
+
+    def partial_sums(self, centers: Centers, chunks: range, dtype: torch.dtype) -> PartialSums:
+        self.rounds += 1
+        if self.rounds == 4:
+            ray.kill(self.actors[0], no_restart=False)
+        return super().partial_sums(centers, chunks, dtype)
+
+
+def test_a_worker_killed_in_mid_fit_changes_nothing(tmp_path: Path, ray_local: None) -> None:
+    vectors, _ = blobs(6000, 20, 32, seed=0, spread=0.8)
+    chunks = [piece.astype(np.float16) for piece in np.array_split(vectors, 8)]
+    table = pa.table(
+        {
+            "position": np.concatenate([np.linspace(0, 1, len(chunk)) for chunk in chunks]),
+            "vector": vector_column(np.concatenate(chunks)),
+        }
+    )
+    artifact = Artifact(Folder(str(tmp_path)), "sample")
+    bucket = np.repeat(np.arange(8), [len(chunk) for chunk in chunks])
+    part = write_buckets(artifact, 0, table, bucket, 8)
+    rows = _Killing(SampleChunks(artifact, [part], "document"), range(8), None, Pool(2), "cpu")
+    wanted = FitSettings(24, passes=6)
+    spread = fit(rows, wanted)
+    rows.close()
+    alone = fit(LocalRows([(chunk, None) for chunk in chunks]), wanted)
+    assert rows.rounds > 4
+    assert np.array_equal(spread.centers.centroids, alone.centers.centroids)
+
+
+def test_a_run_killed_in_mid_shuffle_goes_on_to_the_same_clusters(tmp_path: Path, ray_local: None) -> None:
+    undisturbed = cluster(embedded_workspace(str(tmp_path / "whole"), SOURCES, settings=SETTINGS))
+    config = embedded_workspace(str(tmp_path / "killed"), SOURCES, settings=SETTINGS)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    for stage, units in (("assign", 3), ("shards", 2)):
+        command = [sys.executable, "-c", DRIVER, str(tmp_path / "config.json"), stage, str(units)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_ADDRESS": ""}
+        ended = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=500)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()[-2000:]
+        assert Workspace(config).clusters().manifest() is None
+    start = time.time()
+    manifest = cluster(config)
+    assert [part.checksum for part in manifest.parts] == [part.checksum for part in undisturbed.parts]
+    assert manifest.counts.written == sum(SOURCES.values())
+    # What was whole is not made again: most shards are older than the last run.
+    folder = Workspace(config).clusters().folder
+    made_before = [part for part in manifest.parts if os.path.getmtime(folder.path(part.path)) < start]
+    assert len(made_before) >= 2

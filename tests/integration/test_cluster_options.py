@@ -1,0 +1,141 @@
+"""Each way to cluster through the whole stage: rows are conserved, and each promise of the option holds.
+
+Most run their units in this process, one after the other: what the workers do is the same, and Ray's starts are many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clusterbatch.clustering import distributed, passes, stage
+from clusterbatch.clustering.inspect import inspect_cluster, inspect_source
+from clusterbatch.clustering.shards import ShardReader
+from clusterbatch.clustering.stage import cluster
+from clusterbatch.config import RunConfig
+from clusterbatch.errors import UsageError
+from clusterbatch.runtime import Pool, Unit
+from clusterbatch.store import Manifest, Receipt
+from clusterbatch.store.tables import read_parquet
+from clusterbatch.store.workspace import Workspace
+from tests.clustering.embedded import embedded_workspace
+from tests.integration.test_cluster_stage import SETTINGS, SOURCES, all_runs, text_rows
+
+TOTAL = sum(SOURCES.values())
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_units(
+        title: str,
+        units: Sequence[Unit],
+        worker: type,
+        arguments: Mapping[str, Any],
+        pool: Pool,
+        *,
+        done: Mapping[int, Receipt] | None = None,
+    ) -> list[Receipt]:
+        receipts = dict(done or {})
+        made = worker(**arguments) if units else None
+        # Backwards: no result may depend on the order.
+        receipts |= {unit.number: made.process(unit) for unit in reversed(units) if unit.number not in receipts}
+        return [receipts[unit.number] for unit in units]
+
+    monkeypatch.setattr(passes, "run_units", run_units)
+    monkeypatch.setattr(stage, "run_on_worker", lambda function, argument, pool: function(argument))
+    monkeypatch.setattr(stage, "ray_session", lambda config: nullcontext())
+
+
+def run(uri: Any, *, optional: list[str] | None = None, **cluster_settings: Any) -> tuple[RunConfig, Manifest]:
+    settings = {"cluster": {**SETTINGS["cluster"], "device": "cpu", **cluster_settings}}
+    config = embedded_workspace(str(uri), SOURCES, optional=optional or [], settings=settings)
+    return config, cluster(config)
+
+
+def sizes(config: RunConfig) -> dict[str, list[int]]:
+    """Rows of each cluster by source."""
+    index = ShardReader(Workspace(config).clusters()).index
+    found: dict[str, list[int]] = {}
+    for number, source in enumerate(index.sources):
+        of_source = index.source == number
+        found[source] = np.bincount(index.cluster[of_source], index.rows[of_source]).astype(int).tolist()
+    return found
+
+
+def test_bounds_hold_exactly_and_reduced_vectors_keep_their_error(tmp_path, in_process) -> None:
+    config, manifest = run(tmp_path, features="both_orders", dimensions=12, min_size=60, max_size=130, surrogate="int8")
+    assert manifest.counts.written == TOTAL
+    for source, rows in sizes(config).items():
+        assert max(rows) <= 130
+        # Parts of a split cluster are about equal, so none of them is tiny either.
+        assert source == "tiny" or min(rows) >= 60
+    assert 0 < manifest.details["surrogate_cosine_error"] < 0.02
+    runs = all_runs(ShardReader(Workspace(config).clusters()), vectors=True)
+    norms = [np.linalg.norm(vector) for vector in runs["query_vector"].to_pylist()[:50]]
+    np.testing.assert_allclose(norms, 1, atol=0.03)
+
+
+def test_outliers_are_kept_aside_with_their_scores(tmp_path, in_process) -> None:
+    config, manifest = run(tmp_path, drop_outliers=0.1)
+    aside = manifest.counts.set_aside["outlier"]
+    assert manifest.counts.written == TOTAL - aside
+    assert 0.04 * TOTAL < aside < 0.2 * TOTAL
+    artifact = Workspace(config).clusters()
+    parts = [part for part in manifest.parts if part.details.get("content") == "outliers"]
+    rows = [row for part in parts for row in read_parquet(artifact.folder, part.path).to_pylist()]
+    kept = text_rows(artifact)
+    assert len(rows) == aside
+    assert not {row["pair_id"] for row in rows} & set(kept["pair_id"].to_pylist())
+    cosine = np.array(kept["cosine"].to_pylist())
+    assert max(row["cosine"] for row in rows) < np.nanmedian(cosine)
+
+
+def test_two_levels_find_the_same_kind_of_clusters(tmp_path, in_process) -> None:
+    config, manifest = run(tmp_path, levels=2, mean_size=100)
+    assert manifest.details["fit"]["forum"]["centroids"] == 15
+    assert manifest.counts.written == TOTAL
+    assert len(sizes(config)["forum"]) >= 12
+    rows = text_rows(Workspace(config).clusters())
+    assert min(row["mean_cosine"] for row in inspect_source(config, "forum")) > 0.7
+    assert rows.num_rows == TOTAL
+
+
+def test_the_users_own_clusters(tmp_path, in_process) -> None:
+    config, manifest = run(tmp_path, optional=["group"], column="group")
+    assert {source: len(rows) for source, rows in sizes(config).items()} == {"forum": 3, "wiki": 3, "tiny": 3}
+    assert manifest.counts.written == TOTAL
+    assert manifest.config["stratify"] == "group"
+
+
+def test_clusters_over_the_whole_corpus(tmp_path, in_process) -> None:
+    config, _ = run(tmp_path, scope="corpus", mean_size=None, clusters=7)
+    assert list(sizes(config)) == ["(all)"]
+    assert len(sizes(config)["(all)"]) == 7
+
+
+def test_a_distributed_fit_is_the_local_one_bit_for_bit(tmp_path, ray_local, monkeypatch) -> None:
+    _, local = run(tmp_path / "local", optional=["weight"], workers=1)
+    monkeypatch.setattr(distributed, "LOCAL_BYTES", 0)
+    for workers in (1, 2):
+        _, spread = run(tmp_path / str(workers), optional=["weight"], workers=workers)
+        assert [part.checksum for part in spread.parts] == [part.checksum for part in local.parts]
+
+
+def test_what_is_known_of_a_cluster(tmp_path, in_process) -> None:
+    config, manifest = run(tmp_path)
+    summary = manifest.details["sources"]["forum"]
+    assert summary["rows"] == 1500
+    assert sum(summary["histogram"].values()) == summary["clusters"]
+    found = inspect_cluster(config, "forum", 0)
+    words = {word for row in found["near"] for word in row["document"].split()} - {"about"}
+    assert found["terms"][0] in words
+    assert found["near"][0]["cosine"] >= found["far"][0]["cosine"]
+    assert len(found["neighbours"]) == 3
+    with pytest.raises(UsageError, match="no such cluster"):
+        inspect_cluster(config, "forum", 10_000)
+    with pytest.raises(UsageError, match="no such source"):
+        inspect_cluster(config, "nowhere", 0)
