@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clusterbatch.config import DOCSTRINGS, RunConfig, fingerprint
+from clusterbatch.corpus.collecting import HOLDOUT
 from clusterbatch.errors import UsageError
-from clusterbatch.evaluation.collection import Collection, open_collections
+from clusterbatch.evaluation.collection import DOCUMENTS, Collection, open_collections
 from clusterbatch.evaluation.metrics import Grades, Metric, parse_metric, per_query
 from clusterbatch.evaluation.models import EvaluatedModel, evaluated_models, identities
 from clusterbatch.evaluation.results import Answers, merge_block, run_lines, scores_table
@@ -95,9 +96,12 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
 
 
 def configured_collections(config: RunConfig) -> list[Collection]:
-    """The collections of `evaluate.path`; the built-in sample's is called `sample`."""
+    """The collections of `evaluate.path` (the built-in sample's is called `sample`), else what ingest held out."""
     if not config.evaluate.path:
-        raise UsageError("evaluate.path: give at least one collection in BEIR layout")
+        held_out = Workspace(config).corpus.folder.child(HOLDOUT)
+        if not held_out.exists(DOCUMENTS):
+            raise UsageError("evaluate.path: give at least one collection in BEIR layout (ingest has held out none)")
+        return [Collection(HOLDOUT, held_out, config.evaluate.split)]
     own = Collection("sample", Workspace(config).sample.folder.child("collection"), config.evaluate.split)
     given = [Folder(path, config.storage) for path in config.evaluate.path if path != DOCSTRINGS]
     collections = open_collections(given, config.evaluate.split)
