@@ -17,10 +17,14 @@ from clusterbatch.clustering.inspect import inspect_cluster, inspect_source
 from clusterbatch.clustering.shards import ShardReader
 from clusterbatch.clustering.stage import cluster
 from clusterbatch.config import RunConfig
+from clusterbatch.corpus.units import corpus_units
+from clusterbatch.encoder.embedder import UnitEmbedder
+from clusterbatch.encoder.workers import embeddings_table
 from clusterbatch.errors import UsageError
 from clusterbatch.runtime import Pool, Unit
 from clusterbatch.store import Manifest, Receipt
-from clusterbatch.store.tables import read_parquet
+from clusterbatch.store.artifact import MANIFEST
+from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace
 from tests.clustering.embedded import embedded_workspace
 from tests.integration.test_cluster_stage import SETTINGS, SOURCES, all_runs, text_rows
@@ -139,3 +143,27 @@ def test_what_is_known_of_a_cluster(tmp_path, in_process) -> None:
         inspect_cluster(config, "forum", 10_000)
     with pytest.raises(UsageError, match="no such source"):
         inspect_cluster(config, "nowhere", 0)
+
+
+def test_vectors_that_were_not_kept_give_the_same_shards(tmp_path, in_process) -> None:
+    settings = {"cluster": {**SETTINGS["cluster"], "mean_size": 40, "device": "cpu"}, "embed": {"dtype": "float32"}}
+    rows = {"forum": 120, "wiki": 30}
+    kept = embedded_workspace(str(tmp_path / "kept"), rows, dimensions=384, settings=settings)
+    fresh = embedded_workspace(
+        str(tmp_path / "fresh"),
+        rows,
+        dimensions=384,
+        settings={**settings, "embed": {"dtype": "float32", "persist": False}},
+    )
+    embedder, artifact = UnitEmbedder(kept), Workspace(kept).embeddings()
+    parts = [
+        write_parquet(artifact, "unit", embeddings_table(embedder.embed(unit)))
+        for unit in corpus_units(Workspace(kept).corpus.require())
+    ]
+    for config, persisted in ((kept, parts), (fresh, [])):
+        embeddings = Workspace(config).embeddings()
+        given = embeddings.require().model_copy(update={"parts": persisted})
+        embeddings.folder.write(MANIFEST, given.model_dump_json().encode())
+    manifests = [cluster(config) for config in (kept, fresh)]
+    one, other = ([part.checksum for part in manifest.parts] for manifest in manifests)
+    assert one == other
