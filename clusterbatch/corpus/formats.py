@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,7 @@ _KINDS: dict[str, Kind] = {
 _COMPRESSIONS: dict[str, Compression] = {"gz": "gzip", "gzip": "gzip", "zst": "zstd", "zstd": "zstd"}
 _MAGIC: dict[Compression, bytes] = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 _PARQUET = b"PAR1"
+_ARRAY_OF_OBJECTS = re.compile(rb"\s*\[\s*\{")
 _NAMES: dict[Kind, str] = {"parquet": "Parquet file", "jsonl": "JSON Lines", "csv": "CSV", "tsv": "TSV"}
 
 
@@ -88,6 +90,6 @@ def _agree_on_kind(named: Format, seen: Format, head: bytes) -> tuple[Format, st
         return seen, None
     if "parquet" in (seen.kind, named.kind) and named.kind != seen.kind:
         return named, f"not what its name says: no {_NAMES[named.kind]} by content"
-    if named.kind == "jsonl" and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+    if named.kind == "jsonl" and _ARRAY_OF_OBJECTS.match(head.removeprefix(b"\xef\xbb\xbf")):
         return named, "one JSON array; expected JSON Lines, one object a line"
     return named, None

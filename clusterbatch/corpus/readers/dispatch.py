@@ -37,12 +37,12 @@ def read_slice(piece: Slice, config: CorpusConfig, storage: StorageConfig) -> It
             yield from read_parquet_slice(file, piece, config.columns)
             return
         encoding = config.encoding or detect_encoding(opening.head)
-        if b"\0" in opening.head[:_MOST_TELLING] and not encoding.startswith(("utf-16", "utf-32")):
-            raise BrokenFileError("not what its name says: binary data, not text")
         if format.kind == "jsonl":
             # A compressed file is one slice, whose bytes are not those of the text.
             yield from read_json_lines(file, None if format.compression else piece, config.columns, encoding)
         elif format.kind in ("csv", "tsv"):
+            if b"\0" in opening.head[:_MOST_TELLING] and not encoding.startswith(("utf-16", "utf-32")):
+                raise BrokenFileError("not what its name says: binary data, not text")
             yield from read_delimited(file, config.columns, encoding, tabs=format.kind == "tsv")
         else:
             raise BrokenFileError("unknown format; expected Parquet, JSON Lines, CSV or TSV")
