@@ -14,6 +14,7 @@ from clusterbatch.config import TrainConfig
 from clusterbatch.encoder.hardware import inference_dtype
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.errors import UsageError
+from clusterbatch.training.token_mean import TokenMean
 
 # A CPU is fastest while a layer's activations stay in its caches; other work is best done in large pieces.
 _SMALL, _LARGE = 2048, 65_536
@@ -33,8 +34,12 @@ def prepare(encoder: Encoder, config: TrainConfig) -> None:
         _use_float32_attention(encoder.backbone)
     if config.lora is not None:
         encoder.backbone = _with_adapters(encoder.backbone, config)
-    # A dense gradient of the table would be made, and added, anew for every micro-batch.
-    token_table(encoder).sparse = encoder.device.type == "cpu"
+    if encoder.device.type == "cpu":
+        # A dense gradient of the table would be made, and added, anew for every micro-batch.
+        if isinstance(encoder.backbone, nn.EmbeddingBag):
+            encoder.backbone = TokenMean(encoder.backbone)
+        else:
+            token_table(encoder).sparse = True
     encoder.train()
 
 

@@ -41,6 +41,8 @@ def real_pairs(count: int) -> list[tuple[str, str]]:
     """Rows drawn evenly from all sources of the data folder."""
     folder = Path(os.environ.get("CLUSTERBATCH_DATA", Path(__file__).parents[3] / "shared" / "data")) / "pairs"
     pairs: list[tuple[str, str]] = []
+    if not folder.is_dir():
+        raise SystemExit(f"no pairs at {folder}: set CLUSTERBATCH_DATA")
     for file in sorted(folder.glob("*.parquet")):
         table = pq.read_table(file, columns=["query", "document"]).slice(0, 4 * count)
         pairs += zip(table["query"].to_pylist(), table["document"].to_pylist(), strict=True)
