@@ -19,6 +19,8 @@ WHOLE_CORPUS = "(all)"
 # Where nothing is said: clusters of this many global batches, so that about an eighth of the rows is packed with
 # neighbours' rows.
 _AUTO_BATCHES = 4
+# Clusters of fewer rows on average mean little: small sources get fewer of them than were asked for.
+_LEAST_SIZE = 16
 # Above so many clusters one assignment to all of them costs more than one to sqrt(k) coarse and then sqrt(k) fine ones.
 _FLAT_CLUSTERS = 4096
 
@@ -63,7 +65,7 @@ def groups_of(config: RunConfig, corpus: Manifest) -> Groups:
     if layout != "cluster":
         clusters = np.ones(len(names), np.int64)
     elif config.cluster.clusters is not None:
-        clusters = np.minimum(config.cluster.clusters, rows)
+        clusters = np.clip(rows // _LEAST_SIZE, 1, config.cluster.clusters)
     else:
         clusters = np.maximum(1, np.round(rows / mean_size(config))).astype(np.int64)
     return Groups(names, rows, clusters)

@@ -18,8 +18,9 @@ class ClusterConfig(Section):
     scope: Literal["source", "corpus"] = "source"
     # Cluster by this column of the corpus (corpus.columns.group) instead of by vectors.
     column: Literal["group"] | None = None
-    # Clusters per source (per corpus with scope: corpus); or mean_size, and each source's rows decide. Neither: four
-    # global batches of rows per cluster. Sources of less than one and a half such clusters are not split.
+    # Clusters per source (per corpus with scope: corpus), fewer where they would have less than 16 rows; or mean_size,
+    # and each source's rows decide. Neither: four global batches of rows per cluster. Sources of less than one and a
+    # half such clusters are not split.
     clusters: int | None = Field(None, ge=1)
     mean_size: int | None = Field(None, ge=1)
     # Larger clusters are split into equal parts, smaller ones merged with their nearest neighbour.
