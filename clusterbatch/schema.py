@@ -27,6 +27,8 @@ CORPUS_OPTIONAL = {
     # The user's own segment of the row, for batches.stratify: group.
     "group": pa.field("group", pa.string()),
 }
+# Unit vectors that the user brought; the same names as in the embeddings.
+VECTORS = ("query_vector", "document_vector")
 REJECTS = pa.schema(
     [
         pa.field("file", pa.string(), nullable=False),
@@ -39,8 +41,12 @@ REJECTS = pa.schema(
 )
 
 
-def corpus_schema(optional: Sequence[str] = ()) -> pa.Schema:
-    return pa.schema([*CORPUS_REQUIRED, *(CORPUS_OPTIONAL[name] for name in CORPUS_OPTIONAL if name in optional)])
+def corpus_schema(optional: Sequence[str] = (), dimensions: int | None = None) -> pa.Schema:
+    """`dimensions`: of the vectors that the user brought, where there are some."""
+    fields = [*CORPUS_REQUIRED, *(CORPUS_OPTIONAL[name] for name in CORPUS_OPTIONAL if name in optional)]
+    if dimensions is not None:
+        fields += [pa.field(name, vectors_type(dimensions), nullable=False) for name in VECTORS]
+    return pa.schema(fields)
 
 
 def vectors_type(dimensions: int, value: pa.DataType | None = None) -> pa.DataType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from clusterbatch.config.base import Section, operational
 
@@ -33,6 +33,16 @@ class ColumnsConfig(Section):
     weight: str | None = None
     # The user's own segment of a row (customer group, category).
     group: str | None = None
+    # Vectors that the user has already, of any length: nothing is then embedded. The document's, or the row's where the
+    # query has none of its own.
+    vector: str | None = None
+    query_vector: str | None = None
+
+    @model_validator(mode="after")
+    def _vectors(self) -> ColumnsConfig:
+        if self.query_vector is not None and self.vector is None:
+            raise ValueError("query_vector needs vector, the document's")
+        return self
 
 
 class CorpusConfig(Section):

@@ -97,6 +97,8 @@ def _commit(passes: Passes, receipts: list[Receipt], collection: list[Part], sec
             "files": len(files),
             "input_bytes": sum(file.size for file in files),
             "cut_texts": passes.cut,
+            # Of the vectors that came with the rows.
+            "dimensions": passes.dimensions,
         },
         extra_parts=collection,
     )

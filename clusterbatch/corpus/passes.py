@@ -64,6 +64,15 @@ class Passes:
     def cut(self) -> int:
         return sum(receipt.details.get("cut", 0) for _, receipts in self._read for receipt in receipts)
 
+    @property
+    def dimensions(self) -> int | None:
+        """Of the vectors that came with the rows: those that most rows have; None where there are none."""
+        found: Counter[str] = Counter()
+        for _, receipts in self._read:
+            for receipt in receipts:
+                found.update(receipt.details.get("dimensions", {}))
+        return int(min(found, key=lambda length: (-found[length], int(length)))) if found else None
+
     def join(self) -> None:
         """Pairs of the collections: their judgements meet their documents, then their queries."""
         if not self.inputs.collections:
@@ -135,6 +144,7 @@ class Passes:
             "config": self.config.corpus,
             "pairs": pairs,
             "origins": Origins.of_receipts(receipt for _, receipts in self._read for receipt in receipts),
+            "dimensions": self.dimensions,
             "exclusions": Exclusions(self._choose_held_out(), self._contamination(), self._leftovers),
         }
         return run_units("ingest: write", units, WriteWorker, arguments, self._pool, done=done)

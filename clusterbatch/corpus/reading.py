@@ -35,7 +35,7 @@ class ReadWorker:
             parts=sink.finish(),
             counts=sink.counts,
             seconds=stopwatch.seconds,
-            details={"slices": slices, "cut": sink.cut},
+            details={"slices": slices, "cut": sink.cut, "dimensions": sink.dimensions},
         )
         self._artifact.write_receipt(receipt)
         return receipt

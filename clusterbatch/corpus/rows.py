@@ -25,6 +25,8 @@ COLUMN_TYPES: dict[str, pa.DataType] = {
     "negatives": pa.list_(pa.string()),
     "weight": pa.float32(),
     "group": pa.string(),
+    "document_vector": pa.list_(pa.float32()),
+    "query_vector": pa.list_(pa.float32()),
 }
 
 
@@ -53,6 +55,8 @@ class Chunk:
 def input_names(columns: ColumnsConfig) -> dict[str, str]:
     """The input's name of each canonical column that is one column there (negatives may be several)."""
     named = {name: getattr(columns, name) for name in ("query", "document", "source", "pair_id", "weight", "group")}
+    if columns.vector is not None:
+        named |= {"document_vector": columns.vector, "query_vector": columns.query_vector or columns.vector}
     return {name: value for name, value in named.items() if value is not None}
 
 

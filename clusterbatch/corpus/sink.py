@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clusterbatch.corpus.holdout import sketch
 from clusterbatch.corpus.rejecting import rejected
@@ -18,6 +20,7 @@ from clusterbatch.store.tables import write_parquet
 
 # The role of parts that hold rejected rows.
 REJECTS = "rejects"
+DOCUMENT_VECTOR = "document_vector"
 # And of those that hold candidates to be held out.
 SKETCH = "sketch"
 # Rows are written out when this many bytes wait, so that a file that cannot be cut needs no more memory than others.
@@ -44,6 +47,8 @@ class PairSink:
         self._parts: list[Part] = []
         self.counts = Counts()
         self.cut = 0
+        # Rows by the length of the vectors that came with them.
+        self.dimensions: Counter[str] = Counter()
 
     def add(self, valid: Validated, locate: Locate) -> None:
         self.counts += Counts(
@@ -51,6 +56,9 @@ class PairSink:
         )
         self.cut += valid.cut
         if len(valid.rows):
+            if DOCUMENT_VECTOR in valid.table.column_names:
+                lengths = pc.list_value_length(valid.table[DOCUMENT_VECTOR]).to_pylist()
+                self.dimensions.update(str(length) for length in lengths)
             slices, positions = locate(valid.rows)
             table = valid.table.append_column("slice", pa.array(slices)).append_column("position", pa.array(positions))
             self._pairs.append(table)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from clusterbatch.config import CorpusConfig
 from clusterbatch.corpus.normalise import pair_ids, text_hashes
 from clusterbatch.corpus.rows import TEXT_COLUMNS, Chunk, Reject, optional_columns, shown
-from clusterbatch.schema import corpus_schema
+from clusterbatch.schema import VECTORS, corpus_schema
 
 
 @dataclass
@@ -65,6 +65,11 @@ def validate(chunk: Chunk, config: CorpusConfig, default_source: str) -> Validat
         weight = columns["weight"].fill_null(1.0).to_numpy(False)
         refuse(~(np.isfinite(weight) & (weight >= 0)), "weight: not a finite number of at least 0")
         columns["weight"] = pa.array(weight)
+    for name in VECTORS:
+        if name in columns:
+            columns[name], problems = unit_vectors(columns[name])
+            for reason, positions in problems.items():
+                refuse(positions, f"vector: {reason}")
 
     rejects = [
         Reject(int(chunk.rows[position]), reasons[verdict[position]], _row_as_json(columns, int(position)))
@@ -85,7 +90,11 @@ def _canonical(columns: dict[str, pa.Array], count: int, config: CorpusConfig, d
     for name in TEXT_COLUMNS:
         columns[f"{name}_hash"] = pa.array(text_hashes(texts[name], count))
     arrays = [columns.get(field.name, pa.nulls(count, field.type)) for field in schema]
-    return pa.Table.from_arrays(arrays, schema=schema)
+    table = pa.Table.from_arrays(arrays, schema=schema)
+    for name in VECTORS:
+        if name in columns:
+            table = table.append_column(name, columns[name])
+    return table
 
 
 def _sources(columns: dict[str, pa.Array], count: int, config: CorpusConfig, default_source: str) -> pa.Array:
@@ -96,5 +105,23 @@ def _sources(columns: dict[str, pa.Array], count: int, config: CorpusConfig, def
     return pc.if_else(pc.fill_null(blank, True), pa.scalar(default_source), source)
 
 
+def unit_vectors(vectors: pa.ListArray) -> tuple[pa.ListArray, dict[str, np.ndarray]]:
+    """list<float16> of length 1 in the sense of the norm, and by reason where that is impossible, (n,) bool."""
+    lengths = vectors.value_lengths().fill_null(0).to_numpy().astype(np.int64)
+    values = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    row_of_value = np.repeat(np.arange(len(lengths)), lengths)
+    finite = np.bincount(row_of_value, ~np.isfinite(values), len(lengths)) == 0
+    squares = np.where(finite[row_of_value], values.astype(np.float64) ** 2, 0.0)
+    norms = np.sqrt(np.bincount(row_of_value, squares, len(lengths)))
+    problems = {
+        "null or empty": lengths == 0,
+        "not finite": ~finite,
+        "zero, it has no direction": (lengths > 0) & finite & (norms == 0),
+    }
+    scaled = np.where(finite[row_of_value], values, 0.0) / np.maximum(norms, 1e-30)[row_of_value]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(scaled.astype(np.float16))), problems
+
+
 def _row_as_json(columns: dict[str, pa.Array], position: int) -> str:
-    return shown({name: array[position].as_py() for name, array in columns.items()})
+    return shown({name: array[position].as_py() for name, array in columns.items() if name not in VECTORS})

@@ -20,7 +20,7 @@ from clusterbatch.corpus.sink import REJECTS
 from clusterbatch.corpus.units import PAIRS
 from clusterbatch.runtime import Unit
 from clusterbatch.schema import REJECTS as REJECTS_SCHEMA
-from clusterbatch.schema import corpus_schema
+from clusterbatch.schema import VECTORS, corpus_schema
 from clusterbatch.store.artifact import Artifact, Counts, Part, Receipt, Stopwatch
 from clusterbatch.store.exchange import read_bucket
 from clusterbatch.store.tables import read_parquet, write_parquet
@@ -62,6 +62,7 @@ class WriteWorker:
         pairs: Sequence[Placed],
         origins: Origins,
         exclusions: Exclusions,
+        dimensions: int | None,
     ) -> None:
         self._artifact = artifact
         self._fingerprint = fingerprint
@@ -69,6 +70,8 @@ class WriteWorker:
         self._pairs = pairs
         self._origins = origins
         self._exclusions = exclusions
+        self._dimensions = dimensions
+        self._schema = corpus_schema(optional_columns(config.columns), dimensions)
         self._tests = exclusions.contamination.load() if exclusions.contamination else None
 
     def process(self, unit: Unit) -> Receipt:
@@ -85,27 +88,37 @@ class WriteWorker:
         table = self._read_bucket(bucket)
         if table is None:
             return self._receipt(bucket, [], Counts(), Counter(), Counter())
+        read = table.num_rows
+        refused: list[tuple[pa.Table, str]] = []
+        if self._dimensions is not None:
+            table, others = self._of_dimensions(table, self._dimensions)
+            refused.append((others, f"vector: of another length than the corpus' {self._dimensions} numbers"))
         first = first_of_pair(table)
-        duplicates, table = table.filter(pa.array(~first)), table.filter(pa.array(first))
+        refused.append((table.filter(pa.array(~first)), DUPLICATE))
+        table = table.filter(pa.array(first))
         kept, aside = self._exclude(table)
-        parts = self._write_pairs(bucket, kept.select(corpus_schema(optional_columns(self._config.columns)).names))
+        parts = self._write_pairs(bucket, kept.select(self._schema.names).cast(self._schema))
         reasons: Counter[str] = Counter()
-        if duplicates.num_rows:
-            reasons[DUPLICATE] = duplicates.num_rows
-            # Which pair it repeats is in the corpus; its text need not be kept twice.
-            parts.append(self._write_rejects(bucket, duplicates, pa.repeat(DUPLICATE, duplicates.num_rows), None))
+        for rows, reason in refused:
+            if rows.num_rows:
+                reasons[reason] = rows.num_rows
+                # The text of a duplicate is in the corpus, and need not be kept twice.
+                parts.append(self._write_rejects(bucket, rows, pa.repeat(reason, rows.num_rows), None))
         sources = pc.value_counts(kept["source"].combine_chunks())
         by_source = Counter({item["values"]: item["counts"] for item in sources.to_pylist()})
-        counts = Counts(
-            read=table.num_rows + duplicates.num_rows,
-            written=kept.num_rows,
-            rejected=duplicates.num_rows,
-            set_aside=dict(+aside),
-        )
+        counts = Counts(read=read, written=kept.num_rows, rejected=reasons.total(), set_aside=dict(+aside))
         receipt = self._receipt(bucket, parts, counts, by_source, reasons)
         if len(self._exclusions.held_out.documents):
             receipt.details["leftovers"] = self._leave_collection(bucket, table)
         return receipt
+
+    @staticmethod
+    def _of_dimensions(table: pa.Table, dimensions: int) -> tuple[pa.Table, pa.Table]:
+        """The rows whose vectors have that length, and the others."""
+        right = np.ones(table.num_rows, bool)
+        for name in VECTORS:
+            right &= pc.list_value_length(table[name]).to_numpy() == dimensions
+        return table.filter(pa.array(right)), table.filter(pa.array(~right))
 
     def _exclude(self, pairs: pa.Table) -> tuple[pa.Table, Counter[str]]:
         """The pairs that are trained on, and how many are not, by reason."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clusterbatch.config import RunConfig
@@ -142,3 +143,45 @@ def test_nothing_to_read_is_one_clear_line(tmp_path: Path, in_process: None) -> 
     file = write_lines(tmp_path / "pairs.jsonl", [{"query": "", "document": "an answer"}])
     with pytest.raises(DataError, match=r"no valid pair in 1 files.*query: empty"):
         ingest(configuration(tmp_path, [file]))
+
+
+def test_vectors_of_the_users_own_are_checked_and_kept(tmp_path: Path, in_process: None) -> None:
+    rows: list[Any] = [
+        {"query": f"query {n}", "document": f"document {n}", "embedding": [3.0 + n, 4.0, 0.0]} for n in range(20)
+    ]
+    bad = [[1.0, 2.0], [], None, [0.0, 0.0, 0.0], "no vector", [1.0, float("nan"), 0.0], [1.0, "a", 2.0]]
+    for n, vector in enumerate(bad):
+        rows.append({"query": f"bad {n}", "document": f"bad {n}", "embedding": vector})
+    file = write_lines(tmp_path / "pairs.jsonl", rows)
+    config = configuration(tmp_path, [file], columns={"vector": "embedding"})
+    manifest = ingest(config)
+    found = corpus_rows(config, manifest)
+    assert manifest.details["dimensions"] == 3
+    assert len(found) == 20
+    [first] = [row for row in found if row["query"] == "query 0"]
+    assert [round(float(value), 3) for value in first["document_vector"]] == [0.6, 0.8, 0.0]
+    assert first["query_vector"] == first["document_vector"]
+    reasons = {row["row"]: row["reason"] for row in rejects(config, manifest)}
+    assert reasons == {
+        20: "vector: of another length than the corpus' 3 numbers",
+        21: "vector: null or empty",
+        22: "vector: null or empty",
+        23: "vector: zero, it has no direction",
+        24: "vector: str instead of a list of numbers",
+        25: "vector: not finite",
+        26: "vector: list instead of a list of numbers",
+    }
+
+
+def test_vectors_in_parquet_files(tmp_path: Path, in_process: None) -> None:
+    columns = {
+        "query": ["query one", "query two"],
+        "document": ["document one", "document two"],
+        "asked": pa.array([[1.0, 0.0], [0.0, 2.0]], pa.list_(pa.float64(), 2)),
+        "told": pa.array([[0.0, 1.0], [5.0, 0.0]], pa.large_list(pa.float16())),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "pairs.parquet")
+    config = configuration(tmp_path, [tmp_path / "pairs.parquet"], columns={"vector": "told", "query_vector": "asked"})
+    found = sorted(corpus_rows(config, ingest(config)), key=lambda row: row["query"])
+    assert [row["query_vector"] for row in found] == [[1.0, 0.0], [0.0, 1.0]]
+    assert [row["document_vector"] for row in found] == [[0.0, 1.0], [1.0, 0.0]]

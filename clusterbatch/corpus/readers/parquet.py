@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from clusterbatch.config import ColumnsConfig
 from clusterbatch.corpus.inputs import Slice
 from clusterbatch.corpus.rows import COLUMN_TYPES, BrokenFileError, Chunk, Reject, check_columns, input_names
+from clusterbatch.schema import VECTORS
 
 _CHUNK_ROWS = 8192
 # Decoding reads a column chunk in steps of this many bytes, not whole: row groups may be larger than memory.
@@ -46,16 +47,20 @@ def _first_byte(group: Any) -> int:
 
 def _check_type(name: str, given: str, kind: pa.DataType) -> None:
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if name == "weight":
+    if name in VECTORS:
+        right = any(test(kind) for test in _LIST_TESTS) and pa.types.is_floating(kind.value_type)
+    elif name == "weight":
         right = pa.types.is_floating(value) or pa.types.is_integer(value) or pa.types.is_null(value)
     else:
         right = any(test(value) for test in _TEXT_TESTS)
         if name in ("pair_id", "source", "group"):
             right = right or pa.types.is_integer(value)
     if not right:
-        raise BrokenFileError(f"column {given} is {kind}, expected {'a number' if name == 'weight' else 'text'}")
+        raise BrokenFileError(f"column {given} is {kind}, expected {_EXPECTED.get(name, 'text')}")
 
 
+_EXPECTED = {"weight": "a number", **dict.fromkeys(VECTORS, "a list of numbers")}
+_LIST_TESTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _TEXT_TESTS = (
     pa.types.is_string,
     pa.types.is_large_string,
@@ -89,6 +94,8 @@ def _cast(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:
     """`array` as `target`, and the positions whose text is not UTF-8 (null there)."""
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
+    if pa.types.is_list(target):
+        return array.cast(target), []
     if not pa.types.is_string(target):
         return array.cast(target), []
     if pa.types.is_integer(array.type):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from clusterbatch.config import ColumnsConfig
 from clusterbatch.corpus.rows import COLUMN_TYPES, TEXT_COLUMNS, Chunk, Reject, input_names, shown
+from clusterbatch.schema import VECTORS
 
 _CHUNK_ROWS = 8192
 _CHUNK_CHARACTERS = 8 * 2**20
@@ -93,10 +95,12 @@ class ChunkBuilder:
         return chunk
 
 
-def _canonical_value(name: str, value: Any) -> str | float | None:
+def _canonical_value(name: str, value: Any) -> str | float | list[float] | None:
     # A CSV field cannot say null; an empty identifier or label says nothing.
     if value is None or (value == "" and name not in TEXT_COLUMNS):
         return None
+    if name in VECTORS:
+        return _vector(value)
     if name == "weight":
         return _weight(value)
     if isinstance(value, str):
@@ -115,6 +119,15 @@ def _weight(value: Any) -> float:
     if not math.isfinite(weight) or weight < 0:
         raise RowError(f"weight: {value!r} is not a finite number of at least 0")
     return weight
+
+
+def _vector(value: Any) -> list[float]:
+    try:
+        # CSV has no lists; JSON's notation is what tools write there.
+        numbers = json.loads(value) if isinstance(value, str) else value
+        return [float(number) for number in numbers]
+    except (TypeError, ValueError):
+        raise RowError(f"vector: {type(value).__name__} instead of a list of numbers") from None
 
 
 def _check_unicode(name: str, text: str) -> None:
