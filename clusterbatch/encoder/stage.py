@@ -12,6 +12,7 @@ from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.config.embed import CHARACTER_NGRAMS
 from clusterbatch.corpus.units import corpus_units
 from clusterbatch.encoder.embedder import UnitEmbedder, surrogate_artifact
+from clusterbatch.encoder.importing import import_vectors
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.encoder.workers import EmbedWorker, FitSurrogateWorker, PrepareWorker
 from clusterbatch.runtime import Ahead, Pool, Unit, ray_session, run_units
@@ -36,6 +37,8 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     workspace = Workspace(config)
     corpus = workspace.corpus.require()
     artifact = workspace.embeddings(generation)
+    if corpus.details.get("dimensions") is not None:
+        return import_vectors(config, workspace.corpus, corpus, artifact, force)
     ngrams = config.embed.model == CHARACTER_NGRAMS
     model = CHARACTER_NGRAMS if ngrams else model_fingerprint(resolve_model(config.embed.model, config.storage))
     identity = fingerprint("embeddings", config.embed, model, corpus.fingerprint)

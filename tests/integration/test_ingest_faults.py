@@ -29,9 +29,8 @@ manifest = ingest(RunConfig.model_validate_json(sys.argv[1]))
 
 def run(config: RunConfig) -> subprocess.Popen[bytes]:
     # A group of its own, so that Ray's processes go with it.
-    return subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, config.model_dump_json()], stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    command = [sys.executable, "-c", _PROGRAM, config.model_dump_json()]
+    return subprocess.Popen(command, start_new_session=True)
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
