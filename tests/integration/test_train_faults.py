@@ -48,21 +48,31 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-def _signal_a_worker_after(config: RunConfig, step: int, number: int) -> threading.Thread:
-    """Sends a signal to one worker once the checkpoint of `step` is whole."""
+class _Disturber(threading.Thread):
+    """Sends a signal to one worker once the checkpoint of `step` is whole; waits until that worker is gone.
 
-    def wait() -> None:
+    steps: those of the last whole checkpoint at the signal and when the worker had ended.
+    """
+
+    def __init__(self, config: RunConfig, step: int, number: int) -> None:
+        super().__init__(daemon=True)
+        self._checkpoints, self._step, self._number = _job(config).checkpoints, step, number
+        self.steps: tuple[int, int] | None = None
+        self.start()
+
+    def run(self) -> None:
         deadline = time.monotonic() + _SECONDS
-        while time.monotonic() < deadline:
-            latest = _job(config).checkpoints.latest()
-            if latest is not None and latest.manifest.step >= step:
-                os.kill(_workers()[-1].pid, number)
-                return
+        while (before := self._latest()) < self._step:
+            assert time.monotonic() < deadline
             time.sleep(0.05)
+        worker = _workers()[-1]
+        os.kill(worker.pid, self._number)
+        worker.wait(_SECONDS)
+        self.steps = before, self._latest()
 
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    return thread
+    def _latest(self) -> int:
+        latest = self._checkpoints.latest()
+        return latest.manifest.step if latest is not None else 0
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +87,13 @@ def test_a_lost_worker_is_replaced_and_nothing_else_changes(
     tmp_path: Path, undisturbed: RunConfig, number: signal.Signals
 ) -> None:
     config = _config(tmp_path, "disturbed")
-    disturber = _signal_a_worker_after(config, 30, number)
+    disturber = _Disturber(config, 30, number)
     manifest = train(config)
     disturber.join()
+    assert disturber.steps is not None
+    if number == signal.SIGTERM:
+        # It finished its step and left a checkpoint of it before it went.
+        assert disturber.steps[1] > disturber.steps[0]
     assert same_bits(model_weights(_job(undisturbed)), model_weights(_job(config)))
     lines = Workspace(config).train().read_part(manifest.parts[0]).splitlines()
     assert len(lines) == _STEPS
