@@ -55,7 +55,7 @@ def test_ingest_killed_at_random_moments_gives_the_same_corpus(tmp_path: Path) -
     for file in range(8):
         rows = [
             {"query": f"query {file} {row}", "document": " ".join(f"w{numbers.randrange(999)}" for _ in range(40))}
-            for row in range(1500)
+            for row in range(250)
         ]
         write_lines(tmp_path / f"in/site-{file}.jsonl", [*rows, "no json", rows[0]])
 
