@@ -61,7 +61,11 @@ class UnitEmbedder:
 
         Raises DataError that names the row whose vector is not finite.
         """
-        return self.embed_prepared(self._preparer.prepare(unit, rows, sides))
+        return self.embed_prepared(self.prepare(unit, rows, sides))
+
+    def prepare(self, unit: CorpusUnit, rows: np.ndarray | None = None, sides: Sequence[Side] = SIDES) -> PreparedUnit:
+        """The part of `embed` that needs no weights: reading, dropping what is there twice, tokenising."""
+        return self._preparer.prepare(unit, rows, sides)
 
     def embed_prepared(self, prepared: PreparedUnit) -> EmbeddedUnit:
         """The vectors of a unit that was read and tokenised elsewhere."""

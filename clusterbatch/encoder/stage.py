@@ -31,8 +31,8 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     """Embeds queries and documents of the corpus with `embed.model`; returns the manifest of the embeddings.
 
     Unit u of the corpus becomes one part, rows in the same order. With `embed.persist: false` there are no parts: what
-    needs vectors asks a `UnitEmbedder`. Details: model (fingerprint), persisted, dimensions, tokens, and for each
-    source the share of unknown tokens.
+    needs vectors asks a `UnitEmbedder`. Details: model (fingerprint), persisted, dimensions, tokens, for each
+    source the share of unknown tokens, and seconds of all workers by step.
     """
     workspace = Workspace(config)
     corpus = workspace.corpus.require()
@@ -69,6 +69,10 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
             "dimensions": receipts[0].details["dimensions"] if receipts else None,
             "tokens": sum(receipt.details["tokens"] for receipt in receipts),
             "unknown_share": shares,
+            "seconds": {
+                step: round(sum(receipt.details["seconds"][step] for receipt in receipts), 1)
+                for step in ("prepare", "encode", "write")
+            },
         },
     )
 

@@ -1,0 +1,224 @@
+"""Embedding, rows per second: this encoder against SentenceTransformer.encode, the whole stage against the encoder.
+
+    python -m tests.benchmarks.bench_embedding encoder [--documents 4000] [--rounds 3]
+    python -m tests.benchmarks.bench_embedding stage   [--pairs 20000]
+    python -m tests.benchmarks.bench_embedding memory  [--pairs 20000]
+
+Real texts (CLUSTERBATCH_DATA), all-MiniLM-L6-v2, 256 tokens. encoder: one process, all cores, rounds in turn; the peer
+at its defaults and at the best batch size of a sweep. stage: reading, tokenising, embedding and writing with two
+workers of one thread each, Ray's start included and apart, against the encoder alone on the same distinct texts with
+two threads. memory: the stage at a tenth of the pairs and at all, in processes of their own, the object store's size
+fixed. One JSON line per figure; the ratios are of the medians of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from clusterbatch.config import EmbedConfig, RayConfig, RunConfig
+from clusterbatch.corpus.units import corpus_units
+from clusterbatch.encoder.hardware import inference_dtype
+from clusterbatch.encoder.model import Encoder, load_encoder
+from clusterbatch.encoder.prepare import Preparer
+from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.encoder.save import save_model
+from clusterbatch.encoder.stage import embed
+from clusterbatch.encoder.tokens import Tokens
+from clusterbatch.runtime import ray_session
+from clusterbatch.store.workspace import Workspace
+from tests.encoder.corpora import commit_corpus, corpus_table
+
+MODEL, MAX_TOKENS = "all-MiniLM-L6-v2", 256
+BATCH_SIZES = (4, 8, 16, 32, 64, 128)
+SWEEP_DOCUMENTS = 512
+STORE_BYTES = 200 * 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figure", choices=["encoder", "stage", "memory", "one"])
+    parser.add_argument("--documents", type=int, default=4000)
+    parser.add_argument("--pairs", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workspace", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.figure == "encoder":
+        encoder_against_peer(options.documents, options.rounds)
+    elif options.figure == "stage":
+        stage_against_encoder(options.pairs)
+    elif options.figure == "memory":
+        memory_at_ten_times_the_rows(options.pairs)
+    else:
+        print(json.dumps(embed_and_watch(options.workspace)))
+
+
+def encoder_against_peer(documents: int, rounds: int) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    texts = real_pairs(documents)["document"].to_pylist()
+    folder = resolve_model(MODEL)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = load_encoder(folder, dtype=inference_dtype("auto", device), device=device, packed=True)
+    peer = SentenceTransformer(folder, device=str(device))
+    peer.max_seq_length = MAX_TOKENS
+    budget = EmbedConfig().batch_tokens
+
+    def ours() -> np.ndarray:
+        return encoder.encode(encoder.tokenizer.encode(texts, MAX_TOKENS), budget)
+
+    sweep = {size: seconds(lambda: peer.encode(texts[:SWEEP_DOCUMENTS], batch_size=size))[0] for size in BATCH_SIZES}  # noqa: B023
+    best = min(sweep, key=sweep.__getitem__)
+    runs: dict[str, Callable[[], np.ndarray]] = {
+        "ours": ours,
+        "peer, defaults": lambda: peer.encode(texts),
+        "peer, best batch size": lambda: peer.encode(texts, batch_size=best),
+    }
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    vectors: dict[str, np.ndarray] = {}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            taken, vectors[name] = seconds(run)
+            times[name].append(taken)
+    rates = {name: round(documents / statistics.median(taken), 1) for name, taken in times.items()}
+    cosines = (vectors["ours"] * vectors["peer, defaults"]).sum(axis=1)
+    report(
+        "embedding, rows/s in one process",
+        rows=documents,
+        rates=rates,
+        rounds={name: [round(documents / each, 1) for each in taken] for name, taken in times.items()},
+        best_batch_size=best,
+        ratio_to_defaults=round(rates["ours"] / rates["peer, defaults"], 2),
+        ratio_to_best=round(rates["ours"] / rates["peer, best batch size"], 2),
+        least_cosine=round(float(cosines.min()), 5),
+        promise="4x the defaults, 3x the best batch size, every cosine >= 0.999",
+    )
+
+
+def stage_against_encoder(pairs: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        config = workspace(Path(folder), pairs, MODEL, MAX_TOKENS)
+        encoder, texts = load_encoder(resolve_model(MODEL), dtype=inference_dtype("auto", torch.device("cpu"))), []
+        preparer = Preparer(Workspace(config).corpus, config.embed, config.storage)
+        for unit in corpus_units(Workspace(config).corpus.require()):
+            texts += [Tokens.from_arrow(side.inputs) for side in preparer.prepare(unit).texts.values()]
+        with ray_session(config.ray):
+            whole, manifest = seconds(lambda: embed(config))
+        alone, _ = seconds(lambda: encode_all(encoder, texts, config.embed.batch_tokens))
+        workers = manifest.details["seconds"]
+        report(
+            "embedding, pairs/s of the whole stage against the encoder alone",
+            pairs=pairs,
+            stage=round(pairs / whole, 1),
+            encoder=round(pairs / alone, 1),
+            ratio=round(alone / whole, 3),
+            # Of both workers together; what is left of 2 x the stage's time is their start and their last wait.
+            worker_seconds=workers,
+            stage_seconds=round(whole, 1),
+            promise=">= 0.9",
+        )
+
+
+def memory_at_ten_times_the_rows(pairs: int) -> None:
+    peaks = []
+    with tempfile.TemporaryDirectory() as folder:
+        # A static model makes rows cheap; what the stage holds of a row is the same.
+        model = Path(folder) / "model"
+        save_model(load_encoder(resolve_model(MODEL), "static"), model)
+        for count in (pairs // 10, pairs):
+            config = workspace(Path(folder) / str(count), count, str(model), MAX_TOKENS)
+            command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, "one"]
+            done = subprocess.run([*command, "--workspace", config.workspace], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            peaks.append(json.loads(done.stdout)["peak_bytes"])
+    report(
+        "embedding, peak memory of driver, workers and Ray at ten times the rows",
+        pairs=[pairs // 10, pairs],
+        mebibytes=[round(peak / 2**20) for peak in peaks],
+        ratio=round(peaks[1] / peaks[0], 3),
+        promise="<= 1.15",
+    )
+
+
+def embed_and_watch(place: str) -> dict[str, Any]:
+    """Embeds a workspace in this process; the highest sum of the memory of it and all below it, shared pages once."""
+    config = RunConfig.model_validate_json((Path(place) / "run.json").read_text())
+    stop, peak = threading.Event(), [0]
+
+    def watch() -> None:
+        while not stop.wait(0.1):
+            total = 0
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:
+                    continue
+            peak[0] = max(peak[0], total)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    embed(config)
+    stop.set()
+    watcher.join()
+    return {"peak_bytes": peak[0]}
+
+
+def real_pairs(count: int) -> pa.Table:
+    """Rows drawn evenly from all files of the data folder."""
+    folder = Path(os.environ.get("CLUSTERBATCH_DATA", Path(__file__).parents[3] / "shared" / "data")) / "pairs"
+    columns = ["query", "document", "source"]
+    table = pa.concat_tables([pq.read_table(file, columns=columns) for file in sorted(folder.glob("*.parquet"))])
+    rows = np.random.default_rng(0).permutation(table.num_rows)
+    return table.take(rows[np.arange(count) % len(rows)])
+
+
+def workspace(folder: Path, pairs: int, model: str, max_tokens: int) -> RunConfig:
+    config = RunConfig(
+        workspace=str(folder),
+        embed=EmbedConfig(model=model, max_tokens=max_tokens, device="cpu"),
+        ray=RayConfig(num_cpus=2, object_store_memory=STORE_BYTES),
+    )
+    table = real_pairs(pairs)
+    rows = corpus_table(*(table[name].to_pylist() for name in ("query", "document", "source")))
+    commit_corpus(config, rows, row_group_rows=2048, part_rows=16_384)
+    (folder / "run.json").write_text(config.model_dump_json())
+    return config
+
+
+def encode_all(encoder: Encoder, texts: list[Tokens], batch_tokens: int) -> None:
+    for tokens in texts:
+        encoder.encode(tokens, batch_tokens)
+
+
+def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def report(figure: str, **values: Any) -> None:
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    if torch.cuda.is_available():
+        machine += f", {torch.cuda.get_device_name()}"
+    print(json.dumps({"figure": figure, "machine": machine, **values}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

