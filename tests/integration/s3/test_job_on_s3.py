@@ -25,6 +25,7 @@ from tests.integration.s3.swift import SECRET_KEY
 
 _JOB_SECONDS = 900
 _METRICS_SECONDS = 60
+_AGENT_SECONDS = 300
 # What a run on a CPU without rejects must have reported by its end.
 _EXPECTED = {
     exported_name(name)
@@ -47,6 +48,7 @@ def test_a_job_on_several_nodes(bucket: str, storage: StorageConfig, tmp_path: P
         "train.steps=6",
     ]
     with ray_cluster(include_dashboard=True, dashboard_port=free_port()) as cluster:
+        wait_for_job_agents(cluster, checkout)
         job = submit(cluster, checkout, ["python", "jobs/run.py", *words])
         seen = watch(job, words)
         output, _ = job.communicate(timeout=_JOB_SECONDS)
@@ -92,6 +94,16 @@ def submit(cluster: Cluster, checkout: Path, entrypoint: list[str]) -> subproces
     assert ray is not None
     command = [ray, "job", "submit", "--address", f"http://{cluster.webui_url}", "--working-dir", str(checkout)]
     return subprocess.Popen([*command, "--", *entrypoint], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_job_agents(cluster: Cluster, checkout: Path) -> None:
+    """The dashboard answers before the agents that start jobs are there."""
+    started, output, code = time.monotonic(), "", 1
+    while code and time.monotonic() - started < _AGENT_SECONDS:
+        job = submit(cluster, checkout, ["true"])
+        output, _ = job.communicate(timeout=_JOB_SECONDS)
+        code = job.returncode
+    assert code == 0, output
 
 
 def watch(job: subprocess.Popen[str], words: list[str]) -> set[str]:
