@@ -79,8 +79,15 @@ def _orphans(root: Folder, artifact: Artifact) -> Iterator[Removal]:
     manifest = artifact.manifest()
     if manifest is None:
         return
+    entries = artifact.folder.find()
     named = {MANIFEST, *(part.path for part in manifest.parts)}
-    for entry in artifact.folder.find():
+    # An artifact may lie inside another, as a surrogate does beside the vectors made with it.
+    for entry in entries:
+        inside, _, name = entry.name.rpartition("/")
+        if inside and name == MANIFEST:
+            nested = Artifact(artifact.folder.child(inside), artifact.kind).require()
+            named |= {entry.name, *(f"{inside}/{part.path}" for part in nested.parts)}
+    for entry in entries:
         if entry.name not in named:
             reason = "unfinished write" if entry.name.endswith(TEMPORARY) else "not named in the manifest"
             yield Removal(f"{place}/{entry.name}", entry.size, reason)

@@ -29,6 +29,7 @@ def config(tmp_path: Path) -> RunConfig:
     workspace.corpus.folder.write("_exchange/unit.arrows", b"left over")
     for generation in (0, 1, 2):
         finish(workspace.embeddings(generation))
+        finish(Artifact(workspace.embeddings(generation).folder.child("surrogate"), "surrogate"))
         finish(workspace.train(generation))
         for step in (10, 20, 30):
             workspace.train(generation).folder.write(f"checkpoints/step={step:08d}/manifest.json", b"{}")
