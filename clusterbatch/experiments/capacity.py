@@ -247,8 +247,10 @@ class CapacityModel:
         vectors = config.corpus.row_group_rows * 8.0 * self.surrogate.hidden
         activations = 20.0 * config.embed.batch_tokens * self.surrogate.hidden
         centroids = 4.0 * self.clusters * self.surrogate.hidden
+        # Unset, training takes 2 GiB on a CPU.
+        activations_of_step = config.train.activation_bytes or 2 * 2**30
         # Weights, gradients and two moments in float32.
-        state = 16.0 * self._parameters + config.train.activation_bytes + config.batches.prefetch_bytes
+        state = 16.0 * self._parameters + activations_of_step + config.batches.prefetch_bytes
         entries = _BUCKET_ENTRY_BYTES * units * self.buckets
         return {
             "ingest": (5.0 * max(config.corpus.unit_bytes, config.corpus.part_bytes), _RECEIPT_BYTES * units / 4),

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from clusterbatch.config import DOCSTRINGS, RunConfig
 from clusterbatch.corpus.formats import format_of_name
-from clusterbatch.corpus.inputs import InputFile, find_inputs
+from clusterbatch.corpus.finding import find_inputs
+from clusterbatch.corpus.inputs import InputFile
 from clusterbatch.corpus.sample import COLLECTION
 from clusterbatch.corpus.units import corpus_units, read_unit
 from clusterbatch.encoder.resolve import resolve_model
@@ -77,7 +78,7 @@ def _of_corpus(config: RunConfig, manifest: Manifest) -> Workload:
 def _of_files(config: RunConfig) -> Workload:
     """From the files of corpus.paths, a few of which are looked into."""
     paths = [path for path in config.corpus.paths if path != DOCSTRINGS]
-    files = find_inputs(paths, config.storage) if paths else []
+    files = list(find_inputs(config.corpus, paths, config.storage)) if paths else []
     chosen = [files[number] for number in _spread(len(files))]
     looked = [_look_into(file, config) for file in chosen]
     size, seen = sum(file.size for file in files), sum(file.size for file in chosen)
