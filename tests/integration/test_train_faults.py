@@ -19,7 +19,7 @@ from clusterbatch.training.worker import TrainingJob
 from tests.training.small_run import model_weights, same_bits, small_config, write_clusters
 
 _STEPS = 120
-_SECONDS = 240
+_SECONDS = 400
 
 
 def _config(tmp_path: Path, name: str) -> RunConfig:
