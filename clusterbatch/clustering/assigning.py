@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -14,7 +16,7 @@ from clusterbatch.clustering.models import GroupAssigner
 from clusterbatch.clustering.stored import StoredModels
 from clusterbatch.clustering.tasks import TaskUnit
 from clusterbatch.clustering.tokenisation import Tokenisation
-from clusterbatch.clustering.vectors import SIDES, open_vectors
+from clusterbatch.clustering.vectors import SIDES, VectorSource
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import read_unit
 from clusterbatch.errors import DataError
@@ -27,8 +29,9 @@ from clusterbatch.store.workspace import Workspace
 class AssignWorker:
     """Reads corpus and vectors of a task, writes its rows bucketed by the range of clusters they belong to.
 
-    Columns of the exchange: cluster (numbered through all groups), hash, cosine (NaN where not clustered), those of the
-    corpus but for the user's segment, token ids, and the surrogate's vectors unless nothing needs them.
+    columns: of the corpus, to be read. Columns of the exchange: cluster (numbered through all groups), hash, cosine
+    (NaN where not clustered), those of the corpus but for the user's segment, token ids, and the surrogate's vectors
+    unless nothing needs them.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class AssignWorker:
         output: Artifact,
         fingerprint: str,
         groups: Groups,
+        columns: Sequence[str],
         fits: StoredModels,
         plan: BucketPlan,
         with_vectors: bool,
@@ -45,8 +49,9 @@ class AssignWorker:
     ) -> None:
         torch.set_num_threads(1)
         self._corpus = Workspace(config).corpus
-        self._vectors = open_vectors(config, generation) if with_vectors else None
+        self._vectors = VectorSource(config, generation) if with_vectors else None
         self._output, self._fingerprint = output, fingerprint
+        self._columns = columns
         self._groups, self._plan, self._models = groups, plan, fits.load()
         self._assigners = {group: GroupAssigner(model, device) for group, model in self._models.items()}
         self._tokenisation = Tokenisation.of(config)
@@ -70,7 +75,7 @@ class AssignWorker:
 
     def _rows(self, item: TaskUnit) -> tuple[pa.Table, np.ndarray]:
         """The exchange's columns of a unit's rows, and (rows,) bool: which of them are outliers."""
-        rows = read_unit(self._corpus, item.unit)
+        rows = read_unit(self._corpus, item.unit, self._columns)
         vectors = self._vectors.read(item, SIDES) if self._vectors else None
         if vectors is not None and not vectors["pair_id"].equals(rows["pair_id"]):
             part = item.embeddings.path if item.embeddings else "(computed)"

@@ -16,7 +16,7 @@ from clusterbatch.clustering.models import GroupModel
 from clusterbatch.clustering.packing import packing_order
 from clusterbatch.clustering.sums import Centers
 from clusterbatch.clustering.tasks import TaskUnit
-from clusterbatch.clustering.vectors import open_vectors, vector_column, vector_values
+from clusterbatch.clustering.vectors import VectorSource, vector_column, vector_values
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import read_unit
 from clusterbatch.runtime import Unit
@@ -34,7 +34,7 @@ class LabelSumsWorker:
 
     def __init__(self, config: RunConfig, generation: int, output: Artifact, fingerprint: str, groups: Groups) -> None:
         self._corpus = Workspace(config).corpus
-        self._vectors = open_vectors(config, generation)
+        self._vectors = VectorSource(config, generation)
         self._output, self._fingerprint, self._groups = output, fingerprint, groups
         self._features: Features = config.cluster.features
 

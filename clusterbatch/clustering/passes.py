@@ -33,6 +33,7 @@ from clusterbatch.corpus.units import corpus_units
 from clusterbatch.encoder.embedder import UnitEmbedder
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.runtime import Pool, Unit, run_units
+from clusterbatch.schema import VECTORS
 from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
 from clusterbatch.store.tables import parquet_columns
 from clusterbatch.store.workspace import Workspace
@@ -65,7 +66,7 @@ class Passes:
 
     @cached_property
     def units(self) -> list[Unit]:
-        return tasks(self.corpus, self.embeddings, self.config.embed.persist)
+        return tasks(self.corpus, self.embeddings)
 
     @cached_property
     def columns(self) -> list[str]:
@@ -199,6 +200,7 @@ class Passes:
             "config": self.config,
             "generation": self.generation,
             "groups": self.groups,
+            "columns": [name for name in self.columns if name not in VECTORS],
             "fits": fits,
             "plan": plan,
             "with_vectors": bool(fits.levels) or self.layout.vectors is not None,

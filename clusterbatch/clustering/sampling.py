@@ -11,7 +11,7 @@ from clusterbatch.clustering.groups import Groups, row_hashes
 from clusterbatch.clustering.models import GroupAssigner
 from clusterbatch.clustering.stored import StoredModels
 from clusterbatch.clustering.tasks import TaskUnit
-from clusterbatch.clustering.vectors import open_vectors, vector_column
+from clusterbatch.clustering.vectors import VectorSource, vector_column
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import read_unit
 from clusterbatch.runtime import Unit
@@ -38,7 +38,7 @@ class SampleWorker:
         coarse: StoredModels | None = None,
     ) -> None:
         self._corpus = Workspace(config).corpus
-        self._vectors = open_vectors(config, generation)
+        self._vectors = VectorSource(config, generation)
         self._output, self._fingerprint = output, fingerprint
         self._groups, self._cells = groups, cells
         self._columns = ["pair_id", "source", *(["weight"] if weighted else [])]

@@ -21,10 +21,11 @@ class TaskUnit:
     embeddings: Part | None
 
 
-def tasks(corpus: Manifest, embeddings: Manifest, persisted: bool) -> list[Unit]:
+def tasks(corpus: Manifest, embeddings: Manifest) -> list[Unit]:
     """All tasks; they follow from the two manifests alone. Payload: list[TaskUnit]."""
     units = corpus_units(corpus)
-    parts: list[Part | None] = list(embeddings.parts) if persisted else [None] * len(units)
+    kept = embeddings.details.get("persisted", True)
+    parts: list[Part | None] = list(embeddings.parts) if kept else [None] * len(units)
     if len(parts) < len(units):
         raise DataError(f"embeddings: {len(parts)} parts for {len(units)} units of the corpus")
     least_rows = sum(unit.rows for unit in units) / _MOST_TASKS

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,6 @@ import pyarrow as pa
 from clusterbatch.clustering.tasks import TaskUnit
 from clusterbatch.config import RunConfig
 from clusterbatch.errors import DataError
-from clusterbatch.store import Artifact
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 
@@ -22,28 +22,17 @@ Side = Literal["query", "document"]
 SIDES: tuple[Side, ...] = ("query", "document")
 
 
-class VectorSource(Protocol):
+class VectorSource:
+    """Made in the worker that needs it: where vectors were not kept, it loads the model's weights."""
+
+    def __init__(self, config: RunConfig, generation: int) -> None:
+        self._config, self._generation = config, generation
+        self._folder = Workspace(config).embeddings(generation).folder
+
     def read(self, item: TaskUnit, sides: Sequence[Side], rows: np.ndarray | None = None) -> pa.Table:
         """pair_id, source and `<side>_vector` of a unit's rows, or of some (row numbers inside the unit)."""
-        ...
-
-
-def open_vectors(config: RunConfig, generation: int) -> VectorSource:
-    """Where a worker gets vectors from; opened in the worker, since it may have to load weights."""
-    if config.embed.persist:
-        return _StoredVectors(Workspace(config).embeddings(generation))
-    # Passes that only read vectors start faster without torch.
-    from clusterbatch.encoder.embedder import UnitEmbedder
-
-    return _FreshVectors(UnitEmbedder(config, generation))
-
-
-class _StoredVectors:
-    def __init__(self, embeddings: Artifact) -> None:
-        self._folder = embeddings.folder
-
-    def read(self, item: TaskUnit, sides: Sequence[Side], rows: np.ndarray | None = None) -> pa.Table:
-        assert item.embeddings is not None
+        if item.embeddings is None:
+            return self._embedded(item, sides, rows)
         columns = ["pair_id", "source", *(f"{side}_vector" for side in sides)]
         table = read_parquet(self._folder, item.embeddings.path, columns)
         if table.num_rows != item.unit.rows:
@@ -53,17 +42,19 @@ class _StoredVectors:
             )
         return table if rows is None else table.take(pa.array(rows))
 
-
-class _FreshVectors:
-    def __init__(self, embedder: UnitEmbedder) -> None:
-        self._embedder = embedder
-
-    def read(self, item: TaskUnit, sides: Sequence[Side], rows: np.ndarray | None = None) -> pa.Table:
+    def _embedded(self, item: TaskUnit, sides: Sequence[Side], rows: np.ndarray | None) -> pa.Table:
         embedded = self._embedder.embed(item.unit, rows=rows, sides=sides)
         table = embedded.rows.select(["pair_id", "source"])
         for side in sides:
             table = table.append_column(f"{side}_vector", vector_column(embedded.vectors[side]))
         return table
+
+    @cached_property
+    def _embedder(self) -> UnitEmbedder:
+        # Passes that only read vectors start faster without torch.
+        from clusterbatch.encoder.embedder import UnitEmbedder
+
+        return UnitEmbedder(self._config, self._generation)
 
 
 def vector_column(values: np.ndarray) -> pa.FixedSizeListArray:

@@ -162,7 +162,9 @@ def test_vectors_that_were_not_kept_give_the_same_shards(tmp_path, in_process) -
     ]
     for config, persisted in ((kept, parts), (fresh, [])):
         embeddings = Workspace(config).embeddings()
-        given = embeddings.require().model_copy(update={"parts": persisted})
+        given = embeddings.require().model_copy(
+            update={"parts": persisted, "details": {"dimensions": 384, "persisted": bool(persisted)}}
+        )
         embeddings.folder.write(MANIFEST, given.model_dump_json().encode())
     manifests = [cluster(config) for config in (kept, fresh)]
     one, other = ([part.checksum for part in manifest.parts] for manifest in manifests)
