@@ -89,7 +89,8 @@ def _init(config: RayConfig, address: str | None) -> None:
                 log_to_driver=False,
                 logging_level="error",
             )
-    except (ConnectionError, TimeoutError, RuntimeError) as error:
+    # Ray raises a bare Exception where a node does not start in time.
+    except Exception as error:
         raise InfrastructureError(f"ray {address or 'local'}: cannot start or join ({_first_line(error)})") from error
 
 
