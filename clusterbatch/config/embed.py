@@ -20,8 +20,9 @@ class EmbedConfig(Section):
     # Put before every text. Unset: the prompts that the model's own files name.
     query_prompt: str | None = None
     document_prompt: str | None = None
-    # Tokens (padding included) that go through the backbone at once.
-    batch_tokens: int = Field(4096, ge=64)
+    # Tokens (padding included) that go through the backbone at once. CPUs are fastest while the activations stay in
+    # their caches; a GPU wants all that its memory holds (65536 for MiniLM in 24 GB).
+    batch_tokens: int = Field(2048, ge=64)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     # Whether vectors are kept, or computed again in each later pass that needs them.
     persist: bool = True
