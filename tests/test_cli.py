@@ -20,9 +20,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["run", "cluster.nonsense=1"], 2, "cluster.nonsense: unknown key"),
         (["run", "nowhere.yaml"], 2, "nowhere.yaml: No such file"),
-        (["run", "workspace=w"], 2, "corpus.paths"),
+        (["run", "workspace={}/w"], 2, "corpus.paths"),
         (["embed", "workspace={}/empty"], 3, "no finished corpus here"),
-        (["ingest", "workspace={}/w", "corpus.paths={}/nothing.parquet"], 3, "nothing.parquet"),
+        (["ingest", "workspace={}/w", "corpus.paths={}/nothing.parquet"], 2, "nothing.parquet"),
         (["ingest", "workspace=ftp://host/w", "corpus.paths=a"], 2, "unknown scheme"),
         (["report", "workspace={}/empty"], 3, "nothing to report"),
     ],

@@ -18,6 +18,8 @@ import pytest
 
 from tests.integration.faults.harness import STORE_BYTES, Driver, Runs, receipts
 
+pytestmark = pytest.mark.faults
+
 _NAMESPACE, _NEAR, _FAR = "cb-far", "cb-near0", "cb-far0"
 _NEAR_ADDRESS, _FAR_ADDRESS = "10.77.131.1", "10.77.131.2"
 # A lost host is given up after about eight seconds; the default is half a minute.

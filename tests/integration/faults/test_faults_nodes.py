@@ -20,6 +20,8 @@ from tests.integration.faults.harness import (
     worker_processes,
 )
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:

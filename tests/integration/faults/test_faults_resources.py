@@ -14,6 +14,8 @@ from tests.integration.faults.harness import ROOT, Driver, Runs, ray_cluster, re
 
 _HOG = """
 import sys, numpy as np, ray
+
+pytestmark = pytest.mark.faults
 ray.init(sys.argv[1], log_to_driver=False, logging_level="error")
 
 @ray.remote(num_cpus=0, scheduling_strategy="SPREAD")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.integration.faults.harness import STORE_BYTES, Driver, Runs, ray_cluster
+
+pytestmark = pytest.mark.faults
 
 
 def test_a_stage_waits_for_nodes_as_long_as_it_may(runs: Runs) -> None:

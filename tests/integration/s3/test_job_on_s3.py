@@ -23,6 +23,8 @@ from clusterbatch.store import Folder
 from tests.integration.faults.harness import ROOT, WORDS, ray_cluster, write_pairs
 from tests.integration.s3.swift import SECRET_KEY
 
+pytestmark = pytest.mark.faults
+
 _JOB_SECONDS = 900
 _METRICS_SECONDS = 60
 _AGENT_SECONDS = 300
