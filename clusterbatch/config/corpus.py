@@ -25,8 +25,8 @@ class ColumnsConfig(Section):
 
     query: str = "query"
     document: str = "document"
-    # Used where a file has it; a file that has not is a source of its own, by its name. Named here, it must be there.
-    source: str | None = "source"
+    # Unset: a column called `source` where a file has one, else the file's own name. Named here, it must be there.
+    source: str | None = None
     pair_id: str | None = None
     # Texts that do not answer the query: list columns, or several columns of one text each.
     negatives: Paths = []

@@ -57,7 +57,12 @@ def input_names(columns: ColumnsConfig) -> dict[str, str]:
     named = {name: getattr(columns, name) for name in ("query", "document", "source", "pair_id", "weight", "group")}
     if columns.vector is not None:
         named |= {"document_vector": columns.vector, "query_vector": columns.query_vector or columns.vector}
-    return {name: value for name, value in named.items() if value is not None}
+    return {name: value for name, value in named.items() if value is not None} | _offered(columns)
+
+
+def _offered(columns: ColumnsConfig) -> dict[str, str]:
+    """What is taken where a file has it, and not missed where it has not."""
+    return {"source": "source"} if columns.source is None else {}
 
 
 def optional_columns(columns: ColumnsConfig) -> list[str]:
@@ -68,8 +73,7 @@ def optional_columns(columns: ColumnsConfig) -> list[str]:
 def check_columns(present: Sequence[str], columns: ColumnsConfig) -> None:
     """Raises BrokenFileError where a file lacks a column that the configuration names."""
     wanted = [*input_names(columns).values(), *columns.negatives]
-    # The default name of the source column is an offer, not a demand.
-    offered = set() if "source" in columns.model_fields_set else {columns.source}
+    offered = _offered(columns).values()
     missing = [name for name in wanted if name not in present and name not in offered]
     if missing:
         names = (name if name.isprintable() else ascii(name) for name in present[:12])

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from clusterbatch.config import CorpusConfig
+from clusterbatch.corpus.rows import check_columns, input_names
 from tests.corpus.reading import read
 
 PAIRS = [
@@ -223,3 +225,10 @@ def test_each_broken_file_has_a_reason(tmp_path: Path, name: str, content: bytes
     assert outcome.broken is not None
     assert outcome.broken.startswith(reason)
     assert "\n" not in outcome.broken
+
+
+def test_a_configuration_that_was_written_and_read_again_means_the_same() -> None:
+    config = CorpusConfig(paths=["x"])
+    again = CorpusConfig.model_validate_json(config.model_dump_json())
+    assert input_names(again.columns) == input_names(config.columns)
+    check_columns(["query", "document"], again.columns)

@@ -28,7 +28,7 @@ class Extractor:
     def __init__(self, columns: ColumnsConfig) -> None:
         self._names = input_names(columns)
         self._negatives = columns.negatives
-        self._source_is_offered = "source" not in columns.model_fields_set
+        self._source_is_offered = columns.source is None
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Raises RowError where a column is missing or of another type."""
