@@ -20,7 +20,8 @@ class Origins:
     @staticmethod
     def of_receipts(receipts: Iterable[Receipt]) -> Origins:
         """From the receipts of pass 1, whose details tell each slice's number, file and rows where they read any."""
-    X in receipt.details.get("slices", []))
+        # A receipt that was read from storage has lists, a new one tuples.
+        slices = sorted(tuple(piece) for receipt in receipts for piece in receipt.details.get("slices", []))
         first_row = np.zeros(len(slices), np.int64)
         rows_before: dict[str, int] = {}
         for number, file, rows in slices:
