@@ -18,6 +18,7 @@ from clusterbatch.evaluation.models import EvaluatedModel, evaluated_models, ide
 from clusterbatch.evaluation.results import Answers, merge_block, run_lines, scores_table
 from clusterbatch.evaluation.shard import CANDIDATES, SearchWorker, ShardTask
 from clusterbatch.runtime import Pool, Unit, ray_session, run_units
+from clusterbatch.runtime.resources import gpus_for
 from clusterbatch.store import Artifact, Folder, Manifest, Part, Receipt, Stopwatch
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.workspace import Workspace
@@ -51,7 +52,7 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
             units,
             SearchWorker,
             {"artifact": artifact, "fingerprint": identity, "config": config},
-            Pool(config.evaluate.workers),
+            Pool(config.evaluate.workers, gpus=gpus_for(config.evaluate.device)),
             done=receipts,
             measured_in="KiB of documents",
         )

@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 from clusterbatch.clustering.stage import cluster
 from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.corpus.ingest import ingest
-from clusterbatch.encoder.hardware import resolve_device
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.encoder.stage import embed
 from clusterbatch.errors import UsageError
@@ -29,6 +28,7 @@ from clusterbatch.experiments.sampling import sample_corpus, sample_home
 from clusterbatch.experiments.trial import TrialWorker
 from clusterbatch.experiments.trials import Setting, Trials, is_for_tuning
 from clusterbatch.runtime import Pool, Unit, lasting_session, ray_session, run_units
+from clusterbatch.runtime.resources import gpus_for
 from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
@@ -163,8 +163,7 @@ def _run(
         "metrics": list(dict.fromkeys(metrics)),
         "points": config.compare.points,
     }
-    gpus = 1.0 if resolve_device(config.train.device).type == "cuda" else 0.0
-    pool = Pool(config.compare.workers, gpus=gpus)
+    pool = Pool(config.compare.workers, gpus=gpus_for(config.train.device))
     receipts = run_units("compare", units, TrialWorker, arguments, pool, done=done, measured_in="steps")
     return {**done, **{receipt.unit: receipt for receipt in receipts}}
 

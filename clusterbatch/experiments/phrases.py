@@ -119,7 +119,6 @@ _ENGLISH = {
     "risk_collections": "Collections that mix many domains can lose while those of one domain gain: see the gain by collection.",
     "next": "Next step",
     "say": "Sentences for the meeting",
-    "not_measured": "not known",
 }
 
 _JAPANESE = {
@@ -236,7 +235,6 @@ _JAPANESE = {
     "risk_collections": "1 つの領域のコレクションで上がっても、多くの領域が混ざるものでは下がることがあります。コレクション別の改善を見てください。",
     "next": "次の一手",
     "say": "会議で使える文",
-    "not_measured": "不明",
 }
 
 PHRASES: dict[str, dict[str, str]] = {"en": _ENGLISH, "ja": _JAPANESE}

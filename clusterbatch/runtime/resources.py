@@ -30,6 +30,16 @@ class Pool:
         return {name: amount for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount}
 
 
+def gpus_for(device: str) -> float:
+    """GPUs that a worker asks for: one where `device` names it, or says auto and the cluster has any.
+
+    Ray shows a worker the GPUs it asked for and no others, so what auto means to the worker follows from this.
+    """
+    if device == "auto":
+        return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+    return 1.0 if device.startswith("cuda") else 0.0
+
+
 def check_resources(title: str, workers: int, pool: Pool) -> None:
     """Raises InfrastructureError where the cluster could never start `workers` of the pool (it would wait for ever).
 
