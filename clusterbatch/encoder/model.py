@@ -88,9 +88,13 @@ class Encoder(nn.Module):
         micro-batch, and that on `tokens` alone.
         """
         vectors = np.empty((len(tokens), self.dimensions), np.float32)
+        batches = micro_batches(tokens.lengths, batch_tokens)
+        if not batches:
+            return vectors
         with _evaluating(self), torch.inference_mode():
-            for rows in micro_batches(tokens.lengths, batch_tokens):
-                vectors[rows] = self(tokens.take(rows)).cpu().numpy()
+            # Fetched at the end: a GPU computes one micro-batch while the next is put together.
+            found = torch.cat([self(tokens.take(rows)) for rows in batches])
+        vectors[np.concatenate(batches)] = found.cpu().numpy()
         return vectors
 
 

@@ -13,10 +13,8 @@ def pool(states_NLD: Tensor, lengths_N: Tensor, mode: str) -> Tensor:
     if mode == "lasttoken":
         return states_NLD[torch.arange(len(states_NLD), device=states_NLD.device), lengths_N - 1].float()
     positions = torch.arange(states_NLD.shape[1], device=states_NLD.device)
-    padding_NL = positions >= lengths_N[:, None]
-    if padding_NL.any():
-        states_NLD = states_NLD.masked_fill(padding_NL[..., None], 0.0)
-    return states_NLD.sum(dim=1, dtype=torch.float32) / lengths_N[:, None]
+    padding_NL1 = (positions >= lengths_N[:, None])[..., None]
+    return states_NLD.masked_fill(padding_NL1, 0.0).sum(dim=1, dtype=torch.float32) / lengths_N[:, None]
 
 
 def unit(vectors_ND: Tensor) -> Tensor:

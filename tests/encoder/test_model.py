@@ -137,3 +137,8 @@ def test_static_folder_is_no_backbone(minilm: str, tmp_path: Path) -> None:
     save_model(load_encoder(minilm, "static"), tmp_path)
     with pytest.raises(UsageError, match="static encoder"):
         load_encoder(str(tmp_path), "backbone")
+
+
+def test_no_texts_no_vectors(minilm: str) -> None:
+    encoder = load_encoder(minilm, "static")
+    assert encoder.encode(encoder.tokenizer.encode([]), 64).shape == (0, 384)
