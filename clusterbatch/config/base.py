@@ -4,9 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+import os
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _absolute(address: str) -> str:
+    if "://" in address or not address.strip():
+        return address
+    return os.path.abspath(os.path.expanduser(address))
+
+
+def _absolute_folder(name: str) -> str:
+    return _absolute(name) if os.path.isdir(os.path.expanduser(name)) else name
+
+
+# A URI or a local path. Paths are made absolute when they are read: workers have other working directories.
+Address = Annotated[str, AfterValidator(_absolute)]
+# The name of a model, a URI, or a local folder, likewise.
+ModelName = Annotated[str, AfterValidator(_absolute_folder)]
 
 
 class Section(BaseModel):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from clusterbatch.config.base import Section, operational
+from clusterbatch.config.base import ModelName, Section, operational
 
 # The surrogate that needs no model: TF-IDF of character n-grams, reduced by a truncated SVD fitted to the corpus.
 CHARACTER_NGRAMS = "char-ngrams"
@@ -14,7 +14,7 @@ CHARACTER_NGRAMS = "char-ngrams"
 
 class EmbedConfig(Section):
     # A folder, an s3:// folder, a name on the hub, or char-ngrams.
-    model: str = "all-MiniLM-L6-v2"
+    model: ModelName = "all-MiniLM-L6-v2"
     # Longer texts are cut. Unset: what the model's own files say.
     max_tokens: int | None = Field(256, ge=2)
     # Put before every text. Unset: the prompts that the model's own files name.

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from clusterbatch.config.base import Section
+from clusterbatch.config.base import Address, Section
 from clusterbatch.config.batches import BatchesConfig
 from clusterbatch.config.cluster import ClusterConfig
 from clusterbatch.config.compare import CompareConfig
@@ -26,7 +26,7 @@ from clusterbatch.errors import UsageError
 class RunConfig(Section):
     """Everything a run is. `workspace` is one URI, local or s3://bucket/prefix."""
 
-    workspace: str
+    workspace: Address
     corpus: CorpusConfig = CorpusConfig()
     embed: EmbedConfig = EmbedConfig()
     cluster: ClusterConfig = ClusterConfig()

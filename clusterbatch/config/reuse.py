@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clusterbatch.config.base import Section, operational
+from clusterbatch.config.base import Address, Section, operational
 
 
 class ReuseConfig(Section):
@@ -12,6 +12,6 @@ class ReuseConfig(Section):
     """
 
     # With the sample, where the corpus is mined from docstrings.
-    corpus: str | None = operational(None)
-    embeddings: str | None = operational(None)
-    clusters: str | None = operational(None)
+    corpus: Address | None = operational(None)
+    embeddings: Address | None = operational(None)
+    clusters: Address | None = operational(None)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from clusterbatch.config.base import Section, operational
+from clusterbatch.config.base import Address, ModelName, Section, operational
 
 Direction = Literal["query_to_document", "document_to_query", "query_to_query"]
 
@@ -54,7 +54,7 @@ class LoraConfig(Section):
 
 
 class TrainConfig(Section):
-    model: str = "all-MiniLM-L6-v2"
+    model: ModelName = "all-MiniLM-L6-v2"
     # static: only the model's token embeddings, mean-pooled; backbone: the whole transformer.
     encoder: Literal["static", "backbone"] = "static"
     epochs: int | None = Field(None, ge=1)
@@ -100,7 +100,7 @@ class TrainConfig(Section):
     checkpoint_every: int | None = operational(None, ge=1)
     keep_checkpoints: int = operational(2, ge=1)
     # Folder in BEIR layout that is searched every so many steps; the checkpoint that does best there is kept too.
-    evaluate_path: str | None = operational(None)
+    evaluate_path: Address | None = operational(None)
     evaluate_every: int | None = operational(None, ge=1)
     # Where figures go beside the JSON lines; mlflow and wandb need their packages and take their own settings from
     # their environment variables.

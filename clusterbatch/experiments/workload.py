@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clusterbatch.config import DOCSTRINGS, RunConfig
-from clusterbatch.corpus.formats import format_of_name
 from clusterbatch.corpus.finding import find_inputs
+from clusterbatch.corpus.formats import format_of_name
 from clusterbatch.corpus.inputs import InputFile
 from clusterbatch.corpus.sample import COLLECTION
 from clusterbatch.corpus.units import corpus_units, read_unit

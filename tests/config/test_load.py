@@ -76,3 +76,16 @@ def test_every_shipped_configuration_loads() -> None:
     assert paths
     for path in paths:
         load_config(str(path))
+
+
+def test_local_places_are_absolute_so_that_workers_find_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my-model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = load_config(None, ["workspace=runs/a", "reuse.corpus=runs/b", "train.model=my-model"])
+    assert config.workspace == str(tmp_path / "runs" / "a")
+    assert config.reuse.corpus == str(tmp_path / "runs" / "b")
+    assert config.train.model == str(tmp_path / "my-model")
+    # What is no folder here is a name, and a URI is a URI.
+    config = load_config(None, ["workspace=s3://bucket/a", "train.model=all-MiniLM-L6-v2"])
+    assert config.workspace == "s3://bucket/a"
+    assert config.train.model == "all-MiniLM-L6-v2"

@@ -34,8 +34,12 @@ OVERRIDES = [
 
 @pytest.fixture(scope="module")
 def finished(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    words = [f"workspace={tmp_path_factory.mktemp('run')}", *OVERRIDES]
-    assert main(["run", *words]) == 0
+    folder = tmp_path_factory.mktemp("run")
+    words = [f"workspace={folder}", *OVERRIDES]
+    with pytest.MonkeyPatch.context() as patch:
+        # A relative address, as in the shipped configuration: workers have other working directories.
+        patch.chdir(folder.parent)
+        assert main(["run", f"workspace={folder.name}", *OVERRIDES]) == 0
     return load_config(None, words)
 
 
