@@ -12,10 +12,10 @@ import pytest
 
 from tests.integration.faults.harness import ROOT, Driver, Runs, ray_cluster, receipts
 
+pytestmark = pytest.mark.faults
+
 _HOG = """
 import sys, numpy as np, ray
-
-pytestmark = pytest.mark.faults
 ray.init(sys.argv[1], log_to_driver=False, logging_level="error")
 
 @ray.remote(num_cpus=0, scheduling_strategy="SPREAD")
