@@ -10,6 +10,9 @@ import numpy as np
 from clusterbatch.clustering.groups import Groups
 from clusterbatch.clustering.sums import chunk_count
 
+# Few centroids are fitted to at least so many rows of a group: with some hundreds they would fit the sample's noise.
+_LEAST_SAMPLE = 16_384
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -49,7 +52,8 @@ def first_level(groups: Groups, coarse: np.ndarray, sample_per_centroid: int) ->
     """A cell for every group that is split; groups with `coarse` clusters (0: none) are fitted to those first."""
     split = np.flatnonzero(groups.clusters > 1)
     clusters = np.where(coarse > 0, coarse, groups.clusters)[split]
-    return _cells(split, np.zeros_like(split), clusters, groups.rows[split], clusters, sample_per_centroid)
+    wanted = np.maximum(clusters * sample_per_centroid, _LEAST_SAMPLE)
+    return _cells(split, np.zeros_like(split), clusters, groups.rows[split], wanted)
 
 
 def second_level(groups: Groups, coarse_shares: Mapping[int, np.ndarray], sample_per_centroid: int) -> Cells:
@@ -58,12 +62,12 @@ def second_level(groups: Groups, coarse_shares: Mapping[int, np.ndarray], sample
     for number, shares in sorted(coarse_shares.items()):
         fine = apportion(int(groups.clusters[number]), shares)
         # One share of the sample for the whole group: the coarse cluster of a row is known only once it was read.
-        wanted = shares * groups.clusters[number]
+        wanted = shares * groups.clusters[number] * sample_per_centroid
         values = (np.full(len(shares), number), np.arange(len(shares)), fine, shares * groups.rows[number], wanted)
         for column, value in zip(columns, values, strict=True):
             column.append(value)
-    group, coarse, clusters, rows, centroids = map(np.concatenate, columns)
-    return _cells(group, coarse, clusters, rows, centroids, sample_per_centroid)
+    group, coarse, clusters, rows, wanted_rows = map(np.concatenate, columns)
+    return _cells(group, coarse, clusters, rows, wanted_rows)
 
 
 def apportion(total: int, shares: np.ndarray) -> np.ndarray:
@@ -76,15 +80,8 @@ def apportion(total: int, shares: np.ndarray) -> np.ndarray:
     return floor + 1
 
 
-def _cells(
-    group: np.ndarray,
-    coarse: np.ndarray,
-    clusters: np.ndarray,
-    rows: np.ndarray,
-    centroids: np.ndarray,
-    sample_per_centroid: int,
-) -> Cells:
-    sampled = np.minimum(rows, centroids * float(sample_per_centroid))
+def _cells(group: np.ndarray, coarse: np.ndarray, clusters: np.ndarray, rows: np.ndarray, wanted: np.ndarray) -> Cells:
+    sampled = np.minimum(rows, wanted).astype(float)
     share = np.divide(sampled, rows, out=np.zeros(len(rows)), where=rows > 0)
     counts = [chunk_count(int(n), int(k)) for n, k in zip(sampled, clusters, strict=True)]
     return Cells(group, coarse, clusters, sampled, share, np.array(counts, np.int64))

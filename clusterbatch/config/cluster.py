@@ -34,6 +34,7 @@ class ClusterConfig(Section):
     # Passes over the fit's sample, at most, and fits of which the best is kept.
     iterations: int = Field(4, ge=1)
     restarts: int = Field(1, ge=1)
+    # Of each source at least 16,384 rows, or all.
     sample_per_centroid: int = Field(256, ge=8)
     # Of the fit's products; the assignment is always in float32. auto: bfloat16 where the hardware multiplies it.
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
