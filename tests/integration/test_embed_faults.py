@@ -26,7 +26,7 @@ from tests.encoder.corpora import commit_corpus, corpus_table
 
 _ROOT = Path(__file__).parents[2]
 _UNITS, _UNIT_ROWS = 12, 16
-_WAIT_SECONDS = 120.0
+_WAIT_SECONDS = 600.0
 
 
 @pytest.fixture
