@@ -13,6 +13,7 @@ from typing import Any
 from clusterbatch import __version__
 from clusterbatch.config import RunConfig, load_config
 from clusterbatch.errors import ClusterbatchError, UsageError, root_cause
+from clusterbatch.log import log_context, say
 from clusterbatch.output import print_comparison, print_quality, print_removals, print_workspace
 from clusterbatch.store.lease import workspace_lease
 
@@ -35,13 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.action(options)
     except KeyboardInterrupt:
-        print("clusterbatch: interrupted; the same command continues where this one stopped", file=sys.stderr)
+        say(
+            "clusterbatch: interrupted; the same command continues where this one stopped", level="error", exit_code=130
+        )
         return 130
     except Exception as error:
         cause = root_cause(error)
         if not isinstance(cause, ClusterbatchError):
             raise
-        print(f"clusterbatch: {cause}", file=sys.stderr)
+        say(f"clusterbatch: {cause}", level="error", exit_code=cause.exit_code)
         return cause.exit_code
     return 0
 
@@ -101,10 +104,11 @@ def _with_config(
             words.append(f"compare.budget={options.budget}")
         path = words[0] if words and "=" not in words[0] else None
         config = load_config(path, words[1:] if path else words)
-        if estimate and options.dry_run:
-            _dry_run(config, options)
-        else:
-            function(config, options)
+        with log_context(run=config.workspace):
+            if estimate and options.dry_run:
+                _dry_run(config, options)
+            else:
+                function(config, options)
 
     command.set_defaults(action=action, stage=stage)
     return command

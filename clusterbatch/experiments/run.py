@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +13,7 @@ from clusterbatch.encoder.stage import embed
 from clusterbatch.errors import UsageError
 from clusterbatch.evaluation.stage import evaluate
 from clusterbatch.experiments.report import write_report
+from clusterbatch.log import log_context, say
 from clusterbatch.runtime import lasting_session
 from clusterbatch.store import Artifact, Manifest, Stopwatch
 from clusterbatch.store.workspace import Workspace
@@ -46,18 +46,27 @@ def run_stage(stage: Stage, config: RunConfig, *, generation: int = 0, force: bo
     """One stage, with a line at its end that says what it did."""
     before = stage.artifact(Workspace(config), generation).manifest()
     watch = Stopwatch()
-    manifest = stage.function(config, generation=generation, force=force)
-    counts = manifest.counts
-    aside = "".join(f", {rows:,} {reason}" for reason, rows in counts.set_aside.items() if rows)
-    if before is not None and before.created == manifest.created:
-        print(f"{stage.name:<9} done already", file=sys.stderr)
-    else:
-        print(
-            f"{stage.name:<9} {counts.read:,} rows read, {counts.written:,} written, {counts.rejected:,} rejected"
-            f"{aside} ({watch.seconds:.1f} s)",
-            file=sys.stderr,
+    with log_context(stage=stage.name, generation=generation):
+        manifest = stage.function(config, generation=generation, force=force)
+        _say_counts(
+            stage.name, manifest, watch.seconds, done_before=before is not None and before.created == manifest.created
         )
     return manifest
+
+
+def _say_counts(name: str, manifest: Manifest, seconds: float, *, done_before: bool) -> None:
+    if done_before:
+        say(f"{name:<9} done already", fingerprint=manifest.fingerprint)
+        return
+    counts = manifest.counts
+    aside = "".join(f", {rows:,} {reason}" for reason, rows in counts.set_aside.items() if rows)
+    say(
+        f"{name:<9} {counts.read:,} rows read, {counts.written:,} written, {counts.rejected:,} rejected{aside} "
+        f"({seconds:.1f} s)",
+        **counts.model_dump(),
+        seconds=round(seconds, 3),
+        fingerprint=manifest.fingerprint,
+    )
 
 
 def run(config: RunConfig, *, force: bool = False) -> str:

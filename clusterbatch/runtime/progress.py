@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from clusterbatch.log import is_structured, say
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -15,7 +17,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 class ProgressLine:
     """`with ProgressLine("embed", total=rows) as line: line.advance(n)`.
 
-    A live bar on a terminal; elsewhere (logs, CI) one plain line every ten seconds. Goes to standard error.
+    A live bar on a terminal; elsewhere (logs, CI) a line every ten seconds, as clusterbatch.log says it.
     """
 
     def __init__(self, title: str, total: int, unit: str = "rows") -> None:
@@ -30,7 +32,7 @@ class ProgressLine:
 
     def __enter__(self) -> ProgressLine:
         self._start = self._last_line = time.monotonic()
-        if self._console.is_terminal:
+        if self._console.is_terminal and not is_structured():
             self._bar = Progress(
                 TextColumn("{task.description:<10}"),
                 BarColumn(),
@@ -42,7 +44,7 @@ class ProgressLine:
             self._task = self._bar.add_task(self._title, total=self._total, rate="")
             self._bar.start()
         else:
-            self._print(f"{self._title}: {self._total:,} {self._unit}")
+            self._say(f"{self._title}: {self._total:,} {self._unit}")
         return self
 
     def start_at(self, done: int) -> None:
@@ -62,9 +64,8 @@ class ProgressLine:
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             left = (self._total - self._done) / rate if rate > 0 else float("inf")
-            self._print(
-                f"{self._title}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s, {left:,.0f} s left {note}"
-            )
+            text = f"{self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s, {left:,.0f} s left {note}"
+            self._say(f"{self._title}: {text}", rate=round(rate, 1))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -73,8 +74,7 @@ class ProgressLine:
         if self._bar:
             self._bar.stop()
         if error is None:
-            self._print(f"{self._title}: {self._done:,} {self._unit} in {elapsed:,.1f} s {self._note}".rstrip())
+            self._say(f"{self._title}: {self._done:,} {self._unit} in {elapsed:,.1f} s {self._note}", seconds=elapsed)
 
-    @staticmethod
-    def _print(text: str) -> None:
-        print(text.rstrip(), file=sys.stderr, flush=True)
+    def _say(self, text: str, **figures: Any) -> None:
+        say(text.rstrip(), work=self._title, done=self._done, total=self._total, unit=self._unit, **figures)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import ray
 from ray.autoscaler.sdk import request_resources
 
 from clusterbatch.errors import InfrastructureError
+from clusterbatch.log import say
 from clusterbatch.runtime.session import startup_timeout
 
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -56,7 +56,7 @@ def check_resources(title: str, workers: int, pool: Pool) -> None:
                 raise InfrastructureError(f"{title}: {shortage}")
             if not asked:
                 asked = True
-                print(f"{title}: {shortage}; waiting for nodes", file=sys.stderr, flush=True)
+                say(f"{title}: {shortage}; waiting for nodes")
                 request_resources(bundles=[pool.bundle] * workers)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.encoder.hardware import resolve_device
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageError, root_cause
+from clusterbatch.log import say
 from clusterbatch.runtime import Pool, ProgressLine, check_resources, ray_session
 from clusterbatch.runtime.metrics import count_retries, step_finished
 from clusterbatch.store import Counts, Folder, Manifest, Receipt, Stopwatch
@@ -63,7 +63,7 @@ def train(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     check_trackers(config.train.trackers)
     report = plan.report()
     for warning in report["warnings"]:
-        print(f"plan: {warning}", file=sys.stderr, flush=True)
+        say(f"plan: {warning}", level="warning")
     watch = Stopwatch()
     artifact.begin(identity, force)
     job = TrainingJob(config, generation, steps, initial_model, identity)

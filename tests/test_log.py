@@ -1,0 +1,52 @@
+"""Structured lines: each is one JSON object that says whose it is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from clusterbatch.cli import main
+from clusterbatch.log import LOG_FORMAT, log_context, say
+from clusterbatch.runtime import ProgressLine
+
+
+def test_plain_lines_are_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(LOG_FORMAT, raising=False)
+    with log_context(run="w"):
+        say("embed: 3 rows", rows=3)
+    assert capsys.readouterr().err == "embed: 3 rows\n"
+
+
+def test_structured_lines_carry_their_context(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LOG_FORMAT, "json")
+    with log_context(run="s3://b/run"), log_context(stage="embed", generation=2):
+        with ProgressLine("embed", total=4) as line:
+            line.advance(4)
+        say('a "quoted"\nline', level="warning")
+    say("after")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["message"].split(" in ")[0] for line in lines] == [
+        "embed: 4 rows",
+        "embed: 4 rows",
+        'a "quoted"\nline',
+        "after",
+    ]
+    assert all((line["run"], line["stage"], line["generation"]) == ("s3://b/run", "embed", 2) for line in lines[:3])
+    assert [line["level"] for line in lines] == ["info", "info", "warning", "info"]
+    assert (lines[1]["work"], lines[1]["done"], lines[1]["total"]) == ("embed", 4, 4)
+    assert "run" not in lines[3]
+
+
+def test_the_last_line_of_a_failure_is_structured_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LOG_FORMAT, "json")
+    assert main(["embed", "cluster.meansize=3"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    found = json.loads(line)
+    assert found["level"] == "error"
+    assert found["exit_code"] == 2
+    assert "cluster.meansize" in found["message"]
