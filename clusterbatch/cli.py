@@ -14,7 +14,7 @@ from clusterbatch import __version__
 from clusterbatch.config import RunConfig, load_config
 from clusterbatch.errors import ClusterbatchError, UsageError, root_cause
 from clusterbatch.log import log_context, say
-from clusterbatch.output import print_comparison, print_quality, print_removals, print_workspace
+from clusterbatch.output import print_cluster, print_comparison, print_quality, print_removals, print_workspace
 from clusterbatch.store.lease import workspace_lease
 
 # Models and tokenizers found on this machine are used as they are; progress bars of other libraries would break ours.
@@ -64,7 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     what = "batch strategies and seeds on the same data: table, verdict, report"
     compare = _with_config(commands, "compare", what, _compare)
     compare.add_argument("--budget", metavar="15m", help="time it may take; sample and steps are chosen to fit")
-    _with_config(commands, "inspect", "what is in a workspace", _inspect, force=False)
+    inspect = _with_config(commands, "inspect", "what is in a workspace, or in one cluster", _inspect, force=False)
+    inspect.add_argument(
+        "--cluster", metavar="SOURCE/ID", help="one cluster: size, terms, neighbours, near and far rows"
+    )
     clean = _with_config(
         commands, "clean", "what a workspace no longer needs; removes it with --yes", _clean, force=False
     )
@@ -162,8 +165,12 @@ def _compare(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def _inspect(config: RunConfig, options: argparse.Namespace) -> None:
-    from clusterbatch.experiments.inspect import inspect_workspace
+    from clusterbatch.experiments.inspect import inspect_named_cluster, inspect_workspace
 
+    if options.cluster is not None:
+        cluster = inspect_named_cluster(config, options.cluster)
+        print(json.dumps(cluster)) if options.json else print_cluster(cluster)
+        return
     rows = inspect_workspace(config)
     if options.json:
         print(json.dumps(rows))

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from clusterbatch.store.cleaning import Removal
 
 _COMPARED = [("value", ".4f"), ("difference", "+.4f"), ("p_corrected", ".3f"), ("minutes", ".1f")]
-_TEXT = ("stage", "state", "collection", "metric", "arm", "verdict", "path", "reason")
+_TEXT = ("stage", "state", "collection", "metric", "arm", "verdict", "path", "reason", "pair_id", "query", "document")
 
 
 def print_quality(gains: Iterable[dict[str, Any]], report: str) -> None:
@@ -60,6 +61,32 @@ def print_workspace(workspace: str, rows: Sequence[dict[str, Any]]) -> None:
             f"{row['seconds']:,.1f}",
         )
     _console().print(table)
+
+
+def print_cluster(cluster: dict[str, Any]) -> None:
+    """`cluster`: a row of clustering.inspect."""
+    console = _console()
+    lines = [
+        f"{cluster['source']}/{cluster['cluster']}: {cluster['rows']:,} rows, "
+        f"mean cosine to their centroid {_cosine(cluster['mean_cosine'])}",
+        f"terms: {', '.join(cluster['terms'])}",
+        f"documents: {cluster['mean_characters']:,.0f} characters on average, "
+        f"{cluster['duplicate_share']:.1%} repeat another one",
+        *(f"remark: {remark}" for remark in cluster["remarks"]),
+        *(f"neighbour: {near['cluster']}, cosine {_cosine(near['cosine'])}" for near in cluster["neighbours"]),
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for title, rows in (("Nearest the centroid", cluster["near"]), ("Farthest from it", cluster["far"])):
+        table = _table(title, "cosine", "pair_id", "query", "document")
+        for row in rows:
+            table.add_row(_cosine(row["cosine"]), *(escape(row[key]) for key in ("pair_id", "query", "document")))
+        console.print(table)
+
+
+def _cosine(value: float | None) -> str:
+    """Rows that were not clustered by vectors have none."""
+    return "-" if value is None else f"{value:.4f}"
 
 
 def print_removals(removals: Sequence[Removal], removed: bool) -> None:

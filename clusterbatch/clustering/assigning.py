@@ -64,8 +64,7 @@ class AssignWorker:
         table = pa.concat_tables([rows for rows, _ in parts])
         outlier = np.concatenate([far for _, far in parts])
         buckets = self._plan.of_rows(table["cluster"].to_numpy(), table["hash"].to_numpy(), outlier)
-        rows = np.bincount(buckets, minlength=self._plan.buckets).tolist()
-        part = write_buckets(self._output, unit.number, table, buckets, self._plan.buckets, bucket_rows=rows)
+        part = write_buckets(self._output, unit.number, table, buckets, self._plan.buckets)
         counts = Counts(read=unit.rows, written=table.num_rows)
         receipt = Receipt(
             unit=unit.number, fingerprint=self._fingerprint, parts=[part], counts=counts, seconds=watch.seconds

@@ -15,7 +15,7 @@ from clusterbatch.clustering.fitting import FitJob
 from clusterbatch.clustering.kmeans import fit
 from clusterbatch.clustering.sums import Centers, Chunk, PartialSums, chunk_sums, chunks_head, merge
 from clusterbatch.errors import InfrastructureError
-from clusterbatch.runtime import Pool
+from clusterbatch.runtime import Pool, check_resources
 from clusterbatch.store import Receipt, Stopwatch
 
 # Samples larger than this are spread over the workers; smaller ones are fitted whole, side by side.
@@ -48,6 +48,7 @@ class RemoteRows:
             num_cpus=pool.cpus, num_gpus=pool.gpus or None, max_restarts=-1, max_task_retries=-1
         )
         workers = min(pool.workers, len(buckets))
+        check_resources("fit", workers, pool)
         self.actors = [actor.remote(sample, matrix, device) for _ in range(workers)]
         # Dealt one by one: neighbouring chunks, which make a mini-batch, lie with different workers.
         dealt = [(self.actors[index % workers], bucket) for index, bucket in enumerate(buckets)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyarrow.compute as pc
@@ -15,7 +16,8 @@ from clusterbatch.store.workspace import Workspace
 
 def inspect_cluster(config: RunConfig, source: str, cluster: int, *, generation: int = 0) -> dict[str, Any]:
     """All that is known of a cluster: rows, mean_cosine, duplicate_share, mean_characters, terms (that name it),
-    neighbours (nearest clusters with cosine), near and far (example rows), remarks.
+    neighbours (nearest clusters with cosine), near and far (example rows), remarks. Cosines are None where rows were
+    not clustered by vectors.
 
     Raises UsageError where there is no such source or cluster, DataError where clustering is not finished.
     """
@@ -32,8 +34,17 @@ def inspect_source(config: RunConfig, source: str, *, generation: int = 0) -> li
     manifest = artifact.require()
     part = next(part for part in manifest.parts if part.details.get("content") == STATISTICS)
     table = read_parquet(artifact.folder, part.path)
-    rows = table.filter(pc.equal(table["source"], source)).to_pylist()
+    rows = [_without_nan(row) for row in table.filter(pc.equal(table["source"], source)).to_pylist()]
     if not rows:
         known = sorted(set(table["source"].to_pylist()))
         raise UsageError(f"{source}: no such source here; there are {', '.join(known[:20])}")
     return rows
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -6,6 +6,7 @@ Their centroids are computed all the same: for the order in which neighbours are
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +22,37 @@ from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import read_unit
 from clusterbatch.runtime import Unit
 from clusterbatch.store import Artifact, Counts, Part, Receipt, Stopwatch
-from clusterbatch.store.exchange import read_bucket, write_buckets
+from clusterbatch.store.exchange import iterate_bucket, write_buckets
 from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace
 
 # The corpus' column with the user's own clusters.
 LABEL = "group"
+# (group, label), or a label alone.
+_Key = Any
+
+
+class _Sums:
+    """Rows and sums of vectors by key, added up as they come: no more is held than keys times dimensions."""
+
+    def __init__(self) -> None:
+        self._place: dict[_Key, int] = {}
+        self.rows, self.sums = np.zeros(0, np.int64), np.zeros((0, 0))
+
+    @property
+    def keys(self) -> list[_Key]:
+        """In the order in which they first came."""
+        return list(self._place)
+
+    def add(self, keys: Sequence[_Key], rows: np.ndarray, values: np.ndarray) -> None:
+        """`rows` (n,) of each key and the sums (n, D) of their vectors; a key may come several times."""
+        places = np.array([self._place.setdefault(key, len(self._place)) for key in keys], np.int64)
+        more = len(self._place) - len(self.rows)
+        self.rows = np.concatenate([self.rows, np.zeros(more, np.int64)])
+        sums = self.sums.reshape(len(self.sums), values.shape[1])
+        self.sums = np.concatenate([sums, np.zeros((more, values.shape[1]))]) if more else sums
+        np.add.at(self.rows, places, rows)
+        np.add.at(self.sums, places, values)
 
 
 class LabelSumsWorker:
@@ -39,11 +65,12 @@ class LabelSumsWorker:
         self._features: Features = config.cluster.features
 
     def process(self, unit: Unit) -> Receipt:
-        watch = Stopwatch()
-        sums = [self._sums(item) for item in unit.payload]
-        group = np.concatenate([numbers for numbers, _ in sums])
-        table = pa.concat_tables([rows for _, rows in sums])
-        part = write_buckets(self._output, unit.number, table, group, len(self._groups.names))
+        watch, found = Stopwatch(), _Sums()
+        for item in unit.payload:
+            self._add(item, found)
+        groups, labels = zip(*found.keys, strict=True)
+        table = pa.table({"label": pa.array(labels, pa.string()), "rows": found.rows, "sum": vector_column(found.sums)})
+        part = write_buckets(self._output, unit.number, table, np.array(groups), len(self._groups.names))
         counts = Counts(read=unit.rows, written=unit.rows)
         receipt = Receipt(
             unit=unit.number, fingerprint=self._fingerprint, parts=[part], counts=counts, seconds=watch.seconds
@@ -51,18 +78,17 @@ class LabelSumsWorker:
         self._output.write_receipt(receipt)
         return receipt
 
-    def _sums(self, item: TaskUnit) -> tuple[np.ndarray, pa.Table]:
+    def _add(self, item: TaskUnit, found: _Sums) -> None:
         rows = read_unit(self._corpus, item.unit, ["source", LABEL])
         vectors = feature_vectors(self._vectors.read(item, feature_sides(self._features)), self._features)
-        label, names = _encoded(rows[LABEL])
-        key = self._groups.of_rows(rows["source"]) * len(names) + label
+        # Rows without a label share the label null.
+        encoded = rows[LABEL].combine_chunks().dictionary_encode(null_encoding="encode")
+        names = encoded.dictionary.to_pylist()
+        key = self._groups.of_rows(rows["source"]) * len(names) + encoded.indices.to_numpy(zero_copy_only=False)
         present, place, counts = np.unique(key, return_inverse=True, return_counts=True)
-        sums = np.zeros((len(present), vectors.shape[1]), np.float64)
+        sums = np.zeros((len(present), vectors.shape[1]))
         np.add.at(sums, place, vectors)
-        table = pa.table(
-            {"label": names.take(pa.array(present % len(names))), "rows": counts, "sum": vector_column(sums)}
-        )
-        return present // len(names), table
+        found.add([(number // len(names), names[number % len(names)]) for number in present.tolist()], counts, sums)
 
 
 class LabelFitWorker:
@@ -76,19 +102,16 @@ class LabelFitWorker:
 
     def process(self, unit: Unit) -> Receipt:
         watch = Stopwatch()
-        table = read_bucket(self._sums, self._sums_parts, unit.number)
-        assert table is not None, "every group has rows"
-        label, names = _encoded(table["label"])
-        rows = np.bincount(label, table["rows"].to_numpy())
-        values = vector_values(table["sum"])
-        sums = np.zeros((len(names), values.shape[1]))
-        np.add.at(sums, label, values)
-        centroids = unit_length(sums).astype(np.float32)
-        order = packing_order(centroids, rows)
+        found = _Sums()
+        # Task by task: together their sums would take as much memory as tasks times labels.
+        for table in iterate_bucket(self._sums, self._sums_parts, unit.number):
+            found.add(table["label"].to_pylist(), table["rows"].to_numpy(), vector_values(table["sum"]))
+        centroids = unit_length(found.sums).astype(np.float32)
+        order = packing_order(centroids, found.rows)
         columns = {
-            "label": names.take(pa.array(order)),
+            "label": pa.array(found.keys, pa.string()).take(pa.array(order)),
             "centroid": vector_column(centroids[order]),
-            "rows": rows[order].astype(np.int64),
+            "rows": found.rows[order],
         }
         part = write_parquet(
             self._output,
@@ -97,9 +120,10 @@ class LabelFitWorker:
             content="labels",
             group=self._groups.names[unit.number],
             # The length of unit vectors' mean is their mean cosine to its direction.
-            mean_cosine=float(np.linalg.norm(sums, axis=1).sum() / rows.sum()),
+            mean_cosine=float(np.linalg.norm(found.sums, axis=1).sum() / found.rows.sum()),
         )
-        counts = Counts(read=int(rows.sum()), written=int(rows.sum()))
+        rows = int(found.rows.sum())
+        counts = Counts(read=rows, written=rows)
         receipt = Receipt(
             unit=unit.number, fingerprint=self._fingerprint, parts=[part], counts=counts, seconds=watch.seconds
         )
@@ -120,9 +144,3 @@ def read_label_models(fitted: Artifact, parts: Sequence[Part], groups: Groups) -
             labels=table["label"].combine_chunks(),
         )
     return models
-
-
-def _encoded(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """(rows,) numbers of labels, and the labels by number; rows without one share the label null."""
-    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary

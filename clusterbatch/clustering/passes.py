@@ -35,6 +35,7 @@ from clusterbatch.errors import DataError, UsageError
 from clusterbatch.runtime import Pool, Unit, run_units
 from clusterbatch.schema import VECTORS
 from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
+from clusterbatch.store.exchange import bucket_rows
 from clusterbatch.store.tables import parquet_columns
 from clusterbatch.store.workspace import Workspace
 
@@ -209,7 +210,7 @@ class Passes:
         return self._run("assign", self.units, AssignWorker, arguments, self.computing_pool)
 
     def reduce(self, plan: BucketPlan, exchange: Manifest, done: dict[int, Receipt]) -> list[Receipt]:
-        rows = np.sum([part.details["bucket_rows"] for part in exchange.parts], axis=0)
+        rows = bucket_rows(self.artifact("assign"), exchange.parts)
         units = [Unit(bucket, int(rows[bucket]), None) for bucket in np.flatnonzero(rows).tolist()]
         job = ReduceJob(
             exchange=self.artifact("assign"),

@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clusterbatch.clustering.index import ClusterIndex
+from clusterbatch.clustering.run_tables import RunTables
 from clusterbatch.clustering.surrogate import SurrogateLayout
 from clusterbatch.errors import DataError
 from clusterbatch.schema import CLUSTER_INDEX, training_schema
@@ -156,21 +156,16 @@ class ShardReader:
             for part in manifest.parts
             if "shard" in part.details and part.details["content"] != ROWS
         }
-        self._tables: dict[int, dict[str, np.ndarray]] = {}
+        self._tables = RunTables(self._read_table)
         self.index = read_index(artifact, manifest)
         self.schema = self._layout.schema
         self._vectors = self._layout.vectors
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tables": {}}
-
     def run_bytes(self, shard: int, runs: np.ndarray, vectors: bool = False) -> np.ndarray:
         """(len(runs),) int64: what reading each of those runs costs."""
-        table = self._table(shard)
         runs = np.asarray(runs)
-        return sum(
-            table[f"{content}_end"][runs + 1] - table[f"{content}_end"][runs] for content in self._files(vectors)
-        )
+        ends = [self._tables.get(int(shard), content).ends.astype(np.int64) for content in self._files(vectors)]
+        return sum(of_file[runs + 1] - of_file[runs] for of_file in ends)
 
     def read_runs(self, shard: int, runs: np.ndarray, vectors: bool = False) -> list[pa.RecordBatch]:
         """One record batch per run of `runs` (ascending run numbers); with `vectors` their columns come last.
@@ -208,33 +203,27 @@ class ShardReader:
 
     def _read_span(self, shard: int, content: str, span: np.ndarray) -> list[pa.RecordBatch]:
         """Consecutive runs; what does not match its checksum is fetched a second time before it counts as damaged."""
-        part, table = self._part(shard, content), self._table(shard)
-        ends, checksums = table[f"{content}_end"], table[f"{content}_checksum"]
-        start, stop = int(ends[span[0]]), int(ends[span[-1] + 1])
+        part, table = self._part(shard, content), self._tables.get(int(shard), content)
+        start, stop = table.span(span[0], span[-1])
         schema = self.schema if content == TRAINING or self._vectors is None else self._vectors.schema
         for _ in range(2):
             try:
                 data = pa.py_buffer(self._artifact.folder.read(part.path, start, stop))
             except FileNotFoundError:
                 raise DataError(self._place(part, shard, "missing, but named in the manifest")) from None
-            pieces = [data.slice(int(ends[run]) - start, int(ends[run + 1] - ends[run])) for run in span.tolist()]
+            places = [table.span(run, run) for run in span.tolist()]
+            pieces = [data.slice(first - start, end - first) for first, end in places]
             damaged = [
-                run for run, piece in zip(span.tolist(), pieces, strict=True) if checksum64(piece) != checksums[run]
+                run
+                for run, piece in zip(span.tolist(), pieces, strict=True)
+                if checksum64(piece) != table.checksums[run]
             ]
             if not damaged:
                 return [pa.ipc.read_record_batch(piece, schema) for piece in pieces]
         raise DataError(self._place(part, shard, f"run {damaged[0]} is damaged (checksum differs)"))
 
-    def _table(self, shard: int) -> dict[str, np.ndarray]:
-        """Offsets (a zero in front) and checksums of a shard's runs, kept once read."""
-        if shard not in self._tables:
-            table = pq.read_table(pa.BufferReader(self._artifact.read_part(self._part(shard, RUNS))))
-            columns = {name: table[name].to_numpy() for name in table.column_names}
-            self._tables[shard] = {
-                name: np.concatenate([[0], values]) if name.endswith("_end") else values
-                for name, values in columns.items()
-            }
-        return self._tables[shard]
+    def _read_table(self, shard: int) -> bytes:
+        return self._artifact.read_part(self._part(shard, RUNS))
 
     def _part(self, shard: int, content: str) -> Part:
         try:

@@ -1,4 +1,4 @@
-"""Units of the clustering passes: consecutive corpus units, so many that neither memory nor receipts grow too large."""
+"""Units of the clustering passes: consecutive corpus units, so many that buckets are not read in too small pieces."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from clusterbatch.errors import DataError
 from clusterbatch.runtime import Unit
 from clusterbatch.store.artifact import Manifest, Part
 
-# More tasks than this and the bucket offsets in their receipts would become large themselves.
-_MOST_TASKS = 4096
+# Each bucket is read from every task's file: with 10^9 pairs in shards of 256 MiB, about 64 KiB at a time.
+MOST_TASKS = 4096
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def tasks(corpus: Manifest, embeddings: Manifest) -> list[Unit]:
     parts: list[Part | None] = list(embeddings.parts) if kept else [None] * len(units)
     if len(parts) < len(units):
         raise DataError(f"embeddings: {len(parts)} parts for {len(units)} units of the corpus")
-    least_rows = sum(unit.rows for unit in units) / _MOST_TASKS
+    least_rows = sum(unit.rows for unit in units) / MOST_TASKS
     found: list[Unit] = []
     waiting: list[TaskUnit] = []
     rows = 0

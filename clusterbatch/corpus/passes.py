@@ -24,6 +24,7 @@ from clusterbatch.corpus.units import PAIRS
 from clusterbatch.corpus.writing import Exclusions, Rejected, WriteWorker
 from clusterbatch.runtime import Pool, Unit, run_units
 from clusterbatch.store.artifact import Artifact, Part, Receipt
+from clusterbatch.store.exchange import bucket_rows
 from clusterbatch.store.tables import read_parquet
 
 # About how many bytes of text a byte of input becomes.
@@ -133,8 +134,9 @@ class Passes:
         pairs = [(place, part) for place, receipts in self._read for part in _parts(receipts, PAIRS)]
         rejects = [(place, part) for place, receipts in self._read for part in _parts(receipts, REJECTS)]
         rows = np.zeros(self._buckets, np.int64)
-        for _, part in pairs:
-            rows += np.array(part.details["bucket_rows"], np.int64)
+        for place, receipts in self._read:
+            parts = _parts(receipts, PAIRS)
+            rows += bucket_rows(place, parts) if parts else 0
         units = [Unit(bucket, int(count), "bucket") for bucket, count in enumerate(rows)]
         aside = sum((Counter(receipt.counts.set_aside) for _, all in self._read for receipt in all), Counter[str]())
         units.append(Unit(len(rows), sum(part.rows for _, part in rejects), Rejected(tuple(rejects), dict(aside))))

@@ -94,10 +94,7 @@ class PairSink:
         if self._pairs:
             table = pa.concat_tables(self._pairs)
             buckets = (table["document_hash"].to_numpy() % np.uint64(self._buckets)).astype(np.int64)
-            rows = np.bincount(buckets, minlength=self._buckets).tolist()
-            part = write_buckets(
-                self._exchange, self._unit, table, buckets, self._buckets, role=PAIRS, bucket_rows=rows
-            )
+            part = write_buckets(self._exchange, self._unit, table, buckets, self._buckets, role=PAIRS)
             self._parts.append(part)
             if self._held_out:
                 candidates = sketch(table, self._held_out)

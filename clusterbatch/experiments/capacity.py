@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from clusterbatch.clustering.tasks import MOST_TASKS
 from clusterbatch.config import RunConfig
 
 STAGES = ("ingest", "embed", "cluster", "train", "evaluate")
@@ -17,8 +18,8 @@ STAGES = ("ingest", "embed", "cluster", "train", "evaluate")
 _FORWARD, _TRAINING = 2.0, 6.0
 # What a process holds that has torch, Arrow and Ray loaded.
 _PROCESS_BYTES = 700 * 2**20
-# Python objects on the driver: a receipt, and one entry (offset, checksum, rows) of a bucket in a receipt.
-_RECEIPT_BYTES, _BUCKET_ENTRY_BYTES = 3_000, 120
+# Python objects on the driver: a receipt.
+_RECEIPT_BYTES = 3_000
 # Bytes of the cluster index for one cluster, as arrays.
 _INDEX_BYTES = 44
 # Above so many clusters of one source they are found in two levels.
@@ -227,6 +228,8 @@ class CapacityModel:
         # A batch reads whole runs; tokens and vectors lie apart.
         files_of_a_run = 1 if train.mask.surrogate_margin is None else 2
         runs = self.steps * self.config.batches.size / self.config.cluster.run_rows
+        # A bucket looks itself up in every task's file, then reads its piece of it.
+        pieces = min(units, MOST_TASKS) * buckets
         return {
             "ingest": (parts, self.corpus_bytes, 2 * reads + 2 * parts + 1, reads + reads * parts),
             "embed": (units, vectors, 2 * units + 1, 3 * units),
@@ -234,7 +237,7 @@ class CapacityModel:
                 3 * buckets + 2,
                 self.training_bytes + self.corpus_bytes,
                 4 * units + 4 * buckets + 4,
-                6 * units + units * buckets,
+                6 * units + 2 * pieces,
             ),
             "train": (2 * files + 5, 2 * checkpoint, checkpoints * (files + 2), runs * files_of_a_run),
             "evaluate": (5, 0.1 * self.workload.evaluation_bytes, 10, self.workload.evaluation_bytes / 2**20),
@@ -251,13 +254,12 @@ class CapacityModel:
         activations_of_step = config.train.activation_bytes or 2 * 2**30
         # Weights, gradients and two moments in float32.
         state = 16.0 * self._parameters + activations_of_step + config.batches.prefetch_bytes
-        entries = _BUCKET_ENTRY_BYTES * units * self.buckets
         return {
             "ingest": (5.0 * max(config.corpus.unit_bytes, config.corpus.part_bytes), _RECEIPT_BYTES * units / 4),
             "embed": (self._weights(self.surrogate) + activations + 3 * text + vectors, _RECEIPT_BYTES * units),
             "cluster": (
                 max(centroids + 3 * text + 2 * vectors, 3.0 * config.cluster.shard_bytes),
-                3.0 * _RECEIPT_BYTES * units + entries,
+                3.0 * _RECEIPT_BYTES * min(units, MOST_TASKS),
             ),
             "train": (state, _INDEX_BYTES * self.clusters),
             "evaluate": (self._weights(self.trained) + 3.0 * config.evaluate.unit_bytes, 0.0),

@@ -6,7 +6,9 @@ import time
 from datetime import datetime
 from typing import Any
 
+from clusterbatch.clustering.inspect import inspect_cluster
 from clusterbatch.config import RunConfig
+from clusterbatch.errors import UsageError
 from clusterbatch.experiments.run import STAGES
 from clusterbatch.experiments.summary import generations
 from clusterbatch.store import Artifact, Folder
@@ -47,6 +49,20 @@ def inspect_workspace(config: RunConfig) -> list[dict[str, Any]]:
                 }
             rows.append(row)
     return rows
+
+
+def inspect_named_cluster(config: RunConfig, name: str) -> dict[str, Any]:
+    """clustering.inspect's row of "SOURCE/ID", of the newest generation whose clusters are finished.
+
+    A source may have slashes in its own name. Raises UsageError where there is no such source or cluster, DataError
+    where nothing is clustered yet.
+    """
+    source, _, number = name.rpartition("/")
+    if not source or not number.isdecimal():
+        raise UsageError(f"--cluster {name}: expected SOURCE/ID, for instance wiki/12")
+    workspace = Workspace(config)
+    finished = [each for each in generations(config) if workspace.clusters(each).manifest() is not None]
+    return inspect_cluster(config, source, int(number), generation=max(finished, default=0))
 
 
 def _state(artifact: Artifact) -> str:

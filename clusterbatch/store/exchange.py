@@ -1,9 +1,10 @@
 """A shuffle through storage: rows of many units meet in buckets, and a crash costs units, not the pass.
 
-Map side: each unit writes one file whose rows are sorted by bucket, one Arrow IPC message per bucket, and keeps the
-byte offsets in its receipt. Reduce side: a bucket reads its byte range of every unit's file. Memory is one unit, then
-one bucket; nothing goes through an object store that could fill up. Rows of a bucket come in unit order, inside a unit
-in their own order, so the result does not depend on the schedule.
+Map side: each unit writes one file whose rows are sorted by bucket, one Arrow IPC stream per bucket, and behind them a
+table that says where each bucket lies. Reduce side: a bucket looks itself up in every unit's table and reads its byte
+range of every file. Memory is one unit, then one bucket: the tables, which grow as units times buckets, are on storage
+alone. Rows of a bucket come in unit order, inside a unit in their own order, so the result does not depend on the
+schedule.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from clusterbatch.errors import DataError
 from clusterbatch.store.artifact import Artifact, Part
-from clusterbatch.store.checksum import DamagedError, checksum64, read_verified
+from clusterbatch.store.checksum import DamagedError, read_verified
 
 _READERS = 8
+# A bucket's entry in the table, little-endian unsigned 64-bit integers: first byte, byte after its last, rows, and
+# XXH3-64 of the bytes followed by the three numbers before, so that a damaged entry is noticed as well.
+_ENTRY = np.dtype([("start", "<u8"), ("end", "<u8"), ("rows", "<u8"), ("checksum", "<u8")])
 
 
 def write_buckets(
@@ -27,30 +32,34 @@ def write_buckets(
 ) -> Part:
     """Writes the rows of one unit, grouped by bucket.
 
-    `bucket_of_row` is (rows,) integers in [0, buckets). The part's details carry `offsets` (buckets + 1 byte positions)
-    and `checksums` (one per bucket, 0 where the bucket is empty).
+    `bucket_of_row` is (rows,) integers in [0, buckets). The part's details carry `buckets` and, in `filled`, the range
+    [first, last + 1) outside of which its buckets are empty.
     """
     bucket_of_row = np.asarray(bucket_of_row)
     assert len(bucket_of_row) == table.num_rows
     assert table.num_rows == 0 or (bucket_of_row.min() >= 0 and bucket_of_row.max() < buckets)
     order = np.argsort(bucket_of_row, kind="stable")
-    counts = np.bincount(bucket_of_row, minlength=buckets)
     sorted_table = table.take(pa.array(order)).combine_chunks() if table.num_rows else table
     sink = pa.BufferOutputStream()
-    offsets, checksums, start = [0], [], 0
     options = pa.ipc.IpcWriteOptions(compression="zstd")
-    for rows in counts.tolist():
+    entries = np.zeros(buckets, _ENTRY)
+    entries["rows"] = np.bincount(bucket_of_row, minlength=buckets)
+    first_row = 0
+    for entry in entries:
+        entry["start"] = sink.tell()
+        rows, message = int(entry["rows"]), b""
         if rows:
-            message = _one_message(sorted_table.slice(start, rows), options)
+            message = _one_stream(sorted_table.slice(first_row, rows), options)
             sink.write(message)
-            checksums.append(checksum64(memoryview(message)))
-            start += rows
-        else:
-            checksums.append(0)
-        offsets.append(sink.tell())
+            first_row += rows
+        entry["end"] = sink.tell()
+        entry["checksum"] = _checksum(message, entry)
+    sink.write(entries.tobytes())
     data = memoryview(sink.getvalue())
+    full = np.flatnonzero(entries["rows"])
+    filled = [int(full[0]), int(full[-1]) + 1] if len(full) else [0, 0]
     return artifact.write_part(
-        f"unit-{unit:08d}", "arrows", data, table.num_rows, offsets=offsets, checksums=checksums, **details
+        f"unit-{unit:08d}", "arrows", data, table.num_rows, buckets=buckets, filled=filled, **details
     )
 
 
@@ -59,37 +68,84 @@ def read_bucket(artifact: Artifact, parts: Sequence[Part], bucket: int) -> pa.Ta
 
     Raises DataError that names the part when bytes are missing or damaged.
     """
-    wanted = [part for part in parts if part.details["offsets"][bucket + 1] > part.details["offsets"][bucket]]
     with ThreadPoolExecutor(_READERS) as pool:
-        tables = list(pool.map(lambda part: _read_piece(artifact, part, bucket), wanted))
+        found = pool.map(lambda part: _read_piece(artifact, part, bucket), _may_have(parts, bucket))
+        tables = [table for table in found if table is not None]
     return pa.concat_tables(tables, promote_options="permissive") if tables else None
 
 
 def iterate_bucket(artifact: Artifact, parts: Sequence[Part], bucket: int) -> Iterator[pa.Table]:
     """The same rows piece by piece, for buckets that should not be in memory at once."""
-    for part in parts:
-        if part.details["offsets"][bucket + 1] > part.details["offsets"][bucket]:
-            yield _read_piece(artifact, part, bucket)
+    for part in _may_have(parts, bucket):
+        table = _read_piece(artifact, part, bucket)
+        if table is not None:
+            yield table
 
 
-def _one_message(table: pa.Table, options: pa.ipc.IpcWriteOptions) -> pa.Buffer:
+def bucket_rows(artifact: Artifact, parts: Sequence[Part]) -> np.ndarray:
+    """(buckets,) int64: rows of each bucket over all parts, which have the same number of buckets.
+
+    Raises DataError that names a part whose table is missing or damaged.
+    """
+    rows = np.zeros(parts[0].details["buckets"] if parts else 0, np.int64)
+    with ThreadPoolExecutor(_READERS) as pool:
+        # A few at a time, so that what was read does not pile up.
+        for start in range(0, len(parts), _READERS):
+            for entries in pool.map(lambda part: _read_table(artifact, part), parts[start : start + _READERS]):
+                rows += entries["rows"].astype(np.int64)
+    return rows
+
+
+def _one_stream(table: pa.Table, options: pa.ipc.IpcWriteOptions) -> pa.Buffer:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
         writer.write_table(table)
     return sink.getvalue()
 
 
-def _read_piece(artifact: Artifact, part: Part, bucket: int) -> pa.Table:
-    start, end = part.details["offsets"][bucket : bucket + 2]
-    place = f"{artifact.folder.uri}/{part.path}"
-    expected = part.details["checksums"][bucket]
+def _checksum(data: bytes | memoryview, entry: np.void) -> int:
+    digest = xxhash.xxh3_64(data)
+    digest.update(entry.tobytes()[: -_ENTRY["checksum"].itemsize])
+    return digest.intdigest()
+
+
+def _may_have(parts: Sequence[Part], bucket: int) -> list[Part]:
+    return [part for part in parts if part.details["filled"][0] <= bucket < part.details["filled"][1]]
+
+
+def _read_piece(artifact: Artifact, part: Part, bucket: int) -> pa.Table | None:
+    """The rows of one bucket in one part; None where it has none."""
+    table_start = part.bytes - part.details["buckets"] * _ENTRY.itemsize
+    place = table_start + bucket * _ENTRY.itemsize
+    entry = np.zeros((), _ENTRY)[()]
+
+    def read() -> bytes:
+        nonlocal entry
+        entry = np.frombuffer(artifact.folder.read(part.path, place, place + _ENTRY.itemsize), _ENTRY)[0]
+        start, end = int(entry["start"]), int(entry["end"])
+        return artifact.folder.read(part.path, start, end) if start < end <= table_start else b""
+
     try:
-        data = read_verified(
-            lambda: artifact.folder.read(part.path, start, end),
-            lambda data: len(data) == end - start and checksum64(data) == expected,
+        data = read_verified(read, lambda data: _checksum(data, entry) == entry["checksum"])
+    except FileNotFoundError:
+        raise DataError(f"{artifact.folder.uri}/{part.path}: missing, but named in a receipt") from None
+    except (DamagedError, ValueError, IndexError):
+        raise DataError(f"{artifact.folder.uri}/{part.path}: damaged in bucket {bucket} (checksum differs)") from None
+    return pa.ipc.open_stream(data).read_all() if entry["rows"] else None
+
+
+def _read_table(artifact: Artifact, part: Part) -> np.ndarray:
+    """(buckets,) entries of one part; their sum is checked, each entry where its bucket is read."""
+    start = part.bytes - part.details["buckets"] * _ENTRY.itemsize
+
+    def is_whole(data: bytes) -> bool:
+        return len(data) == part.bytes - start and np.frombuffer(data, _ENTRY)["rows"].sum() == part.rows
+
+    try:
+        return np.frombuffer(
+            read_verified(lambda: artifact.folder.read(part.path, start, part.bytes), is_whole), _ENTRY
         )
     except FileNotFoundError:
-        raise DataError(f"{place}: missing, but named in a receipt") from None
+        raise DataError(f"{artifact.folder.uri}/{part.path}: missing, but named in a receipt") from None
     except DamagedError:
-        raise DataError(f"{place}: damaged between bytes {start} and {end} (checksum differs)") from None
-    return pa.ipc.open_stream(data).read_all()
+        raise DataError(f"{artifact.folder.uri}/{part.path}: damaged, its table does not sum up") from None

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.ingest import ingest
-from tests.benchmarks.bench_shards import PeakMemory
+from tests.benchmarks.memory import PeakMemory
 from tests.benchmarks.vectors import emit
 
 _FILE_ROWS = 50_000

@@ -9,44 +9,14 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import threading
 import time
-
-import psutil
 
 from clusterbatch.clustering import stage
 from clusterbatch.clustering.shards import ROWS
 from clusterbatch.config import RunConfig
 from clusterbatch.store import Artifact
+from tests.benchmarks.memory import PeakMemory
 from tests.benchmarks.vectors import emit
-
-
-class PeakMemory:
-    """The most that this process and its children held at once, without what they share (PSS where there is one)."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> PeakMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        me = psutil.Process()
-        while not self._ended.wait(0.5):
-            held = 0
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    held += process.memory_full_info().pss
-                except psutil.Error:
-                    continue
-            self.bytes = max(self.bytes, held)
 
 
 def measure(workspace: str, clusters: int, workers: int, shard_bytes: int, scope: str) -> None:

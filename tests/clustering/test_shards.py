@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clusterbatch.clustering.shards import TRAINING, ShardReader
+from clusterbatch.clustering.run_tables import RunTables
+from clusterbatch.clustering.shards import TRAINING, VECTORS, ShardReader
 from clusterbatch.errors import DataError
 from clusterbatch.store import Folder
 from tests.clustering.synthetic import build_shards
@@ -46,8 +47,7 @@ def test_separate_runs_come_in_the_order_asked_and_cost_their_bytes(shards) -> N
     together = reader.read_runs(0, wanted)
     assert all(one.equals(other) for one, other in zip(alone, together, strict=True))
     training = next(p for p in artifact.require().parts if p.details.get("content") == TRAINING)
-    table = reader._table(0)
-    every = np.arange(len(table["training_checksum"]))
+    every = np.arange(len(reader._tables.get(0, TRAINING).checksums))
     assert reader.run_bytes(0, every).sum() == training.bytes
 
 
@@ -58,7 +58,7 @@ def test_a_flipped_byte_is_an_error_that_names_the_shard(shards) -> None:
     data[len(data) // 2] ^= 1
     artifact.folder.write(part.path, bytes(data))
     reader = ShardReader(artifact)
-    runs = np.arange(len(reader._table(1)["training_checksum"]))
+    runs = np.arange(len(reader._tables.get(1, TRAINING).checksums))
     with pytest.raises(DataError, match=r"shard 1, run \d+ is damaged"):
         reader.read_runs(1, runs)
     assert len(reader.read_runs(0, np.array([0]))) == 1
@@ -68,3 +68,25 @@ def test_vectors_that_were_left_out_are_refused_in_one_line(tmp_path: Path) -> N
     artifact, _ = build_shards(Folder(str(tmp_path)), {"a": [20]}, dimensions=None)
     with pytest.raises(DataError, match="without the surrogate's vectors"):
         ShardReader(artifact).read_runs(0, np.array([0]), vectors=True)
+
+
+def test_tables_of_runs_are_bounded_in_memory(shards) -> None:
+    artifact, _ = shards
+    reader = ShardReader(artifact)
+    shard_numbers = np.unique(reader.index.shard).tolist()
+    expected = [reader.read_runs(shard, np.array([0]), vectors=True)[0] for shard in shard_numbers]
+    largest = max(
+        reader._tables.get(shard, content).bytes for shard in shard_numbers for content in (TRAINING, VECTORS)
+    )
+    reads: list[int] = []
+    small = RunTables(lambda shard: reads.append(shard) or reader._read_table(shard), limit=2 * largest)
+    reader._tables = small
+    for _ in range(2):
+        found = [reader.read_runs(shard, np.array([0]), vectors=True)[0] for shard in shard_numbers]
+        assert all(one.equals(other) for one, other in zip(found, expected, strict=True))
+        assert sum(table.bytes for table in small._tables.values()) == small._bytes <= 2 * largest
+    # What was dropped is read again; what was used just now is not.
+    assert len(reads) > 2 * len(shard_numbers)
+    before = len(reads)
+    reader.read_runs(shard_numbers[-1], np.array([0]), vectors=True)
+    assert len(reads) == before

@@ -10,7 +10,7 @@ import pytest
 
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store import Artifact, Counts, Folder, Receipt
-from clusterbatch.store.exchange import read_bucket, write_buckets
+from clusterbatch.store.exchange import bucket_rows, read_bucket, write_buckets
 from clusterbatch.store.tables import read_parquet, write_parquet
 
 TABLE = pa.table({"number": np.arange(5000), "text": [f"text {number}" for number in range(5000)]})
@@ -97,10 +97,33 @@ def test_rows_meet_in_buckets_in_their_order(tmp_path: Path) -> None:
     assert read_bucket(it, parts, 7) is None
 
 
-def test_a_damaged_bucket_names_its_part(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("position", "damaged"), [(100, 0), (-96, 0), (-80, 0), (-64, 1), (-56, 1), (-48, 1), (-33, 1)]
+)
+def test_a_damaged_bucket_names_its_part(tmp_path: Path, position: int, damaged: int) -> None:
+    """In its rows, and in each number of its entry in the table behind them; the other bucket stays readable."""
     it = artifact(tmp_path)
-    part = write_buckets(it, 0, TABLE, np.zeros(5000, int), 1)
+    part = write_buckets(it, 0, TABLE, np.arange(5000) // 2500, 3)
     file = tmp_path / part.path
-    file.write_bytes(file.read_bytes()[:-10] + b"0123456789")
-    with pytest.raises(DataError, match=r"unit-00000000.*damaged between bytes"):
-        read_bucket(it, [part], 0)
+    data = bytearray(file.read_bytes())
+    data[position] ^= 0x40
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=rf"{part.path}: damaged in bucket {damaged}"):
+        read_bucket(it, [part], damaged)
+    assert read_bucket(it, [part], 1 - damaged) == TABLE.slice(2500 * (1 - damaged), 2500)
+
+
+def test_rows_of_buckets_are_counted_without_reading_them(tmp_path: Path) -> None:
+    it = artifact(tmp_path)
+    bucket = np.random.default_rng(0).integers(0, 40, 5000)
+    parts = [
+        write_buckets(it, unit, TABLE.slice(start, 500), bucket[start : start + 500], 50)
+        for unit, start in enumerate(range(0, 5000, 500))
+    ]
+    parts.append(write_buckets(it, 10, TABLE.slice(0, 0), bucket[:0], 50))
+    assert bucket_rows(it, parts).tolist() == np.bincount(bucket, minlength=50).tolist()
+    # What the driver keeps of a unit does not grow with the number of buckets.
+    assert all(len(part.model_dump_json()) < 250 for part in parts)
+    (tmp_path / parts[3].path).unlink()
+    with pytest.raises(DataError, match=r"unit-00000003.*missing"):
+        bucket_rows(it, parts)

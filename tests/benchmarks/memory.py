@@ -1,0 +1,40 @@
+"""The most memory that a process and all below it hold at once."""
+
+from __future__ import annotations
+
+import threading
+
+import psutil
+
+_SECONDS_BETWEEN_LOOKS = 0.2
+
+
+class PeakMemory:
+    """`with PeakMemory() as memory: ...`, then `memory.bytes`: this process and its descendants, Ray's own included.
+
+    Pages that processes share, such as the object store's, are counted once (PSS).
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._ended.wait(_SECONDS_BETWEEN_LOOKS):
+            held = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    held += process.memory_full_info().pss
+                except psutil.Error:
+                    continue
+            self.bytes = max(self.bytes, held)
