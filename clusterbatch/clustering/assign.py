@@ -43,7 +43,7 @@ class Assigner:
         self.clusters = len(centroids)
         self.dtype, self.device = dtype, torch.device(device)
         # How far columns are folded upon each other before the place of the maximum is looked for.
-        self._fold = 32 if dtype == torch.bfloat16 and self.clusters >= 512 else 8
+        self._fold = 16 if dtype == torch.bfloat16 and self.clusters >= 256 else 8
         padding = -self.clusters % self._fold
         columns = torch.from_numpy(np.array(centroids, dtype=np.float32)).to(self.device)
         # Repeats of the last centroid: a row that prefers one of them belongs to the last.
