@@ -30,7 +30,6 @@ from clusterbatch.clustering.tasks import tasks
 from clusterbatch.clustering.tokenisation import Tokenisation
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import corpus_units
-from clusterbatch.encoder.embedder import UnitEmbedder
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.runtime import Pool, Unit, run_units
 from clusterbatch.schema import VECTORS
@@ -99,7 +98,7 @@ class Passes:
         config = self.config.cluster
         dimensions: int | None = None
         if config.surrogate != "none":
-            dimensions = self.embeddings.details["dimensions"] or UnitEmbedder(self.config, self.generation).dimensions
+            dimensions = self.embeddings.details["dimensions"]
             dimensions = min(dimensions, config.surrogate_dimensions or dimensions)
         return ShardLayout(
             vocabulary=Tokenisation.of(self.config).tokenizer.vocabulary,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, repeat
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from clusterbatch.store.tables import read_parquet, write_parquet
 
 STATISTICS, FARTHEST = "statistics", "farthest"
 _NEIGHBOURS = 3
+# Clusters that are compared at once, and with how many before and behind them in the packing order, where what is near
+# in meaning stands near: all pairs of a million clusters would take hours.
+_BLOCK, _WINDOW = 1024, 16_384
 # Rows listed of each source as the farthest from any centroid.
 _FARTHEST = 100
 # A cluster with a larger share of repeated documents, or so many standard deviations less cohesive than its source's
@@ -27,7 +31,7 @@ _DUPLICATES, _DEVIATIONS = 0.5, 2.5
 
 @dataclass(frozen=True)
 class StatisticsJob:
-    """facts: one part per bucket; keys: for each part, (source, cluster) of its rows."""
+    """facts: one part per bucket; keys: for each part, (source, cluster) of its rows, a source's rows together."""
 
     artifact: Artifact
     facts: Sequence[Part]
@@ -35,28 +39,39 @@ class StatisticsJob:
     output: Artifact
 
     def run(self) -> tuple[list[Part], dict[str, dict[str, Any]]]:
-        """Writes one row per cluster and the farthest rows; returns both parts and a summary of each source."""
-        by_source: dict[str, dict[int, list[dict[str, Any]]]] = {}
-        vectors: dict[tuple[str, int], np.ndarray] = {}
-        for part, keys in zip(self.facts, self.keys, strict=True):
-            table = read_parquet(self.artifact.folder, part.path)
-            if "vector" in table.column_names:
-                for key, vector in zip(keys, vector_values(table["vector"]), strict=True):
-                    vectors[key] = vectors.get(key, 0) + vector.astype(np.float64)
-                table = table.drop_columns("vector")
-            for (source, cluster), row in zip(keys, table.to_pylist(), strict=True):
-                by_source.setdefault(source, {}).setdefault(cluster, []).append(row)
-        rows, farthest, summary = [], [], {}
-        for source, clusters in by_source.items():
+        """Writes one row per cluster and the farthest rows; returns both parts and a summary of each source.
+
+        Source by source: of those before only tables are held.
+        """
+        rows, farthest, summary = [_STATISTICS.empty_table()], [_FARTHEST_ROWS.empty_table()], {}
+        for source, of_source in groupby(self._facts(), key=lambda fact: fact[0]):
+            clusters: dict[int, list[dict[str, Any]]] = {}
+            vectors: dict[int, np.ndarray] = {}
+            for _, cluster, row, vector in of_source:
+                clusters.setdefault(cluster, []).append(row)
+                if vector is not None:
+                    vectors[cluster] = vectors.get(cluster, 0) + vector.astype(np.float64)
+            assert source not in summary, "the rows of a source stand together"
             described = _describe(source, clusters, vectors)
-            rows += described
-            farthest += _farthest(described)
+            rows.append(pa.Table.from_pylist(described, schema=_STATISTICS))
+            farthest.append(pa.Table.from_pylist(_farthest(described), schema=_FARTHEST_ROWS))
             summary[source] = summarise(np.array([row["rows"] for row in described]), described)
         parts = [
-            write_parquet(self.output, name, pa.Table.from_pylist(values, schema=schema), content=name)
-            for name, values, schema in ((STATISTICS, rows, _STATISTICS), (FARTHEST, farthest, _FARTHEST_ROWS))
+            write_parquet(self.output, name, pa.concat_tables(tables), content=name)
+            for name, tables in ((STATISTICS, rows), (FARTHEST, farthest))
         ]
         return parts, summary
+
+    def _facts(self) -> Iterator[tuple[str, int, dict[str, Any], np.ndarray | None]]:
+        """(source, cluster, what its bucket knows, sum of its vectors or None) of every piece, in order."""
+        for part, keys in zip(self.facts, self.keys, strict=True):
+            table = read_parquet(self.artifact.folder, part.path)
+            vectors: Iterable[np.ndarray | None] = repeat(None, len(keys))
+            if "vector" in table.column_names:
+                vectors = vector_values(table["vector"])
+                table = table.drop_columns("vector")
+            for (source, cluster), row, vector in zip(keys, table.to_pylist(), vectors, strict=True):
+                yield source, cluster, row, vector
 
 
 def summarise(sizes: np.ndarray, described: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -84,7 +99,7 @@ def gini(sizes: np.ndarray) -> float:
 
 
 def _describe(
-    source: str, clusters: dict[int, list[dict[str, Any]]], vectors: dict[tuple[str, int], np.ndarray]
+    source: str, clusters: dict[int, list[dict[str, Any]]], vectors: dict[int, np.ndarray]
 ) -> list[dict[str, Any]]:
     numbers = sorted(clusters)
     pieces = [clusters[number] for number in numbers]
@@ -92,7 +107,7 @@ def _describe(
     terms = naming_terms([found[0]["terms"] for found in pieces], [found[0]["counts"] for found in pieces])
     neighbours: list[list[dict[str, Any]]] = [[] for _ in numbers]
     if vectors and len(numbers) > 1:
-        neighbours = _neighbours(numbers, unit_length(np.array([vectors[source, number] for number in numbers])))
+        neighbours = _neighbours(numbers, unit_length(np.array([vectors[number] for number in numbers])))
     rows = []
     for place, (number, found) in enumerate(zip(numbers, pieces, strict=True)):
         size = sum(piece["rows"] for piece in found)
@@ -130,17 +145,20 @@ def _remark(rows: list[dict[str, Any]]) -> None:
 
 
 def _neighbours(numbers: Sequence[int], centroids: np.ndarray) -> list[list[dict[str, Any]]]:
-    """The nearest other clusters of each, by the cosine of their mean vectors."""
+    """The nearest other clusters of each, by the cosine of their mean vectors; both arguments are in packing order."""
     centroids = centroids.astype(np.float32)
     found: list[list[dict[str, Any]]] = []
-    for start in range(0, len(centroids), 1024):
-        similarity = centroids[start : start + 1024] @ centroids.T
-        similarity[np.arange(len(similarity)), start + np.arange(len(similarity))] = -np.inf
-        count = min(_NEIGHBOURS, len(centroids) - 1)
+    for start in range(0, len(centroids), _BLOCK):
+        first = max(0, start - _WINDOW)
+        others = centroids[first : start + _BLOCK + _WINDOW]
+        similarity = centroids[start : start + _BLOCK] @ others.T
+        own = np.arange(len(similarity))
+        similarity[own, start - first + own] = -np.inf
+        count = min(_NEIGHBOURS, len(others) - 1)
         nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
         for row, places in zip(similarity, nearest, strict=True):
-            ordered = places[np.lexsort((places, -row[places]))]
-            found.append([{"cluster": numbers[place], "cosine": float(row[place])} for place in ordered.tolist()])
+            ordered = places[np.lexsort((places, -row[places]))].tolist()
+            found.append([{"cluster": numbers[first + place], "cosine": float(row[place])} for place in ordered])
     return found
 
 

@@ -14,9 +14,10 @@ from clusterbatch.corpus.units import corpus_units
 from clusterbatch.encoder.embedder import UnitEmbedder, surrogate_artifact
 from clusterbatch.encoder.importing import import_vectors
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
-from clusterbatch.encoder.workers import EmbedWorker, FitSurrogateWorker, PrepareWorker
+from clusterbatch.encoder.surrogate import SAMPLE_PAIRS
+from clusterbatch.encoder.workers import EmbedWorker, FitSurrogateWorker, PrepareWorker, TrialWorker
 from clusterbatch.runtime import Ahead, Pool, Unit, ray_session, run_units
-from clusterbatch.store import Artifact, Manifest, Stopwatch
+from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
 from clusterbatch.store.workspace import Workspace
 
 __all__ = ["UnitEmbedder", "embed"]
@@ -31,8 +32,8 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     """Embeds queries and documents of the corpus with `embed.model`; returns the manifest of the embeddings.
 
     Unit u of the corpus becomes one part, rows in the same order. With `embed.persist: false` there are no parts: what
-    needs vectors asks a `UnitEmbedder`. Details: model (fingerprint), persisted, dimensions, tokens, for each
-    source the share of unknown tokens, and seconds of all workers by step.
+    needs vectors asks a `UnitEmbedder`. Details: model (fingerprint), persisted, dimensions, tokens, for each source
+    the share of unknown tokens (of a sample where vectors are not kept), and seconds of all workers by step.
     """
     workspace = Workspace(config)
     corpus = workspace.corpus.require()
@@ -50,12 +51,18 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     with ray_session(config.ray):
         if ngrams and units:
             _fit_surrogate(config, workspace.corpus, surrogate_artifact(artifact), identity, units)
-        receipts = []
+        receipts: list[Receipt] = []
+        trial: list[Receipt] = []
         if config.embed.persist:
             device, pool, ahead = _placement(config, workspace.corpus)
             arguments = {"config": config, "generation": generation, "identity": identity, "device": device}
             receipts = run_units("embed", units, EmbedWorker, arguments, pool, done=done, ahead=ahead)
-    shares = unknown_shares([receipt.details["unknown"] for receipt in receipts])
+        elif units:
+            arguments = {"config": config, "generation": generation, "identity": identity}
+            pool = Pool(1, config.embed.cpus_per_worker)
+            trial = run_units("embed: trial", [_all_in_one(units)], TrialWorker, arguments, pool)
+    seen = receipts or trial
+    shares = unknown_shares([receipt.details["unknown"] for receipt in seen])
     warn_of_unknown(config.embed.model, shares)
     return artifact.commit(
         identity,
@@ -66,7 +73,7 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
         details={
             "model": model,
             "persisted": config.embed.persist,
-            "dimensions": receipts[0].details["dimensions"] if receipts else None,
+            "dimensions": seen[0].details["dimensions"] if seen else None,
             "tokens": sum(receipt.details["tokens"] for receipt in receipts),
             "unknown_share": shares,
             "seconds": {
@@ -104,7 +111,6 @@ def _fit_surrogate(
     if artifact.is_done(identity):
         return
     done = artifact.begin(identity, force=True)
-    whole = Unit(0, sum(unit.rows for unit in units), [unit.payload for unit in units])
     arguments = {
         "corpus": corpus,
         "artifact": artifact,
@@ -112,8 +118,14 @@ def _fit_surrogate(
         "max_tokens": config.embed.max_tokens,
     }
     pool = Pool(1, config.embed.cpus_per_worker)
-    receipts = run_units("surrogate", [whole], FitSurrogateWorker, arguments, pool, done=done)
+    receipts = run_units("surrogate", [_all_in_one(units)], FitSurrogateWorker, arguments, pool, done=done)
     artifact.commit(identity, receipts, config={}, inputs={}, seconds=receipts[0].seconds)
+
+
+def _all_in_one(units: Sequence[Unit]) -> Unit:
+    """For workers that look at a sample of the corpus."""
+    rows = sum(unit.rows for unit in units)
+    return Unit(0, min(rows, SAMPLE_PAIRS), [unit.payload for unit in units])
 
 
 def _placement(config: RunConfig, corpus: Artifact) -> tuple[str, Pool, Ahead | None]:

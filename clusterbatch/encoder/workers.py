@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -89,17 +89,43 @@ class FitSurrogateWorker:
         return receipt
 
 
-def sample_texts(corpus: Artifact, units: Sequence[CorpusUnit], pairs: int, seed: int = 0) -> list[str]:
-    """Queries and documents of up to `pairs` rows, drawn uniformly; reads only the units that hold some, one by one."""
+class TrialWorker:
+    """What the stage says of a corpus whose vectors it does not keep, from a uniform sample; one unit, of all units.
+
+    Details of its receipt: dimensions, and unknown tokens by source.
+    """
+
+    def __init__(self, config: RunConfig, generation: int, identity: str) -> None:
+        self._embedder = UnitEmbedder(config, generation, "cpu")
+        self._identity = identity
+
+    def process(self, unit: Unit) -> Receipt:
+        unknown: dict[str, np.ndarray] = {}
+        for corpus_unit, rows in sample_rows(unit.payload, SAMPLE_PAIRS):
+            for source, counts in self._embedder.prepare(corpus_unit, rows).unknown.items():
+                unknown[source] = unknown.get(source, np.zeros(2, np.int64)) + counts
+        counted = {source: counts.tolist() for source, counts in unknown.items()}
+        details = {"dimensions": self._embedder.dimensions, "unknown": counted}
+        return Receipt(unit=unit.number, fingerprint=self._identity, details=details)
+
+
+def sample_rows(units: Sequence[CorpusUnit], pairs: int, seed: int = 0) -> Iterator[tuple[CorpusUnit, np.ndarray]]:
+    """Up to `pairs` rows of a corpus, drawn uniformly: the units that hold some, and their row numbers inside it."""
     starts = np.concatenate([[0], np.cumsum([unit.rows for unit in units])])
     total = int(starts[-1])
     chosen = np.sort(np.random.default_rng(seed).choice(total, min(pairs, total), replace=False))
-    texts: list[str] = []
     for unit, start, end in zip(units, starts[:-1], starts[1:], strict=True):
         rows = chosen[np.searchsorted(chosen, start) : np.searchsorted(chosen, end)] - start
         if len(rows):
-            table = read_unit(corpus, unit, ["query", "document"]).take(pa.array(rows))
-            texts += table["query"].to_pylist() + table["document"].to_pylist()
+            yield unit, rows
+
+
+def sample_texts(corpus: Artifact, units: Sequence[CorpusUnit], pairs: int, seed: int = 0) -> list[str]:
+    """Queries and documents of `sample_rows`, read unit by unit."""
+    texts: list[str] = []
+    for unit, rows in sample_rows(units, pairs, seed):
+        table = read_unit(corpus, unit, ["query", "document"]).take(pa.array(rows))
+        texts += table["query"].to_pylist() + table["document"].to_pylist()
     return texts
 
 

@@ -141,10 +141,12 @@ def test_a_vector_that_is_not_finite_fails_with_the_row(
     assert Workspace(config).embeddings().manifest() is None
 
 
+@pytest.mark.parametrize("persist", [True, False])
 def test_unknown_tokens_are_warned_of_by_source(
-    tmp_path: Path, minilm: str, ray_local: None, caplog: pytest.LogCaptureFixture
+    persist: bool, tmp_path: Path, minilm: str, ray_local: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = RunConfig(workspace=str(tmp_path), embed=EmbedConfig(model=minilm, max_tokens=16, workers=1))
+    settings = EmbedConfig(model=minilm, max_tokens=16, workers=1, persist=persist)
+    config = RunConfig(workspace=str(tmp_path), embed=settings)
     commit_corpus(config, corpus_table(["one two", "埼玉県"], ["three", "関東地方に位置"], ["english", "japanese"]))
     with caplog.at_level(logging.WARNING):
         manifest = embed(config)
@@ -152,3 +154,4 @@ def test_unknown_tokens_are_warned_of_by_source(
     assert shares["english"] == 0
     assert shares["japanese"] > 0.02
     assert [record.getMessage().count("japanese") for record in caplog.records] == [1]
+    assert manifest.details["dimensions"] == 384
