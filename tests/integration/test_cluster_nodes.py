@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.faults
+
 # In a process of its own: a cluster of several nodes cannot be started beside the session's Ray.
 DRIVER = """
 import sys

@@ -1,18 +1,16 @@
 """Each way to cluster through the whole stage: rows are conserved, and each promise of the option holds.
 
-Most run their units in this process, one after the other: what the workers do is the same, and Ray's starts are many.
+They run their units in this process, one after the other: what the workers do is the same, and Ray's starts are many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 
-from clusterbatch.clustering import distributed, passes, stage
+from clusterbatch.clustering import distributed
 from clusterbatch.clustering.inspect import inspect_cluster, inspect_source
 from clusterbatch.clustering.shards import ShardReader
 from clusterbatch.clustering.stage import cluster
@@ -21,8 +19,7 @@ from clusterbatch.corpus.units import corpus_units
 from clusterbatch.encoder.embedder import UnitEmbedder
 from clusterbatch.encoder.workers import embeddings_table
 from clusterbatch.errors import UsageError
-from clusterbatch.runtime import Pool, Unit
-from clusterbatch.store import Manifest, Receipt
+from clusterbatch.store import Manifest
 from clusterbatch.store.artifact import MANIFEST
 from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace
@@ -30,28 +27,6 @@ from tests.clustering.embedded import embedded_workspace
 from tests.integration.test_cluster_stage import SETTINGS, SOURCES, all_runs, text_rows
 
 TOTAL = sum(SOURCES.values())
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run_units(
-        title: str,
-        units: Sequence[Unit],
-        worker: type,
-        arguments: Mapping[str, Any],
-        pool: Pool,
-        *,
-        done: Mapping[int, Receipt] | None = None,
-    ) -> list[Receipt]:
-        receipts = dict(done or {})
-        made = worker(**arguments) if units else None
-        # Backwards: no result may depend on the order.
-        receipts |= {unit.number: made.process(unit) for unit in reversed(units) if unit.number not in receipts}
-        return [receipts[unit.number] for unit in units]
-
-    monkeypatch.setattr(passes, "run_units", run_units)
-    monkeypatch.setattr(stage, "run_on_worker", lambda function, argument, pool: function(argument))
-    monkeypatch.setattr(stage, "ray_session", lambda config: nullcontext())
 
 
 def run(uri: Any, *, optional: list[str] | None = None, **cluster_settings: Any) -> tuple[RunConfig, Manifest]:
@@ -121,12 +96,28 @@ def test_clusters_over_the_whole_corpus(tmp_path, in_process) -> None:
     assert len(sizes(config)["(all)"]) == 7
 
 
-def test_a_distributed_fit_is_the_local_one_bit_for_bit(tmp_path, ray_local, monkeypatch) -> None:
-    _, local = run(tmp_path / "local", optional=["weight"], workers=1)
+def test_a_distributed_fit_is_the_local_one_bit_for_bit(tmp_path, in_process, ray_local, monkeypatch) -> None:
+    fits = []
+    original = distributed.fit_distributed
+    monkeypatch.setattr(distributed, "fit_distributed", lambda *arguments: fits.append(1) or original(*arguments))
+    settings = {"optional": ["weight"], "scope": "corpus"}
+    _, local = run(tmp_path / "local", workers=1, **settings)
     monkeypatch.setattr(distributed, "LOCAL_BYTES", 0)
     for workers in (1, 2):
-        _, spread = run(tmp_path / str(workers), optional=["weight"], workers=workers)
+        _, spread = run(tmp_path / str(workers), workers=workers, **settings)
         assert [part.checksum for part in spread.parts] == [part.checksum for part in local.parts]
+    assert len(fits) == 2
+
+
+@pytest.mark.parametrize(("stratify", "sources"), [("random", ["(all)"]), ("source", sorted(SOURCES))])
+def test_without_clusters_rows_are_cut_by_hash_into_shards(tmp_path, in_process, stratify, sources) -> None:
+    config = embedded_workspace(str(tmp_path), SOURCES, settings={**SETTINGS, "batches": {"stratify": stratify}})
+    manifest = cluster(config)
+    reader = ShardReader(Workspace(config).clusters())
+    assert reader.index.sources == sources
+    assert set(reader.index.cluster.tolist()) == {0}
+    assert reader.index.total_rows == TOTAL == manifest.counts.written
+    assert len(np.unique(reader.index.shard)) > 2
 
 
 def test_what_is_known_of_a_cluster(tmp_path, in_process) -> None:
