@@ -136,9 +136,9 @@ def _placement(config: RunConfig, corpus: Artifact) -> tuple[str, Pool, Ahead | 
         device = "cuda" if ray.cluster_resources().get("GPU", 0) >= settings.gpus_per_worker else "cpu"
     on_gpu = device.startswith("cuda")
     pool = Pool(settings.workers, settings.cpus_per_worker, settings.gpus_per_worker if on_gpu else 0.0)
-    tokenizers = settings.tokenizers
-    if tokenizers is None:
+    tokenizers = settings.tokenizers or 0
+    if settings.tokenizers is None and on_gpu:
         left = int((ray.cluster_resources().get("CPU", 0) - pool.workers * pool.cpus) / Pool.cpus)
-        tokenizers = min(_TOKENIZERS_PER_GPU_WORKER * pool.workers, max(left, 0)) if on_gpu else 0
+        tokenizers = min(_TOKENIZERS_PER_GPU_WORKER * pool.workers, max(left, 0))
     arguments = {"corpus": corpus, "config": config}
     return device, pool, Ahead(PrepareWorker, arguments, Pool(tokenizers)) if tokenizers else None

@@ -1,4 +1,4 @@
-"""The clustering stage without Ray, for tests of what its units do."""
+"""Stages without Ray, for tests of what their units do."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from tests.integration.in_process import without_ray
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stage `cluster` runs its units in this process; fits that are spread over workers still need Ray."""
+    """Stages run their units in this process; fits that are spread over workers still need Ray."""
     for module, name, substitute in without_ray():
         monkeypatch.setattr(module, name, substitute)

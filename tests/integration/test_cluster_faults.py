@@ -25,30 +25,10 @@ from clusterbatch.store import Artifact, Folder
 from clusterbatch.store.exchange import write_buckets
 from clusterbatch.store.workspace import Workspace
 from tests.clustering.embedded import blobs, embedded_workspace
+from tests.integration.in_process import DRIVER
 
 SOURCES = {"forum": 4000, "wiki": 900}
 SETTINGS = {"cluster": {"mean_size": 200, "run_rows": 16, "shard_bytes": 2**16, "workers": 2}}
-# Ends by its own hand, as a lost machine would, when so many units of a pass are whole.
-DRIVER = """
-import os, signal, sys
-from clusterbatch.clustering.stage import cluster
-from clusterbatch.config import RunConfig
-from clusterbatch.runtime import metrics
-from tests.integration.in_process import without_ray
-
-for module, name, substitute in without_ray():
-    setattr(module, name, substitute)
-seen = 0
-
-def counting(stage, receipt, waiting):
-    global seen
-    seen += stage == sys.argv[2]
-    if seen == int(sys.argv[3]):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-metrics.unit_finished = counting
-cluster(RunConfig.model_validate_json(open(sys.argv[1]).read()))
-"""
 
 
 class _Killing(RemoteRows):
@@ -88,8 +68,8 @@ def test_a_run_killed_in_mid_shuffle_goes_on_to_the_same_clusters(tmp_path: Path
     undisturbed = cluster(embedded_workspace(str(tmp_path / "whole"), SOURCES, settings=SETTINGS))
     config = embedded_workspace(str(tmp_path / "killed"), SOURCES, settings=SETTINGS)
     (tmp_path / "config.json").write_text(config.model_dump_json())
-    for stage, units in (("assign", 3), ("shards", 2)):
-        command = [sys.executable, "-c", DRIVER, str(tmp_path / "config.json"), stage, str(units)]
+    for title, units in (("assign", 3), ("shards", 2)):
+        command = [sys.executable, "-c", DRIVER, "cluster", str(tmp_path / "config.json"), title, str(units)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         ended = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=300)
         assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()[-2000:]

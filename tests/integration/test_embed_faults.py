@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -23,9 +24,10 @@ from clusterbatch.store.artifact import RECEIPTS
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 from tests.encoder.corpora import commit_corpus, corpus_table
+from tests.integration.in_process import DRIVER, without_ray
 
 _ROOT = Path(__file__).parents[2]
-_UNITS, _UNIT_ROWS = 12, 16
+_UNITS, _UNIT_ROWS = 8, 16
 _WAIT_SECONDS = 600.0
 
 
@@ -74,7 +76,10 @@ def _wait_for_receipts(config: RunConfig, count: int) -> None:
 
 def test_killed_worker(workspaces: Callable[[str], RunConfig], ray_local: None) -> None:
     undisturbed = workspaces("undisturbed")
-    expected = _table(undisturbed, embed(undisturbed))
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, substitute in without_ray():
+            patch.setattr(module, name, substitute)
+        expected = _table(undisturbed, embed(undisturbed))
     config = workspaces("killed")
     killed: list[int] = []
 
@@ -95,29 +100,21 @@ def test_killed_worker(workspaces: Callable[[str], RunConfig], ray_local: None) 
 
 
 def test_killed_stage_goes_on_with_the_units_that_are_missing(
-    workspaces: Callable[[str], RunConfig], tmp_path: Path
+    workspaces: Callable[[str], RunConfig], tmp_path: Path, in_process: None
 ) -> None:
     config = workspaces("stage")
     (tmp_path / "run.json").write_text(config.model_dump_json())
-    code = (
-        "import sys; from clusterbatch.config import RunConfig; from clusterbatch.encoder.stage import embed; "
-        "manifest = embed(RunConfig.model_validate_json(open(sys.argv[1]).read())); print(len(manifest.parts))"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "run.json")]
+    command = [sys.executable, "-c", DRIVER, "embed", str(tmp_path / "run.json"), "embed", "3"]
     environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
-    with subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL) as stage:
-        _wait_for_receipts(config, 3)
-        os.killpg(stage.pid, signal.SIGKILL)
+    ended = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=_WAIT_SECONDS)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()[-2000:]
     assert Workspace(config).embeddings().manifest() is None
     folder = Workspace(config).embeddings().folder
-    before = {name: folder.read(f"{RECEIPTS}/{name}") for name in folder.list(RECEIPTS)}
-    assert 3 <= len(before) < _UNITS
-    finished = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    assert finished.stdout.strip() == str(_UNITS)
-    manifest = Workspace(config).embeddings().require()
-    kept = {part.path for part in manifest.parts}
+    before = [json.loads(folder.read(f"{RECEIPTS}/{name}")) for name in folder.list(RECEIPTS)]
+    assert len(before) == 3
+    manifest = embed(config)
     # Units that were whole were not done again.
-    for receipt in before.values():
-        assert receipt.decode().split('"path":"')[1].split('"')[0] in kept
+    kept = {part.path for part in manifest.parts}
+    assert all(receipt["parts"][0]["path"] in kept for receipt in before)
     rows = _table(config, manifest)["pair_id"].to_pylist()
     assert len(rows) == len(set(rows)) == _UNITS * _UNIT_ROWS
