@@ -80,6 +80,17 @@ class Assigner:
             cosine -= self._bias_K[labels]
         return Assignment(labels.clamp_(max=self.clusters - 1).cpu(), cosine.cpu())
 
+    def nearest(self, vectors_ND: np.ndarray, count: int) -> np.ndarray:
+        """(N, count) int64: the centroids of highest similarity of each row, the highest first; for few centroids."""
+        places = []
+        for start in range(0, len(vectors_ND), self.block_rows):
+            block = torch.from_numpy(vectors_ND[start : start + self.block_rows]).to(self.device, self.dtype)
+            similarity = torch.mm(block, self._centroids_DK)[:, : self.clusters].float()
+            if self._bias_K is not None:
+                similarity += self._bias_K[: self.clusters]
+            places.append(similarity.topk(count, dim=1).indices.cpu())
+        return torch.cat(places).numpy() if places else np.empty((0, count), np.int64)
+
 
 def _maximum(values: torch.Tensor, fold: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Row maxima of (n, columns), as float32, and their columns; columns a multiple of `fold`, a power of two.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -59,14 +61,40 @@ def test_a_bias_moves_the_choice_and_not_the_cosine() -> None:
     np.testing.assert_allclose(found.cosine.numpy(), similarity[np.arange(500), expected], atol=1e-5)
 
 
-def test_two_levels_look_only_inside_the_coarse_cluster() -> None:
-    vectors, coarse = unit(2000, 24, 0), unit(6, 24, 1)
-    fine = [unit(size, 24, 10 + size) for size in (1, 2, 9, 4, 5, 8)]
-    model = GroupModel([Centers(centroids) for centroids in fine], np.ones(29) / 29, coarse=Centers(coarse))
+def two_levels(coarse: int, sizes: tuple[int, ...]) -> GroupModel:
+    fine = [Centers(unit(size, 24, 10 + size)) for size in sizes]
+    return GroupModel(fine, np.ones(sum(sizes)) / sum(sizes), coarse=Centers(unit(coarse, 24, 1)))
+
+
+def test_two_levels_look_inside_the_nearest_coarse_clusters() -> None:
+    vectors, model = unit(2000, 24, 0), two_levels(6, (1, 2, 9, 4, 5, 8))
+    assert model.coarse is not None
     labels, cosine = GroupAssigner(model)(vectors)
-    first = np.concatenate([[0], np.cumsum([len(centroids) for centroids in fine])])
-    for row in range(0, 2000, 7):
-        inside = int((coarse @ vectors[row]).argmax())
-        similarity = fine[inside] @ vectors[row]
-        assert labels[row] == first[inside] + similarity.argmax()
-        assert cosine[row] == pytest.approx(similarity.max(), abs=1e-5)
+    centroids = np.concatenate([centers.centroids for centers in model.fine])
+    cell = np.repeat(np.arange(6), [len(centers.centroids) for centers in model.fine])
+    similarity, coarse = vectors @ centroids.T, vectors @ model.coarse.centroids.T
+    # The fourth highest similarity to a coarse centroid is the lowest that is looked into.
+    looked_into = (coarse >= np.sort(coarse, axis=1)[:, -4:-3])[:, cell]
+    expected = np.where(looked_into, similarity, -2).max(axis=1)
+    np.testing.assert_allclose(cosine, expected, atol=1e-5)
+    np.testing.assert_allclose(similarity[np.arange(2000), labels], cosine, atol=1e-5)
+    assert np.mean(cosine > np.where(coarse.argmax(axis=1)[:, None] == cell, similarity, -2).max(axis=1) + 1e-4) > 0.2
+
+
+def test_few_coarse_clusters_are_all_looked_into() -> None:
+    vectors, model = unit(300, 24, 0), two_levels(3, (2, 3, 4))
+    labels, cosine = GroupAssigner(model)(vectors)
+    similarity = vectors @ np.concatenate([centers.centroids for centers in model.fine]).T
+    assert np.array_equal(labels, similarity.argmax(axis=1))
+    np.testing.assert_allclose(cosine, similarity.max(axis=1), atol=1e-5)
+
+
+def test_biased_clusters_share_out_the_rows_of_one_coarse_cluster() -> None:
+    vectors, model = unit(300, 24, 0), two_levels(3, (2, 3, 4))
+    biased = replace(
+        model, fine=[Centers(fine.centroids, np.zeros(len(fine.centroids), np.float32)) for fine in model.fine]
+    )
+    labels, _ = GroupAssigner(biased)(vectors)
+    cell = np.repeat(np.arange(3), [2, 3, 4])
+    assert model.coarse is not None
+    assert np.array_equal(cell[labels], (vectors @ model.coarse.centroids.T).argmax(axis=1))
