@@ -28,7 +28,7 @@ from tests.clustering.embedded import blobs, embedded_workspace
 from tests.integration.in_process import DRIVER
 
 SOURCES = {"forum": 4000, "wiki": 900}
-SETTINGS = {"cluster": {"mean_size": 200, "run_rows": 16, "shard_bytes": 2**16, "workers": 2}}
+SETTINGS = {"cluster": {"mean_size": 200, "run_rows": 16, "shard_bytes": 2**16, "workers": 2, "device": "cpu"}}
 
 
 class _Killing(RemoteRows):

@@ -30,7 +30,7 @@ TOTAL = sum(SOURCES.values())
 
 
 def run(uri: Any, *, optional: list[str] | None = None, **cluster_settings: Any) -> tuple[RunConfig, Manifest]:
-    settings = {"cluster": {**SETTINGS["cluster"], "device": "cpu", **cluster_settings}}
+    settings = {"cluster": {**SETTINGS["cluster"], **cluster_settings}}
     config = embedded_workspace(str(uri), SOURCES, optional=optional or [], settings=settings)
     return config, cluster(config)
 
@@ -137,7 +137,7 @@ def test_what_is_known_of_a_cluster(tmp_path, in_process) -> None:
 
 
 def test_vectors_that_were_not_kept_give_the_same_shards(tmp_path, in_process) -> None:
-    settings = {"cluster": {**SETTINGS["cluster"], "mean_size": 40, "device": "cpu"}, "embed": {"dtype": "float32"}}
+    settings = {"cluster": {**SETTINGS["cluster"], "mean_size": 40}, "embed": {"dtype": "float32"}}
     rows = {"forum": 120, "wiki": 30}
     kept = embedded_workspace(str(tmp_path / "kept"), rows, dimensions=384, settings=settings)
     fresh = embedded_workspace(

@@ -15,7 +15,7 @@ from clusterbatch.store.workspace import Workspace
 from tests.clustering.embedded import embedded_workspace
 
 SOURCES = {"forum": 1500, "wiki": 700, "tiny": 30}
-SETTINGS = {"cluster": {"mean_size": 150, "run_rows": 16, "shard_bytes": 2**16, "workers": 2}}
+SETTINGS = {"cluster": {"mean_size": 150, "run_rows": 16, "shard_bytes": 2**16, "workers": 2, "device": "cpu"}}
 
 
 def text_rows(artifact: Artifact) -> pa.Table:
