@@ -21,10 +21,10 @@ from tests.benchmarks.vectors import emit
 
 def measure(workspace: str, clusters: int, workers: int, shard_bytes: int, scope: str) -> None:
     written: list[int] = []
-    remove = Artifact.commit
+    commit = Artifact.commit
 
     def counting(self: Artifact, *arguments: object, **keywords: object) -> object:
-        manifest = remove(self, *arguments, **keywords)  # type: ignore[arg-type]
+        manifest = commit(self, *arguments, **keywords)  # type: ignore[arg-type]
         written.append(sum(part.bytes for part in manifest.parts))
         return manifest
 
@@ -43,7 +43,7 @@ def measure(workspace: str, clusters: int, workers: int, shard_bytes: int, scope
             with PeakMemory() as memory:
                 manifest = stage.cluster(config)
         finally:
-            Artifact.commit = remove  # type: ignore[method-assign]
+            Artifact.commit = commit  # type: ignore[method-assign]
         seconds = time.perf_counter() - start
     training = [part for part in manifest.parts if "shard" in part.details and part.details["content"] != ROWS]
     final = sum(part.bytes for part in manifest.parts)
