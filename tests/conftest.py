@@ -25,6 +25,15 @@ def ray_local() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`embed` and `cluster` run their units in this process; fits that are spread over workers still need Ray."""
+    from tests.integration.in_process import without_ray
+
+    for module, name, substitute in without_ray():
+        monkeypatch.setattr(module, name, substitute)
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """Real pairs and collections (CLUSTERBATCH_DATA); tests that need them skip where they are absent."""

@@ -71,7 +71,7 @@ def test_one_part_a_unit_in_the_corpus_order(run: Callable[..., RunConfig], ray_
 
 
 def test_second_run_does_nothing_and_another_model_is_refused(
-    run: Callable[..., RunConfig], ray_local: None, tiny: Callable[[str], Path]
+    run: Callable[..., RunConfig], in_process: None, tiny: Callable[[str], Path]
 ) -> None:
     first = embed(run(workers=1))
     assert embed(run(workers=2)) == first
@@ -88,7 +88,7 @@ def test_tokenisers_ahead_of_the_workers_change_nothing(run: Callable[..., RunCo
     assert _vectors(config, ahead).equals(alone)
 
 
-def test_vectors_that_are_not_kept_are_the_same(run: Callable[..., RunConfig], ray_local: None) -> None:
+def test_vectors_that_are_not_kept_are_the_same(run: Callable[..., RunConfig], in_process: None) -> None:
     config = run(workers=1)
     kept = _vectors(config, embed(config))
     fused = run(persist=False)
@@ -107,7 +107,7 @@ def test_vectors_that_are_not_kept_are_the_same(run: Callable[..., RunConfig], r
 
 
 @pytest.mark.parametrize("persist", [True, False])
-def test_surrogate_without_a_model(persist: bool, run: Callable[..., RunConfig], ray_local: None) -> None:
+def test_surrogate_without_a_model(persist: bool, run: Callable[..., RunConfig], in_process: None) -> None:
     config = run(model="char-ngrams", persist=persist)
     manifest = embed(config)
     embedder = UnitEmbedder(config)
@@ -143,9 +143,9 @@ def test_a_vector_that_is_not_finite_fails_with_the_row(
 
 @pytest.mark.parametrize("persist", [True, False])
 def test_unknown_tokens_are_warned_of_by_source(
-    persist: bool, tmp_path: Path, minilm: str, ray_local: None, caplog: pytest.LogCaptureFixture
+    persist: bool, tmp_path: Path, minilm: str, in_process: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = EmbedConfig(model=minilm, max_tokens=16, workers=1, persist=persist)
+    settings = EmbedConfig(model=minilm, max_tokens=16, workers=1, persist=persist, device="cpu")
     config = RunConfig(workspace=str(tmp_path), embed=settings)
     commit_corpus(config, corpus_table(["one two", "埼玉県"], ["three", "関東地方に位置"], ["english", "japanese"]))
     with caplog.at_level(logging.WARNING):
