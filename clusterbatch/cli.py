@@ -169,7 +169,10 @@ def _inspect(config: RunConfig, options: argparse.Namespace) -> None:
 
     if options.cluster is not None:
         cluster = inspect_named_cluster(config, options.cluster)
-        print(json.dumps(cluster)) if options.json else print_cluster(cluster)
+        if options.json:
+            print(json.dumps(cluster))
+        else:
+            print_cluster(cluster)
         return
     rows = inspect_workspace(config)
     if options.json:
