@@ -7,16 +7,17 @@ whose lease it is, and goes on reading it while renewing.
 
 from __future__ import annotations
 
-import _thread
 import os
+import signal
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 
 from pydantic import BaseModel, ValidationError
 
@@ -50,26 +51,57 @@ class Lease(BaseModel):
         return time.time() > self.until or (here and _start_of(self.process) != self.started)
 
 
+class _Lost(BaseException):
+    """Raised in the main thread; like KeyboardInterrupt, nothing that handles errors may swallow it."""
+
+
 @contextmanager
 def workspace_lease(config: RunConfig) -> Iterator[None]:
     """Holds the workspace for the duration of the block.
 
-    Raises UsageError where another run holds it, InfrastructureError at the end of the block where it was lost.
+    Raises UsageError where another run holds it, InfrastructureError where it was lost: in the middle of the block in
+    the main thread, at its end in others.
     """
     folder = Workspace(config).root
     lease = _acquire(folder)
-    keeper = _Keeper(folder, lease)
-    keeper.start()
+    with _interruptible() as interrupt:
+        keeper = _Keeper(folder, lease, interrupt)
+        keeper.start()
+        try:
+            try:
+                yield
+            finally:
+                keeper.stop()
+        except _Lost:
+            pass
+    if keeper.lost_to:
+        raise InfrastructureError(
+            f"{folder.uri}: the lease was lost to {keeper.lost_to}; this run has stopped, nothing is damaged"
+        )
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], None]]:
+    """Gives a function for other threads that stops the main thread, in the middle of a wait too.
+
+    By SIGUSR1: processes that a shell has put in the background ignore SIGINT.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    ended = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not ended:
+            raise _Lost
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    main = threading.get_ident()
     try:
-        yield
-    except KeyboardInterrupt:
-        if keeper.lost_to:
-            raise InfrastructureError(
-                f"{folder.uri}: the lease was lost to {keeper.lost_to}; this run has stopped, nothing is damaged"
-            ) from None
-        raise
+        yield lambda: signal.pthread_kill(main, signal.SIGUSR1)
     finally:
-        keeper.stop()
+        ended = True
+        signal.signal(signal.SIGUSR1, before)
 
 
 def _acquire(folder: Folder) -> Lease:
@@ -105,10 +137,11 @@ def _refuse(folder: Folder, lease: Lease | None) -> None:
 class _Keeper(threading.Thread):
     """Renews the lease, and stops the run where somebody else has taken it."""
 
-    def __init__(self, folder: Folder, lease: Lease) -> None:
+    def __init__(self, folder: Folder, lease: Lease, interrupt: Callable[[], None]) -> None:
         super().__init__(name="workspace-lease", daemon=True)
         self._folder = folder
         self._lease = lease
+        self._interrupt = interrupt
         self._stopped = threading.Event()
         self.lost_to = ""
 
@@ -118,7 +151,7 @@ class _Keeper(threading.Thread):
                 found = _read(self._folder)
                 if found is not None and found.owner != self._lease.owner:
                     self.lost_to = f"process {found.process} on {found.host}"
-                    _thread.interrupt_main()
+                    self._interrupt()
                     return
                 self._lease = self._lease.model_copy(update={"until": time.time() + _SECONDS})
                 _write(self._folder, self._lease)

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -79,18 +80,51 @@ def test_of_many_at_once_at_most_one_goes_on(tmp_path: Path) -> None:
     assert winners.qsize() <= 1
 
 
-def test_a_run_that_lost_its_lease_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class _Thief(threading.Thread):
+    """Takes the lease again and again, and whole: a renewal may fall between its writing and our looking."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.folder, self.caught = folder, threading.Event()
+
+    def run(self) -> None:
+        lease = {"owner": "x", "host": "elsewhere", "process": 7, "started": "1", "until": time.time() + 1000}
+        while not self.caught.wait(0.03):
+            (self.folder / "stolen").write_text(json.dumps(lease))
+            os.replace(self.folder / "stolen", self.folder / LEASE)
+
+
+@pytest.mark.parametrize("in_background", [False, True], ids=["in front", "in the background"])
+def test_a_run_that_lost_its_lease_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_background: bool) -> None:
     monkeypatch.setattr(lease, "_SECONDS", 0.4)
-    thief = {"owner": "x", "host": "elsewhere", "process": 7, "started": "1", "until": time.time() + 1000}
+    # As shells start what they put in the background.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if in_background else signal.default_int_handler)
+    thief = _Thief(tmp_path)
 
     def work() -> None:
         with workspace_lease(config(tmp_path)):
-            # Again and again, and whole: a renewal may fall between the thief's writing and our looking.
-            for _ in range(200):
-                (tmp_path / "stolen").write_text(json.dumps(thief))
-                os.replace(tmp_path / "stolen", tmp_path / LEASE)
-                time.sleep(0.05)
+            thief.start()
+            # In the middle of a wait.
+            time.sleep(60)
 
-    with pytest.raises(InfrastructureError, match="lost to process 7 on elsewhere"):
-        work()
+    start = time.monotonic()
+    try:
+        with pytest.raises(InfrastructureError, match="lost to process 7 on elsewhere"):
+            work()
+    finally:
+        thief.caught.set()
+        signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - start < 50
+    thief.join()
     assert json.loads((tmp_path / LEASE).read_text())["owner"] == "x"
+
+
+def test_an_error_of_the_run_itself_stays_what_it_is(tmp_path: Path) -> None:
+    def work() -> None:
+        with workspace_lease(config(tmp_path)):
+            raise ValueError("its own")
+
+    handler = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(ValueError, match="its own"):
+        work()
+    assert signal.getsignal(signal.SIGUSR1) == handler
