@@ -1,7 +1,8 @@
-"""A fit over several nodes: sums meet from separate raylets, and a node that is lost changes nothing."""
+"""Clustering over several nodes: sums meet from separate raylets, and a node that is lost changes nothing."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,13 +10,35 @@ from pathlib import Path
 
 import pytest
 
+from clusterbatch.clustering.stage import cluster
+from clusterbatch.store.workspace import Workspace
+from tests.clustering.embedded import embedded_workspace
+
 pytestmark = pytest.mark.faults
 
-# In a process of its own: a cluster of several nodes cannot be started beside the session's Ray.
-DRIVER = """
+# In processes of their own: a cluster of several nodes cannot be started beside the session's Ray.
+NODES = """
 import sys
-import numpy as np, pyarrow as pa, ray
+import ray
 from ray.cluster_utils import Cluster
+from ray._private.state import actors
+
+options = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args={**options, "num_cpus": 0})
+nodes = [cluster.add_node(**options) for _ in range(3)]
+ray.init(cluster.address, log_to_driver=False, logging_level="error")
+
+def lose_a_node():
+    ours = [entry for entry in actors().values() if any(name in str(entry) for name in ("MapWorker", "ChunkHolder"))]
+    held = [entry["Address"]["NodeID"] for entry in ours if entry["State"] == "ALIVE"]
+    lost = next(node for node in nodes if node.node_id in held)
+    cluster.remove_node(lost, allow_graceful=False)
+    return len(set(held))
+"""
+FIT = (
+    NODES
+    + """
+import numpy as np, pyarrow as pa
 from clusterbatch.clustering.chunks import SampleChunks
 from clusterbatch.clustering.distributed import RemoteRows
 from clusterbatch.clustering.kmeans import FitSettings, fit
@@ -34,24 +57,13 @@ table = pa.table({
 artifact = Artifact(Folder(sys.argv[1]), "sample")
 part = write_buckets(artifact, 0, table, np.repeat(np.arange(8), [len(chunk) for chunk in chunks]), 8)
 
-options = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-cluster = Cluster(initialize_head=True, head_node_args={**options, "num_cpus": 0})
-nodes = [cluster.add_node(**options) for _ in range(3)]
-ray.init(cluster.address, log_to_driver=False, logging_level="error")
-
 class LosingANode(RemoteRows):
     rounds = 0
     def partial_sums(self, centers, chunks, dtype):
         self.rounds += 1
         if self.rounds == 4:
-            held = [a["NodeID"] if "NodeID" in a else a["node_id"] for a in actors()]
-            assert len(set(held)) == 2, "the workers are on two nodes"
-            cluster.remove_node(next(node for node in nodes if node.node_id == held[0]), allow_graceful=False)
+            assert lose_a_node() == 2, "the workers are on two nodes"
         return super().partial_sums(centers, chunks, dtype)
-
-def actors():
-    from ray._private.state import actors as table
-    return [{"node_id": entry["Address"]["NodeID"]} for entry in table().values() if entry["State"] == "ALIVE"]
 
 rows = LosingANode(SampleChunks(artifact, [part], "document"), range(8), None, Pool(2), "cpu")
 wanted = FitSettings(24, passes=6)
@@ -61,10 +73,55 @@ assert rows.rounds > 4
 assert np.array_equal(spread.centers.centroids, alone.centers.centroids)
 print("EQUAL")
 """
+)
+# A node is lost as soon as so many units of a pass are whole.
+STAGE = (
+    NODES
+    + """
+import json, threading, time
+from pathlib import Path
+from clusterbatch.clustering.stage import cluster as run
+from clusterbatch.config import RunConfig
+
+_, config, folder, units = sys.argv
+lost = []
+
+def watch():
+    while len(list(Path(folder).glob("_receipts/*.json"))) < int(units):
+        time.sleep(0.02)
+    lost.append(lose_a_node())
+
+watcher = threading.Thread(target=watch, daemon=True)
+watcher.start()
+manifest = run(RunConfig.model_validate_json(open(config).read()))
+assert lost, "the stage ended before a node was lost"
+print(json.dumps([part.checksum for part in manifest.parts]))
+"""
+)
+SOURCES = {"forum": 4000, "wiki": 900}
+SETTINGS = {"cluster": {"mean_size": 200, "run_rows": 16, "shard_bytes": 2**16, "workers": 2, "device": "cpu"}}
+
+
+def drive(code: str, *arguments: str) -> list[str]:
+    """Lines of standard output of a driver."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""}
+    command = [sys.executable, "-c", code, *arguments]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return ended.stdout.splitlines()
 
 
 def test_a_node_lost_in_mid_fit_changes_nothing(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""}
-    command = [sys.executable, "-c", DRIVER, str(tmp_path)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert "EQUAL" in ended.stdout, ended.stderr[-3000:]
+    assert "EQUAL" in drive(FIT, str(tmp_path))
+
+
+@pytest.mark.parametrize(("folder", "units"), [("_exchange/assign", 3), (".", 2)])
+def test_a_node_lost_in_mid_shuffle_changes_nothing(tmp_path: Path, in_process: None, folder: str, units: int) -> None:
+    """On the side that assigns, and on the one that writes shards."""
+    undisturbed = cluster(embedded_workspace(str(tmp_path / "whole"), SOURCES, settings=SETTINGS))
+    config = embedded_workspace(str(tmp_path / "disturbed"), SOURCES, settings=SETTINGS)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    watched = Path(Workspace(config).clusters().folder.path()) / folder
+    *_, checksums = drive(STAGE, str(tmp_path / "config.json"), str(watched), str(units))
+    assert json.loads(checksums) == [part.checksum for part in undisturbed.parts]
+    assert undisturbed.counts.written == sum(SOURCES.values())
