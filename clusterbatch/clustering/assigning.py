@@ -61,8 +61,10 @@ class AssignWorker:
     def process(self, unit: Unit) -> Receipt:
         watch = Stopwatch()
         parts = [self._rows(item) for item in unit.payload]
-        table = pa.concat_tables([rows for rows, _ in parts])
+        table = pa.concat_tables([rows for rows, _ in parts]).combine_chunks()
         outlier = np.concatenate([far for _, far in parts])
+        # A task may be a good part of the worker's memory.
+        del parts
         buckets = self._plan.of_rows(table["cluster"].to_numpy(), table["hash"].to_numpy(), outlier)
         part = write_buckets(self._output, unit.number, table, buckets, self._plan.buckets)
         counts = Counts(read=unit.rows, written=table.num_rows)

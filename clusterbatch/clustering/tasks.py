@@ -1,4 +1,4 @@
-"""Units of the clustering passes: consecutive corpus units, so many that buckets are not read in too small pieces."""
+"""Units of the clustering passes: consecutive corpus units, as many as memory allows and large corpora want."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from clusterbatch.errors import DataError
 from clusterbatch.runtime import Unit
 from clusterbatch.store.artifact import Manifest, Part
 
-# Each bucket is read from every task's file: with 10^9 pairs in shards of 256 MiB, about 64 KiB at a time.
-MOST_TASKS = 4096
+# Each bucket is read from every task's file, so large corpora are better cut into few large tasks. But a worker holds a
+# task's rows, with text, tokens and vectors, about twice: a few hundred megabytes, whatever the corpus' size.
+_MOST_TASKS, _MOST_ROWS = 4096, 2**17
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class TaskUnit:
     embeddings: Part | None
 
 
+def task_rows(rows: int) -> float:
+    """Rows that a task has at least, in a corpus of `rows`; it ends with the unit that completes them."""
+    return min(rows / _MOST_TASKS, _MOST_ROWS)
+
+
 def tasks(corpus: Manifest, embeddings: Manifest) -> list[Unit]:
     """All tasks; they follow from the two manifests alone. Payload: list[TaskUnit]."""
     units = corpus_units(corpus)
@@ -28,7 +34,7 @@ def tasks(corpus: Manifest, embeddings: Manifest) -> list[Unit]:
     parts: list[Part | None] = list(embeddings.parts) if kept else [None] * len(units)
     if len(parts) < len(units):
         raise DataError(f"embeddings: {len(parts)} parts for {len(units)} units of the corpus")
-    least_rows = sum(unit.rows for unit in units) / MOST_TASKS
+    least_rows = task_rows(sum(unit.rows for unit in units))
     found: list[Unit] = []
     waiting: list[TaskUnit] = []
     rows = 0

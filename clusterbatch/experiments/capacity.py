@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from clusterbatch.clustering.tasks import MOST_TASKS
+from clusterbatch.clustering.tasks import task_rows
 from clusterbatch.config import RunConfig
 
 STAGES = ("ingest", "embed", "cluster", "train", "evaluate")
@@ -132,6 +132,16 @@ class CapacityModel:
         return self.workload.rows * (2 * self._trained_tokens + 24 + 4 * self.surrogate.hidden)
 
     @property
+    def _task_rows(self) -> float:
+        """Of the clustering passes: whole units."""
+        unit = min(self.config.corpus.row_group_rows, self.workload.rows)
+        return unit * max(1, math.ceil(task_rows(self.workload.rows) / unit))
+
+    @property
+    def _tasks(self) -> int:
+        return max(1, math.ceil(self.workload.rows / self._task_rows))
+
+    @property
     def buckets(self) -> int:
         return max(1, math.ceil(self.training_bytes / self.config.cluster.shard_bytes))
 
@@ -229,7 +239,7 @@ class CapacityModel:
         files_of_a_run = 1 if train.mask.surrogate_margin is None else 2
         runs = self.steps * self.config.batches.size / self.config.cluster.run_rows
         # A bucket looks itself up in every task's file, then reads its piece of it.
-        pieces = min(units, MOST_TASKS) * buckets
+        pieces = self._tasks * buckets
         return {
             "ingest": (parts, self.corpus_bytes, 2 * reads + 2 * parts + 1, reads + reads * parts),
             "embed": (units, vectors, 2 * units + 1, 3 * units),
@@ -248,6 +258,7 @@ class CapacityModel:
         config, units = self.config, self.units
         text = config.corpus.row_group_rows * self.workload.characters
         vectors = config.corpus.row_group_rows * 8.0 * self.surrogate.hidden
+        of_task = self._task_rows * (3 * self.workload.characters + 16.0 * self.surrogate.hidden)
         activations = 20.0 * config.embed.batch_tokens * self.surrogate.hidden
         centroids = 4.0 * self.clusters * self.surrogate.hidden
         # Unset, training takes 2 GiB on a CPU.
@@ -258,8 +269,8 @@ class CapacityModel:
             "ingest": (5.0 * max(config.corpus.unit_bytes, config.corpus.part_bytes), _RECEIPT_BYTES * units / 4),
             "embed": (self._weights(self.surrogate) + activations + 3 * text + vectors, _RECEIPT_BYTES * units),
             "cluster": (
-                max(centroids + 3 * text + 2 * vectors, 3.0 * config.cluster.shard_bytes),
-                3.0 * _RECEIPT_BYTES * min(units, MOST_TASKS),
+                max(centroids + of_task, 3.0 * config.cluster.shard_bytes),
+                3.0 * _RECEIPT_BYTES * self._tasks,
             ),
             "train": (state, _INDEX_BYTES * self.clusters),
             "evaluate": (self._weights(self.trained) + 3.0 * config.evaluate.unit_bytes, 0.0),

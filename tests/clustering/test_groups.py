@@ -9,9 +9,11 @@ import pyarrow as pa
 import pytest
 
 from clusterbatch.clustering.groups import WHOLE_CORPUS, coarse_clusters, groups_of, layout_of
+from clusterbatch.clustering.tasks import tasks
 from clusterbatch.config import RunConfig
+from clusterbatch.corpus.units import PAIRS
 from clusterbatch.errors import DataError
-from clusterbatch.store.artifact import Counts, Manifest
+from clusterbatch.store.artifact import Counts, Manifest, Part
 
 SOURCES = {"wiki": 100_000, "forum": 3000, "tiny": 40, "empty": 0}
 
@@ -75,3 +77,17 @@ def test_rows_find_their_source_and_strangers_are_named() -> None:
     with pytest.raises(DataError, match="'stranger'"):
         found.of_rows(pa.chunked_array([["wiki", "stranger"]]))
     assert np.array_equal(found.rows, [3000, 40, 100_000])
+
+
+@pytest.mark.parametrize(("units", "rows_of_unit"), [(10, 1024), (9000, 1024), (40, 65_536), (5000, 65_536)])
+def test_tasks_are_few_and_bounded_in_rows(units: int, rows_of_unit: int) -> None:
+    """However large the corpus is, a worker holds no more than 2^17 rows and a unit."""
+    groups = {"role": PAIRS, "row_groups": [rows_of_unit] * units}
+    part = Part(path="p", rows=units * rows_of_unit, bytes=0, checksum="", details=groups)
+    corpus = Manifest(kind="corpus", fingerprint="f", created="", seconds=0, counts=Counts(), parts=[part])
+    embeddings = corpus.model_copy(update={"details": {"persisted": False}})
+    found = tasks(corpus, embeddings)
+    assert [item.unit.number for task in found for item in task.payload] == list(range(units))
+    assert sum(task.rows for task in found) == units * rows_of_unit
+    assert max(task.rows for task in found) <= 2**17 + rows_of_unit
+    assert len(found) <= max(4096, units * rows_of_unit / 2**17)
