@@ -53,18 +53,20 @@ class ReduceWorker:
 
     def process(self, unit: Unit) -> Receipt:
         watch = Stopwatch()
-        job = self._job
-        table = read_bucket(job.exchange, job.exchange_parts, unit.number)
+        write = self._outliers if unit.number >= self._job.plan.cluster_buckets else self._shards
+        # Handed over and not kept here: sorting makes a copy, and a bucket is a good part of the worker's memory.
+        receipt = write(unit.number, self._read(unit))
+        receipt.seconds = watch.seconds
+        self._job.output.write_receipt(receipt)
+        return receipt
+
+    def _read(self, unit: Unit) -> pa.Table:
+        exchange = self._job.exchange
+        table = read_bucket(exchange, self._job.exchange_parts, unit.number)
         rows = 0 if table is None else table.num_rows
         if table is None or rows != unit.rows:
-            raise DataError(f"{job.exchange.folder.uri}: bucket {unit.number} has {rows} rows, expected {unit.rows}")
-        if unit.number >= job.plan.cluster_buckets:
-            receipt = self._outliers(unit.number, table)
-        else:
-            receipt = self._shards(unit.number, table)
-        receipt.seconds = watch.seconds
-        job.output.write_receipt(receipt)
-        return receipt
+            raise DataError(f"{exchange.folder.uri}: bucket {unit.number} has {rows} rows, expected {unit.rows}")
+        return table
 
     def _shards(self, bucket: int, table: pa.Table) -> Receipt:
         job = self._job
