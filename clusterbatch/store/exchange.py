@@ -118,7 +118,7 @@ def _read_piece(artifact: Artifact, part: Part, bucket: int) -> pa.Table | None:
     """The rows of one bucket in one part; None where it has none."""
     table_start = part.bytes - part.details["buckets"] * _ENTRY.itemsize
     place = table_start + bucket * _ENTRY.itemsize
-    entry = np.zeros((), _ENTRY)[()]
+    entry = np.zeros(1, _ENTRY)[0]
 
     def read() -> bytes:
         nonlocal entry
