@@ -9,6 +9,12 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from clusterbatch.config.base import Section, operational
 
+# As a value of cluster.mean_size and batches.clusters_per_batch: what makes batches as hard as those of clusters.
+MATCHED = "matched"
+_MASK = {"train.mask.surrogate_margin": -0.05, "train.mask.surrogate_relative": True}
+# Share of each source's rows that arms without outliers leave out.
+_OUTLIERS = 0.05
+
 # Arms by name: what each changes in the configuration.
 PRESETS: dict[str, dict[str, Any]] = {
     "random": {"batches.stratify": "random"},
@@ -17,15 +23,26 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cluster-query": {"batches.stratify": "cluster", "cluster.features": "query"},
     "cluster-both": {"batches.stratify": "cluster", "cluster.features": "both"},
     "cluster-corpus": {"batches.stratify": "cluster", "cluster.scope": "corpus"},
-    "cluster-masked": {
-        "batches.stratify": "cluster",
-        "train.mask.surrogate_margin": -0.05,
-        "train.mask.surrogate_relative": True,
-    },
+    # Masks for every strategy: one that alone has them gains by the mask, not by its batches.
+    "random-masked": {"batches.stratify": "random", **_MASK},
+    "source-masked": {"batches.stratify": "source", **_MASK},
+    "cluster-masked": {"batches.stratify": "cluster", **_MASK},
     # Groups of the clusters' sizes with any rows of the source: tells hardness from grouping.
     "random-groups": {"batches.stratify": "random_groups"},
-    # The same number of steps, four times the pairs: what the money would buy without clusters.
+    # Batches of many small groups of neighbours, about as hard as clusters, but of no common subject.
+    "hardness-matched": {
+        "batches.stratify": "cluster",
+        "cluster.mean_size": MATCHED,
+        "batches.clusters_per_batch": MATCHED,
+    },
+    # Is it that clusters gather what does not belong anywhere? Without the rows farthest from their centroids.
+    "random-no-outliers": {"batches.stratify": "random", "cluster.drop_outliers": _OUTLIERS},
+    "source-no-outliers": {"batches.stratify": "source", "cluster.drop_outliers": _OUTLIERS},
+    "cluster-no-outliers": {"batches.stratify": "cluster", "cluster.drop_outliers": _OUTLIERS},
+    # The same number of steps, more pairs: what the money would buy without clusters.
+    "random-2x": {"batches.stratify": "random", "batches.size": "2x"},
     "random-4x": {"batches.stratify": "random", "batches.size": "4x"},
+    "random-8x": {"batches.stratify": "random", "batches.size": "8x"},
 }
 
 

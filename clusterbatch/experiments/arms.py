@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from clusterbatch.clustering.groups import mean_size
 from clusterbatch.config import RunConfig, fingerprint, with_changes
+from clusterbatch.config.compare import MATCHED
 from clusterbatch.errors import UsageError
 
 # What an arm may change: everything else is the same for all, or the comparison means nothing.
 _SECTIONS = ("batches", "cluster", "train")
+_PER_BATCH = "batches.clusters_per_batch"
+
+
+# Groups of an arm that is matched in hardness have this share of a batch, at least so many rows.
+_MATCHED_SHARE, _LEAST_MATCHED = 1 / 8, 16
 
 
 @dataclass(frozen=True)
 class Arm:
-    """`config` is that of its runs but for seed and workspace; `layout` names the clusters artifact it reads."""
+    """`config` is that of its runs but for seed and workspace; `layout` names the clusters artifact it reads.
+
+    matched: its clusters_per_batch is yet to be chosen (hardness.py).
+    """
 
     name: str
     config: RunConfig
     layout: str
+    matched: bool = False
 
     @property
     def uses_clusters(self) -> bool:
         """Whether embedding and clustering are part of its price."""
-        return self.config.batches.stratify in ("cluster", "random_groups")
+        return _grouped(self.config) or self.config.cluster.drop_outliers is not None
 
     @property
     def uses_embeddings(self) -> bool:
         return self.uses_clusters or self.config.train.mask.surrogate_margin is not None
+
+
+def _grouped(config: RunConfig) -> bool:
+    return config.batches.stratify in ("cluster", "random_groups")
 
 
 def arms_of(config: RunConfig) -> tuple[list[Arm], dict[str, RunConfig]]:
@@ -43,13 +57,22 @@ def arms_of(config: RunConfig) -> tuple[list[Arm], dict[str, RunConfig]]:
     names: dict[str, str] = {}
     # Arms with a layout of their own first: random and source batches can then be read from any of theirs.
     for name, arm in configs.items():
-        if arm.batches.stratify in ("cluster", "random_groups", "group"):
-            names[name] = _add(layouts, config, arm, "group" if arm.batches.stratify == "group" else "cluster")
+        # Which rows are outliers, only clusters can tell.
+        if _grouped(arm) or arm.cluster.drop_outliers is not None:
+            names[name] = _add(layouts, config, arm, "cluster")
+        elif arm.batches.stratify == "group":
+            names[name] = _add(layouts, config, arm, "group")
     for name, arm in configs.items():
         if name not in names:
             usable = (key for key, layout in layouts.items() if _serves(layout, arm))
             names[name] = next(usable, None) or _add(layouts, config, arm, arm.batches.stratify)
-    return [Arm(name, arm, names[name]) for name, arm in configs.items()], layouts
+    matched = {name for name, changes in config.compare.arms.items() if changes.get(_PER_BATCH) == MATCHED}
+    return [Arm(name, arm, names[name], name in matched) for name, arm in configs.items()], layouts
+
+
+def clustered_layout(arms: Sequence[Arm]) -> str | None:
+    """The layout whose clusters stand for all where one is shown: of the first arm that is about clusters."""
+    return next((arm.layout for arm in arms if arm.uses_clusters and not arm.matched), None)
 
 
 def _base(config: RunConfig) -> RunConfig:
@@ -69,6 +92,13 @@ def _with_arm(base: RunConfig, name: str, changes: Mapping[str, Any]) -> RunConf
     size = changed.get("batches.size")
     if isinstance(size, str) and size.endswith("x") and size[:-1].isdigit():
         changed["batches.size"] = int(size[:-1]) * base.batches.size
+    if changed.get("cluster.mean_size") == MATCHED:
+        changed["cluster.mean_size"] = max(_LEAST_MATCHED, round(_MATCHED_SHARE * base.batches.size))
+        changed["cluster.clusters"] = None
+    elif "cluster.mean_size" in changed:
+        changed.setdefault("cluster.clusters", None)
+    if changed.get(_PER_BATCH) == MATCHED:
+        changed[_PER_BATCH] = None
     if "cluster.clusters" in changed:
         changed.setdefault("cluster.mean_size", None)
     return with_changes(base, changed)
@@ -78,6 +108,7 @@ def _serves(layout: RunConfig, arm: RunConfig) -> bool:
     """Whether an arm of random or source batches can read shards made for clusters or groups."""
     return (
         layout.batches.stratify == "cluster"
+        and layout.cluster.drop_outliers is None
         and (arm.batches.stratify == "random" or layout.cluster.scope == "source")
         and _tokenised_alike(layout, arm)
     )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from clusterbatch.clustering.shards import ShardReader
 from clusterbatch.clustering.stage import cluster
 from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.corpus.ingest import ingest
@@ -22,15 +23,17 @@ from clusterbatch.errors import UsageError
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.stage import configured_collections
-from clusterbatch.experiments.arms import Arm, arms_of
-from clusterbatch.experiments.budget import fit_budget
+from clusterbatch.experiments.arms import Arm, arms_of, clustered_layout
+from clusterbatch.experiments.budget import choose_sample, choose_steps
+from clusterbatch.experiments.hardness import hardness, match
 from clusterbatch.experiments.sampling import sample_corpus, sample_home
+from clusterbatch.experiments.segments import SEGMENTS, query_segments
 from clusterbatch.experiments.trial import TrialWorker
 from clusterbatch.experiments.trials import Setting, Trials, is_for_tuning
 from clusterbatch.runtime import Pool, Unit, lasting_session, ray_session, run_units
 from clusterbatch.runtime.resources import gpus_for
 from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
-from clusterbatch.store.tables import read_parquet
+from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.worker import open_plan
 
@@ -46,8 +49,9 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
     """Runs what is missing of the comparison and commits it.
 
     Manifest.details: `trials` by number, what each trial's receipt says; `main`, the numbers of those that the verdict
-    rests on; `steps`; `arms`, {pairs a step, mean purity, layout, what it uses} by name; `chosen` learning rate and
-    temperature by arm; `swept`, whether they were chosen here; seconds of the shared stages; `collections`.
+    rests on; `steps`; `arms` by name, {strategy, pairs a step, mean purity, hardness, layout, what it uses}; `chosen`
+    learning rate and temperature by arm; `swept`, whether they were chosen here; seconds of the shared stages;
+    `collections`. Parts: every trial's scores, and `segments`, the cluster that each query is nearest to.
     """
     watch = Stopwatch()
     metrics = [parse_metric(name).name for name in (config.compare.decide.metric, *config.evaluate.metrics)]
@@ -55,14 +59,17 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
         if config.reuse.corpus is None:
             ingest(config)
         collections = configured_collections(config)
-        config = prepared(config)
+        config = choose_sample(config, watch.seconds)
         if config.compare.sample:
             sample_corpus(config, config.compare.sample, config.compare.sample_by)
         data = with_sample(config)
         embeddings = Workspace(data).embeddings().require() if config.reuse.embeddings else embed(data)
         arms, layouts = arms_of(data)
         clusters = {name: cluster(layout) for name, layout in layouts.items()}
+        arms = match(arms, layouts)
         plans = {arm.name: open_plan(arm.config, *_clusters(layouts[arm.layout])) for arm in arms}
+        readers = {name: ShardReader(Workspace(layout).clusters()) for name, layout in layouts.items()}
+        config = choose_steps(config, arms, plans, readers, watch.seconds)
         steps = _steps(config, plans[config.compare.reference].steps_per_epoch)
         identity = fingerprint(
             "comparison",
@@ -86,6 +93,8 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
             chosen = {arm.name: _best_setting(config, artifact, trials, arm, done) for arm in arms}
             main = trials.main(chosen)
             done = _run(config, main, artifact, identity, collections, metrics, done)
+        shown = clustered_layout(arms)
+        segments = query_segments(data, Workspace(layouts[shown]).clusters(), collections) if shown else None
     return artifact.commit(
         identity,
         done.values(),
@@ -98,9 +107,12 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
             "steps": steps,
             "arms": {
                 arm.name: {
+                    "stratify": arm.config.batches.stratify,
                     "batch": arm.config.batches.size,
                     "steps_per_epoch": plans[arm.name].steps_per_epoch,
                     "purity": _purity(plans[arm.name]),
+                    "hardness": hardness(arm.config, layouts[arm.layout]),
+                    "clusters_per_batch": arm.config.batches.clusters_per_batch,
                     "layout": arm.layout,
                     "uses_embeddings": arm.uses_embeddings,
                     "uses_clusters": arm.uses_clusters,
@@ -116,12 +128,8 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
             },
             "collections": [collection.name for collection in collections],
         },
+        extra_parts=[write_parquet(artifact, SEGMENTS, segments, content=SEGMENTS)] if segments else [],
     )
-
-
-def prepared(config: RunConfig) -> RunConfig:
-    """`config` with its budget turned into a sample, steps and points."""
-    return fit_budget(config) if config.compare.budget else config
 
 
 def with_sample(config: RunConfig) -> RunConfig:

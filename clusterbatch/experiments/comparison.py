@@ -39,6 +39,7 @@ class Cost:
 class ArmResult:
     """One arm over all seeds. `gain`, `verdict` and p values are against the baseline, None for itself.
 
+    hardness: of its batches, by the surrogate (hardness.py); None where its shards keep no vectors.
     curve: (P, S) deciding metric (mean over collections) at the comparison's `steps`.
     """
 
@@ -51,9 +52,11 @@ class ArmResult:
     by_collection: Mapping[str, Spread]
     curve: np.ndarray
     losses: Sequence[Sequence[float]]
+    stratify: str
     pairs: int
     batch: int
     purity: float
+    hardness: float | None
     setting: Mapping[str, float]
     changes: Mapping[str, Any]
     cost: Cost
@@ -87,9 +90,14 @@ class Comparison:
         return [arm for arm in self.arms if arm.name != self.reference]
 
     @property
+    def candidates(self) -> list[ArmResult]:
+        """The arms that the question is about: what is random is there to explain, or as another way to spend money."""
+        return [arm for arm in self.others if not arm.stratify.startswith("random")] or self.others
+
+    @property
     def best(self) -> ArmResult:
-        """Of the others, the one with the highest mean."""
-        return max(self.others, key=lambda arm: arm.spread.mean)
+        """Of the candidates, the one with the highest mean."""
+        return max(self.candidates, key=lambda arm: arm.spread.mean)
 
     @property
     def simultaneous(self) -> float:
@@ -136,9 +144,11 @@ def read_comparison(config: RunConfig, artifact: Artifact, manifest: Manifest) -
                 [[untrained] * len(own)] + [[_point(trial["curve"], step, metric) for trial in own] for step in steps]
             ),
             losses=own[0]["losses"],
+            stratify=details["arms"][name]["stratify"],
             pairs=details["steps"] * details["arms"][name]["batch"],
             batch=details["arms"][name]["batch"],
             purity=details["arms"][name]["purity"],
+            hardness=details["arms"][name]["hardness"],
             setting=details["chosen"][name],
             changes=details["arms"][name]["changes"],
             cost=costs[name],
@@ -163,7 +173,7 @@ def _read_scores(
     artifact: Artifact, manifest: Manifest, trials: Sequence[Mapping[str, Any]], swept: bool
 ) -> tuple[dict[str, Scores], dict[str, list[str]]]:
     """Scores by arm, seeds in order, and the query ids by collection."""
-    parts = {part.details["trial"]: part for part in manifest.parts}
+    parts = {part.details["trial"]: part for part in manifest.parts if "trial" in part.details}
     stacked: dict[str, dict[tuple[str, str], list[np.ndarray]]] = {}
     queries: dict[str, list[str]] = {}
     for trial in sorted(trials, key=lambda trial: trial["seed"]):

@@ -33,6 +33,7 @@ def _row(comparison: Comparison, arm: ArmResult, language: Language) -> dict[str
     )
     gain = arm.gain
     low, high = gain.interval(comparison.simultaneous) if gain and several else (None, None)
+    reach = steps_to_reach(comparison, arm, float(comparison.baseline.curve[-1].mean()))
     ahead = arm.curve.mean(1) - comparison.baseline.curve.mean(1)
     return {
         "arm": arm.name,
@@ -48,9 +49,13 @@ def _row(comparison: Comparison, arm: ArmResult, language: Language) -> dict[str
         # The first point of the curves, and the last two: whether an advantage grows or melts.
         "early": float(ahead[1]) if gain else None,
         "late": float(ahead[-2:].mean()) if gain else None,
-        "reach": steps_to_reach(comparison, arm, float(comparison.baseline.curve[-1].mean())),
+        "reach": reach,
+        "reach_pairs": None if reach is None else round(reach * arm.batch),
+        "reach_price": None if reach is None else _price_of_steps(arm, reach / float(comparison.steps[-1])),
+        "per_point": _price_per_point(comparison, arm),
         "pairs": arm.pairs,
         "purity": arm.purity,
+        "hardness": arm.hardness,
         "minutes": arm.cost.seconds / 60,
         "hours": arm.cost.hours,
         "price": arm.cost.price,
@@ -58,3 +63,16 @@ def _row(comparison: Comparison, arm: ArmResult, language: Language) -> dict[str
         "temperature": arm.setting["temperature"],
         "changes": dict(arm.changes),
     }
+
+
+def _price_of_steps(arm: ArmResult, share: float) -> float:
+    """Of the shared stages and a share of the training."""
+    training = arm.cost.price * arm.cost.seconds / 3600 / arm.cost.hours if arm.cost.hours else 0.0
+    return arm.cost.price - (1 - share) * training
+
+
+def _price_per_point(comparison: Comparison, arm: ArmResult) -> float | None:
+    """What a hundredth of the metric costs beyond the baseline; None where there is no gain to pay for."""
+    if arm.gain is None or arm.gain.mean <= 0:
+        return None
+    return (arm.cost.price - comparison.baseline.cost.price) / (100 * arm.gain.mean)

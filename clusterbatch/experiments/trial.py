@@ -17,7 +17,7 @@ from clusterbatch.encoder.model import Encoder, load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.measure import LoadedCollection
-from clusterbatch.evaluation.metrics import parse_metric
+from clusterbatch.evaluation.metrics import Metric, parse_metric
 from clusterbatch.runtime import Unit
 from clusterbatch.store import Artifact, Counts, Receipt, Stopwatch
 from clusterbatch.store.tables import write_parquet
@@ -83,11 +83,13 @@ class TrialWorker:
             trained, losses = _cost(job)
             for checkpoint in job.checkpoints.whole():
                 _load_parameters(encoder, checkpoint.load()[0])
-                scores = self._measure(encoder, trial)
+                ended = checkpoint.manifest.step == trial.steps
+                # On the way only what the curve shows: the depth of the other metrics is most of a measurement.
+                scores = self._measure(encoder, trial, self._metrics if ended else self._metrics[:1])
                 curve += self._means(scores, checkpoint.manifest.step)
             job.folder.remove(CHECKPOINTS)
         else:
-            scores = self._measure(encoder, trial)
+            scores = self._measure(encoder, trial, self._metrics)
             curve = self._means(scores, 0)
         part = write_parquet(self._artifact, f"scores-{trial.name}", self._table(scores), trial=trial.name)
         pairs = trial.steps * trial.config.batches.size
@@ -116,14 +118,20 @@ class TrialWorker:
     def _job(self, trial: Trial) -> TrainingJob:
         every = -(-trial.steps // self._points)
         train = trial.config.train.model_copy(
-            update={"checkpoint_every": every, "keep_checkpoints": self._points + 1, "workers": (1, 1)}
+            update={
+                "checkpoint_every": every,
+                "keep_checkpoints": self._points + 1,
+                "workers": (1, 1),
+                "trackers": [],
+            }
         )
         config = trial.config.model_copy(update={"train": train})
         return TrainingJob(config, 0, trial.steps, config.train.model, trial.fingerprint)
 
-    def _measure(self, encoder: Encoder, trial: Trial) -> dict[tuple[int, str], np.ndarray]:
+    def _measure(self, encoder: Encoder, trial: Trial, metrics: Sequence[Metric]) -> dict[tuple[int, str], np.ndarray]:
         """(Q,) by (number of the collection, metric name)."""
         settings = trial.config.evaluate
+        cutoffs = [metric.cutoff or settings.top_k for metric in metrics]
         if self._loaded is None:
             self._loaded = [
                 LoadedCollection(
@@ -138,7 +146,7 @@ class TrialWorker:
             (number, metric): values
             for number, loaded in enumerate(self._loaded)
             for metric, values in loaded.measure(
-                encoder, self._metrics, settings.top_k, trial.config.embed.batch_tokens
+                encoder, metrics, max(cutoffs), trial.config.embed.batch_tokens
             ).items()
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from clusterbatch.config import RunConfig
+from clusterbatch.experiments.catching_up import catch_up
 from clusterbatch.experiments.comparison import ArmResult, Comparison
 from clusterbatch.experiments.phrases import PHRASES
 
@@ -13,7 +14,7 @@ Language = Literal["en", "ja"]
 
 def decisive(comparison: Comparison) -> ArmResult:
     """The arm that the answer is about: of those that pay the best, else the best of all."""
-    paying = [arm for arm in comparison.others if arm.verdict and arm.verdict.outcome == "pays"]
+    paying = [arm for arm in comparison.candidates if arm.verdict and arm.verdict.outcome == "pays"]
     return max(paying, key=lambda arm: arm.spread.mean) if paying else comparison.best
 
 
@@ -83,6 +84,28 @@ def meeting_sentences(comparison: Comparison, config: RunConfig, language: Langu
     """Sentences with the measured figures in them, for somebody who has to speak about it."""
     words, values = PHRASES[language], figures(comparison, config)
     return [words[key].format(**values) for key in ("say setup", f"say {_reason(comparison)}", "say cost", "say doubt")]
+
+
+def larger_batches(comparison: Comparison, language: Language) -> list[str]:
+    """What random batches of other sizes would do instead of the decisive arm; nothing where none were compared."""
+    arm, words = decisive(comparison), PHRASES[language]
+    found = catch_up(comparison, arm)
+    if found is None:
+        return []
+    values = {
+        "arm": arm.name,
+        "metric": comparison.metric,
+        "size": f"{round(found.size or 0):,}",
+        "largest": f"{found.largest:,}",
+        "same_compute": f"{found.same_compute or 0:.4f}",
+        "own": f"{arm.spread.mean:.4f}",
+    }
+    key = "catch up never" if found.size is None else "catch up"
+    key = "catch up at once" if found.size == found.smallest else key
+    sentences = [words[key].format(**values)]
+    if found.same_compute is not None:
+        sentences.append(words["same compute"].format(**values))
+    return sentences
 
 
 def _reason(comparison: Comparison) -> str:

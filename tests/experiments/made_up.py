@@ -56,9 +56,11 @@ def made_up_comparison(
                 [np.full(seeds, 0.4) + share * (mean_spread(of(arm)).mean - 0.4) for share in (0, 0.6, 0.9, 1)]
             ),
             losses=[[40.0, 2.0], [120.0, 1.0]],
+            stratify="random" if arm.startswith("random") else "cluster",
             pairs=120 * 64,
             batch=64,
             purity=0.9,
+            hardness=0.5,
             setting={"learning_rate": 0.005, "temperature": 0.05},
             changes={},
             cost=Cost(60.0, 0.0 if arm == reference else 30.0, 0.02, 0.001),

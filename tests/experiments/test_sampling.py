@@ -9,7 +9,6 @@ import pytest
 
 from clusterbatch.config import RunConfig, load_config
 from clusterbatch.corpus.units import PAIRS, corpus_units, read_unit
-from clusterbatch.experiments.budget import _decide
 from clusterbatch.experiments.sampling import sample_corpus, sample_home
 from clusterbatch.schema import corpus_schema
 from clusterbatch.store import Counts, Receipt
@@ -82,17 +81,3 @@ def test_neighbourhoods_stay_whole_where_uniform_sampling_thins_them(config: Run
     dense = kept_share_of_met_topics(sampled(config, 0.3, "neighbourhoods"))
     thin = kept_share_of_met_topics(sampled(config, 0.3, "uniform"))
     assert dense > 1.5 * thin
-
-
-def test_a_budget_decides_sample_steps_and_points(config: RunConfig):
-    values = config.model_dump()
-    values["compare"] |= {"arms": ["random", "cluster"], "seeds": 3, "budget": "15m"}
-    config = RunConfig.model_validate(values)
-    # Everything fits: nothing is cut.
-    free = _decide(config, embedding=0.001, step=0.001, measuring=0.1)
-    assert free == {"compare.budget": None, "compare.sample": None, "compare.steps": 20, "compare.points": 5}
-    # Embedding 1,200 rows would take twenty minutes, and a measurement a minute.
-    tight = _decide(config, embedding=1.0, step=0.5, measuring=60.0)
-    assert tight["compare.sample"] == pytest.approx(0.3 * 900 / 1200, abs=1e-3)
-    assert tight["compare.points"] == 1
-    assert 6 * (tight["compare.steps"] * 0.5 + 60) <= 900 * 2

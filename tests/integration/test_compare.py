@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from clusterbatch.clustering.stage import cluster
 from clusterbatch.config import RunConfig, load_config
+from clusterbatch.corpus.ingest import ingest
+from clusterbatch.encoder.stage import embed
 from clusterbatch.errors import UsageError
 from clusterbatch.experiments import compare as module
+from clusterbatch.experiments.arms import arms_of
 from clusterbatch.experiments.compare import compare, comparison_artifact
 from clusterbatch.experiments.comparison import read_comparison
 from clusterbatch.experiments.comparison_report import write_comparison
+from tests.in_process import run_in_process
 
 SUBJECTS = {
     "cooking": "simmer onion butter pepper oven roast flour garlic sauce bake",
@@ -60,6 +65,7 @@ def config(tmp_path_factory) -> RunConfig:
             "evaluate.top_k=10",
             "evaluate.metrics=[NDCG@10]",
             "embed.max_tokens=16",
+            "train.max_document_tokens=32",
             "cluster.mean_size=40",
             "batches.size=32",
             "train.learning_rate=0.01",
@@ -71,9 +77,20 @@ def config(tmp_path_factory) -> RunConfig:
     )
 
 
-@pytest.mark.usefixtures("ray_local")
+@pytest.fixture
+def shared_stages(config: RunConfig) -> None:
+    """Corpus, embeddings and clusters, made without worker processes: other tests are about those."""
+    with pytest.MonkeyPatch.context() as patch:
+        run_in_process(patch)
+        ingest(config)
+        embed(config)
+        for layout in arms_of(config)[1].values():
+            cluster(layout)
+
+
+@pytest.mark.usefixtures("ray_local", "shared_stages")
 def test_a_comparison_from_corpus_to_report(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
-    # The first attempt ends after the shared stages and the first trials.
+    # The first attempt ends after the first trials.
     original = module.run_units
 
     def interrupted(title, units, *arguments, **options):

@@ -1,0 +1,70 @@
+"""How hard an arm's batches are before any training, and groups that are as hard as clusters but about nothing.
+
+Hardness is the surrogate's: the mean, over a batch's queries, of the highest score of another row's document. What is a
+duplicate by its hash is no negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from clusterbatch.batches.loader import SliceBatch, SliceLoader
+from clusterbatch.clustering.shards import ShardReader
+from clusterbatch.config import RunConfig, with_changes
+from clusterbatch.experiments.arms import Arm
+from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.worker import open_plan
+
+_STEPS = 8
+_MOST_GROUPS = 64
+
+
+def hardness(config: RunConfig, clusters: RunConfig) -> float | None:
+    """Mean over the first steps of the plan of `config` on the clusters of the workspace of `clusters`; None where
+    these keep no vectors."""
+    artifact = Workspace(clusters).clusters()
+    if clusters.cluster.surrogate == "none":
+        return None
+    plan, reader = open_plan(config, artifact, artifact.require()), ShardReader(artifact)
+    steps = min(_STEPS, plan.steps_per_epoch)
+    return float(np.mean([_of_batch(batch) for batch in SliceLoader(plan, reader, 0, 1, 0, steps, vectors=True)]))
+
+
+def match(arms: Sequence[Arm], layouts: Mapping[str, RunConfig]) -> list[Arm]:
+    """The arms, those to be matched with as many groups to a batch as make them about as hard as the first arm of
+    clusters; more groups, fewer neighbours of each row."""
+    model = next((arm for arm in arms if arm.config.batches.stratify == "cluster" and not arm.matched), None)
+    wanted = hardness(model.config, layouts[model.layout]) if model else None
+    return [_matched(arm, layouts[arm.layout], wanted) if arm.matched else arm for arm in arms]
+
+
+def with_groups(arm: Arm, groups: int | None) -> Arm:
+    """The arm with so many groups to a batch; as it is where none was chosen."""
+    if groups is None:
+        return arm
+    return replace(arm, config=with_changes(arm.config, {"batches.clusters_per_batch": groups}), matched=False)
+
+
+def _matched(arm: Arm, layout: RunConfig, wanted: float | None) -> Arm:
+    size = arm.config.batches.size
+    # At least two rows of a group must meet.
+    counts = [groups for groups in (2, 4, 8, 16, 32, _MOST_GROUPS) if size % groups == 0 and 2 * groups <= size]
+    candidates = [with_groups(arm, groups) for groups in counts or [1]]
+    if wanted is None:
+        return candidates[-1]
+    distance = [abs((hardness(each.config, layout) or 0.0) - wanted) for each in candidates]
+    return candidates[int(np.argmin(distance))]
+
+
+def _of_batch(batch: SliceBatch) -> float:
+    assert batch.query_vector is not None
+    assert batch.document_vector is not None
+    scores = batch.query_vector.astype(np.float32) @ batch.document_vector.astype(np.float32).T
+    same = batch.document_hash[:, None] == batch.document_hash[None, :]
+    same |= batch.query_hash[:, None] == batch.query_hash[None, :]
+    scores[same] = -np.inf
+    highest = scores.max(1)
+    return float(highest[np.isfinite(highest)].mean())

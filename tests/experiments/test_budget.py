@@ -1,0 +1,73 @@
+"""What a budget is turned into, on a machine whose speed is made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clusterbatch.config import RunConfig, load_config
+from clusterbatch.experiments import budget
+from clusterbatch.experiments.arms import Arm
+from clusterbatch.experiments.budget import choose_sample, choose_steps, decided
+from clusterbatch.store import Counts, Receipt
+from clusterbatch.store.workspace import Workspace
+
+ROWS, BUDGET, ARMS, SEEDS = 100_000, 600.0, 2, 3
+SECONDS_A_ROW, STARTING, MEASURING, SECONDS_A_STEP = 0.01, 2.0, 1.0, 0.05
+
+
+class Plan:
+    steps_per_epoch = 10_000
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    monkeypatch.setattr(budget, "_seconds_a_row", lambda config: SECONDS_A_ROW)
+    monkeypatch.setattr(budget, "_timed_measurement", lambda config: (STARTING, MEASURING))
+    monkeypatch.setattr(budget, "_seconds_a_step", lambda *_: SECONDS_A_STEP)
+    overrides = [f"workspace={tmp_path}", "compare.arms=[random,cluster]", f"compare.budget={BUDGET}"]
+    config = load_config(None, overrides)
+    counts = Counts(read=ROWS, written=ROWS)
+    receipt = Receipt(unit=0, fingerprint="corpus", counts=counts)
+    Workspace(config).corpus.commit("corpus", [receipt], config={}, inputs={}, seconds=0.0, details={})
+    return config
+
+
+def steps(config: RunConfig, spent: float) -> RunConfig:
+    arms = [Arm(name, config, "layout") for name in config.compare.arms]
+    plans = dict.fromkeys(config.compare.arms, Plan())
+    return choose_steps(config, arms, plans, {"layout": None}, spent)
+
+
+def test_the_sample_and_the_trials_fit_what_is_left(config: RunConfig):
+    sampled = choose_sample(config, spent=100.0)
+    embedding = sampled.compare.sample * ROWS * SECONDS_A_ROW
+    assert 0.2 * BUDGET < embedding < 0.5 * BUDGET
+    chosen = steps(sampled, spent=300.0)
+    trial = STARTING + chosen.compare.points * MEASURING + chosen.compare.steps * SECONDS_A_STEP
+    running = trial * ARMS * SEEDS / config.compare.workers
+    # Most of the time that is left is used, and some remains for what estimates miss.
+    assert 0.6 * (BUDGET - 300) < running < 0.8 * (BUDGET - 300)
+    assert chosen.compare.budget is None
+
+
+def test_what_was_decided_stands_when_an_interrupted_comparison_goes_on(config: RunConfig):
+    sampled = choose_sample(config, spent=100.0)
+    assert choose_sample(config, spent=500.0).compare == sampled.compare
+    chosen = steps(sampled, spent=300.0)
+    assert steps(choose_sample(config, spent=1.0), spent=2.0).compare == chosen.compare
+    assert decided(config).compare == chosen.compare
+
+
+def test_no_more_is_done_than_was_asked_for(config: RunConfig):
+    asked = config.model_copy(update={"compare": config.compare.model_copy(update={"steps": 30})})
+    assert steps(asked, spent=0.0).compare.steps == 30
+
+
+def test_too_little_time_still_gives_a_whole_comparison(config: RunConfig):
+    sampled = choose_sample(config, spent=BUDGET)
+    assert sampled.compare.sample * ROWS >= config.batches.size
+    chosen = steps(sampled, spent=2 * BUDGET)
+    assert chosen.compare.points == 1
+    assert chosen.compare.steps >= 20
