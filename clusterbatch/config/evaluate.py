@@ -22,6 +22,8 @@ class EvaluateConfig(Section):
     models: list[str] = Field(["before", "after"], min_length=1)
     # NDCG@k, MRR@k, Recall@k, Precision@k, MAP@k, HitRate@k, or module:function of (answers, grades).
     metrics: list[str] = Field(["NDCG@10", "Recall@100", "MRR@10"], min_length=1)
+    # Names of MTEB tasks to run on the same models (needs the package mteb and, for its data, a network).
+    mteb: list[str] = operational([])
     # Documents kept for each query in the run file.
     top_k: int = Field(100, ge=1)
     # BEIR's rule: a document with the query's own id is not an answer to it.

@@ -11,6 +11,7 @@ from clusterbatch.config import RunConfig
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.encoder.stage import embed
 from clusterbatch.errors import UsageError
+from clusterbatch.evaluation.mteb import evaluate_mteb
 from clusterbatch.evaluation.stage import evaluate
 from clusterbatch.experiments.report import write_report
 from clusterbatch.log import log_context, say
@@ -33,12 +34,21 @@ class Stage:
     artifact: Callable[[Workspace, int], Artifact]
 
 
+def measure(config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest:
+    """The stage `evaluate`, and the MTEB tasks where any are asked for."""
+    manifest = evaluate(config, generation=generation, force=force)
+    if config.evaluate.mteb:
+        for row in evaluate_mteb(config, generation=generation, force=force).details["table"]:
+            print(f"mteb      {row['task']} {row['metric']}: {row['model']} {row['value']:.4f}", file=sys.stderr)
+    return manifest
+
+
 STAGES = [
     Stage("ingest", ingest, lambda workspace, _: workspace.corpus),
     Stage("embed", embed, Workspace.embeddings),
     Stage("cluster", cluster, Workspace.clusters),
     Stage("train", train, Workspace.train),
-    Stage("evaluate", evaluate, Workspace.evaluation),
+    Stage("evaluate", measure, Workspace.evaluation),
 ]
 
 

@@ -89,6 +89,14 @@ class Spread:
                 return queries
         return None
 
+    def both_needed(self, margin: float, confidence: float) -> tuple[int, int] | None:
+        """Seeds and queries, grown by the same factor, that do the same; None where even a thousand seeds do not."""
+        for seeds in range(max(2, self.seeds), _MOST_SEEDS):
+            queries = math.ceil(self.queries * seeds / self.seeds)
+            if self._with(seeds, queries).half_width(confidence) <= margin:
+                return seeds, queries
+        return None
+
     def _with(self, seeds: int, queries: int) -> Spread:
         return Spread(
             self.mean,

@@ -17,7 +17,8 @@ class Verdict:
     """`low`, `high`: interval of the gain that holds for all arms together. `extra_cost`: share of the baseline's.
 
     `detectable`: smallest true gain that this experiment would have confirmed in 80 of 100 cases. `seeds_needed`,
-    `queries_needed`: what of one alone would settle an open case, None where it would not, or nothing is open.
+    `queries_needed`: what of one alone would settle an open case; `both_needed`: what of both together would. None
+    where that would not, or nothing is open.
     """
 
     outcome: Outcome
@@ -29,6 +30,7 @@ class Verdict:
     detectable: float
     seeds_needed: int | None = None
     queries_needed: int | None = None
+    both_needed: tuple[int, int] | None = None
 
 
 def decide(gain: Spread, extra_cost: float, arms: int, rule: DecideConfig) -> Verdict:
@@ -61,4 +63,5 @@ def decide(gain: Spread, extra_cost: float, arms: int, rule: DecideConfig) -> Ve
         detectable,
         gain.seeds_needed(margin, confidence),
         gain.queries_needed(margin, confidence),
+        gain.both_needed(margin, confidence),
     )

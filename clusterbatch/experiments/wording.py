@@ -51,6 +51,8 @@ def figures(comparison: Comparison, config: RunConfig) -> dict[str, str]:
         "baseline_price": f"{comparison.baseline.cost.price:.4f} {prices.currency}",
         "seeds_needed": str(verdict.seeds_needed),
         "queries_needed": f"{verdict.queries_needed or 0:,}",
+        "both_seeds": str(verdict.both_needed[0] if verdict.both_needed else 0),
+        "both_queries": f"{verdict.both_needed[1] if verdict.both_needed else 0:,}",
     }
 
 
@@ -71,6 +73,8 @@ def next_step(comparison: Comparison, config: RunConfig, language: Language) -> 
             key = "wide interval, seeds"
         elif verdict.queries_needed:
             key = "wide interval, queries"
+        elif verdict.both_needed:
+            key = "wide interval, both"
         else:
             key = "wide interval, nothing"
     return words[f"next {key}"].format(**values)

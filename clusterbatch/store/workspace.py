@@ -38,6 +38,9 @@ class Workspace:
     def evaluation(self, generation: int = 0) -> Artifact:
         return Artifact(_generation(self.root, generation).child("evaluation"), "evaluation")
 
+    def mteb(self, generation: int = 0) -> Artifact:
+        return Artifact(_generation(self.root, generation).child("mteb"), "MTEB results")
+
     @property
     def model(self) -> Folder:
         return self.root.child("model")

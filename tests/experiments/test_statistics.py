@@ -76,6 +76,10 @@ def test_needed_seeds_and_queries_really_narrow_the_interval():
     # No number of seeds removes what the queries leave open.
     assert spread.seeds_needed(0.003, 0.95) is None
     assert spread.queries_needed(0.003, 0.95) is None
+    # Both together do.
+    seeds, queries = spread.both_needed(0.003, 0.95)
+    assert queries == math.ceil(400 * seeds / 3)
+    assert Spread(0.01, 4e-6 * 400 / queries, 9e-6 * 3 / seeds, queries, seeds).half_width(0.95) <= 0.003
 
 
 @pytest.mark.parametrize(
