@@ -19,7 +19,6 @@ from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.encoder.stage import embed
-from clusterbatch.errors import UsageError
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.stage import configured_collections
@@ -63,7 +62,9 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
         if config.compare.sample:
             sample_corpus(config, config.compare.sample, config.compare.sample_by)
         data = with_sample(config)
-        embeddings = Workspace(data).embeddings().require() if config.reuse.embeddings else embed(data)
+        reused = Workspace(config).embeddings().require() if config.reuse.embeddings else None
+        # The vectors of a sample come with its rows.
+        embeddings = reused if reused and not config.compare.sample else embed(data)
         arms, layouts = arms_of(data)
         clusters = {name: cluster(layout) for name, layout in layouts.items()}
         arms = match(arms, layouts)
@@ -123,7 +124,8 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
             "chosen": {name: {"learning_rate": rate, "temperature": heat} for name, (rate, heat) in chosen.items()},
             "swept": bool(trials.sweep()),
             "seconds": {
-                "embed": embeddings.seconds,
+                # Of a sample its share of what the corpus took.
+                "embed": reused.seconds * (config.compare.sample or 1.0) if reused else embeddings.seconds,
                 "cluster": {name: manifest.seconds for name, manifest in clusters.items()},
             },
             "collections": [collection.name for collection in collections],
@@ -136,8 +138,6 @@ def with_sample(config: RunConfig) -> RunConfig:
     """`config` with the sample, if there is one, in place of its corpus and embeddings."""
     if not config.compare.sample:
         return config
-    if config.reuse.embeddings:
-        raise UsageError("compare.sample: embeddings of the whole corpus (reuse.embeddings) cannot serve a sample")
     home = sample_home(config, config.compare.sample, config.compare.sample_by)
     return with_changes(config, {"reuse.corpus": home, "reuse.embeddings": home})
 

@@ -20,9 +20,11 @@ from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.corpus.units import PAIRS, CorpusUnit, corpus_units, read_unit
 from clusterbatch.encoder.model import Encoder, load_encoder
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
+from clusterbatch.errors import UsageError
 from clusterbatch.runtime import Pool, Unit, ray_session, run_units
-from clusterbatch.store import Artifact, Counts, Manifest, Receipt, Stopwatch
-from clusterbatch.store.tables import write_parquet
+from clusterbatch.schema import VECTORS
+from clusterbatch.store import Artifact, Counts, Manifest, Part, Receipt, Stopwatch
+from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace
 
 Way = Literal["neighbourhoods", "uniform"]
@@ -41,22 +43,36 @@ def sample_home(config: RunConfig, share: float, way: Way) -> str:
 def sample_corpus(config: RunConfig, share: float, way: Way, *, force: bool = False) -> Manifest:
     """Writes about `share` of the corpus' rows, of every source, as the corpus of `sample_home`; at once when done.
 
+    Where embeddings of the whole corpus are reused, rows keep their vectors, and nothing is embedded again.
+
     Raises DataError where there is no corpus.
     """
     watch = Stopwatch()
     source = Workspace(config).corpus
     corpus = source.require()
+    embedded = Workspace(config).embeddings() if config.reuse.embeddings else None
+    vectors = embedded.require() if embedded else None
     home = config.model_copy(update={"workspace": sample_home(config, share, way), "reuse": type(config.reuse)()})
     model = resolve_model(config.embed.model, config.storage) if way == "neighbourhoods" else ""
-    identity = fingerprint("sample", corpus.fingerprint, share, way, model and model_fingerprint(model), _NEIGHBOURHOOD)
+    identity = fingerprint(
+        "sample",
+        corpus.fingerprint,
+        share,
+        way,
+        model and model_fingerprint(model),
+        _NEIGHBOURHOOD,
+        vectors.fingerprint if vectors else None,
+    )
     artifact = Workspace(home).corpus
     if artifact.is_done(identity) and not force:
         return artifact.require()
     done = artifact.begin(identity, force)
-    units = [Unit(unit.number, unit.rows, unit) for unit in corpus_units(corpus)]
+    parts = _vector_parts(vectors, len(corpus_units(corpus)))
+    units = [Unit(unit.number, unit.rows, (unit, parts[unit.number])) for unit in corpus_units(corpus)]
     pivots = _pivots(source, corpus, share, model) if model else {}
     arguments = {
         "source": source,
+        "embedded": embedded,
         "artifact": artifact,
         "fingerprint": identity,
         "share": share,
@@ -75,8 +91,21 @@ def sample_corpus(config: RunConfig, share: float, way: Way, *, force: bool = Fa
         config={"share": share, "way": way},
         inputs={"corpus": corpus.fingerprint},
         seconds=watch.seconds,
-        details={"sources": dict(sorted(sources.items())), "rejects": {}},
+        details={
+            "sources": dict(sorted(sources.items())),
+            "rejects": {},
+            "dimensions": vectors.details["dimensions"] if vectors else None,
+        },
     )
+
+
+def _vector_parts(embeddings: Manifest | None, units: int) -> list[Part | None]:
+    """Where the vectors of each unit of the corpus are. Raises UsageError where they were not kept."""
+    if embeddings is None:
+        return [None] * units
+    if not embeddings.details.get("persisted", True):
+        raise UsageError("reuse.embeddings: these were not kept (embed.persist: false), a sample cannot take them over")
+    return list(embeddings.parts)
 
 
 class SampleWorker:
@@ -85,6 +114,7 @@ class SampleWorker:
     def __init__(
         self,
         source: Artifact,
+        embedded: Artifact | None,
         artifact: Artifact,
         fingerprint: str,
         share: float,
@@ -92,12 +122,18 @@ class SampleWorker:
         model: str,
     ) -> None:
         self._source, self._artifact, self._fingerprint = source, artifact, fingerprint
+        self._embedded = embedded
         self._share, self._pivots = share, pivots
         self._encoder = load_encoder(model, "static") if model else None
 
     def process(self, unit: Unit) -> Receipt:
         watch = Stopwatch()
-        table = read_unit(self._source, unit.payload)
+        corpus_unit, part = unit.payload
+        table = read_unit(self._source, corpus_unit)
+        if self._embedded is not None:
+            vectors = read_parquet(self._embedded.folder, part.path, VECTORS)
+            for name in VECTORS:
+                table = table.append_column(name, vectors[name])
         kept = table.filter(pa.array(self._drawn(table)))
         parts = []
         if kept.num_rows:

@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clusterbatch.config import RunConfig, load_config
+from clusterbatch.clustering.vectors import vector_column, vector_values
+from clusterbatch.config import RunConfig, load_config, with_changes
 from clusterbatch.corpus.units import PAIRS, corpus_units, read_unit
 from clusterbatch.experiments.sampling import sample_corpus, sample_home
-from clusterbatch.schema import corpus_schema
+from clusterbatch.schema import corpus_schema, embeddings_schema
 from clusterbatch.store import Counts, Receipt
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.workspace import Workspace
@@ -81,3 +82,29 @@ def test_neighbourhoods_stay_whole_where_uniform_sampling_thins_them(config: Run
     dense = kept_share_of_met_topics(sampled(config, 0.3, "neighbourhoods"))
     thin = kept_share_of_met_topics(sampled(config, 0.3, "uniform"))
     assert dense > 1.5 * thin
+
+
+def test_rows_keep_the_vectors_that_the_corpus_has_already(config: RunConfig):
+    embeddings = Workspace(config).embeddings()
+    vectors = np.random.default_rng(1).normal(size=(2, ROWS, 8)).astype(np.float16)
+    ids = [f"{n:032x}" for n in range(ROWS)]
+    parts = []
+    for unit, first in enumerate(range(0, ROWS, 300)):
+        rows = slice(first, first + 300)
+        columns = [ids[rows], ["even"] * 300, *(vector_column(vectors[side][rows]) for side in (0, 1))]
+        table = pa.table(columns, schema=embeddings_schema(8))
+        parts.append(write_parquet(embeddings, f"unit-{unit}", table))
+    receipt = Receipt(unit=0, fingerprint="e" * 16, parts=parts, counts=Counts(read=ROWS, written=ROWS))
+    embeddings.commit("e" * 16, [receipt], config={}, inputs={}, seconds=1, details={"dimensions": 8})
+    reusing = with_changes(config, {"reuse.corpus": config.workspace, "reuse.embeddings": config.workspace})
+    table = sampled(reusing, 0.3, "uniform")
+    rows = [ids.index(pair_id) for pair_id in table["pair_id"].to_pylist()]
+    for side, name in enumerate(("query_vector", "document_vector")):
+        assert np.array_equal(vector_values(table[name]), vectors[side][rows])
+    # Which rows are drawn does not depend on that.
+    assert table["pair_id"].to_pylist() == sampled(with_home(config), 0.3, "uniform")["pair_id"].to_pylist()
+
+
+def with_home(config: RunConfig) -> RunConfig:
+    """The same corpus, read from another workspace."""
+    return with_changes(config, {"workspace": f"{config.workspace}-2", "reuse.corpus": config.workspace})
