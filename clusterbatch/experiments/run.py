@@ -39,7 +39,7 @@ def measure(config: RunConfig, *, generation: int = 0, force: bool = False) -> M
     manifest = evaluate(config, generation=generation, force=force)
     if config.evaluate.mteb:
         for row in evaluate_mteb(config, generation=generation, force=force).details["table"]:
-            print(f"mteb      {row['task']} {row['metric']}: {row['model']} {row['value']:.4f}", file=sys.stderr)
+            say(f"mteb      {row['task']} {row['metric']}: {row['model']} {row['value']:.4f}", **row)
     return manifest
 
 
