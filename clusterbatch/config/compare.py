@@ -77,10 +77,15 @@ class DecideConfig(Section):
 
 
 class PricesConfig(Section):
-    """What an hour costs, in `currency`; used in the report only."""
+    """What units cost, in `currency`; used in the report only."""
 
     cpu_hour: float = operational(0.05, ge=0)
     gpu_hour: float = operational(2.0, ge=0)
+    # Of storage: a million requests that read, a million that write, and a gibibyte that is read. A bucket in the
+    # region of the workers costs about 0.4, 5 and 0.
+    million_reads: float = operational(0.0, ge=0)
+    million_writes: float = operational(0.0, ge=0)
+    gibibyte_read: float = operational(0.0, ge=0)
     currency: str = operational("USD")
 
 

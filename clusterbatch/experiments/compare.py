@@ -49,8 +49,8 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
 
     Manifest.details: `trials` by number, what each trial's receipt says; `main`, the numbers of those that the verdict
     rests on; `steps`; `arms` by name, {strategy, pairs a step, mean purity, hardness, layout, what it uses}; `chosen`
-    learning rate and temperature by arm; `swept`, whether they were chosen here; seconds of the shared stages;
-    `collections`. Parts: every trial's scores, and `segments`, the cluster that each query is nearest to.
+    learning rate and temperature by arm; `swept`, whether they were chosen here; `seconds` and `traffic` of the shared
+    stages; `collections`. Parts: every trial's scores, and `segments`, the cluster that each query is nearest to.
     """
     watch = Stopwatch()
     metrics = [parse_metric(name).name for name in (config.compare.decide.metric, *config.evaluate.metrics)]
@@ -103,7 +103,10 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
         inputs={"embeddings": embeddings.fingerprint, **{name: each.fingerprint for name, each in clusters.items()}},
         seconds=watch.seconds,
         details={
-            "trials": {str(number): receipt.details for number, receipt in sorted(done.items())},
+            "trials": {
+                str(number): {**receipt.details, "traffic": receipt.traffic.model_dump()}
+                for number, receipt in sorted(done.items())
+            },
             "main": [unit.number for unit in main],
             "steps": steps,
             "arms": {
@@ -127,6 +130,10 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
                 # Of a sample its share of what the corpus took.
                 "embed": reused.seconds * (config.compare.sample or 1.0) if reused else embeddings.seconds,
                 "cluster": {name: manifest.seconds for name, manifest in clusters.items()},
+            },
+            "traffic": {
+                "embed": embeddings.traffic.model_dump(),
+                "cluster": {name: manifest.traffic.model_dump() for name, manifest in clusters.items()},
             },
             "collections": [collection.name for collection in collections],
         },

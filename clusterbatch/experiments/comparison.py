@@ -17,6 +17,7 @@ from clusterbatch.experiments.trials import is_for_tuning
 from clusterbatch.experiments.verdict import Verdict, decide
 from clusterbatch.store import Artifact, Manifest
 from clusterbatch.store.tables import read_parquet
+from clusterbatch.store.traffic import Traffic
 
 # (S, Q) scores by (collection, metric).
 Scores = dict[tuple[str, str], np.ndarray]
@@ -26,13 +27,15 @@ Scores = dict[tuple[str, str], np.ndarray]
 class Cost:
     """Of one run of an arm with the shared stages that it needs: worker hours (a core's or a GPU's) and their price.
 
-    seconds: of its training alone; shared_seconds: of embedding and clustering, 0 where the arm needs neither.
+    seconds: of its training alone; shared_seconds: of embedding and clustering, 0 where the arm needs neither; traffic:
+    what the run and those stages asked of storage.
     """
 
     seconds: float
     shared_seconds: float
     hours: float
     price: float
+    traffic: Traffic
 
 
 @dataclass(frozen=True)
@@ -212,9 +215,18 @@ def _cost(config: RunConfig, details: Mapping[str, Any], name: str, trials: Sequ
     embedding = seconds["embed"] if arm["uses_embeddings"] else 0.0
     clustering = seconds["cluster"][arm["layout"]] if arm["uses_clusters"] else 0.0
     hours = (training + embedding * config.embed.workers + clustering * config.cluster.workers) / 3600
+    own = [Traffic(**trial["traffic"]) for trial in trials]
+    traffic = Traffic(**{key: round(np.mean([getattr(each, key) for each in own])) for key in Traffic.model_fields})
+    shared = details["traffic"]
+    if arm["uses_embeddings"]:
+        traffic += Traffic(**shared["embed"])
+    if arm["uses_clusters"]:
+        traffic += Traffic(**shared["cluster"][arm["layout"]])
     prices = config.compare.prices
     hourly = prices.gpu_hour if config.train.device.startswith("cuda") else prices.cpu_hour
-    return Cost(training, embedding + clustering, hours, hours * hourly)
+    storage = traffic.reads / 1e6 * prices.million_reads + traffic.writes / 1e6 * prices.million_writes
+    storage += traffic.bytes_read / 2**30 * prices.gibibyte_read
+    return Cost(training, embedding + clustering, hours, hours * hourly + storage, traffic)
 
 
 def _extra(costs: Mapping[str, Cost], name: str, reference: str) -> float:

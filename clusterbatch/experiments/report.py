@@ -11,6 +11,7 @@ from clusterbatch.config import RunConfig
 from clusterbatch.errors import DataError
 from clusterbatch.evaluation.models import AFTER, BEFORE
 from clusterbatch.experiments.gains import LEAST_QUERIES, query_gains
+from clusterbatch.experiments.report_phrases import REPORT_PHRASES
 from clusterbatch.experiments.summary import SUMMARY, finished_stages, workspace_summary
 from clusterbatch.store.workspace import Workspace
 
@@ -36,6 +37,8 @@ def write_report(config: RunConfig) -> str:
         environment()
         .get_template("report.html.jinja")
         .render(
+            language=config.report.language,
+            words=REPORT_PHRASES[config.report.language],
             summary=summary,
             gains=gains(summary["quality"]),
             scoreboard=scoreboard(summary["quality"]),

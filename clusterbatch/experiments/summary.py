@@ -16,8 +16,9 @@ def workspace_summary(config: RunConfig) -> dict[str, Any]:
     """What metrics.json holds.
 
     stages: one entry per finished stage and generation, in order of the data's flow, {stage, generation, rows_read,
-    rows_written, rows_rejected, rows_set_aside, seconds, bytes, files, created, fingerprint}. quality: the evaluation's
-    table with its generation. details: what a stage has to say of itself, by `stage` or `stage/generation`.
+    rows_written, rows_rejected, rows_set_aside, seconds, bytes, files, traffic, created, fingerprint}; traffic is what
+    it asked of storage. quality: the evaluation's table with its generation. details: what a stage has to say of
+    itself, by `stage` or `stage/generation`.
     """
     stages: list[dict[str, Any]] = []
     quality: list[dict[str, Any]] = []
@@ -74,6 +75,7 @@ def _stage(stage: str, generation: int | None, manifest: Manifest) -> dict[str, 
         "seconds": manifest.seconds,
         "bytes": sum(part.bytes for part in manifest.parts),
         "files": len(manifest.parts),
+        "traffic": manifest.traffic.model_dump(),
         "created": manifest.created,
         "fingerprint": manifest.fingerprint,
     }

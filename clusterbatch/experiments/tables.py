@@ -59,6 +59,7 @@ def _row(comparison: Comparison, arm: ArmResult, language: Language) -> dict[str
         "minutes": arm.cost.seconds / 60,
         "hours": arm.cost.hours,
         "price": arm.cost.price,
+        "traffic": arm.cost.traffic.model_dump(),
         "learning_rate": arm.setting["learning_rate"],
         "temperature": arm.setting["temperature"],
         "changes": dict(arm.changes),
@@ -67,6 +68,7 @@ def _row(comparison: Comparison, arm: ArmResult, language: Language) -> dict[str
 
 def _price_of_steps(arm: ArmResult, share: float) -> float:
     """Of the shared stages and a share of the training."""
+    # Requests are shared out like hours: they are the smaller part of the price.
     training = arm.cost.price * arm.cost.seconds / 3600 / arm.cost.hours if arm.cost.hours else 0.0
     return arm.cost.price - (1 - share) * training
 

@@ -21,6 +21,7 @@ from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store.checksum import DamagedError, checksum, read_verified
 from clusterbatch.store.filesystem import Folder
 from clusterbatch.store.lineage import software_versions
+from clusterbatch.store.traffic import Traffic, since_last
 
 MANIFEST = "manifest.json"
 RECEIPTS = "_receipts"
@@ -67,13 +68,14 @@ class Part(BaseModel):
 
 
 class Receipt(BaseModel):
-    """What one finished unit of work left behind."""
+    """What one finished unit of work left behind. traffic: what the unit asked of storage, set when it is written."""
 
     unit: int
     fingerprint: str
     parts: list[Part] = []
     counts: Counts = Counts()
     seconds: float = 0.0
+    traffic: Traffic = Traffic()
     details: dict[str, Any] = {}
 
 
@@ -90,6 +92,8 @@ class Manifest(BaseModel):
     config: dict[str, Any] = {}
     inputs: dict[str, str] = {}
     software: dict[str, str] = {}
+    # Requests and bytes of all units, and of the driver since the artifact before.
+    traffic: Traffic = Traffic()
     details: dict[str, Any] = {}
 
 
@@ -166,7 +170,9 @@ class Artifact:
             raise DataError(f"{self.folder.uri}/{part.path}: damaged (checksum differs from the manifest's)") from None
 
     def write_receipt(self, receipt: Receipt) -> None:
+        """Leaves the receipt, the last act of its unit. Raises DataError where a row is unaccounted for."""
         receipt.counts.check(f"{self.folder.uri} unit {receipt.unit}")
+        receipt.traffic = since_last()
         self.folder.write(f"{RECEIPTS}/{receipt.unit:08d}.json", receipt.model_dump_json().encode())
 
     def commit(
@@ -197,6 +203,7 @@ class Artifact:
             config=config,
             inputs=inputs,
             software=software_versions(),
+            traffic=sum((receipt.traffic for receipt in ordered), since_last()),
             details=details or {},
         )
         self.folder.write(MANIFEST, manifest.model_dump_json(indent=1).encode())

@@ -22,6 +22,7 @@ from clusterbatch.errors import DataError, InfrastructureError, UsageError
 from clusterbatch.store.range_file import RangeFile
 from clusterbatch.store.retries import with_retries
 from clusterbatch.store.s3 import s3_filesystem
+from clusterbatch.store.traffic import CountedFile, count
 
 # What a local write is called until it is whole.
 TEMPORARY = ".tmp"
@@ -83,14 +84,17 @@ class Folder:
         """Bytes [start, end) of a file; all of it when neither is given. Raises FileNotFoundError where none is."""
         path = self.path(name)
         if self.is_local or start is not None or end is not None:
-            return bytes(self._call(name, lambda: self.filesystem.cat_file(path, start=start, end=end)))
-        # One request; more at a time would ask for the size first.
-        return bytes(self._call(name, lambda: self.filesystem.cat_file(path, max_concurrency=1)))
+            data = bytes(self._call(name, lambda: self.filesystem.cat_file(path, start=start, end=end)))
+        else:
+            # One request; more at a time would ask for the size first.
+            data = bytes(self._call(name, lambda: self.filesystem.cat_file(path, max_concurrency=1)))
+        count(bytes_read=len(data))
+        return data
 
     def open(self, name: str, block: int = _READ_AHEAD) -> BinaryIO:
         """A file to read in pieces of at least `block` bytes, seekable; raises FileNotFoundError where none is."""
         if self.is_local:
-            return cast(BinaryIO, self._call(name, lambda: open(self.path(name), "rb")))
+            return cast(BinaryIO, self._call(name, lambda: io.BufferedReader(CountedFile(self.path(name)))))
         file = RangeFile(self.size(name), lambda start, end: self.read(name, start, end))
         return io.BufferedReader(file, block)
 
@@ -100,9 +104,10 @@ class Folder:
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Writes a file whole; whatever was there before is replaced."""
         if self.is_local:
-            self._call(name, lambda: self._write_local(name, data))
+            self._call(name, lambda: self._write_local(name, data), writes=1)
         else:
             self._put(name, lambda path: self.filesystem.pipe_file(path, bytes(data)))
+        count(bytes_written=len(data))
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, json.dumps(value, indent=1, ensure_ascii=False).encode())
@@ -110,9 +115,10 @@ class Folder:
     def upload(self, name: str, file: str) -> None:
         """Writes a file whole from one on this machine, for what is too large to be in memory."""
         if self.is_local:
-            self._call(name, lambda: self._write_local(name, Path(file)))
+            self._call(name, lambda: self._write_local(name, Path(file)), writes=1)
         else:
             self._put(name, lambda path: self.filesystem.put_file(file, path))
+        count(bytes_written=os.path.getsize(file))
 
     def list(self, name: str = "") -> list[str]:
         """Names of the files and folders directly inside, sorted; empty where nothing is."""
@@ -153,9 +159,11 @@ class Folder:
                 with suppress(FileNotFoundError):
                     self.filesystem.rm(path, recursive=True)
 
-        self._call(name, call)
+        self._call(name, call, writes=1)
 
-    def _call(self, name: str, call: Callable[[], Any]) -> Any:
+    def _call(self, name: str, call: Callable[[], Any], writes: int = 0) -> Any:
+        """One request, counted as one that reads unless `writes` is 1."""
+        count(reads=1 - writes, writes=writes)
         place = f"{self.uri}/{name}" if name else self.uri
         if not self.is_local:
             return with_retries(place, self.storage, call)
@@ -168,7 +176,7 @@ class Folder:
 
     def _put(self, name: str, put: Callable[[str], Any]) -> None:
         try:
-            self._call(name, lambda: put(self.path(name)))
+            self._call(name, lambda: put(self.path(name)), writes=1)
         except FileNotFoundError as error:
             raise InfrastructureError(f"{self.uri}/{name}: cannot be written, not found ({error})") from error
 

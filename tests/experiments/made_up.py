@@ -8,6 +8,7 @@ from clusterbatch.config.compare import DecideConfig
 from clusterbatch.experiments.comparison import ArmResult, Comparison, Cost
 from clusterbatch.experiments.statistics import difference, holm, mean_spread, randomisation_p
 from clusterbatch.experiments.verdict import decide
+from clusterbatch.store.traffic import Traffic
 
 METRIC = "NDCG@10"
 
@@ -63,7 +64,13 @@ def made_up_comparison(
             hardness=0.5,
             setting={"learning_rate": 0.005, "temperature": 0.05},
             changes={},
-            cost=Cost(60.0, 0.0 if arm == reference else 30.0, 0.02, 0.001),
+            cost=Cost(
+                60.0,
+                0.0 if arm == reference else 30.0,
+                0.02,
+                0.001,
+                Traffic(reads=900, writes=40, bytes_read=3 * 2**20),
+            ),
         )
         for arm, effect in effects.items()
     ]

@@ -9,6 +9,7 @@ import pytest
 from clusterbatch.experiments.catching_up import catch_up
 from clusterbatch.experiments.comparison import ArmResult, Comparison, Cost
 from clusterbatch.experiments.wording import larger_batches
+from clusterbatch.store.traffic import Traffic
 from tests.experiments.made_up import made_up_comparison
 
 
@@ -18,7 +19,7 @@ def with_sizes(quality: dict[int, float], cluster: float, hours: float = 0.04) -
 
     def arm(name: str, mean: float, batch: int, spent: float, changes: dict[str, object]) -> ArmResult:
         found = comparison.arm(name)
-        cost = Cost(60.0, 0.0, spent, spent)
+        cost = Cost(60.0, 0.0, spent, spent, Traffic())
         spread = replace(found.spread, mean=mean)
         return replace(found, spread=spread, batch=batch, cost=cost, changes=changes)
 

@@ -13,6 +13,7 @@ from clusterbatch.errors import DataError
 from clusterbatch.evaluation.results import scores_table
 from clusterbatch.experiments.gains import paired_interval, query_gains, segments_of
 from clusterbatch.experiments.report import gains, scoreboard, write_report
+from clusterbatch.experiments.report_phrases import REPORT_PHRASES
 from clusterbatch.store import Counts, Receipt
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.workspace import Workspace
@@ -62,6 +63,17 @@ def test_page_and_summary_say_what_the_stages_left(config: RunConfig):
     # Every model is a column, and the sources with their winners and losers are there.
     assert ">bm25<" in page
     assert page.index("numpy") < page.index("scipy")
+
+
+def test_the_page_in_japanese_says_the_same(config: RunConfig):
+    own = config.model_copy(update={"report": config.report.model_copy(update={"language": "ja"})})
+    english = Path(write_report(config)).read_text(encoding="utf-8")
+    japanese = Path(write_report(own)).read_text(encoding="utf-8")
+    assert '<html lang="ja">' in japanese
+    assert REPORT_PHRASES["ja"]["report_title"] in japanese
+    figure = re.compile(r"[+-]?\d\.\d{4}")
+    assert sorted(figure.findall(japanese)) == sorted(figure.findall(english))
+    assert REPORT_PHRASES["en"].keys() == REPORT_PHRASES["ja"].keys()
 
 
 def test_gains_pair_before_and_after(config: RunConfig):

@@ -1,0 +1,56 @@
+"""What this process has asked of storage: requests and bytes, for the cost of a stage.
+
+Local files count alike: what a run would ask of a bucket can be read off a run on one machine. A local file that is
+open counts as one request, for the operating system decides what is read.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+
+from pydantic import BaseModel
+
+
+class Traffic(BaseModel):
+    """reads: requests that fetch, list or look; writes: those that put or delete."""
+
+    reads: int = 0
+    writes: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(**{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields})
+
+
+_lock = threading.Lock()
+_counted = Traffic()
+
+
+def count(*, reads: int = 0, writes: int = 0, bytes_read: int = 0, bytes_written: int = 0) -> None:
+    global _counted
+    with _lock:
+        _counted += Traffic(reads=reads, writes=writes, bytes_read=bytes_read, bytes_written=bytes_written)
+
+
+def since_last() -> Traffic:
+    """What has been counted since this was asked before: called once for every unit of work, it is the unit's."""
+    global _counted
+    with _lock:
+        found, _counted = _counted, Traffic()
+    return found
+
+
+class CountedFile(io.FileIO):
+    """A local file whose reads are counted."""
+
+    def readinto(self, buffer: bytearray | memoryview) -> int | None:  # type: ignore[override]
+        read = super().readinto(buffer)
+        count(bytes_read=read or 0)
+        return read
+
+    def readall(self) -> bytes:
+        data = super().readall() or b""
+        count(bytes_read=len(data))
+        return data
