@@ -72,7 +72,7 @@ def batch_example(arm: str, plan: BatchPlan, text: ShardText, pairs: int = 6) ->
         row = int(plan.index.first_row[piece] + batch.row[position])
         found = text.rows(int(plan.index.shard[piece]), row, 1).to_pylist()[0]
         shown.append(
-            {"query": _excerpt(found["query"]), "document": _excerpt(found["document"]), "source": found["source"]}
+            {"query": excerpt(found["query"]), "document": excerpt(found["document"]), "source": found["source"]}
         )
     return Example(arm, batch.purity, step, shown)
 
@@ -153,6 +153,7 @@ def _terms(text: ShardText, index: ClusterIndex, pieces: Sequence[int]) -> list[
     return found
 
 
-def _excerpt(text: str) -> str:
+def excerpt(text: str) -> str:
+    """On one line, cut to what a table cell can hold."""
     flat = " ".join(text.split())
     return flat if len(flat) <= _EXCERPT else flat[: _EXCERPT - 1] + "…"

@@ -28,7 +28,7 @@ class Cost:
     """Of one run of an arm with the shared stages that it needs: worker hours (a core's or a GPU's) and their price.
 
     seconds: of its training alone; shared_seconds: of embedding and clustering, 0 where the arm needs neither; traffic:
-    what the run and those stages asked of storage.
+    what the run and those stages asked of storage; device: `cpu` or `cuda`, what it trained on and the hours are of.
     """
 
     seconds: float
@@ -36,6 +36,7 @@ class Cost:
     hours: float
     price: float
     traffic: Traffic
+    device: str
 
 
 @dataclass(frozen=True)
@@ -223,10 +224,11 @@ def _cost(config: RunConfig, details: Mapping[str, Any], name: str, trials: Sequ
     if arm["uses_clusters"]:
         traffic += Traffic(**shared["cluster"][arm["layout"]])
     prices = config.compare.prices
-    hourly = prices.gpu_hour if config.train.device.startswith("cuda") else prices.cpu_hour
+    device = trials[0]["device"]
+    hourly = prices.gpu_hour if device == "cuda" else prices.cpu_hour
     storage = traffic.reads / 1e6 * prices.million_reads + traffic.writes / 1e6 * prices.million_writes
     storage += traffic.bytes_read / 2**30 * prices.gibibyte_read
-    return Cost(training, embedding + clustering, hours, hours * hourly + storage, traffic)
+    return Cost(training, embedding + clustering, hours, hours * hourly + storage, traffic, device)
 
 
 def _extra(costs: Mapping[str, Cost], name: str, reference: str) -> float:

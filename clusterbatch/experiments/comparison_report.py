@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -23,6 +24,7 @@ from clusterbatch.experiments.comparison import Comparison, read_comparison
 from clusterbatch.experiments.figures import Plot
 from clusterbatch.experiments.gains import LEAST_QUERIES
 from clusterbatch.experiments.hardness import with_groups
+from clusterbatch.experiments.outliers import Outlier, outliers
 from clusterbatch.experiments.phrases import PHRASES
 from clusterbatch.experiments.report import environment
 from clusterbatch.experiments.summary import workspace_summary
@@ -44,6 +46,16 @@ from clusterbatch.training.worker import open_plan
 PAGE, DECISION, MARKDOWN, DATA = "index.html", "decision.html", "report.md", "comparison.json"
 
 
+@dataclass(frozen=True)
+class Views:
+    """What is shown of batches and clusters; nothing but examples where no arm has clusters."""
+
+    examples: list[Example]
+    mapped: list[MappedCluster] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    farthest: list[Outlier] = field(default_factory=list)
+
+
 def write_comparison(config: RunConfig) -> str:
     """Writes <workspace>/compare/report/; returns the URI of its page. Raises DataError where nothing was compared."""
     artifact = comparison_artifact(config)
@@ -52,22 +64,22 @@ def write_comparison(config: RunConfig) -> str:
     comparison = read_comparison(config, artifact, manifest)
     folder = Workspace(config).root.child("compare", "report")
     words = PHRASES[config.report.language]
-    examples, mapped, sizes = _views(config, manifest)
+    views = _views(config, manifest)
     plots = [
         figures.learning_curves(comparison, words),
         figures.gains(comparison, config.compare.decide.min_gain, words),
         figures.gains_by_collection(comparison, words),
         figures.cost_against_gain(comparison, words),
     ]
-    if sizes:
-        plots.append(figures.cluster_sizes(sizes, config.batches.size, words))
-    if mapped:
-        plots.append(figures.cluster_map(mapped, words))
+    if views.sizes:
+        plots.append(figures.cluster_sizes(views.sizes, config.batches.size, words))
+    if views.mapped:
+        plots.append(figures.cluster_map(views.mapped, words))
     segments = {
         "segments": segment_rows(comparison, sources_of_queries(config, comparison)),
         "clusters": extremes(segment_rows(comparison, clusters_of_queries(comparison, artifact, manifest))),
     }
-    context = {**_context(config, comparison, manifest, plots, examples, mapped), **segments}
+    context = {**_context(config, comparison, manifest, plots, views), **segments}
     templates = environment()
     for name, template in ((PAGE, "comparison"), (DECISION, "decision")):
         folder.write(name, templates.get_template(f"{template}.html.jinja").render(context).encode())
@@ -92,8 +104,7 @@ def _context(
     comparison: Comparison,
     manifest: Manifest,
     plots: list[Plot],
-    examples: list[Example],
-    mapped: list[MappedCluster],
+    views: Views,
 ) -> dict[str, Any]:
     language = config.report.language
     return {
@@ -108,9 +119,10 @@ def _context(
         "larger_batches": larger_batches(comparison, language),
         "rows": arm_rows(comparison, language),
         "plots": {plot.name: plot for plot in plots},
-        "examples": examples,
-        "mapped": mapped,
-        "texts": [f"{each.source} {each.cluster} ({each.rows:,}): {', '.join(each.terms)}" for each in mapped],
+        "examples": views.examples,
+        "mapped": views.mapped,
+        "outliers": views.farthest,
+        "texts": [f"{each.source} {each.cluster} ({each.rows:,}): {', '.join(each.terms)}" for each in views.mapped],
         "least_queries": LEAST_QUERIES,
         "summary": workspace_summary(config),
         "workspace": Folder(config.workspace).uri,
@@ -119,8 +131,8 @@ def _context(
     }
 
 
-def _views(config: RunConfig, manifest: Manifest) -> tuple[list[Example], list[MappedCluster], list[int]]:
-    """Examples of every arm's batches, the map and the cluster sizes of the first layout that has clusters."""
+def _views(config: RunConfig, manifest: Manifest) -> Views:
+    """Examples of every arm's batches; map, sizes and outliers of the clusters that stand for all."""
     arms, layouts = arms_of(config)
     examples = []
     for each in arms:
@@ -131,7 +143,9 @@ def _views(config: RunConfig, manifest: Manifest) -> tuple[list[Example], list[M
         examples.append(batch_example(arm.name, plan, ShardText(artifact, clusters)))
     shown = clustered_layout(arms)
     if shown is None:
-        return examples, [], []
+        return Views(examples)
     artifact = Workspace(layouts[shown]).clusters()
     clusters = artifact.require()
-    return examples, cluster_map(artifact, clusters), cluster_rows(artifact, clusters)
+    return Views(
+        examples, cluster_map(artifact, clusters), cluster_rows(artifact, clusters), outliers(artifact, clusters)
+    )

@@ -65,8 +65,8 @@ class TrialWorker:
         self._loaded: list[LoadedCollection] | None = None
 
     def process(self, unit: Unit) -> Receipt:
-        """Receipt.details: trial, arm, seed, steps, seconds_training, seconds_measuring, curve [{step, collection,
-        metric, value}], losses [[step, loss]]. Its part has every query's score at the end."""
+        """Receipt.details: trial, arm, seed, steps, device, seconds_training, seconds_measuring, losses [[step, loss]],
+        curve [{step, collection, metric, value}]. Its part has every query's score at the end."""
         trial: Trial = unit.payload
         watch = Stopwatch()
         prepare_torch(trial.config)
@@ -105,6 +105,7 @@ class TrialWorker:
                 "seed": trial.seed,
                 "steps": trial.steps,
                 "pairs": pairs,
+                "device": device.type,
                 "seconds_training": trained,
                 "seconds_measuring": watch.seconds - trained,
                 "curve": curve,

@@ -10,6 +10,8 @@ import pytest
 from clusterbatch.config import RunConfig, load_config
 from clusterbatch.experiments import comparison_report
 from clusterbatch.experiments.clusterviews import Example, MappedCluster
+from clusterbatch.experiments.comparison_report import Views
+from clusterbatch.experiments.outliers import Outlier
 from clusterbatch.experiments.phrases import PHRASES
 from clusterbatch.experiments.tables import arm_rows, steps_to_reach
 from clusterbatch.experiments.wording import answer, decisive, meeting_sentences, next_step
@@ -49,6 +51,8 @@ def write(config: RunConfig, folder: Path) -> None:
         Example(arm, 0.5, 60, [{"query": ATTACK, "document": JAPANESE, "source": "one"}] * 6)
         for arm in ("random", "cluster")
     ]
+    farthest = [Outlier("one", ATTACK, JAPANESE, 0.1, False)]
+    views = Views(examples, mapped, [50 * n for n in range(1, 30)], farthest)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             comparison_report, "comparison_artifact", lambda config: type("A", (), {"require": lambda self: manifest})()
@@ -56,7 +60,7 @@ def write(config: RunConfig, folder: Path) -> None:
         patch.setattr(
             comparison_report, "read_comparison", lambda *_: made_up_comparison({"random": 0.0, "cluster": 0.03})
         )
-        patch.setattr(comparison_report, "_views", lambda *_: (examples, mapped, [50 * n for n in range(1, 30)]))
+        patch.setattr(comparison_report, "_views", lambda *_: views)
         comparison_report.write_comparison(config)
 
 
