@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clusterbatch.clustering.stage import cluster
-from clusterbatch.config import RunConfig, load_config
+from clusterbatch.config import RunConfig, load_config, with_changes
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.encoder.stage import embed
 from clusterbatch.errors import UsageError
@@ -17,6 +17,7 @@ from clusterbatch.experiments.arms import arms_of
 from clusterbatch.experiments.compare import compare, comparison_artifact
 from clusterbatch.experiments.comparison import read_comparison
 from clusterbatch.experiments.comparison_report import write_comparison
+from clusterbatch.experiments.hardness import hardness, match, with_groups
 from tests.in_process import run_in_process
 
 SUBJECTS = {
@@ -135,3 +136,21 @@ def test_a_comparison_from_corpus_to_report(config: RunConfig, monkeypatch: pyte
     assert compare(config).created == manifest.created
     with pytest.raises(UsageError, match="another configuration"):
         compare(config.model_copy(update={"compare": config.compare.model_copy(update={"seeds": 3})}))
+
+
+@pytest.mark.usefixtures("ray_local", "shared_stages")
+def test_small_groups_are_made_as_hard_as_clusters(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    run_in_process(monkeypatch)
+    chosen = ["random", "cluster", "hardness-matched"]
+    own = with_changes(config, {"compare": {**config.compare.model_dump(), "arms": dict.fromkeys(chosen)}})
+    arms, layouts = arms_of(own)
+    for layout in layouts.values():
+        cluster(layout)
+    found = {arm.name: arm for arm in match(arms, layouts)}
+    hard = {name: hardness(arm.config, layouts[arm.layout]) for name, arm in found.items()}
+    # Of all numbers of groups the one that comes nearest to the clusters' hardness, which random batches do not have.
+    assert hard["random"] < hard["cluster"]
+    matched = found["hardness-matched"]
+    others = [with_groups(matched, groups) for groups in (2, 4, 8, 16)]
+    distances = [abs(hardness(each.config, layouts[matched.layout]) - hard["cluster"]) for each in others]
+    assert abs(hard["hardness-matched"] - hard["cluster"]) == pytest.approx(min(distances))

@@ -1,0 +1,74 @@
+"""Which configuration each arm runs with, and which arms share their clusters."""
+
+from __future__ import annotations
+
+import pytest
+
+from clusterbatch.config import RunConfig, load_config
+from clusterbatch.config.compare import PRESETS
+from clusterbatch.errors import UsageError
+from clusterbatch.experiments.arms import Arm, arms_of, clustered_layout
+from clusterbatch.experiments.compare import _steps
+from clusterbatch.experiments.hardness import with_groups
+
+
+def configured(arms: str, *overrides: str) -> RunConfig:
+    return load_config(None, ["workspace=/tmp/none", f"compare.arms={arms}", "batches.size=128", *overrides])
+
+
+def arms_by_name(config: RunConfig) -> dict[str, Arm]:
+    return {arm.name: arm for arm in arms_of(config)[0]}
+
+
+def test_arms_share_clusters_where_they_can():
+    names = ["random", "source", "cluster", "random-groups", "random-4x", "random-masked", "cluster-masked"]
+    arms, layouts = arms_of(configured(str(names)))
+    assert len(layouts) == 1
+    assert {arm.layout for arm in arms} == set(layouts)
+    assert [arm.uses_clusters for arm in arms] == [False, False, True, True, False, False, True]
+    assert [arm.uses_embeddings for arm in arms] == [False, False, True, True, False, True, True]
+
+
+def test_arms_without_outliers_have_clusters_of_their_own():
+    config = configured("[random,cluster,random-no-outliers,source-no-outliers,cluster-no-outliers]")
+    arms, layouts = arms_of(config)
+    layout = {arm.name: arm.layout for arm in arms}
+    assert layout["random"] == layout["cluster"]
+    assert len({layout[name] for name in layout if name.endswith("no-outliers")}) == 1
+    assert layout["random-no-outliers"] != layout["random"]
+    # To know what to leave out the corpus has to be clustered, also for random batches.
+    assert arms_by_name(config)["random-no-outliers"].uses_clusters
+    assert layouts[layout["random-no-outliers"]].batches.stratify == "cluster"
+
+
+def test_clusters_do_not_grow_with_the_batches_of_an_arm():
+    arms = arms_by_name(configured("[random,cluster,random-4x,random-8x]"))
+    assert [arms[name].config.batches.size for name in ("random", "random-4x", "random-8x")] == [128, 512, 1024]
+    assert arms["random-4x"].config.cluster.mean_size == arms["cluster"].config.cluster.mean_size
+
+
+def test_groups_matched_in_hardness_are_small_and_not_what_is_shown():
+    arms, layouts = arms_of(configured("[random,hardness-matched,cluster]", "cluster.clusters=7"))
+    matched = next(arm for arm in arms if arm.name == "hardness-matched")
+    assert matched.matched
+    assert layouts[matched.layout].cluster.mean_size == 16
+    assert layouts[matched.layout].cluster.clusters is None
+    assert clustered_layout(arms) == next(arm.layout for arm in arms if arm.name == "cluster")
+    assert with_groups(matched, 8).config.batches.clusters_per_batch == 8
+
+
+def test_every_preset_is_a_valid_arm():
+    names = [name for name in PRESETS if name != "random"]
+    arms = arms_by_name(configured(str(["random", *names])))
+    assert set(arms) == set(PRESETS)
+
+
+def test_what_is_the_same_for_all_cannot_be_changed_by_an_arm():
+    with pytest.raises(UsageError, match=r"compare.arms.other: embed.max_tokens is the same for all arms"):
+        arms_of(configured("{random: , other: {embed.max_tokens: 8}}"))
+
+
+def test_a_long_comparison_has_three_times_the_steps():
+    assert _steps(configured("[random,cluster]", "compare.steps=40"), 10) == 40
+    assert _steps(configured("[random,cluster]", "compare.steps=40", "compare.long=true"), 10) == 120
+    assert _steps(configured("[random,cluster]", "train.epochs=2", "compare.long=true"), 10) == 60
