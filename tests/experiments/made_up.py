@@ -70,6 +70,7 @@ def made_up_comparison(
                 0.02,
                 0.001,
                 Traffic(reads=900, writes=40, bytes_read=3 * 2**20),
+                "cpu",
             ),
         )
         for arm, effect in effects.items()

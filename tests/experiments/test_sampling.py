@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from clusterbatch.clustering.vectors import vector_column, vector_values
-from clusterbatch.config import RunConfig, load_config, with_changes
+from clusterbatch.config import ReuseConfig, RunConfig, load_config, with_changes
 from clusterbatch.corpus.units import PAIRS, corpus_units, read_unit
 from clusterbatch.experiments.sampling import sample_corpus, sample_home
 from clusterbatch.schema import corpus_schema, embeddings_schema
@@ -59,7 +59,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 def sampled(config: RunConfig, share: float, way: str) -> pa.Table:
     manifest = sample_corpus(config, share, way)
     assert manifest.counts.read == ROWS
-    home = config.model_copy(update={"workspace": sample_home(config, share, way)})
+    home = config.model_copy(update={"workspace": sample_home(config, share, way), "reuse": ReuseConfig()})
     artifact = Workspace(home).corpus
     table = pa.concat_tables([read_unit(artifact, unit) for unit in corpus_units(manifest)])
     assert table.num_rows == manifest.counts.written == sum(manifest.details["sources"].values())
