@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from clusterbatch.experiments.clusterviews import MappedCluster
 from clusterbatch.experiments.comparison import Comparison
@@ -27,6 +27,7 @@ from clusterbatch.experiments.comparison import Comparison
 _COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C8C", "#B8A600"]
 _MARKERS = "osD^vPX*"
 _LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2))]
+_LEGEND_COLUMNS = 3
 # Stands for the page's text colour; replaced by currentColor, which follows light and dark.
 _INK = "#123456"
 # Fonts with Japanese glyphs, as the usual systems call them.
@@ -125,10 +126,11 @@ def learning_curves(comparison: Comparison, words: Mapping[str, str]) -> Plot:
                 axes.fill_between(comparison.steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
         axes.set_xlabel(words["steps"])
         axes.set_ylabel(comparison.metric)
-        axes.legend(ncols=2, fontsize=9)
+        _legend_above(axes)
 
     last = ", ".join(f"{arm.name} {arm.curve[-1].mean():.4f}" for arm in comparison.arms)
-    return Plot("learning-curves", words["learning_curves"], words["learning_curves_text"].format(last=last), draw)
+    text = words["learning_curves_text"].format(last=last)
+    return Plot("learning-curves", words["learning_curves"], text, draw, _with_legend(comparison))
 
 
 def gains(comparison: Comparison, min_gain: float, words: Mapping[str, str]) -> Plot:
@@ -143,8 +145,7 @@ def gains(comparison: Comparison, min_gain: float, words: Mapping[str, str]) -> 
         axes.axvline(0, color=_muted(), linewidth=1)
         axes.axvline(min_gain, color=_muted(), linewidth=1, linestyle=":")
         axes.set_yticks(range(len(arms)), [arm.name for arm in arms])
-        axes.invert_yaxis()
-        axes.margins(y=0.25)
+        axes.set_ylim(len(arms) - 0.4, -0.6)
         axes.set_xlabel(words["gain_axis"].format(metric=comparison.metric, reference=comparison.reference))
 
     figures = ", ".join(f"{arm.name} {arm.gain.mean:+.4f}" for arm in arms if arm.gain)
@@ -176,7 +177,8 @@ def gains_by_collection(comparison: Comparison, words: Mapping[str, str]) -> Plo
         axes.set_yticks(range(len(comparison.collections)), comparison.collections)
         axes.invert_yaxis()
         axes.set_xlabel(words["gain_axis"].format(metric=comparison.metric, reference=comparison.reference))
-        axes.legend(fontsize=9, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
+        axes.margins(y=0.08)
+        _legend_above(axes)
 
     height = 1.6 + 0.28 * len(arms) * len(comparison.collections)
     return Plot("gains-by-collection", words["by_collection"], words["by_collection_text"], draw, (6.4, height))
@@ -194,9 +196,10 @@ def cost_against_gain(comparison: Comparison, words: Mapping[str, str]) -> Plot:
         _plain_numbers(axes)
         axes.set_xlabel(words["hours_axis"])
         axes.set_ylabel(words["gain_short"].format(metric=comparison.metric))
-        axes.legend(fontsize=9, ncols=2)
+        _legend_above(axes)
 
-    return Plot("cost-against-gain", words["cost_against_gain"], words["cost_against_gain_text"], draw)
+    text = words["cost_against_gain_text"]
+    return Plot("cost-against-gain", words["cost_against_gain"], text, draw, _with_legend(comparison))
 
 
 def cluster_sizes(rows: Sequence[int], batch: int, words: Mapping[str, str]) -> Plot:
@@ -209,6 +212,7 @@ def cluster_sizes(rows: Sequence[int], batch: int, words: Mapping[str, str]) -> 
         _plain_numbers(axes)
         axes.set_xlabel(words["cluster_rows"])
         axes.set_ylabel(words["clusters"])
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
     text = words["cluster_sizes_text"].format(clusters=len(rows), median=int(np.median(rows)), batch=batch)
     return Plot("cluster-sizes", words["cluster_sizes"], text, draw)
@@ -241,9 +245,20 @@ def cluster_map(clusters: Sequence[MappedCluster], words: Mapping[str, str]) -> 
 def _look(number: int) -> dict[str, Any]:
     return {
         "color": _COLOURS[number % len(_COLOURS)],
-        "marker": _MARKERS[number % len(_MARKERS)],
-        "linestyle": _LINES[number % len(_LINES)],
+        # After each round of colours the others are shifted by one: no two of 64 look alike.
+        "marker": _MARKERS[(number + number // len(_COLOURS)) % len(_MARKERS)],
+        "linestyle": _LINES[(number + number // len(_COLOURS)) % len(_LINES)],
     }
+
+
+def _legend_above(axes: Axes) -> None:
+    """Outside the axes: with many arms it would cover their lines."""
+    axes.legend(fontsize=9, ncols=_LEGEND_COLUMNS, loc="lower center", bbox_to_anchor=(0.5, 1))
+
+
+def _with_legend(comparison: Comparison) -> tuple[float, float]:
+    """Inches of a figure whose legend names all arms."""
+    return 6.4, 3.4 + 0.2 * -(-len(comparison.arms) // _LEGEND_COLUMNS)
 
 
 def _plain_numbers(axes: Axes) -> None:

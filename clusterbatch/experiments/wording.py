@@ -59,7 +59,9 @@ def figures(comparison: Comparison, config: RunConfig) -> dict[str, str]:
 def answer(comparison: Comparison, config: RunConfig, language: Language) -> str:
     """One sentence or two: the verdict, the gain with its interval, the cost, what to do."""
     words, values = PHRASES[language], figures(comparison, config)
-    return words[f"answer {_reason(comparison)}"].format(**values) + " " + next_step(comparison, config, language)
+    sentences = [words[f"answer {_reason(comparison)}"].format(**values), next_step(comparison, config, language)]
+    # Japanese has no space between sentences.
+    return ("" if language == "ja" else " ").join(sentences)
 
 
 def next_step(comparison: Comparison, config: RunConfig, language: Language) -> str:
@@ -87,7 +89,8 @@ def verdict_word(arm: ArmResult, language: Language) -> str:
 def meeting_sentences(comparison: Comparison, config: RunConfig, language: Language) -> list[str]:
     """Sentences with the measured figures in them, for somebody who has to speak about it."""
     words, values = PHRASES[language], figures(comparison, config)
-    return [words[key].format(**values) for key in ("say setup", f"say {_reason(comparison)}", "say cost", "say doubt")]
+    setup = "say setup" if _masks(decisive(comparison)) == _masks(comparison.baseline) else "say setup, other masks"
+    return [words[key].format(**values) for key in (setup, f"say {_reason(comparison)}", "say cost", "say doubt")]
 
 
 def larger_batches(comparison: Comparison, language: Language) -> list[str]:
@@ -110,6 +113,10 @@ def larger_batches(comparison: Comparison, language: Language) -> list[str]:
     if found.same_compute is not None:
         sentences.append(words["same compute"].format(**values))
     return sentences
+
+
+def _masks(arm: ArmResult) -> dict[str, object]:
+    return {key: value for key, value in arm.changes.items() if key.startswith("train.mask")}
 
 
 def _reason(comparison: Comparison) -> str:

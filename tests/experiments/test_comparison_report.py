@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,15 @@ def test_both_languages_say_the_same_things():
     config = load_config(None, ["workspace=/tmp/none"])
     for language in ("en", "ja"):
         assert all("{" not in sentence for sentence in meeting_sentences(comparison, config, language))
+
+
+def test_masks_are_said_to_be_equal_only_where_they_are():
+    comparison = made_up_comparison({"random": 0.0, "cluster": 0.03})
+    config = load_config(None, ["workspace=/tmp/none"])
+    assert "with the same masks" in meeting_sentences(comparison, config, "en")[0]
+    masked = replace(comparison.arm("cluster"), changes={"train.mask.surrogate_margin": -0.05})
+    comparison = replace(comparison, arms=[comparison.baseline, masked])
+    assert "with other masks" in meeting_sentences(comparison, config, "en")[0]
 
 
 def test_table_of_arms_and_steps_to_reach_the_baseline():
