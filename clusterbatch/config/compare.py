@@ -20,6 +20,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "random": {"batches.stratify": "random"},
     "source": {"batches.stratify": "source"},
     "cluster": {"batches.stratify": "cluster"},
+    # The user's own labels (corpus.columns.group) in place of clusters.
+    "group": {"batches.stratify": "group"},
     "cluster-query": {"batches.stratify": "cluster", "cluster.features": "query"},
     "cluster-both": {"batches.stratify": "cluster", "cluster.features": "both"},
     "cluster-corpus": {"batches.stratify": "cluster", "cluster.scope": "corpus"},
