@@ -15,8 +15,8 @@ from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import PACKAGED, resolve_model
 
 _ROWS = 2000
-# Whole documents cost ten times a query, and a few hundred of them have every length there is.
-_DOCUMENTS = 0.15
+# Whole documents cost ten times a query, and two hundred of them have every length there is.
+_DOCUMENTS = 0.1
 
 
 def mixed_texts(folder: Path, rows: int) -> list[str]:
