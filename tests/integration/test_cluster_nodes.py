@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -80,41 +79,39 @@ print("EQUAL")
 STAGE = (
     NODES
     + """
-import json, threading, time
+import threading, time
 from pathlib import Path
 from clusterbatch.clustering.stage import cluster as run
 from clusterbatch.config import RunConfig
 
 _, config, folder, units = sys.argv
-lost = []
-
 def watch():
     while len(list(Path(folder).glob("_receipts/*.json"))) < int(units):
         time.sleep(0.02)
-    lost.append(lose_a_node())
+    if manifest is None:
+        lose_a_node()
+        print("LOST", flush=True)
 
-watcher = threading.Thread(target=watch, daemon=True)
-watcher.start()
+manifest = None
+threading.Thread(target=watch, daemon=True).start()
 manifest = run(RunConfig.model_validate_json(open(config).read()))
-assert lost, "the stage ended before a node was lost"
-print(json.dumps([part.checksum for part in manifest.parts]))
 """
 )
 SOURCES = {"forum": 4000, "wiki": 900}
 SETTINGS = {"cluster": {"mean_size": 200, "run_rows": 16, "shard_bytes": 2**16, "workers": 2, "device": "cpu"}}
 
 
-def drive(code: str, *arguments: str) -> list[str]:
-    """Lines of standard output of a driver."""
+def drive(code: str, *arguments: str) -> tuple[str, str]:
+    """What a driver prints, and its messages. Its exit code says nothing: Ray may end it with 1 after a lost node."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""}
     command = [sys.executable, "-c", code, *arguments]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    return ended.stdout.splitlines()
+    return ended.stdout, ended.stderr[-3000:]
 
 
 def test_a_node_lost_in_mid_fit_changes_nothing(tmp_path: Path) -> None:
-    assert "EQUAL" in drive(FIT, str(tmp_path))
+    printed, messages = drive(FIT, str(tmp_path))
+    assert "EQUAL" in printed, messages
 
 
 @pytest.mark.parametrize(("folder", "units"), [("_exchange/assign", 3), (".", 2)])
@@ -123,7 +120,12 @@ def test_a_node_lost_in_mid_shuffle_changes_nothing(tmp_path: Path, in_process: 
     undisturbed = cluster(embedded_workspace(str(tmp_path / "whole"), SOURCES, settings=SETTINGS))
     config = embedded_workspace(str(tmp_path / "disturbed"), SOURCES, settings=SETTINGS)
     (tmp_path / "config.json").write_text(config.model_dump_json())
-    watched = Path(Workspace(config).clusters().folder.path()) / folder
-    *_, checksums = drive(STAGE, str(tmp_path / "config.json"), str(watched), str(units))
-    assert json.loads(checksums) == [part.checksum for part in undisturbed.parts]
-    assert undisturbed.counts.written == sum(SOURCES.values())
+    clusters = Workspace(config).clusters()
+    printed, messages = drive(
+        STAGE, str(tmp_path / "config.json"), str(Path(clusters.folder.path()) / folder), str(units)
+    )
+    assert "LOST" in printed, messages
+    manifest = clusters.manifest()
+    assert manifest is not None, messages
+    assert [part.checksum for part in manifest.parts] == [part.checksum for part in undisturbed.parts]
+    assert manifest.counts.read == manifest.counts.written == sum(SOURCES.values())
