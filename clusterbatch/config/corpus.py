@@ -63,6 +63,10 @@ class CorpusConfig(Section):
     # Pairs with a copy of a test query of `evaluate.path`, or of a document that answers one, are set aside: also near
     # copies (estimated Jaccard similarity of word triples), only exact ones, or none.
     decontaminate: Literal["near", "exact", "off"] = "near"
+    # Pairs whose query and document are both nearly those of an earlier pair: set aside, into corpus/aside/ with their
+    # reason, or kept like any other. Looking for them about doubles the time of ingest.
+    near_duplicates: Literal["keep", "set_aside"] = "keep"
+    # The similarity from which texts count as near copies, here and against the test collections.
     near_threshold: float = Field(0.8, gt=0, le=1)
     row_group_rows: int = Field(1024, ge=64)
     part_bytes: int = Field(64 * 2**20, ge=2**16)

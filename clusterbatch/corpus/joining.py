@@ -22,7 +22,7 @@ from clusterbatch.corpus.readers.jsonl import lines_of, parse_object
 from clusterbatch.corpus.readers.records import RowError
 from clusterbatch.corpus.rejecting import REJECTED, rejected
 from clusterbatch.corpus.rows import BrokenFileError, Chunk, Reject, shown
-from clusterbatch.corpus.sink import REJECTS, PairSink
+from clusterbatch.corpus.sink import REJECTS, PairSink, Sorting
 from clusterbatch.corpus.validate import validate
 from clusterbatch.errors import DataError
 from clusterbatch.runtime import Unit
@@ -167,8 +167,7 @@ class QueryWorker:
         config: CorpusConfig,
         queries: Sequence[Part],
         found: Sequence[Part],
-        buckets: int,
-        held_out: int,
+        sorting: Sorting,
     ) -> None:
         self._artifact = artifact
         self._scattered = scattered
@@ -177,12 +176,11 @@ class QueryWorker:
         self._config = config
         self._queries = queries
         self._found = found
-        self._buckets = buckets
-        self._held_out = held_out
+        self._sorting = sorting
 
     def process(self, unit: Unit) -> Receipt:
         stopwatch = Stopwatch()
-        sink = PairSink(self._artifact, unit.number, self._buckets, self._held_out)
+        sink = PairSink(self._artifact, unit.number, self._sorting)
         judgements = bucket_table(self._joined, self._found, unit.number, _FOUND)
         queries = bucket_table(self._scattered, self._queries, unit.number, _SCHEMAS["queries"])
         queries, twice = first_of_id(queries)

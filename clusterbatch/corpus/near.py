@@ -1,4 +1,7 @@
-"""Near copies of texts, by MinHash over word triples (character 5-grams where words are not separated)."""
+"""Near copies of texts, by MinHash over word triples (character 5-grams where words are not separated).
+
+Method: MinHash, Broder 1997; locality-sensitive hashing in bands, Leskovec, Rajaraman and Ullman, chapter 3.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,26 @@ _CHARACTERS = 5
 _LONGEST_WORDS = 20
 
 
-def signature(text: str) -> np.ndarray:
-    """(PERMUTATIONS,) uint64; the share of equal entries of two signatures estimates the texts' Jaccard similarity."""
+def signature(text: str, kind: bytes = b"") -> np.ndarray:
+    """(PERMUTATIONS,) uint64; the share of equal entries of two signatures estimates the texts' Jaccard similarity.
+
+    Texts of one `kind` have nothing in common with those of another. The minimum of two signatures, entry by entry, is
+    that of both texts together.
+    """
     sketch = _EMPTY.copy()
-    sketch.update_batch(list(_shingles(normalise(text))))
+    sketch.update_batch([kind + shingle for shingle in _shingles(normalise(text))])
     return np.asarray(sketch.hashvalues, np.uint64)
+
+
+def bands(threshold: float) -> list[slice]:
+    """Pieces of a signature; texts at least that similar nearly always have one of them in common."""
+    index = _lsh(threshold)
+    return [slice(band * index.r, (band + 1) * index.r) for band in range(index.b)]
+
+
+def _lsh(threshold: float) -> MinHashLSH:
+    # Rather too many candidates than too few: they are compared afterwards.
+    return MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
 
 
 class NearIndex:
@@ -29,8 +47,7 @@ class NearIndex:
 
     def __init__(self, signatures: Iterable[np.ndarray], threshold: float) -> None:
         self._threshold = threshold
-        # Rather too many candidates than too few: they are compared below.
-        self._index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
+        self._index = _lsh(threshold)
         self._signatures: list[np.ndarray] = []
         for number, values in enumerate(signatures):
             self._signatures.append(values)

@@ -17,9 +17,10 @@ from clusterbatch.corpus.finding import Inputs
 from clusterbatch.corpus.holdout import HeldOut, choose
 from clusterbatch.corpus.inputs import InputFile, Slice, plan_units
 from clusterbatch.corpus.joining import DocumentWorker, QueryWorker, ScatterWorker
+from clusterbatch.corpus.near_pairs import ENTRIES, NearDuplicates, NearPairsWorker
 from clusterbatch.corpus.origins import Origins
 from clusterbatch.corpus.reading import ReadWorker
-from clusterbatch.corpus.sink import REJECTS, SKETCH
+from clusterbatch.corpus.sink import REJECTS, SKETCH, Sorting
 from clusterbatch.corpus.units import PAIRS
 from clusterbatch.corpus.writing import Exclusions, Rejected, WriteWorker
 from clusterbatch.runtime import Pool, Unit, run_units
@@ -30,6 +31,8 @@ from clusterbatch.store.tables import read_parquet
 # About how many bytes of text a byte of input becomes.
 _EXPANSION = 3
 _MOST_BUCKETS = 8192
+# Entries for near duplicates are a few kilobytes a pair.
+_NEAR_BUCKETS = 4
 
 
 @dataclass
@@ -110,8 +113,7 @@ class Passes:
                 "config": corpus,
                 "queries": by_role["queries"],
                 "found": _parts(found, "found"),
-                "buckets": self._buckets,
-                "held_out": self._held_out,
+                "sorting": self._sorting,
             },
             "buckets",
         )
@@ -120,12 +122,7 @@ class Passes:
     def read(self) -> None:
         """Pairs of the other files."""
         planned = plan_units(self.inputs.files, self.config.corpus.unit_bytes, self._first_slice)
-        arguments = {
-            "fingerprint": self.identity,
-            "config": self.config.corpus,
-            "buckets": self._buckets,
-            "held_out": self._held_out,
-        }
+        arguments = {"fingerprint": self.identity, "config": self.config.corpus, "sorting": self._sorting}
         receipts = self._run("ingest: read", _units(planned), ReadWorker, self._rows, arguments, "bytes")
         self._read.append((self._rows, receipts))
 
@@ -147,7 +144,9 @@ class Passes:
             "pairs": pairs,
             "origins": Origins.of_receipts(receipt for _, receipts in self._read for receipt in receipts),
             "dimensions": self.dimensions,
-            "exclusions": Exclusions(self._choose_held_out(), self._contamination(), self._leftovers),
+            "exclusions": Exclusions(
+                self._choose_held_out(), self._contamination(), self._near_duplicates(), self._leftovers
+            ),
         }
         return run_units("ingest: write", units, WriteWorker, arguments, self._pool, done=done)
 
@@ -188,9 +187,41 @@ class Passes:
         threshold = corpus.near_threshold if corpus.decontaminate == "near" else None
         return Contamination(place, tuple(part for receipt in receipts for part in receipt.parts), threshold)
 
+    def _near_duplicates(self) -> NearDuplicates | None:
+        """Pairs that are near an earlier one; None where they may stay."""
+        threshold = self._sorting.near_threshold
+        if threshold is None:
+            return None
+        place = Artifact(self.exchange.child("near"), "near duplicates")
+        receipts = self._run(
+            "ingest: compare near pairs",
+            [Unit(bucket, 1, None) for bucket in range(self._sorting.near_buckets)],
+            NearPairsWorker,
+            place,
+            {
+                "fingerprint": self.identity,
+                "parts": [(held, part) for held, receipts in self._read for part in _parts(receipts, ENTRIES)],
+                "threshold": threshold,
+                "buckets": self._buckets,
+            },
+            "buckets",
+        )
+        return NearDuplicates(place, tuple(part for receipt in receipts for part in receipt.parts))
+
     @property
     def _held_out(self) -> int:
         return held_out_documents(self.config)
+
+    @property
+    def _sorting(self) -> Sorting:
+        corpus = self.config.corpus
+        wanted = corpus.near_duplicates == "set_aside"
+        return Sorting(
+            buckets=self._buckets,
+            held_out=self._held_out,
+            near_threshold=corpus.near_threshold if wanted else None,
+            near_buckets=min(_MOST_BUCKETS, _NEAR_BUCKETS * self._buckets),
+        )
 
     @property
     def _buckets(self) -> int:

@@ -8,7 +8,7 @@ from clusterbatch.config import CorpusConfig
 from clusterbatch.corpus.inputs import Slice
 from clusterbatch.corpus.readers import read_slice
 from clusterbatch.corpus.rows import BrokenFileError
-from clusterbatch.corpus.sink import PairSink
+from clusterbatch.corpus.sink import PairSink, Sorting
 from clusterbatch.corpus.validate import validate
 from clusterbatch.errors import DataError
 from clusterbatch.runtime import Unit
@@ -18,16 +18,15 @@ from clusterbatch.store.artifact import Artifact, Receipt, Stopwatch
 class ReadWorker:
     """Reads one unit, a list of slices. Its receipt tells the rows of each slice, so that positions can be summed."""
 
-    def __init__(self, artifact: Artifact, fingerprint: str, config: CorpusConfig, buckets: int, held_out: int) -> None:
+    def __init__(self, artifact: Artifact, fingerprint: str, config: CorpusConfig, sorting: Sorting) -> None:
         self._artifact = artifact
         self._fingerprint = fingerprint
         self._config = config
-        self._buckets = buckets
-        self._held_out = held_out
+        self._sorting = sorting
 
     def process(self, unit: Unit) -> Receipt:
         stopwatch = Stopwatch()
-        sink = PairSink(self._artifact, unit.number, self._buckets, self._held_out)
+        sink = PairSink(self._artifact, unit.number, self._sorting)
         slices = [(piece.number, piece.file.uri, self._read(piece, sink)) for piece in unit.payload]
         receipt = Receipt(
             unit=unit.number,

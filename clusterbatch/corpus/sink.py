@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from clusterbatch.corpus.holdout import sketch
+from clusterbatch.corpus.near_pairs import ENTRIES, entries
 from clusterbatch.corpus.rejecting import rejected
 from clusterbatch.corpus.rows import Reject
 from clusterbatch.corpus.units import PAIRS
@@ -30,17 +32,27 @@ _FLUSH_BYTES = 32 * 2**20
 Locate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-class PairSink:
-    """Collects the rows of one unit and writes them as parts; counts them, and the texts that were cut.
+@dataclass(frozen=True)
+class Sorting:
+    """How pass 1 sorts its rows: into buckets by document, and what it leaves beside them.
 
-    `held_out` documents are to be held out (0: none): candidates for that are parts too.
+    `held_out` documents are to be held out (0: none). Pairs from the similarity `near_threshold` on count as near
+    duplicates (None: they are not looked for) and meet in `near_buckets`.
     """
 
-    def __init__(self, exchange: Artifact, unit: int, buckets: int, held_out: int) -> None:
+    buckets: int
+    held_out: int
+    near_threshold: float | None
+    near_buckets: int
+
+
+class PairSink:
+    """Collects the rows of one unit and writes them as parts; counts them, and the texts that were cut."""
+
+    def __init__(self, exchange: Artifact, unit: int, sorting: Sorting) -> None:
         self._exchange = exchange
-        self._held_out = held_out
         self._unit = unit
-        self._buckets = buckets
+        self._sorting = sorting
         self._pairs: list[pa.Table] = []
         self._rejects: list[pa.Table] = []
         self._bytes = 0
@@ -93,13 +105,21 @@ class PairSink:
     def _flush(self) -> None:
         if self._pairs:
             table = pa.concat_tables(self._pairs)
-            buckets = (table["document_hash"].to_numpy() % np.uint64(self._buckets)).astype(np.int64)
-            part = write_buckets(self._exchange, self._unit, table, buckets, self._buckets, role=PAIRS)
+count = self._sorting.buckets
+            buckets = (table["document_hash"].to_numpy() % np.uint64(count)).astype(np.int64)
+            part = write_buckets(self._exchange, self._unit, table, buckets, count, role=PAIRS)
             self._parts.append(part)
-            if self._held_out:
-                candidates = sketch(table, self._held_out)
+            if self._sorting.held_out:
+                candidates = sketch(table, self._sorting.held_out)
                 self._parts.append(write_parquet(self._exchange, f"sketch-{self._unit:08d}", candidates, role=SKETCH))
+            if self._sorting.near_threshold is not None:
+                self._parts.append(self._write_near(table, self._sorting.near_threshold))
         if self._rejects:
             table = pa.concat_tables(self._rejects)
             self._parts.append(write_parquet(self._exchange, f"rejects-{self._unit:08d}", table, role=REJECTS))
         self._pairs, self._rejects, self._bytes = [], [], 0
+
+    def _write_near(self, pairs: pa.Table, threshold: float) -> Part:
+        table, count = entries(pairs, threshold), self._sorting.near_buckets
+        buckets = (table["band"].to_numpy() % np.uint64(count)).astype(np.int64)
+        return write_buckets(self._exchange, self._unit, table, buckets, count, role=ENTRIES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from clusterbatch.config import CorpusConfig
 from clusterbatch.corpus.decontamination import EXACT, NEAR, Contamination
 from clusterbatch.corpus.holdout import HeldOut
+from clusterbatch.corpus.near_pairs import NEAR_PAIR, NearDuplicates
 from clusterbatch.corpus.origins import Origins
-from clusterbatch.corpus.rows import optional_columns
+from clusterbatch.corpus.rows import optional_columns, shown
 from clusterbatch.corpus.sink import REJECTS
 from clusterbatch.corpus.units import PAIRS
 from clusterbatch.runtime import Unit
@@ -25,6 +26,8 @@ from clusterbatch.store.artifact import Artifact, Counts, Part, Receipt, Stopwat
 from clusterbatch.store.exchange import read_bucket
 from clusterbatch.store.tables import read_parquet, write_parquet
 
+# The role of parts with valid pairs that are not trained on.
+ASIDE = "aside"
 DUPLICATE = "duplicate pair"
 HELD_OUT = "held out"
 
@@ -47,6 +50,7 @@ class Exclusions:
 
     held_out: HeldOut
     contamination: Contamination | None
+    near_duplicates: NearDuplicates | None
     # Where the buckets leave what becomes the held-out collection.
     leftovers: Artifact
 
@@ -96,8 +100,8 @@ class WriteWorker:
         first = first_of_pair(table)
         refused.append((table.filter(pa.array(~first)), DUPLICATE))
         table = table.filter(pa.array(first))
-        kept, aside = self._exclude(table)
-        parts = self._write_pairs(bucket, kept.select(self._schema.names).cast(self._schema))
+        kept, aside, parts = self._exclude(bucket, table)
+        parts += self._write_pairs(bucket, kept.select(self._schema.names).cast(self._schema))
         reasons: Counter[str] = Counter()
         for rows, reason in refused:
             if rows.num_rows:
@@ -120,18 +124,29 @@ class WriteWorker:
             right &= pc.list_value_length(table[name]).to_numpy() == dimensions
         return table.filter(pa.array(right)), table.filter(pa.array(~right))
 
-    def _exclude(self, pairs: pa.Table) -> tuple[pa.Table, Counter[str]]:
-        """The pairs that are trained on, and how many are not, by reason."""
+    def _exclude(self, bucket: int, pairs: pa.Table) -> tuple[pa.Table, Counter[str], list[Part]]:
+        """The pairs that are trained on; how many are not, by reason; and the parts that keep those that are nowhere
+        else."""
         aside: Counter[str] = Counter()
+        parts: list[Part] = []
         held_out = self._exclusions.held_out.mask(pairs)
         aside[HELD_OUT] = int(held_out.sum())
         pairs = pairs.filter(pa.array(~held_out))
-        if self._tests:
-            for reason, find in ((EXACT, self._tests.exact), (NEAR, self._tests.near)):
-                found = find(pairs)
-                aside[reason] = int(found.sum())
+        for reason, find in self._finders(bucket):
+            found = find(pairs)
+            aside[reason] = int(found.sum())
+            if aside[reason]:
+                parts.append(self._write_aside(bucket, pairs.filter(pa.array(found)), reason))
                 pairs = pairs.filter(pa.array(~found))
-        return pairs, aside
+        return pairs, aside, parts
+
+    def _finders(self, bucket: int) -> Iterator[tuple[str, Callable[[pa.Table], np.ndarray]]]:
+        if self._tests:
+            yield EXACT, self._tests.exact
+            yield NEAR, self._tests.near
+        near_duplicates = self._exclusions.near_duplicates
+        if near_duplicates:
+            yield NEAR_PAIR, lambda pairs: near_duplicates.mask(bucket, pairs)
 
     def _leave_collection(self, bucket: int, pairs: pa.Table) -> list[str]:
         """The bucket's share of the held-out collection: its documents, once each, and its held-out pairs."""
@@ -183,9 +198,26 @@ class WriteWorker:
             for start in range(0, table.num_rows, rows)
         ]
 
+    def _write_aside(self, bucket: int, pairs: pa.Table, reason: str) -> Part:
+        content = pa.array(
+            [shown(row) for row in pairs.select(["query", "document", "source"]).to_pylist()], pa.string()
+        )
+        table = self._refused(pairs, pa.repeat(reason, pairs.num_rows), content)
+        return write_parquet(self._artifact, f"aside/part-{bucket:06d}", table, role=ASIDE)
+
     def _write_rejects(
         self, number: int, table: pa.Table, reasons: pa.Array | pa.ChunkedArray, content: pa.ChunkedArray | None
     ) -> Part:
+        refused = self._refused(table, reasons, content)
+        return write_parquet(self._artifact, f"rejects/part-{number:06d}", refused, role=REJECTS)
+
+    def _refused(
+        self,
+        table: pa.Table,
+        reasons: pa.Array | pa.ChunkedArray,
+        content: pa.Array | pa.ChunkedArray | None,
+    ) -> pa.Table:
+        """Rows that have slice and position, as file, row, reason and content."""
         slices = table["slice"].to_numpy()
         columns = {
             "file": [self._origins.files[number] for number in slices.tolist()],
@@ -193,9 +225,7 @@ class WriteWorker:
             "reason": reasons,
             "content": pa.nulls(len(slices), pa.string()) if content is None else content,
         }
-        return write_parquet(
-            self._artifact, f"rejects/part-{number:06d}", pa.table(columns, schema=REJECTS_SCHEMA), role=REJECTS
-        )
+        return pa.table(columns, schema=REJECTS_SCHEMA)
 
     def _receipt(
         self, unit: int, parts: list[Part], counts: Counts, sources: Counter[str], reasons: Counter[str]

@@ -26,7 +26,7 @@ from clusterbatch.experiments.gains import LEAST_QUERIES
 from clusterbatch.experiments.hardness import with_groups
 from clusterbatch.experiments.outliers import Outlier, outliers
 from clusterbatch.experiments.phrases import PHRASES
-from clusterbatch.experiments.report import environment
+from clusterbatch.experiments.report import environment, judged_by_pairs
 from clusterbatch.experiments.summary import workspace_summary
 from clusterbatch.experiments.tables import arm_rows
 from clusterbatch.experiments.winners import clusters_of_queries, extremes, segment_rows, sources_of_queries
@@ -118,6 +118,7 @@ def _context(
         "sentences": meeting_sentences(comparison, config, language),
         "larger_batches": larger_batches(comparison, language),
         "rows": arm_rows(comparison, language),
+        "incomplete": judged_by_pairs(config),
         "plots": {plot.name: plot for plot in plots},
         "examples": views.examples,
         "mapped": views.mapped,

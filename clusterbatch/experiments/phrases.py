@@ -141,6 +141,7 @@ _ENGLISH = {
     "risk_sample": "Measured on this corpus and this sample: a thinner or a denser corpus has other neighbours.",
     "risk_negatives": "Clusters bring near-duplicates together; without masks some negatives are false.",
     "risk_collections": "Collections that mix many domains can lose while those of one domain gain: see the gain by collection.",
+    "incomplete_judgements": "Judgements made of held-out pairs are incomplete: only the documents that a query came with count as answers, though others may answer it too. They serve to compare models; the values themselves come out too low.",
     "next": "Next step",
     "say": "Sentences for the meeting",
 }
@@ -281,6 +282,7 @@ _JAPANESE = {
     "risk_sample": "このコーパスとこの標本での測定です。コーパスの密度が変われば近傍も変わります。",
     "risk_negatives": "クラスタはほぼ同じ文書を集めます。マスクがなければ偽の負例が混ざります。",
     "risk_collections": "1 つの領域のコレクションで上がっても、多くの領域が混ざるものでは下がることがあります。コレクション別の改善を見てください。",
+    "incomplete_judgements": "取り置いたペアによる正解判定は不完全です。クエリと対になっていた文書だけが正解とされますが、ほかの文書も答えになりえます。モデルどうしの比較には使えますが、値そのものは低めに出ます。",
     "next": "次の一手",
     "say": "会議で使える文",
 }

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from clusterbatch.config import RunConfig
+from clusterbatch.config import DOCSTRINGS, RunConfig
 from clusterbatch.errors import DataError
 from clusterbatch.evaluation.models import AFTER, BEFORE
 from clusterbatch.experiments.gains import LEAST_QUERIES, query_gains
@@ -47,6 +47,7 @@ def write_report(config: RunConfig) -> str:
             last_generation=max(evaluated, default=0),
             segments=segments,
             least_queries=LEAST_QUERIES,
+            incomplete=judged_by_pairs(config),
             compared=workspace.root.exists(COMPARED),
             configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
             software=software,
@@ -54,6 +55,11 @@ def write_report(config: RunConfig) -> str:
     )
     workspace.report.write(REPORT, page.encode())
     return f"{workspace.report.uri}/{REPORT}"
+
+
+def judged_by_pairs(config: RunConfig) -> bool:
+    """Whether a test collection was made of pairs that were held out, the user's own or the sample's."""
+    return not config.evaluate.path or DOCSTRINGS in config.evaluate.path
 
 
 def gains(quality: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from clusterbatch.config import RunConfig
@@ -29,8 +29,8 @@ class Removal:
 def clean(config: RunConfig, keep: int = 1, dry_run: bool = True) -> list[Removal]:
     """Finds, and unless `dry_run` removes, what the last `keep` generations and checkpoints do not need.
 
-    A generation counts when its model is trained; one that is being made is never touched. Raises UsageError where
-    `keep` is less than 1.
+    The checkpoint that scored best stays, however old. A generation counts when its model is trained; one that is being
+    made is never touched. Raises UsageError where `keep` is less than 1.
     """
     if keep < 1:
         raise UsageError(f"clean: keep must be at least 1, not {keep}")
@@ -66,9 +66,17 @@ def _old_checkpoints(root: Folder, path: str, keep: int) -> Iterator[Removal]:
     folder = root.child(path)
     steps = sorted(name for name in folder.list() if _CHECKPOINT.fullmatch(name))
     whole = [name for name in steps if folder.exists(f"{name}/{MANIFEST}")]
+    best = _best(folder, whole)
     for name in steps:
-        if whole and name < whole[-keep:][0]:
+        if whole and name < whole[-keep:][0] and name != best:
             yield Removal(f"{path}/{name}", _bytes(folder.child(name)), f"older than the last {keep} checkpoints")
+
+
+def _best(folder: Folder, checkpoints: Sequence[str]) -> str | None:
+    """The checkpoint that scored highest while training, the first of equals; None where none was measured."""
+    scores = {name: folder.read_json(f"{name}/{MANIFEST}").get("score") for name in checkpoints}
+    measured = {name: score for name, score in scores.items() if score is not None}
+    return max(measured, key=lambda name: measured[name], default=None)
 
 
 def _orphans(root: Folder, artifact: Artifact) -> Iterator[Removal]:

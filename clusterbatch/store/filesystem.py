@@ -21,12 +21,14 @@ from clusterbatch.config import StorageConfig
 from clusterbatch.errors import DataError, InfrastructureError, UsageError
 from clusterbatch.store.range_file import RangeFile
 from clusterbatch.store.retries import with_retries
-from clusterbatch.store.s3 import s3_filesystem
+from clusterbatch.store.s3 import read_object, s3_filesystem
 from clusterbatch.store.traffic import CountedFile, count
 
 # What a local write is called until it is whole.
 TEMPORARY = ".tmp"
 _READ_AHEAD = 8 * 2**20
+# How often an object is read whose bytes are not those that its ETag promises.
+_READS = 4
 
 
 @dataclass(frozen=True, order=True)
@@ -86,8 +88,7 @@ class Folder:
         if self.is_local or start is not None or end is not None:
             data = bytes(self._call(name, lambda: self.filesystem.cat_file(path, start=start, end=end)))
         else:
-            # One request; more at a time would ask for the size first.
-            data = bytes(self._call(name, lambda: self.filesystem.cat_file(path, max_concurrency=1)))
+            data = self._read_object(name)
         count(bytes_read=len(data))
         return data
 
@@ -95,8 +96,12 @@ class Folder:
         """A file to read in pieces of at least `block` bytes, seekable; raises FileNotFoundError where none is."""
         if self.is_local:
             return cast(BinaryIO, self._call(name, lambda: io.BufferedReader(CountedFile(self.path(name)))))
-        file = RangeFile(self.size(name), lambda start, end: self.read(name, start, end))
-        return io.BufferedReader(file, block)
+        size = self.size(name)
+
+        def read_range(start: int, end: int) -> bytes:
+            return self.read(name) if (start, end) == (0, size) else self.read(name, start, end)
+
+        return io.BufferedReader(RangeFile(size, read_range), block)
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read(name))
@@ -173,6 +178,17 @@ class Folder:
             raise
         except OSError as error:
             raise InfrastructureError(f"{place}: {error.strerror or error}") from error
+
+    def _read_object(self, name: str) -> bytes:
+        """An object whole, read again where its ETag says that bytes were damaged on their way."""
+        before = None
+        for _ in range(_READS):
+            data, is_whole = self._call(name, lambda: read_object(self.filesystem, self.path(name)))
+            # Twice the same: so it is stored, or this server's ETag is something else. Parts have checksums of ours.
+            if is_whole is not False or data == before:
+                return bytes(data)
+            before = data
+        raise InfrastructureError(f"{self.uri}/{name}: comes damaged, {_READS} times in different ways")
 
     def _put(self, name: str, put: Callable[[str], Any]) -> None:
         try:

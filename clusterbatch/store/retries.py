@@ -114,8 +114,9 @@ def _failure(error: BaseException) -> _Failure | None:
             reason = "no answer to the connection" if name == "ConnectTimeoutError" else "connection refused or no host"
             return _Failure(reason, transient=True, unreachable=True)
         if library in ("botocore", "aiobotocore"):
-            # Its HTTP errors are resets, broken bodies and time-outs; others are parameters it does not accept.
-            transient = any(base.__name__ == "HTTPClientError" for base in type(cause).__mro__)
+            # Its HTTP errors are resets, broken bodies and time-outs, its parser fails at answers damaged on their way;
+            # others are parameters it does not accept.
+            transient = any(base.__name__ in _PASSING for base in type(cause).__mro__)
             return _Failure(f"{name}: {_first_line(cause)}" if not transient else name, transient=transient)
         if library in ("aiohttp", "fsspec") or isinstance(cause, _CONNECTION_ERRORS):
             return _Failure(name, transient=True)
@@ -126,6 +127,7 @@ def _failure(error: BaseException) -> _Failure | None:
     return None
 
 
+_PASSING = ("HTTPClientError", "ResponseParserError")
 _CONNECTION_ERRORS = (ConnectionError, TimeoutError, asyncio.TimeoutError, http.client.IncompleteRead)
 
 

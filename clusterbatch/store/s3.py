@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import threading
 from functools import lru_cache
 from typing import Any
 
 import fsspec
+from fsspec.asyn import sync
 
 from clusterbatch.config import StorageConfig
 
 _lock = threading.Lock()
+_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
 
 def s3_filesystem(storage: StorageConfig) -> fsspec.AbstractFileSystem:
@@ -48,3 +52,23 @@ def _of_process(pid: int, storage: StorageConfig) -> fsspec.AbstractFileSystem:
     # Some, so that not all parts of a multipart upload are begun again for one of them.
     filesystem.retries = 3
     return filesystem
+
+
+def read_object(filesystem: fsspec.AbstractFileSystem, path: str) -> tuple[bytes, bool | None]:
+    """All bytes of an object in one request, and whether its ETag is theirs: None where an ETag cannot tell.
+
+    The ETag is the content's MD5, except of what went up in parts or is encrypted with a key of the user's.
+    """
+
+    async def read() -> tuple[bytes, Any]:
+        bucket, key, _ = filesystem.split_path(path)
+        answer = await filesystem._call_s3("get_object", Bucket=bucket, Key=key)
+        async with answer["Body"] as body:
+            return await body.read(), answer
+
+    data, answer = sync(filesystem.loop, read)
+    md5 = _MD5.fullmatch(str(answer.get("ETag")))
+    encrypted = str(answer.get("ServerSideEncryption")).startswith("aws:kms") or "SSECustomerAlgorithm" in answer
+    if md5 is None or encrypted:
+        return data, None
+    return data, hashlib.md5(data, usedforsecurity=False).hexdigest() == md5[1]

@@ -82,6 +82,12 @@ def test_nothing_is_loaded_from_elsewhere_and_text_is_escaped(page: Path):
         assert (page.parent / "figures" / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_incomplete_judgements_are_named(page: Path):
+    for name in ("index.html", "decision.html"):
+        html = (page.parent / name).read_text(encoding="utf-8")
+        assert "Judgements made of held-out pairs are incomplete" in html or "正解判定は不完全です" in html
+
+
 def test_the_answer_says_what_was_measured():
     comparison = made_up_comparison({"random": 0.0, "source": 0.001, "cluster": 0.03})
     config = load_config(None, ["workspace=/tmp/none"])

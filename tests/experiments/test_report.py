@@ -76,6 +76,12 @@ def test_the_page_in_japanese_says_the_same(config: RunConfig):
     assert REPORT_PHRASES["en"].keys() == REPORT_PHRASES["ja"].keys()
 
 
+def test_incomplete_judgements_are_named_where_they_come_from_pairs(config: RunConfig):
+    assert "Judgements made of held-out pairs are incomplete" in Path(write_report(config)).read_text()
+    given = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"path": ["/data/beir"]})})
+    assert "are incomplete" not in Path(write_report(given)).read_text()
+
+
 def test_gains_pair_before_and_after(config: RunConfig):
     write_report(config)
     quality = json.loads(Workspace(config).root.read("metrics.json"))["quality"]

@@ -62,6 +62,14 @@ def test_cleaning_keeps_what_is_finished_named_or_in_work(config: RunConfig, tmp
     assert clean(config, keep=1, dry_run=True) == []
 
 
+def test_the_best_checkpoint_stays_however_old(config: RunConfig, tmp_path: Path) -> None:
+    checkpoints = Workspace(config).train(2).folder.child("checkpoints")
+    for step, score in ((10, 0.5), (20, 0.5), (30, 0.4)):
+        checkpoints.write_json(f"step={step:08d}/manifest.json", {"step": step, "score": score})
+    clean(config, keep=1, dry_run=False)
+    assert checkpoints.list() == ["step=00000010", "step=00000030"]
+
+
 def test_at_least_one_generation_is_kept(config: RunConfig) -> None:
     with pytest.raises(UsageError, match="at least 1"):
         clean(config, keep=0, dry_run=False)

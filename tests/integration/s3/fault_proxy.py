@@ -3,12 +3,13 @@
 The request goes on as it came, so signatures stay valid. Faults:
 
 slow_down     503 SlowDown, the server is not asked
+too_many      429 TooManyRequests, the server is not asked
 server_error  500 InternalError, the server is not asked
 reset         the connection is reset before the server is asked
 drop_answer   the server does what was asked, the connection is reset instead of its answer
 reset_body    the connection is reset in the middle of the answer's body
 truncate      the connection is closed in the middle of the answer's body
-corrupt       one byte of the answer's body is another
+corrupt       one byte of an object's content is another
 latency       the answer comes a little later
 hang          nothing comes for `hang_seconds`
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 import http.client
 import random
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -26,10 +28,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 
 FAULTS = (
     "slow_down",
+    "too_many",
     "server_error",
     "reset",
     "drop_answer",
@@ -40,7 +44,11 @@ FAULTS = (
     "hang",
 )
 _IN_BODY = ("reset_body", "truncate", "corrupt")
-_STATUS = {"slow_down": (503, "SlowDown"), "server_error": (500, "InternalError")}
+_STATUS = {
+    "slow_down": (503, "SlowDown"),
+    "too_many": (429, "TooManyRequests"),
+    "server_error": (500, "InternalError"),
+}
 
 
 @dataclass
@@ -53,12 +61,16 @@ class _Planned:
 
 @dataclass
 class FaultProxy:
-    """`rates` gives each fault a share of all requests; `plan` makes the next matching requests fail."""
+    """`rates` gives each fault a share of all requests; `plan` makes the next matching requests fail.
+
+    With `certificate`, a file with key and certificate for 127.0.0.1, it speaks TLS to the client.
+    """
 
     upstream_port: int
     seed: int = 0
     rates: Mapping[str, float] = field(default_factory=dict)
     hang_seconds: float = 5.0
+    certificate: Path | None = None
 
     def __post_init__(self) -> None:
         self.injected: Counter[str] = Counter()
@@ -69,7 +81,8 @@ class FaultProxy:
 
     @property
     def endpoint_url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        scheme = "http" if self.certificate is None else "https"
+        return f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
 
     def plan(self, fault: str, *, method: str = "", path: str = "", times: int = 1) -> None:
         """The next `times` requests with this method and `path` in their target fail (all with times=-1)."""
@@ -85,6 +98,13 @@ class FaultProxy:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        if self.certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.certificate)
+            # The handshake is made by the connection's own thread, not by the one that accepts connections.
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
@@ -108,6 +128,11 @@ class FaultProxy:
                 if dice < 0:
                     return fault
         return None
+
+
+def _is_object(response: http.client.HTTPResponse) -> bool:
+    """Whether an answer's body is an object's content, as opposed to a listing or an error."""
+    return response.headers.get("ETag") is not None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -160,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if fault in _IN_BODY and content:
+        if fault in _IN_BODY and content and (fault != "corrupt" or _is_object(response)):
             self.faults.injected[fault] += 1
             middle = len(content) // 2
             if fault == "corrupt":

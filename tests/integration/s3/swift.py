@@ -1,30 +1,31 @@
 """A real S3 server for the tests: OpenStack Swift with its S3 API, from PyPI, on the loopback, without root.
 
-It is installed once into a virtual environment of its own in the user's cache folder: its dependencies have nothing to
-do with this project's.
+It starts in a second or two and says in full what it refuses; small objects take it long.
 """
 
 from __future__ import annotations
 
 import getpass
-import os
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from tests.integration.s3.server import (
+    ACCESS_KEY,
+    DOMAIN,
+    REGION,
+    SECRET_KEY,
+    S3Server,
+    free_ports,
+    installed,
+    stop,
+)
 
 VERSION = "2.38.3"
-ACCESS_KEY = "test:tester"
-SECRET_KEY = "test-secret-of-the-suite"
-REGION = "us-east-1"
 _SECONDS_TO_START = 60
 
 _SWIFT = """\
@@ -81,6 +82,7 @@ location = {region}
 dns_compliant_bucket_names = true
 s3_acl = false
 check_bucket_owner = false
+storage_domain = {domain}
 auth_pipeline_check = true
 max_multi_delete_objects = 1000
 min_segment_size = 5242880
@@ -94,69 +96,23 @@ min_segment_size = 1
 _PLAIN_FILTERS = ("catch_errors", "gatekeeper", "healthcheck", "listing_formats", "bulk", "dlo", "versioned_writes")
 
 
-@dataclass(frozen=True)
-class S3Server:
-    """Where the server answers, and the keys that it accepts."""
-
-    port: int
-    name: str = f"OpenStack Swift {VERSION}"
-
-    @property
-    def endpoint_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_DEFAULT_REGION": REGION,
-            # Nothing of the machine's own configuration.
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
-
-
-def install() -> Path:
-    """The virtual environment that holds Swift, made on first use; nothing is ever removed.
-
-    Raises CalledProcessError where it cannot be installed.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "clusterbatch-tests"
-    venv = cache / f"swift-{VERSION}-python{sys.version_info.major}.{sys.version_info.minor}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{venv}.lock"):
-        done = venv / "installed"
-        if not done.exists():
-            subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-            pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--only-binary", ":all:"]
-            subprocess.run([*pip, f"swift=={VERSION}"], check=True)
-            done.touch()
-    return venv
-
-
 @contextmanager
 def swift_server() -> Iterator[S3Server]:
-    """A running server with an empty store, gone with all its data at the end of the block."""
-    binaries = install() / "bin"
+    """A running server with an empty store, gone with all its data at the end of the block.
+
+    Raises NoServerError where it cannot be installed.
+    """
+    binaries = installed(f"swift-{VERSION}", f"swift=={VERSION}") / "bin"
     with tempfile.TemporaryDirectory(prefix="clusterbatch-s3-") as folder:
         root = Path(folder)
-        ports = _free_ports(4)
+        ports = free_ports(4)
         _configure(root, binaries, ports)
         processes = [_start(root, binaries, name) for name in ("account", "container", "object", "proxy")]
         try:
             _wait(ports[0], processes, root)
-            yield S3Server(ports[0])
+            yield S3Server(ports[0], f"OpenStack Swift {VERSION}", objects=150)
         finally:
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                try:
-                    process.wait(10)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+            stop(processes)
 
 
 def _configure(root: Path, binaries: Path, ports: list[int]) -> None:
@@ -177,7 +133,7 @@ def _configure(root: Path, binaries: Path, ports: list[int]) -> None:
         (etc / f"{name}-server.conf").write_text(_BACKEND.format(**values))
     account, _, tester = ACCESS_KEY.partition(":")
     values = {"port": ports[0], "etc": etc, "user": user, "region": REGION}
-    values |= {"account": account, "tester": tester, "secret": SECRET_KEY}
+    values |= {"domain": DOMAIN, "account": account, "tester": tester, "secret": SECRET_KEY}
     filters = "".join(f"[filter:{name}]\nuse = egg:swift#{name}\n" for name in _PLAIN_FILTERS)
     (etc / "proxy-server.conf").write_text(_PROXY.format(**values) + filters)
 
@@ -201,11 +157,3 @@ def _wait(port: int, processes: list[subprocess.Popen[bytes]], root: Path) -> No
             time.sleep(0.05)
     logs = "\n".join(log.read_text(errors="replace")[-500:] for log in sorted((root / "log").glob("*.log")))
     raise RuntimeError(f"Swift did not start:\n{logs}")
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in sockets]
-    for server in sockets:
-        server.close()
-    return ports

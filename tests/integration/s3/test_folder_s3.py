@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +18,7 @@ from clusterbatch.errors import DataError, InfrastructureError, UsageError
 from clusterbatch.store import Artifact, Counts, Folder, Receipt
 from clusterbatch.store.lease import workspace_lease
 from tests.integration.s3.fault_proxy import FaultProxy
-from tests.integration.s3.swift import ACCESS_KEY, SECRET_KEY, S3Server
+from tests.integration.s3.server import ACCESS_KEY, DOMAIN, SECRET_KEY, S3Server
 
 pytestmark = pytest.mark.s3
 
@@ -60,10 +64,12 @@ def test_a_large_file_goes_up_in_parts_and_leaves_none_behind(storage: StorageCo
     ("fault", "method"),
     [
         ("slow_down", "PUT"),
+        ("too_many", "PUT"),
         ("server_error", "PUT"),
         ("reset", "PUT"),
         ("drop_answer", "PUT"),
         ("slow_down", "GET"),
+        ("too_many", "GET"),
         ("server_error", "GET"),
         ("reset", "GET"),
         ("drop_answer", "GET"),
@@ -92,6 +98,53 @@ def test_attempts_end_with_the_budget_and_one_line(s3_server: S3Server, bucket: 
         with pytest.raises(InfrastructureError, match=rf"503 SlowDown \(bucket {bucket} at .*attempts in") as caught:
             folder.write("file", b"x")
         assert time.monotonic() - start < 10
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("style", ["path", "virtual"])
+def test_buckets_are_addressed_by_path_or_by_host(
+    style: str, s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts: set[str] = set()
+    resolve = socket.getaddrinfo
+
+    def resolve_here(host: str, *arguments: Any, **keywords: Any) -> Any:
+        hosts.add(host)
+        return resolve("127.0.0.1" if host.endswith(DOMAIN) else host, *arguments, **keywords)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_here)
+    storage = StorageConfig(endpoint_url=f"http://{DOMAIN}:{s3_server.port}", addressing_style=style)
+    folder = Folder(f"s3://{bucket}/run", storage)
+    folder.write("file", b"content")
+    assert folder.read("file") == b"content"
+    assert [entry.name for entry in folder.find()] == ["file"]
+    assert hosts == ({DOMAIN} if style == "path" else {f"{bucket}.{DOMAIN}"})
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A key and a certificate of 127.0.0.1 that nobody has signed, in one file."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl here to make a certificate with")
+    folder = tmp_path_factory.mktemp("tls")
+    key, file = folder / "key.pem", folder / "certificate.pem"
+    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(file)]
+    subprocess.run(command, check=True, capture_output=True)
+    file.write_bytes(file.read_bytes() + key.read_bytes())
+    return file
+
+
+def test_tls_with_the_users_own_authority(s3_server: S3Server, bucket: str, certificate: Path) -> None:
+    with FaultProxy(s3_server.port, certificate=certificate) as proxy:
+        trusting = Folder(f"s3://{bucket}/run", through(proxy).model_copy(update={"ca_file": str(certificate)}))
+        trusting.write("file", b"content")
+        assert trusting.read("file") == b"content"
+        careless = Folder(f"s3://{bucket}/run", through(proxy).model_copy(update={"verify_tls": False}))
+        assert careless.read("file") == b"content"
+        with pytest.raises(InfrastructureError, match=r"certificate is not trusted; storage.ca_file") as caught:
+            Folder(f"s3://{bucket}/run", through(proxy)).read("file")
         assert "\n" not in str(caught.value)
 
 

@@ -14,7 +14,7 @@ from clusterbatch.store import Folder
 from tests.corpus.conftest import in_process as in_process
 from tests.corpus.test_ingest import corpus_rows, rejects, write_lines
 from tests.integration.s3.fault_proxy import FaultProxy
-from tests.integration.s3.swift import S3Server
+from tests.integration.s3.server import S3Server
 
 pytestmark = pytest.mark.s3
 

@@ -21,7 +21,7 @@ from clusterbatch.experiments.inspect import inspect_workspace
 from clusterbatch.runtime.metrics import MEASURES, exported_name
 from clusterbatch.store import Folder
 from tests.integration.faults.harness import ROOT, WORDS, ray_cluster, write_pairs
-from tests.integration.s3.swift import SECRET_KEY
+from tests.integration.s3.server import SECRET_KEY
 
 pytestmark = pytest.mark.faults
 
