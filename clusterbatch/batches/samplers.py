@@ -199,7 +199,7 @@ def label_rows(clusters: Artifact, pair_ids: Sequence[str] | pa.Array) -> tuple[
     for part in manifest.parts:
         if part.details.get("content") != ROWS:
             continue
-        known.append(read_parquet(clusters.folder, part.path, ["pair_id"])["pair_id"])
+        known.append(read_parquet(clusters.folder, part, ["pair_id"])["pair_id"])
         here = np.flatnonzero(index.shard == part.details["shard"])
         here = here[np.argsort(index.first_row[here])]
         entries.append(np.repeat(here, index.rows[here]))

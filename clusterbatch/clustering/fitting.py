@@ -124,7 +124,7 @@ def read_models(fitted: Artifact, parts: Sequence[Part], groups: Groups) -> dict
     cells: dict[int, list[tuple[Centers, np.ndarray, float]]] = {}
     matrices: dict[int, np.ndarray] = {}
     for part in sorted(parts, key=lambda part: (part.details["group"], part.details["coarse"])):
-        group, table = numbers[part.details["group"]], read_parquet(fitted.folder, part.path)
+        group, table = numbers[part.details["group"]], read_parquet(fitted.folder, part)
         if part.details["content"] == "projection":
             matrices[group] = vector_values(table["direction"])
             continue

@@ -33,7 +33,7 @@ def inspect_source(config: RunConfig, source: str, *, generation: int = 0) -> li
     artifact = Workspace(config).clusters(generation)
     manifest = artifact.require()
     part = next(part for part in manifest.parts if part.details.get("content") == STATISTICS)
-    table = read_parquet(artifact.folder, part.path)
+    table = read_parquet(artifact.folder, part)
     rows = [_without_nan(row) for row in table.filter(pc.equal(table["source"], source)).to_pylist()]
     if not rows:
         known = sorted(set(table["source"].to_pylist()))

@@ -136,7 +136,7 @@ def read_label_models(fitted: Artifact, parts: Sequence[Part], groups: Groups) -
     numbers = {name: number for number, name in enumerate(groups.names)}
     models = {}
     for part in parts:
-        table = read_parquet(fitted.folder, part.path)
+        table = read_parquet(fitted.folder, part)
         rows = table["rows"].to_numpy()
         models[numbers[part.details["group"]]] = GroupModel(
             fine=[Centers(vector_values(table["centroid"]))],

@@ -247,5 +247,5 @@ def read_index(artifact: Artifact, manifest: Manifest) -> ClusterIndex:
     """The cluster index of a committed clusters artifact."""
     part = next(part for part in manifest.parts if part.details.get("content") == INDEX)
     return ClusterIndex.from_table(
-        read_parquet(artifact.folder, part.path), manifest.details["layout"]["run_rows"], manifest.fingerprint
+        read_parquet(artifact.folder, part), manifest.details["layout"]["run_rows"], manifest.fingerprint
     )

@@ -65,7 +65,7 @@ class StatisticsJob:
     def _facts(self) -> Iterator[tuple[str, int, dict[str, Any], np.ndarray | None]]:
         """(source, cluster, what its bucket knows, sum of its vectors or None) of every piece, in order."""
         for part, keys in zip(self.facts, self.keys, strict=True):
-            table = read_parquet(self.artifact.folder, part.path)
+            table = read_parquet(self.artifact.folder, part)
             vectors: Iterable[np.ndarray | None] = repeat(None, len(keys))
             if "vector" in table.column_names:
                 vectors = vector_values(table["vector"])

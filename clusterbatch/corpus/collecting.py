@@ -51,13 +51,13 @@ class CollectionWorker:
 
     def _document_lines(self) -> Iterator[bytes]:
         for part in self._documents:
-            table = read_parquet(self._leftovers.folder, part.path)
+            table = read_parquet(self._leftovers.folder, part)
             for number, text in zip(table["document_hash"].to_pylist(), table["document"].to_pylist(), strict=True):
                 row = {"_id": document_id(number), "title": "", "text": text}
                 yield (json.dumps(row, ensure_ascii=False) + "\n").encode()
 
     def _write_queries(self) -> Iterator[Part]:
-        tables = [read_parquet(self._leftovers.folder, part.path) for part in self._held]
+        tables = [read_parquet(self._leftovers.folder, part) for part in self._held]
         held = pa.concat_tables(tables).sort_by([("query_hash", "ascending"), ("document_hash", "ascending")])
         texts: dict[int, str] = {}
         judgements: dict[str, list[str]] = {split: [] for split in SPLITS}

@@ -80,7 +80,7 @@ class Contamination:
     threshold: float | None
 
     def load(self) -> TestTexts:
-        tables = [read_parquet(self.artifact.folder, part.path) for part in self.parts]
+        tables = [read_parquet(self.artifact.folder, part) for part in self.parts]
         return TestTexts(pa.concat_tables(tables), self.threshold)
 
 

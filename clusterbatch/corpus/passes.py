@@ -168,7 +168,7 @@ class Passes:
     def _choose_held_out(self) -> HeldOut:
         """From the candidates that the units of pass 1 left."""
         parts = [(place, part) for place, receipts in self._read for part in _parts(receipts, SKETCH)]
-        return choose((read_parquet(place.folder, part.path) for place, part in parts), self._held_out)
+        return choose((read_parquet(place.folder, part) for place, part in parts), self._held_out)
 
     def _contamination(self) -> Contamination | None:
         """Hashes and signatures of the test texts; None where nothing is to be compared."""

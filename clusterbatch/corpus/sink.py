@@ -105,7 +105,7 @@ class PairSink:
     def _flush(self) -> None:
         if self._pairs:
             table = pa.concat_tables(self._pairs)
-count = self._sorting.buckets
+            count = self._sorting.buckets
             buckets = (table["document_hash"].to_numpy() % np.uint64(count)).astype(np.int64)
             part = write_buckets(self._exchange, self._unit, table, buckets, count, role=PAIRS)
             self._parts.append(part)

@@ -176,7 +176,7 @@ class WriteWorker:
         reasons: Counter[str] = Counter()
         waiting: list[pa.Table] = []
         for position, (artifact, part) in enumerate(work.parts):
-            waiting.append(read_parquet(artifact.folder, part.path))
+            waiting.append(read_parquet(artifact.folder, part))
             last = position == len(work.parts) - 1
             if last or sum(table.nbytes for table in waiting) >= self._config.part_bytes:
                 table = pa.concat_tables(waiting)

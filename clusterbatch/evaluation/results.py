@@ -80,4 +80,4 @@ def scores_table(collection: str, model: str, values: Mapping[str, np.ndarray], 
 def read_scores(artifact: Artifact, manifest: Manifest) -> pa.Table:
     """The scores of all queries (schema SCORES), in the manifest's order of collections and models."""
     parts = [part for part in manifest.parts if part.path.startswith("scores-")]
-    return pa.concat_tables([read_parquet(artifact.folder, part.path) for part in parts])
+    return pa.concat_tables([read_parquet(artifact.folder, part) for part in parts])

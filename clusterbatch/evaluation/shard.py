@@ -144,7 +144,7 @@ class _Queries:
 
 def read_candidates(artifact: Artifact, part: Part) -> tuple[Ranking, list[str]]:
     """One block of queries over one range of documents: the ranking, and the ids that its numbers mean."""
-    table = read_parquet(artifact.folder, part.path)
+    table = read_parquet(artifact.folder, part)
     k = part.details["top_k"]
     documents = table["document"].combine_chunks()
     numbers = documents.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)

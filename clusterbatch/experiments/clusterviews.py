@@ -49,7 +49,7 @@ class ShardText:
 
     def _read_group(self, shard: int, group: int) -> pa.Table:
         columns = ["pair_id", "query", "document", "source"]
-        return read_parquet(self._artifact.folder, self._parts[shard].path, columns, [group])
+        return read_parquet(self._artifact.folder, self._parts[shard], columns, [group])
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def cluster_map(artifact: Artifact, manifest: Manifest) -> list[MappedCluster]:
     centroids: dict[tuple[str, int], np.ndarray] = {}
     for part in manifest.parts:
         if part.details.get("content") == "centroids":
-            column = read_parquet(artifact.folder, part.path, ["centroid"])["centroid"].combine_chunks()
+            column = read_parquet(artifact.folder, part, ["centroid"])["centroid"].combine_chunks()
             for cluster, centroid in enumerate(column.values.to_numpy().reshape(len(column), -1)):
                 centroids[part.details["group"], cluster] = centroid
     shown = sorted((key for key in centroids if key in sizes), key=lambda key: (-sizes[key][0], key))[:_MAPPED]

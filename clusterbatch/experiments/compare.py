@@ -197,7 +197,7 @@ def _best_setting(config: RunConfig, artifact: Artifact, trials: Trials, arm: Ar
 
 def _tuning_mean(artifact: Artifact, receipt: Receipt, metric: str) -> float:
     """Mean over collections of the mean over their tuning queries."""
-    table = read_parquet(artifact.folder, receipt.parts[0].path)
+    table = read_parquet(artifact.folder, receipt.parts[0])
     table = table.filter(pc.equal(table["metric"], metric))
     table = table.filter([is_for_tuning(query) for query in table["query_id"].to_pylist()])
     means = table.group_by("collection").aggregate([("value", "mean")])["value_mean"]

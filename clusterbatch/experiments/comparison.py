@@ -181,7 +181,7 @@ def _read_scores(
     stacked: dict[str, dict[tuple[str, str], list[np.ndarray]]] = {}
     queries: dict[str, list[str]] = {}
     for trial in sorted(trials, key=lambda trial: trial["seed"]):
-        table = read_parquet(artifact.folder, parts[trial["trial"]].path)
+        table = read_parquet(artifact.folder, parts[trial["trial"]])
         if swept:
             table = table.filter([not is_for_tuning(query) for query in table["query_id"].to_pylist()])
         values = table["value"].to_numpy()

@@ -15,6 +15,8 @@ from clusterbatch.store.filesystem import Folder
 
 # Bytes read at once where only some columns or row groups are wanted.
 _BLOCK = 2**20
+# What reading damaged bytes may raise; names of columns in a damaged footer may not even be text.
+_DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 def parquet_bytes(table: pa.Table, row_group_rows: int | None = None) -> pa.Buffer:
@@ -40,23 +42,27 @@ def write_parquet(
 
 
 def read_parquet(
-    folder: Folder, path: str, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None
+    folder: Folder, part: Part | str, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None
 ) -> pa.Table:
-    """Columns and row groups of a Parquet part; page checksums are verified.
+    """Columns and row groups of a Parquet part, or of the file of that name.
 
-    Raises DataError that names the file when it is missing or damaged.
+    All of a part is verified by its checksum, what is read of others by the checksums of its pages. Raises DataError
+    that names the file when it is missing or damaged.
     """
+    if isinstance(part, Part) and columns is None and row_groups is None:
+        with pq.ParquetFile(io.BytesIO(Artifact(folder, "part").read_part(part))) as file:
+            return file.read()
+    path = part.path if isinstance(part, Part) else part
     try:
         try:
             return _read(folder, path, columns, row_groups)
-        except (pa.ArrowException, OSError):
+        except _DAMAGE:
             # Once more: the bytes may have been damaged on their way only.
             return _read(folder, path, columns, row_groups)
     except FileNotFoundError:
         raise DataError(f"{folder.uri}/{path}: missing, but named in the manifest") from None
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{folder.uri}/{path}: damaged, cannot be read ({reason})") from error
+    except _DAMAGE as error:
+        raise _damaged(folder, path, error) from error
 
 
 def _read(folder: Folder, path: str, columns: Sequence[str] | None, row_groups: Sequence[int] | None) -> pa.Table:
@@ -65,7 +71,12 @@ def _read(folder: Folder, path: str, columns: Sequence[str] | None, row_groups: 
     source: Any = io.BytesIO(folder.read(path)) if whole else folder.open(path, _BLOCK)
     with source, pq.ParquetFile(source, page_checksum_verification=True) as file:
         groups = list(range(file.num_row_groups)) if row_groups is None else list(row_groups)
-        return file.read_row_groups(groups, columns=None if columns is None else list(columns))
+        table = file.read_row_groups(groups, columns=None if columns is None else list(columns))
+    missing = set(columns or ()) - set(table.column_names)
+    if missing:
+        # Parquet leaves out what it does not know; here it can only be a footer that is not the one written.
+        raise pa.ArrowInvalid(f"no column {', '.join(sorted(missing))}")
+    return table
 
 
 def parquet_columns(folder: Folder, path: str) -> list[str]:
@@ -75,3 +86,9 @@ def parquet_columns(folder: Folder, path: str) -> list[str]:
             return list(pq.read_schema(file).names)
     except FileNotFoundError:
         raise DataError(f"{folder.uri}/{path}: missing, but named in the manifest") from None
+    except _DAMAGE as error:
+        raise _damaged(folder, path, error) from error
+
+
+def _damaged(folder: Folder, path: str, error: BaseException) -> DataError:
+    return DataError(f"{folder.uri}/{path}: damaged, cannot be read ({str(error).splitlines()[0]})")

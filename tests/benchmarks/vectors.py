@@ -36,7 +36,7 @@ def load_vectors(place: str, rows: int | None) -> np.ndarray:
         pieces = [np.load(file) for file in files if ".tmp" not in file.name]
     else:
         artifact = Workspace(RunConfig(workspace=place)).embeddings()
-        tables = [read_parquet(artifact.folder, part.path) for part in artifact.require().parts]
+        tables = [read_parquet(artifact.folder, part) for part in artifact.require().parts]
         pieces = [vector_values(table[f"{side}_vector"]) for table in tables for side in ("query", "document")]
     vectors = np.concatenate(pieces).astype(np.float32)
     order = np.random.default_rng(0).permutation(len(vectors))[:rows]

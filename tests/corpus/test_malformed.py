@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections import Counter
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.ingest import ingest
 from tests.corpus.malformed import KINDS
+from tests.corpus.reading import read
 from tests.corpus.test_ingest import corpus_rows, rejects
 
 FILES = 1000
@@ -52,3 +57,24 @@ def test_a_thousand_malformed_files_are_accounted_for(tmp_path: Path, in_process
     assert told == set(kinds)
     assert all(row["reason"] and "\n" not in row["reason"] for row in refused)
     assert not any("Traceback" in row["reason"] for row in refused)
+
+
+def test_flipped_bytes_in_parquet_footers_are_reasons_not_exceptions(tmp_path: Path) -> None:
+    pairs = {"query": [f"query {row}" for row in range(50)], "document": [f"document {row}" for row in range(50)]}
+    file = tmp_path / "pairs.parquet"
+    pq.write_table(pa.table(pairs), file)
+    data = file.read_bytes()
+    (length,) = struct.unpack("<I", data[-8:-4])
+    broken = 0
+    for position in range(len(data) - 8 - length, len(data), 3):
+        damaged = bytearray(data)
+        damaged[position] ^= 0xFF if position % 2 else 0x01
+        file.write_bytes(damaged)
+        outcome = read(file)
+        if outcome.broken is not None:
+            broken += 1
+            assert "\n" not in outcome.broken
+        else:
+            # The input has no checksums: what can still be read is taken.
+            assert len(outcome.rows) + len(outcome.rejects) == 50
+    assert broken > 30

@@ -61,7 +61,7 @@ def test_one_part_a_unit_in_the_corpus_order(run: Callable[..., RunConfig], ray_
     assert manifest.counts.read == manifest.counts.written == _ROWS
     table = _vectors(config, manifest)
     assert table.schema.equals(embeddings_schema(32))
-    rows = pa.concat_tables([read_parquet(corpus.folder, part.path) for part in corpus.require().parts])
+    rows = pa.concat_tables([read_parquet(corpus.folder, part) for part in corpus.require().parts])
     assert table["pair_id"].to_pylist() == rows["pair_id"].to_pylist()
     encoder = load_encoder(config.embed.model)
     for side in ("query", "document"):

@@ -65,7 +65,7 @@ def test_outliers_are_kept_aside_with_their_scores(tmp_path, in_process) -> None
     assert 0.04 * TOTAL < aside < 0.2 * TOTAL
     artifact = Workspace(config).clusters()
     parts = [part for part in manifest.parts if part.details.get("content") == "outliers"]
-    rows = [row for part in parts for row in read_parquet(artifact.folder, part.path).to_pylist()]
+    rows = [row for part in parts for row in read_parquet(artifact.folder, part).to_pylist()]
     kept = text_rows(artifact)
     assert len(rows) == aside
     assert not {row["pair_id"] for row in rows} & set(kept["pair_id"].to_pylist())

@@ -22,7 +22,7 @@ def text_rows(artifact: Artifact) -> pa.Table:
     """All rows of the shards' Parquet files, in shard order."""
     parts = [part for part in artifact.require().parts if part.details.get("content") == ROWS]
     parts.sort(key=lambda part: part.details["shard"])
-    return pa.concat_tables([read_parquet(artifact.folder, part.path) for part in parts])
+    return pa.concat_tables([read_parquet(artifact.folder, part) for part in parts])
 
 
 def all_runs(reader: ShardReader, vectors: bool = False) -> pa.Table:
@@ -70,7 +70,7 @@ def test_training_columns_belong_to_their_rows(clustered) -> None:
     config, _, artifact = clustered
     runs, rows = all_runs(ShardReader(artifact), vectors=True), text_rows(artifact)
     corpus = Workspace(config).corpus
-    given = pa.concat_tables([read_parquet(corpus.folder, part.path) for part in corpus.require().parts])
+    given = pa.concat_tables([read_parquet(corpus.folder, part) for part in corpus.require().parts])
     place = {pair_id: row for row, pair_id in enumerate(given["pair_id"].to_pylist())}
     order = [place[pair_id] for pair_id in rows["pair_id"].to_pylist()]
     given = given.take(order)

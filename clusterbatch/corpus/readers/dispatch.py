@@ -69,7 +69,8 @@ def opened(file: InputFile, storage: StorageConfig) -> Iterator[tuple[Opening, B
         opening = _opening(folder, file.name)
         with folder.open(file.name) as stored:
             yield opening, decompressed(stored, opening.format.compression)
-    except (pa.ArrowException, OSError, EOFError) as error:
+    # The names in a damaged footer may not be text.
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the storage, not the file
         text = str(error).strip()
