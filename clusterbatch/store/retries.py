@@ -59,6 +59,8 @@ def with_retries(place: str, storage: StorageConfig, call: Callable[[], Result])
             if isinstance(error, FileNotFoundError) and not failure.bucket_missing:
                 _answered.add(storage.endpoint_url)
                 raise
+            if failure.answered:
+                _answered.add(storage.endpoint_url)
             limit = storage.attempts
             if failure.unreachable and storage.endpoint_url not in _answered:
                 limit = min(limit, _ATTEMPTS_AT_STRANGERS)
@@ -77,10 +79,19 @@ def with_retries(place: str, storage: StorageConfig, call: Callable[[], Result])
 class _Failure:
     """A failed request: what the server or the connection said, without anything that might be secret."""
 
-    def __init__(self, reason: str, *, transient: bool = False, unreachable: bool = False, code: str = "") -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        transient: bool = False,
+        unreachable: bool = False,
+        answered: bool = False,
+        code: str = "",
+    ) -> None:
         self.reason = reason
         self.transient = transient
         self.unreachable = unreachable
+        self.answered = answered
         self.code = code
 
     @property
@@ -135,15 +146,15 @@ def _of_answer(response: dict[str, Any]) -> _Failure:
     code = str(response["Error"].get("Code", ""))
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if code in _TRANSIENT_CODES or status in _TRANSIENT_STATUS:
-        return _Failure(f"the server answers {status} {code}".rstrip(), transient=True, code=code)
+        return _Failure(f"the server answers {status} {code}".rstrip(), transient=True, answered=True, code=code)
     if code in _CREDENTIALS:
-        return _Failure(f"access denied, the credentials are not accepted ({code})", code=code)
+        return _Failure(f"access denied, the credentials are not accepted ({code})", answered=True, code=code)
     if status in (401, 403):
-        return _Failure(f"access denied ({code or status})", code=code)
+        return _Failure(f"access denied ({code or status})", answered=True, code=code)
     if status == 404:
-        return _Failure("not found", code=code)
+        return _Failure("not found", answered=True, code=code)
     # The server's own words may repeat what was signed; its code does not.
-    return _Failure(f"the server refuses: {status} {code}".rstrip(), code=code)
+    return _Failure(f"the server refuses: {status} {code}".rstrip(), answered=True, code=code)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import pyarrow.fs
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -30,6 +29,7 @@ from clusterbatch.training.gather import World
 from clusterbatch.training.loop import log_line
 from clusterbatch.training.metrics_log import SEGMENTS, read_metrics
 from clusterbatch.training.preparing import check_adapters
+from clusterbatch.training.ray_storage import ray_storage
 from clusterbatch.training.trackers import check_trackers
 from clusterbatch.training.worker import CHECKPOINTS, MODEL, TrainingJob, open_plan, run_worker
 
@@ -105,10 +105,8 @@ def _begin_checkpoints(job: TrainingJob, force: bool) -> None:
 def copy_folder(source: Folder, target: Folder) -> None:
     """Copies all files below `source`; files of the target that the source does not have are removed first."""
     target.remove()
-    base = source.path()
-    for path in source.filesystem.find(base):
-        name = path.removeprefix(base).lstrip("/")
-        target.write(name, source.read(name))
+    for entry in source.find():
+        target.write(entry.name, source.read(entry.name))
 
 
 def _fit(job: TrainingJob) -> None:
@@ -132,7 +130,7 @@ def _fit(job: TrainingJob) -> None:
         run_config=ray.train.RunConfig(
             name=job.fingerprint,
             failure_config=ray.train.FailureConfig(max_failures=settings.failures),
-            **_ray_storage(job.folder.child(_RAY_FOLDER)),
+            **ray_storage(job.folder.child(_RAY_FOLDER)),
         ),
     )
     with _progress(job, board):
@@ -258,14 +256,6 @@ def _show(line: ProgressLine, board: Any, shown: int) -> int:
         return shown
     line.advance(newest["step"] + 1 - shown, log_line(newest))
     return int(newest["step"]) + 1
-
-
-def _ray_storage(folder: Folder) -> dict[str, Any]:
-    """Where Ray Train keeps its own small files; it wants a place that all nodes see."""
-    if folder.is_local:
-        return {"storage_path": folder.path()}
-    handler = pyarrow.fs.FSSpecHandler(folder.filesystem)
-    return {"storage_path": folder.path(), "storage_filesystem": pyarrow.fs.PyFileSystem(handler)}
 
 
 def _last_line(error: BaseException) -> str:
