@@ -64,7 +64,7 @@ class CorpusConfig(Section):
     # copies (estimated Jaccard similarity of word triples), only exact ones, or none.
     decontaminate: Literal["near", "exact", "off"] = "near"
     # Pairs whose query and document are both nearly those of an earlier pair: set aside, into corpus/aside/ with their
-    # reason, or kept like any other. Looking for them about doubles the time of ingest.
+    # reason, or kept like any other. Looking for them takes several times as long as the rest of ingest.
     near_duplicates: Literal["keep", "set_aside"] = "keep"
     # The similarity from which texts count as near copies, here and against the test collections.
     near_threshold: float = Field(0.8, gt=0, le=1)

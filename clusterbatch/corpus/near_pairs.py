@@ -51,22 +51,43 @@ def entries(pairs: pa.Table, threshold: float) -> pa.Table:
 def near_earlier(table: pa.Table, threshold: float) -> np.ndarray:
     """(n,) bool for entries in the order of slice and position: a pair before it has the same band and is nearly it."""
     keys = table["band"].to_numpy()
-    # Narrow signatures side by side: (n, PERMUTATIONS) uint16 each.
-    query, document = (_signatures(table[name]) for name in ("query", "document"))
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], keys[order][1:] != keys[order][:-1]]))
     found = np.zeros(table.num_rows, bool)
-    for rows in np.split(order, starts[1:]):
-        # Only those that are not near others themselves are compared with: many copies of one text take no longer.
-        leaders = rows[:1]
-        for row in rows[1:]:
-            alike = (document[leaders] == document[row]).mean(axis=1) >= threshold
-            alike &= (query[leaders] == query[row]).mean(axis=1) >= threshold
-            if alike.any():
+    groups = [rows for rows in np.split(order, starts[1:]) if len(rows) > 1]
+    if not groups:
+        return found
+    query, document = (_signatures(table[name]) for name in ("query", "document"))
+    codes = _band_codes(query, threshold)
+    for rows in groups:
+        # Compared are those alone that have a band of the query in common as well, for one document may have many
+        # queries; and with those alone that are not near others, for there may be many copies of one pair.
+        leaders: dict[int, list[int]] = {}
+        for row in rows.tolist():
+            rivals = {leader for code in codes[row] for leader in leaders.get(code, ())}
+            if any(
+                _alike(query, row, leader, threshold) and _alike(document, row, leader, threshold) for leader in rivals
+            ):
                 found[row] = True
             else:
-                leaders = np.append(leaders, row)
+                for code in codes[row]:
+                    leaders.setdefault(code, []).append(row)
     return found
+
+
+def _alike(signatures: np.ndarray, one: int, other: int, threshold: float) -> bool:
+    return int(np.count_nonzero(signatures[one] == signatures[other])) >= threshold * PERMUTATIONS
+
+
+def _band_codes(signatures: np.ndarray, threshold: float) -> list[list[int]]:
+    """(n, bands) numbers that are equal where signatures have that band in common."""
+    codes, pieces = [], bands(threshold)
+    for number, piece in enumerate(pieces):
+        columns = np.ascontiguousarray(signatures[:, piece])
+        whole = columns.view(np.dtype((np.void, columns.itemsize * columns.shape[1]))).ravel()
+        codes.append(np.unique(whole, return_inverse=True)[1] * len(pieces) + number)
+    numbers: list[list[int]] = np.stack(codes, axis=1).tolist()
+    return numbers
 
 
 class NearPairsWorker:
