@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime
 from typing import Any
 
 from clusterbatch.clustering.inspect import inspect_cluster
@@ -92,13 +91,5 @@ def _progress(folder: Folder) -> str:
 
 def _sign_of_life(folder: Folder) -> str:
     """How long ago something was written there, in words."""
-    if not folder.list():
-        return ""
-    newest = max(_written(entry) for entry in folder.filesystem.ls(folder.path(), detail=True))
-    return f", last write {max(0.0, time.time() - newest):,.0f} s ago"
-
-
-def _written(entry: dict[str, Any]) -> float:
-    """Seconds since 1970: `mtime` of local files, `LastModified` of objects."""
-    when = entry.get("LastModified", entry.get("mtime", 0.0))
-    return when.timestamp() if isinstance(when, datetime) else float(when)
+    newest = folder.last_write()
+    return "" if newest is None else f", last write {max(0.0, time.time() - newest):,.0f} s ago"

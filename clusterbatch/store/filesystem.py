@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
@@ -133,6 +134,16 @@ class Folder:
             return []
         names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
         return sorted(entry for entry in names if not entry.endswith(TEMPORARY))
+
+    def last_write(self) -> float | None:
+        """When something directly inside was written last, in seconds since 1970; None where nothing is."""
+        try:
+            entries = self._call("", lambda: self.filesystem.ls(self.path(), detail=True))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        # Local files have `mtime`, objects `LastModified`; folders of objects neither.
+        times = [entry.get("LastModified", entry.get("mtime", 0.0)) for entry in entries]
+        return max((time.timestamp() if isinstance(time, datetime) else float(time) for time in times), default=None)
 
     def find(self, pattern: str | None = None) -> Sequence[Entry]:
         """All files below this folder, or those that match a glob `pattern` relative to it, sorted by name."""

@@ -212,6 +212,18 @@ def test_one_damaged_download_is_read_again_and_a_damaged_file_is_named(s3_serve
             artifact.read_part(part)
 
 
+def test_a_damaged_download_is_noticed_where_no_checksum_of_ours_is(s3_server: S3Server, bucket: str) -> None:
+    data = os.urandom(50_000)
+    with FaultProxy(s3_server.port) as proxy:
+        folder = Folder(f"s3://{bucket}/run", through(proxy))
+        folder.write("manifest.json", data)
+        proxy.plan("corrupt", method="GET", path="manifest.json", times=2)
+        assert folder.read("manifest.json") == data
+        with folder.open("manifest.json") as file:
+            assert file.read() == data
+        assert proxy.injected["corrupt"] == 2
+
+
 def test_a_failed_upload_in_parts_is_aborted(s3_server: S3Server, storage: StorageConfig, bucket: str) -> None:
     with FaultProxy(s3_server.port) as proxy:
         folder = Folder(f"s3://{bucket}", through(proxy, attempts=1))
