@@ -28,7 +28,8 @@ pytestmark = pytest.mark.s3
 _ROOT = Path(__file__).parents[3]
 _WORDS = [
     "embed.max_tokens=16",
-    "corpus.unit_bytes=65536",
+    "corpus.unit_bytes=32768",
+    "corpus.row_group_rows=64",
     "cluster.mean_size=100",
     "batches.size=64",
     "train.epochs=1",
@@ -93,10 +94,16 @@ def test_the_sample_in_a_bucket_is_the_sample_on_disk(
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("corpus", "seed"), [("small", 0), ("small", 1), ("small", 2), ("sample", 3)])
 def test_one_request_in_twenty_fails_and_nothing_changes(
-    seed: int, sample: Disk, s3_server: S3Server, storage: StorageConfig, bucket: str
+    corpus: str,
+    seed: int,
+    request: pytest.FixtureRequest,
+    s3_server: S3Server,
+    storage: StorageConfig,
+    bucket: str,
 ) -> None:
+    sample: Disk = request.getfixturevalue(corpus)
     upload(sample.inputs, Folder(f"s3://{bucket}/inputs", storage))
     with FaultProxy(s3_server.port, seed=seed, rates=_RATES) as proxy:
         faulty = storage.model_copy(update={"endpoint_url": proxy.endpoint_url})
