@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.s3, pytest.mark.writers]
 
 _WRITERS = 16
 _RACERS = 4
+_SECONDS_TO_MEET = 120
 
 
 def test_many_objects_are_written_listed_and_removed(s3_server: S3Server, storage: StorageConfig, bucket: str) -> None:
@@ -115,23 +116,22 @@ def test_two_runs_that_ignore_each_other_leave_one_whole_corpus(
     assert corpus_rows(config, ingest(config)) == corpus_rows(alone, ingest(alone))
 
 
-def _race(config: RunConfig, start: float, seconds: float, winners: Any) -> None:
-    time.sleep(max(0.0, start - time.time()))
+def _race(config: RunConfig, begin: Any, end: Any, winners: Any) -> None:
+    begin.wait(_SECONDS_TO_MEET)
     try:
         with workspace_lease(config):
             winners.put(os.getpid())
-            time.sleep(seconds)
+            # Held until all others have tried.
+            end.wait(_SECONDS_TO_MEET)
     except UsageError:
-        pass
+        end.wait(_SECONDS_TO_MEET)
 
 
 def test_of_many_runs_at_once_at_most_one_goes_on(storage: StorageConfig, bucket: str) -> None:
     config = RunConfig(workspace=f"s3://{bucket}/run", storage=storage)
     context = multiprocessing.get_context("spawn")
-    winners = context.Queue()
-    # Late enough that all have been started; long enough that none comes after the winner has gone.
-    start = time.time() + 8.0
-    racers = [context.Process(target=_race, args=(config, start, 6.0, winners)) for _ in range(_RACERS)]
+    winners, begin, end = context.Queue(), context.Barrier(_RACERS), context.Barrier(_RACERS)
+    racers = [context.Process(target=_race, args=(config, begin, end, winners)) for _ in range(_RACERS)]
     for racer in racers:
         racer.start()
     for racer in racers:
