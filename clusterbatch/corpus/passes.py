@@ -27,6 +27,7 @@ from clusterbatch.runtime import Pool, Unit, run_units
 from clusterbatch.store.artifact import Artifact, Part, Receipt
 from clusterbatch.store.exchange import bucket_rows
 from clusterbatch.store.tables import read_parquet
+from clusterbatch.store.traffic import Traffic, count
 
 # About how many bytes of text a byte of input becomes.
 _EXPANSION = 3
@@ -240,7 +241,7 @@ class Passes:
         arguments: dict[str, Any],
         measured_in: str,
     ) -> list[Receipt]:
-        return run_units(
+        receipts = run_units(
             title,
             units,
             worker,
@@ -249,6 +250,9 @@ class Passes:
             done=artifact.begin(self.identity),
             measured_in=measured_in,
         )
+        # These receipts go with the exchange; what their units asked of storage belongs to the corpus.
+        count(**sum((receipt.traffic for receipt in receipts), Traffic()).model_dump())
+        return receipts
 
 
 def held_out_documents(config: RunConfig) -> int:

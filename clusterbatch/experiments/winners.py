@@ -31,7 +31,7 @@ def clusters_of_queries(comparison: Comparison, artifact: Artifact, manifest: Ma
     part = next((part for part in manifest.parts if part.details.get("content") == SEGMENTS), None)
     if part is None:
         return {}
-    table = read_parquet(artifact.folder, part.path)
+    table = read_parquet(artifact.folder, part)
     columns = (table[name].to_pylist() for name in ("collection", "query_id", "source", "centroid"))
     cluster = {(name, query): f"{source} {number}" for name, query, source, number in zip(*columns, strict=True)}
     return {

@@ -73,6 +73,7 @@ def measure(rows: int) -> dict[str, float]:
         "files": len(manifest.parts),
         "input_bytes": manifest.details["input_bytes"],
         "written_bytes": sum(part.bytes for part in manifest.parts),
+        "traffic": manifest.traffic.model_dump(),
         "peak_bytes": memory.bytes,
     }
 
