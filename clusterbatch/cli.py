@@ -14,7 +14,16 @@ from clusterbatch import __version__
 from clusterbatch.config import RunConfig, load_config
 from clusterbatch.errors import ClusterbatchError, UsageError, root_cause
 from clusterbatch.log import log_context, say
-from clusterbatch.output import print_cluster, print_comparison, print_quality, print_removals, print_workspace
+from clusterbatch.output import (
+    print_cluster,
+    print_comparison,
+    print_prediction,
+    print_quality,
+    print_removals,
+    print_rounds,
+    print_tuning,
+    print_workspace,
+)
 from clusterbatch.store.lease import workspace_lease
 
 # Models and tokenizers found on this machine are used as they are; progress bars of other libraries would break ours.
@@ -60,6 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     for name, what in _STAGES.items():
         _with_config(commands, name, what, lambda config, options: _stage(config, options), stage=name, estimate=True)
     _with_config(commands, "run", "all stages, skipping what is done", _run, estimate=True)
+    _with_config(commands, "predict", "before any training: will clusters help on this corpus?", _predict)
+    _with_config(commands, "tune", "settings by a cheap ranking and short runs; writes the chosen configuration", _tune)
+    again = _with_config(commands, "refresh", "the next generations: re-embed, re-cluster, go on training", _refresh)
+    again.add_argument("--rollback", action="store_true", help="return to the model that was live before, and stop")
     _with_config(commands, "report", "rebuild a workspace's report", _report)
     what = "batch strategies and seeds on the same data: table, verdict, report"
     compare = _with_config(commands, "compare", what, _compare)
@@ -162,6 +175,48 @@ def _compare(config: RunConfig, options: argparse.Namespace) -> None:
         print(json.dumps({**found, "report": page}))
         return
     print_comparison(found, page)
+
+
+def _predict(config: RunConfig, options: argparse.Namespace) -> None:
+    from clusterbatch.experiments.predict import predict
+
+    with workspace_lease(config):
+        found = predict(config, force=options.force)
+    if options.json:
+        print(json.dumps(found))
+        return
+    print_prediction(found)
+
+
+def _tune(config: RunConfig, options: argparse.Namespace) -> None:
+    from clusterbatch.experiments.tune import CHOSEN, tune
+
+    with workspace_lease(config):
+        found = tune(config, force=options.force)
+    if options.json:
+        print(json.dumps(found))
+        return
+    print_tuning(found, f"{config.workspace}/{CHOSEN}")
+
+
+def _refresh(config: RunConfig, options: argparse.Namespace) -> None:
+    from clusterbatch.experiments.refresh import refresh, rollback
+    from clusterbatch.experiments.report import write_report
+
+    with workspace_lease(config):
+        if options.rollback:
+            live, target = rollback(config)
+            say(f"refresh   generation {target} is live again, in place of {live}")
+        else:
+            refresh(config, force=options.force)
+        report = write_report(config)
+    from clusterbatch.experiments.summary import workspace_summary
+
+    summary = workspace_summary(config)
+    if options.json:
+        print(json.dumps({key: summary[key] for key in ("live_generation", "refresh")} | {"report": report}))
+        return
+    print_rounds(summary["refresh"], summary["live_generation"], report)
 
 
 def _inspect(config: RunConfig, options: argparse.Namespace) -> None:

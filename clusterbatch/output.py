@@ -12,7 +12,21 @@ from rich.table import Table
 from clusterbatch.store.cleaning import Removal
 
 _COMPARED = [("value", ".4f"), ("difference", "+.4f"), ("p_corrected", ".3f"), ("minutes", ".1f")]
-_TEXT = ("stage", "state", "collection", "metric", "arm", "verdict", "path", "reason", "pair_id", "query", "document")
+_DRIFT = [("drift", ".3f"), ("mutual_information", ".3f"), ("hardness", "+.4f")]
+_TEXT = (
+    "source",
+    "stage",
+    "state",
+    "collection",
+    "metric",
+    "arm",
+    "verdict",
+    "path",
+    "reason",
+    "pair_id",
+    "query",
+    "document",
+)
 
 
 def print_quality(gains: Iterable[dict[str, Any]], report: str) -> None:
@@ -41,6 +55,77 @@ def print_comparison(found: dict[str, Any], page: str) -> None:
     console.print(table)
     console.print(found["answer"])
     console.print(f"report: {page}", soft_wrap=True)
+
+
+def print_prediction(found: dict[str, Any]) -> None:
+    """`found`: what experiments.predict returns."""
+    columns = ["source", "rows", "diversity", "duplicates", "source batches", "harder by", "verdict", "reason"]
+    table = _table("Would clusters help?", *columns)
+    for name, row in sorted(found["sources"].items(), key=lambda entry: -entry[1]["rows"]):
+        table.add_row(
+            name,
+            f"{row['rows']:,}",
+            f"{row['diversity']:.3f}",
+            f"{row['duplicates']:.1%}",
+            f"{row['source']['difficulty']:.2f} nats",
+            f"{row['gain']:+.2f}",
+            row["verdict"],
+            row["why"],
+        )
+    console = _console()
+    console.print(table)
+    console.print(found["answer"])
+
+
+def print_tuning(found: dict[str, Any], file: str) -> None:
+    """`found`: what experiments.tune returns; file: the chosen configuration."""
+    table = _table("Candidates", "arm", "rank score", "steps", found["metric"], "minutes")
+    for name, row in found["candidates"].items():
+        last = row["rungs"][-1] if row["rungs"] else None
+        shown = [f"{last['steps']:,}", f"{last['value']:.4f}", f"{last['seconds'] / 60:.1f}"] if last else [""] * 3
+        table.add_row(name, f"{row['rank']:+.3f}", *shown)
+    console = _console()
+    console.print(table)
+    console.print(f"chosen: {found['chosen']} ({found['why']})")
+    console.print(f"configuration: {file}", soft_wrap=True)
+
+
+def print_rounds(rounds: Sequence[dict[str, Any]], live: int | None, report: str) -> None:
+    """`rounds`: those of experiments.summary, under `refresh`."""
+    columns = [
+        "generation",
+        "from",
+        "clusters",
+        "drift",
+        "AMI",
+        "hardness",
+        "steps",
+        "live",
+        "own",
+        "went live",
+        "minutes",
+    ]
+    table = _table("Rounds of refresh", *columns)
+    for row in rounds:
+        verdict = {True: "rolled back" if row["rolled_back"] else "yes", False: "no", None: "under way"}[
+            row["promoted"]
+        ]
+        values = [f"{row[key]:.4f}" if row[key] is not None else "" for key in ("live_value", "own_value")]
+        drift = row["drift"]
+        table.add_row(
+            str(row["generation"]),
+            str(row["base"]),
+            f"of {row['clusters']}",
+            *(f"{drift[key]:{form}}" if drift else "" for key, form in _DRIFT),
+            f"{row['steps']:,}",
+            *values,
+            verdict,
+            f"{sum(row['seconds'].values()) / 60:.1f}",
+        )
+    console = _console()
+    console.print(table)
+    console.print(f"live: generation {live}")
+    console.print(f"report: {report}", soft_wrap=True)
 
 
 def print_workspace(workspace: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clusterbatch.batches.plan import BatchPlan, GlobalBatch
+from clusterbatch.batches.curriculum import Plan
+from clusterbatch.batches.plan import GlobalBatch
 from clusterbatch.batches.reading import RowReader
 from clusterbatch.clustering.shards import ShardReader
 from clusterbatch.encoder.tokens import Tokens
@@ -79,7 +80,7 @@ class SliceLoader:
 
     def __init__(
         self,
-        plan: BatchPlan,
+        plan: Plan,
         reader: ShardReader,
         rank: int,
         world_size: int,
@@ -95,8 +96,7 @@ class SliceLoader:
         self._rank, self._world_size = rank, world_size
         self._steps = range(first_step, last_step)
         self._prefetch_bytes = prefetch_bytes
-        moves_rows = not all(stratum.whole_runs for stratum in plan.strata)
-        self._rows = RowReader(reader, vectors=vectors, cache_bytes=cache_bytes if moves_rows else None)
+        self._rows = RowReader(reader, vectors=vectors, cache_bytes=cache_bytes if plan.moves_rows else None)
         self.wait_seconds = 0.0
 
     @property

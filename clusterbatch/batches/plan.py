@@ -5,7 +5,7 @@ seed, the batch size and t; it has no state, no clock, and knows nothing of how 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ from clusterbatch.clustering.index import ClusterIndex
 from clusterbatch.config import BatchesConfig, fingerprint
 
 # Raised whenever the same index and configuration would give other batches: old checkpoints then do not resume.
-PLAN_VERSION = 1
-_ORDER, _BATCHES = 7, 8
+PLAN_VERSION = 2
+_ORDER, _BATCHES, _EXCHANGE = 7, 8, 10
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ class GlobalBatch:
         """The share of rows from the most frequent cluster of the index, whatever the strategy."""
         return float(np.unique(self.cluster, return_counts=True)[1].max() / len(self))
 
+    def at(self, step: int) -> GlobalBatch:
+        """The same rows under another step number."""
+        return replace(self, step=step)
+
     def slice_bounds(self, world_size: int, run_rows: int) -> np.ndarray:
         """(world_size + 1,) row positions: rank r has rows [bounds[r], bounds[r + 1]).
 
@@ -72,15 +76,27 @@ class BatchPlan:
     Every row comes at least once an epoch, and at most batch - 1 rows of a source come twice in it; no row comes twice
     in one batch. With `source_weights` each source instead cycles through all its rows at its own pace, and an epoch is
     about as many batches as without.
+
+    With `uniform_clusters` the same holds for each cluster.
+
+    With `random_share` whole batches of a stratum exchange that share of their rows among each other, by one
+    permutation an epoch: so nothing changes in what an epoch holds.
     """
 
-    def __init__(self, index: ClusterIndex, config: BatchesConfig, layout: str = "cluster") -> None:
-        """`layout`: by what the shards are grouped (cluster, group, source or random). Raises UsageError."""
+    def __init__(
+        self, index: ClusterIndex, config: BatchesConfig, layout: str = "cluster", first_epoch: int = 0
+    ) -> None:
+        """`layout`: by what the shards are grouped (cluster, group, source or random); first_epoch: the number of the
+        epoch that step 0 begins, for orders that are not those of earlier ones. Raises UsageError.
+        """
+        assert not config.curriculum, "a plan is of one phase"
         self.index = index
         self.config = config
         self.layout = layout
         self.strata, self.left_out = build_strata(index, config, layout)
         self.fingerprint = fingerprint("plan", PLAN_VERSION, config, layout, index.fingerprint)
+        self.first_epoch = first_epoch
+        self.exchanged = round(config.random_share * config.size)
         self.batches_of_stratum = np.array([-(-stratum.rows // config.size) for stratum in self.strata])
         self.quotas = self._quotas()
         self._quota_end = np.cumsum(self.quotas)
@@ -95,7 +111,17 @@ class BatchPlan:
 
     def locate(self, step: int) -> tuple[int, int]:
         """(epoch, step inside it) of a step counted from the beginning of training."""
-        return divmod(step, self.steps_per_epoch)
+        epoch, inside = divmod(step, self.steps_per_epoch)
+        return self.first_epoch + epoch, inside
+
+    def steps_of(self, epochs: int) -> int:
+        """Steps of the first `epochs` epochs."""
+        return epochs * self.steps_per_epoch
+
+    @property
+    def moves_rows(self) -> bool:
+        """Whether single rows move, so that a run is read for a few of its rows."""
+        return self.exchanged > 0 or not all(stratum.whole_runs for stratum in self.strata)
 
     def batch(self, step: int) -> GlobalBatch:
         """The global batch of step `step` (counted from 0 through all epochs)."""
@@ -146,8 +172,12 @@ class BatchPlan:
     def _assemble(self, step: int, epoch: int, stratum: Stratum, own_epoch: int, local: int) -> GlobalBatch:
         size = self.config.size
         start, end = local * size, min((local + 1) * size, stratum.rows)
-        blocks = [self.sequence(stratum, own_epoch).rows(start, end)]
+        sequence = self.sequence(stratum, own_epoch)
         missing = size - (end - start)
+        own = 0 if missing else self.exchanged
+        blocks = [sequence.rows(start, end - own)]
+        if own:
+            blocks.append(sequence.rows_at(self._exchanged(stratum, own_epoch, local)))
         if missing:
             lender, start = self.filler(stratum, own_epoch)
             piece, row, group, packed = self.sequence(lender, own_epoch).rows(start, start + missing)
@@ -158,14 +188,22 @@ class BatchPlan:
             step, epoch, stratum, piece, row, self._cluster_of_piece[piece], group, packed, repeated=missing
         )
 
+    def _exchanged(self, stratum: Stratum, own_epoch: int, local: int) -> np.ndarray:
+        """(exchanged,) positions in the sequence that stand at the end of whole batch `local`."""
+        whole, own = stratum.rows // self.config.size, self.exchanged
+        key = (self.config.seed, stratum.number, own_epoch, _EXCHANGE)
+        place = permute(local * own + np.arange(own), whole * own, *key)
+        return place // own * self.config.size + (self.config.size - own) + place % own
+
     def _quotas(self) -> np.ndarray:
         """(strata,) batches of each in an epoch: all of its own, or shares by weight (never none)."""
-        weights = self.config.source_weights
-        if not weights:
+        weights, uniform = self.config.source_weights or {}, self.config.uniform_clusters
+        if not weights and not uniform:
             return self.batches_of_stratum
         # A pool has the mean weight of its rows, for its batches mix its sources.
         weight_of_piece = np.array([weights.get(name, 1.0) for name in self.index.sources])[self.index.source]
         factors = [np.average(weight_of_piece[each.pieces], weights=each.piece_rows) for each in self.strata]
-        share = self.batches_of_stratum * factors
+        clusters = np.array([len(each.group_rows) for each in self.strata])
+        share = (clusters if uniform else self.batches_of_stratum) * np.array(factors)
         wanted = share / share.sum() * self.batches_of_stratum.sum()
         return np.maximum(1, np.round(wanted)).astype(np.int64)

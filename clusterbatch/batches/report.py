@@ -87,6 +87,9 @@ def _tally(plan: BatchPlan, stratum: Stratum, epochs: int) -> _Tally:
         missing = batches * size - stratum.rows
         if missing:
             _count_filled(tally, plan, stratum, epoch, missing)
+        if stratum.whole_runs:
+            # A run for each row that is exchanged.
+            tally.fetched += stratum.rows // size * plan.exchanged * (stratum.run_rows - 1)
     return tally
 
 
@@ -161,7 +164,7 @@ def _fetched_singly(stratum: Stratum, rows: np.ndarray) -> float:
 def _purity(plan: BatchPlan, tallies: Sequence[_Tally], share: np.ndarray) -> float | None:
     if plan.layout not in ("cluster", "group"):
         return None
-    if all(stratum.whole_runs for stratum in plan.strata):
+    if not plan.moves_rows:
         return float(share @ [tally.purity / tally.batches for tally in tallies])
     steps = np.linspace(0, plan.steps_per_epoch - 1, min(_SAMPLED_STEPS, plan.steps_per_epoch)).astype(int)
     return float(np.mean([plan.batch(step).purity for step in steps.tolist()]))
@@ -170,7 +173,7 @@ def _purity(plan: BatchPlan, tallies: Sequence[_Tally], share: np.ndarray) -> fl
 def _describe(plan: BatchPlan, stratum: Stratum, tally: _Tally) -> dict[str, Any]:
     part = plan.config.size // stratum.groups_per_batch
     batches = int(plan.batches_of_stratum[stratum.number])
-    knows_clusters = plan.layout in ("cluster", "group") and stratum.whole_runs
+    knows_clusters = plan.layout in ("cluster", "group") and not plan.moves_rows
     return {
         "rows": stratum.rows,
         "clusters": len(stratum.group_rows),
@@ -192,6 +195,11 @@ def _warnings(plan: BatchPlan, report: dict[str, Any]) -> list[str]:
         found.append(
             f"batches.stratify: {config.stratify} on shards laid out by {plan.layout} moves single rows, reading "
             f"up to {report['read_amplification']:.0f} times the bytes used; less where batches.cache_bytes holds them"
+        )
+    elif plan.exchanged:
+        found.append(
+            f"batches.random_share: {plan.exchanged} rows of each batch are read one by one, "
+            f"{report['read_amplification']:.1f} times the bytes used; less where batches.cache_bytes holds their runs"
         )
     elif report["read_amplification"] > _MUCH_READ:
         found.append(

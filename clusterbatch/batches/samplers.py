@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch.distributed
 from torch.utils.data import Sampler
 
-from clusterbatch.batches.plan import BatchPlan
+from clusterbatch.batches.curriculum import make_plan
 from clusterbatch.clustering.index import ClusterIndex
 from clusterbatch.clustering.shards import ROWS, read_index
 from clusterbatch.config import BatchesConfig
@@ -54,18 +54,22 @@ class ClusterBatchSampler(Sampler[list[int]]):
         if not 0 <= rank < world_size:
             raise UsageError(f"rank {rank} is not one of {world_size}")
         index, self._row_of = index_labels(clusters, sources)
-        self.plan = BatchPlan(index, config, "group" if config.stratify == "group" else "cluster")
+        self.plan = make_plan(index, config, "group" if config.stratify == "group" else "cluster")
         self._rank, self._world_size = rank, world_size
         self.epoch, self._first = 0, 0
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
-        return self.plan.steps_per_epoch
+        """Batches of the whole epoch."""
+        return len(self.steps)
+
+    @property
+    def steps(self) -> range:
+        """The steps of the epoch, counted from the beginning of training."""
+        return range(self.plan.steps_of(self.epoch), self.plan.steps_of(self.epoch + 1))
 
     def __iter__(self) -> Iterator[list[int]]:
-        begin = self.epoch * len(self)
         first, self._first = self._first, 0
-        for step in range(begin + first, begin + len(self)):
+        for step in self.steps[first:]:
             yield self.slices(step, self._world_size)[self._rank]
 
     def set_epoch(self, epoch: int) -> None:
@@ -123,8 +127,7 @@ class DeviceBatchSampler(Sampler[list[int]]):
         return len(self._sampler) * self._devices
 
     def __iter__(self) -> Iterator[list[int]]:
-        begin = self._sampler.epoch * len(self._sampler)
-        for step in range(begin, begin + len(self._sampler)):
+        for step in self._sampler.steps:
             yield from self._sampler.slices(step, self._devices)
 
     def set_epoch(self, epoch: int) -> None:

@@ -104,6 +104,17 @@ class EpochSequence:
         piece, row = locate_rows(self._stratum, group, member, self._seed, self._epoch)
         return piece, row, group, np.repeat(found.packed, found.rows)
 
+    def rows_at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The rows at any (n,) positions of the sequence, as `rows` gives them; packed is False of all of them."""
+        part, offset = np.divmod(positions, self._part_rows)
+        permuted = part < self._parts
+        part[permuted] = permute(part[permuted], max(self._parts, 1), *self._key, _PART)
+        axis = part * self._part_rows + offset
+        entry = np.searchsorted(self._edge, axis, side="right") - 1
+        group, member = self._owner[entry], self._first_member[entry] + axis - self._edge[entry]
+        piece, row = locate_rows(self._stratum, group, member, self._seed, self._epoch)
+        return piece, row, group, np.zeros(len(axis), bool)
+
     def _cut(self, low: np.ndarray, high: np.ndarray) -> Stretches:
         """The intervals [low, high) of the axis, cut where the group changes."""
         first = np.searchsorted(self._edge, low, side="right") - 1

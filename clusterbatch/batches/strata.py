@@ -10,6 +10,8 @@ or from `clusters_per_batch` groups, and what remains of a group is packed with 
     source          source    the source (in a pool: each source)      a run of a layout made for it, else a row
     random          corpus    one: all of it                           a run of a layout made for it, else a row
     random_groups   source    as large as its clusters, of any rows    a row
+
+With `uniform_clusters` every cluster that fills a batch is a stratum of its own, drawn as often as any other.
 """
 
 from __future__ import annotations
@@ -104,7 +106,8 @@ def build_strata(index: ClusterIndex, config: BatchesConfig, layout: str) -> tup
     if total < config.size:
         raise UsageError(f"batches.size: a batch of {config.size} pairs, but there are only {total} to choose from")
     if config.stratify == "random":
-        return [_stratum(index, config, layout, 0, WHOLE_CORPUS, range(len(index.sources)))], []
+        everything = range(len(index.sources))
+        return [_stratum(index, config, layout, 0, WHOLE_CORPUS, everything, np.arange(len(index)))], []
     drawn = np.flatnonzero(weights > 0)
     large, small = drawn[rows_of_source[drawn] >= config.size], drawn[rows_of_source[drawn] < config.size]
     left_out = weights <= 0
@@ -115,22 +118,53 @@ def build_strata(index: ClusterIndex, config: BatchesConfig, layout: str) -> tup
         members.append((POOL, small.tolist()))
     if not members:
         raise UsageError(f"batches.size: no source has {config.size} pairs; make batches smaller or pool small_sources")
-    strata = [_stratum(index, config, layout, number, name, sources) for number, (name, sources) in enumerate(members)]
+    sets: list[tuple[str, Sequence[int], np.ndarray]] = []
+    for name, sources in members:
+        pieces = _pieces(index, sources)
+        cuts = _by_cluster(index, config, pieces) if config.uniform_clusters and name != POOL else [pieces]
+        sets += [(name, sources, cut) for cut in cuts]
+    strata = [_stratum(index, config, layout, number, *each) for number, each in enumerate(sets)]
     return strata, [index.sources[source] for source in np.flatnonzero(left_out)]
 
 
-def _stratum(
-    index: ClusterIndex, config: BatchesConfig, layout: str, number: int, name: str, sources: Sequence[int]
-) -> Stratum:
+def _pieces(index: ClusterIndex, sources: Sequence[int]) -> np.ndarray:
     # Pieces of one source are consecutive.
     first, last = (np.searchsorted(index.source, sources, side) for side in ("left", "right"))
-    pieces = np.concatenate([np.arange(start, stop) for start, stop in zip(first, last, strict=True)])
+    return np.concatenate([np.arange(start, stop) for start, stop in zip(first, last, strict=True)])
+
+
+def _by_cluster(index: ClusterIndex, config: BatchesConfig, pieces: np.ndarray) -> list[np.ndarray]:
+    """The pieces of a source, a set for each cluster that fills a batch; all smaller clusters share one.
+
+    Where they do not fill a batch either, they go with the last one that does.
+    """
+    clusters, cluster = np.unique(index.cluster[pieces] // config.merged_clusters, return_inverse=True)
+    rows = np.bincount(cluster, weights=index.rows[pieces], minlength=len(clusters))
+    alone = np.flatnonzero(rows >= config.size)
+    rest = np.flatnonzero(rows < config.size)
+    sets = [pieces[cluster == number] for number in alone.tolist()]
+    if rows[rest].sum() >= config.size or not sets:
+        return [*sets, pieces[np.isin(cluster, rest)]] if len(rest) else sets
+    sets[-1] = pieces[(cluster == alone[-1]) | np.isin(cluster, rest)]
+    return sets
+
+
+def _stratum(
+    index: ClusterIndex,
+    config: BatchesConfig,
+    layout: str,
+    number: int,
+    name: str,
+    sources: Sequence[int],
+    pieces: np.ndarray,
+) -> Stratum:
     source, cluster = index.source[pieces], index.cluster[pieces]
     changes = np.zeros(len(pieces) - 1, bool)
     if config.stratify != "random":
         changes |= np.diff(source) != 0
     if config.stratify in _BY_CLUSTER:
-        changes |= np.diff(cluster) != 0
+        # Clusters are numbered in packing order inside each source: neighbours have neighbouring numbers.
+        changes |= np.diff(cluster // config.merged_clusters) != 0
     first_piece = np.concatenate([[0], np.flatnonzero(changes) + 1, [len(pieces)]])
     rows = index.rows[pieces]
     group_rows = np.add.reduceat(rows, first_piece[:-1])

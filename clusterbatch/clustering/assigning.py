@@ -12,7 +12,8 @@ from clusterbatch.clustering.buckets import BucketPlan
 from clusterbatch.clustering.features import Features, feature_vectors
 from clusterbatch.clustering.groups import Groups, row_hashes
 from clusterbatch.clustering.labels import LABEL
-from clusterbatch.clustering.models import GroupAssigner
+from clusterbatch.clustering.models import GroupAssigner, cosine_to
+from clusterbatch.clustering.previous import KeptRows, Previous
 from clusterbatch.clustering.stored import StoredModels
 from clusterbatch.clustering.tasks import TaskUnit
 from clusterbatch.clustering.tokenisation import Tokenisation
@@ -20,6 +21,8 @@ from clusterbatch.clustering.vectors import SIDES, VectorSource
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import read_unit
 from clusterbatch.errors import DataError
+from clusterbatch.mining.negatives import with_negatives
+from clusterbatch.mining.stage import Mined
 from clusterbatch.runtime import Unit
 from clusterbatch.store import Artifact, Counts, Receipt, Stopwatch
 from clusterbatch.store.exchange import write_buckets
@@ -31,7 +34,8 @@ class AssignWorker:
 
     columns: of the corpus, to be read. Columns of the exchange: cluster (numbered through all groups), hash, cosine
     (NaN where not clustered), those of the corpus but for the user's segment, token ids, and the surrogate's vectors
-    unless nothing needs them.
+    unless nothing needs them. previous: the generation before, with whose clusters a share of the rows stays; mined:
+    what was mined, whose negatives are taken and whose inconsistent pairs are marked (column `inconsistent`).
     """
 
     def __init__(
@@ -46,6 +50,8 @@ class AssignWorker:
         plan: BucketPlan,
         with_vectors: bool,
         device: str,
+        previous: Previous | None = None,
+        mined: Mined | None = None,
     ) -> None:
         torch.set_num_threads(1)
         self._corpus = Workspace(config).corpus
@@ -57,10 +63,16 @@ class AssignWorker:
         self._tokenisation = Tokenisation.of(config)
         self._features: Features = config.cluster.features
         self._seed = config.cluster.seed
+        self._mined = mined
+        self._kept = KeptRows(previous, groups, self._seed) if previous and previous.keep else None
 
     def process(self, unit: Unit) -> Receipt:
         watch = Stopwatch()
-        parts = [self._rows(item) for item in unit.payload]
+        mined = self._mined.rows_of(unit.number) if self._mined else None
+        parts, first = [], 0
+        for item in unit.payload:
+            parts.append(self._rows(item, None if mined is None else mined.slice(first, item.unit.rows)))
+            first += item.unit.rows
         table = pa.concat_tables([rows for rows, _ in parts]).combine_chunks()
         outlier = np.concatenate([far for _, far in parts])
         # A task may be a good part of the worker's memory.
@@ -74,14 +86,16 @@ class AssignWorker:
         self._output.write_receipt(receipt)
         return receipt
 
-    def _rows(self, item: TaskUnit) -> tuple[pa.Table, np.ndarray]:
-        """The exchange's columns of a unit's rows, and (rows,) bool: which of them are outliers."""
+    def _rows(self, item: TaskUnit, mined: pa.Table | None) -> tuple[pa.Table, np.ndarray]:
+        """The exchange's columns of a unit's rows, and (rows,) bool: which of them are set aside."""
         rows = read_unit(self._corpus, item.unit, self._columns)
+        if mined is not None and self._mined and self._mined.config.negatives:
+            rows = with_negatives(rows, mined["negatives"])
         vectors = self._vectors.read(item, SIDES) if self._vectors else None
         if vectors is not None and not vectors["pair_id"].equals(rows["pair_id"]):
             part = item.embeddings.path if item.embeddings else "(computed)"
             raise DataError(f"embeddings: the rows of {part} are not those of unit {item.unit.number} of the corpus")
-        cluster, cosine, outlier = self._assign(rows, vectors)
+        cluster, cosine, outlier = self._assign(item, rows, vectors)
         columns = {
             "cluster": cluster,
             "hash": row_hashes(rows["pair_id"], self._seed),
@@ -91,14 +105,20 @@ class AssignWorker:
         }
         if vectors is not None:
             columns |= {f"{side}_vector": vectors[f"{side}_vector"] for side in SIDES}
+        if mined is not None and self._mined and self._mined.config.consistency is not None:
+            columns["inconsistent"] = mined["rank"].to_numpy() >= self._mined.config.consistency
+            outlier |= columns["inconsistent"]
         return pa.table(columns), outlier
 
-    def _assign(self, rows: pa.Table, vectors: pa.Table | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _assign(
+        self, item: TaskUnit, rows: pa.Table, vectors: pa.Table | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(rows,) int64 cluster, numbered through all groups, float32 cosine, bool outlier."""
         groups = self._groups.of_rows(rows["source"])
         cluster = self._plan.first_cluster[groups]
         cosine = np.full(len(groups), np.nan, np.float32)
         outlier = np.zeros(len(groups), bool)
+        kept = self._kept(item, rows["pair_id"], groups) if self._kept else np.full(len(groups), -1)
         for group in np.unique(groups).tolist():
             if group not in self._assigners:
                 continue
@@ -107,6 +127,10 @@ class AssignWorker:
             labels = rows[LABEL].take(pa.array(of_group)) if LABEL in rows.column_names else None
             values = feature_vectors(vectors.take(pa.array(of_group)), self._features)
             number, cosine[of_group] = self._assigners[group](values, labels)
+            stays = np.flatnonzero(kept[of_group] >= 0)
+            if len(stays):
+                number[stays] = kept[of_group[stays]]
+                cosine[of_group[stays]] = cosine_to(self._models[group], values[stays], number[stays])
             cluster[of_group] += number
             outlier[of_group] = cosine[of_group] < self._models[group].outlier_below
         return cluster, cosine, outlier

@@ -56,11 +56,20 @@ def first_level(groups: Groups, coarse: np.ndarray, sample_per_centroid: int) ->
     return _cells(split, np.zeros_like(split), clusters, groups.rows[split], wanted)
 
 
-def second_level(groups: Groups, coarse_shares: Mapping[int, np.ndarray], sample_per_centroid: int) -> Cells:
-    """A cell for every coarse cluster; `coarse_shares` has, by group, each coarse cluster's share of its rows."""
+def second_level(
+    groups: Groups,
+    coarse_shares: Mapping[int, np.ndarray],
+    sample_per_centroid: int,
+    held: Mapping[int, np.ndarray] = {},
+) -> Cells:
+    """A cell for every coarse cluster.
+
+    coarse_shares: by group, each coarse cluster's share of its rows; held: by group, how many fine clusters each has
+    where that is given, else they follow from the shares.
+    """
     columns: list[list[np.ndarray]] = [[], [], [], [], []]
     for number, shares in sorted(coarse_shares.items()):
-        fine = apportion(int(groups.clusters[number]), shares)
+        fine = held[number] if number in held else apportion(int(groups.clusters[number]), shares)
         # One share of the sample for the whole group: the coarse cluster of a row is known only once it was read.
         wanted = shares * groups.clusters[number] * sample_per_centroid
         values = (np.full(len(shares), number), np.arange(len(shares)), fine, shares * groups.rows[number], wanted)

@@ -29,7 +29,7 @@ def fit_distributed(job: FitJob, cell: int, pool: Pool) -> Receipt:
     matrix = job.matrix(cell, (job.sample.read(bucket) for bucket in buckets))
     rows = RemoteRows(job.sample, buckets, matrix, pool, job.device)
     try:
-        found = fit(rows, job.settings(cell))
+        found = fit(rows, job.settings(cell), job.initial(cell, matrix))
         return job.write(cell, found, matrix, sum(rows.chunk_rows), watch.seconds)
     except ray.exceptions.RayActorError as error:
         raise InfrastructureError(f"fit: a worker was lost and could not be replaced ({error})") from error

@@ -11,7 +11,7 @@ import torch
 
 from clusterbatch.clustering.cells import Cells
 from clusterbatch.clustering.chunks import SampleChunks
-from clusterbatch.clustering.features import project, projection
+from clusterbatch.clustering.features import project, projection, unit_length
 from clusterbatch.clustering.groups import Groups
 from clusterbatch.clustering.kmeans import Fit, FitSettings, fit
 from clusterbatch.clustering.models import GroupModel
@@ -44,6 +44,8 @@ class FitJob:
     device: str
     level: int
     matrices: Mapping[int, np.ndarray]
+    # Groups whose clusters go on from the generation before, under their numbers.
+    held: frozenset[int] = frozenset()
 
     def buckets(self, cell: int) -> range:
         first = self.cells.first_bucket
@@ -67,10 +69,28 @@ class FitJob:
         head, _ = chunks_head(chunks, _PROJECTION_ROWS)
         return projection(head, min(self.config.dimensions, head.shape[1]), self.config.reduction, self.config.seed)
 
+    def initial(self, cell: int, matrix: np.ndarray | None) -> np.ndarray | None:
+        """(K, D) unit means of the sampled rows that the generation before put into each cluster, zeros where there is
+        none; None for a group that begins anew."""
+        if int(self.cells.group[cell]) not in self.held:
+            return None
+        sums: np.ndarray | None = None
+        for bucket in self.buckets(cell):
+            vectors, number = self.sample.read(bucket)[0], self.sample.previous(bucket)
+            if not len(vectors):
+                continue
+            values, known = project(vectors.astype(np.float32), matrix), number >= 0
+            if sums is None:
+                sums = np.zeros((int(self.cells.clusters[cell]), values.shape[1]))
+            np.add.at(sums, number[known], values[known])
+        assert sums is not None, "a cell without rows"
+        return unit_length(sums).astype(np.float32)
+
     def write(self, cell: int, found: Fit, matrix: np.ndarray | None, rows: int, seconds: float) -> Receipt:
-        """Keeps a fit's centres in packing order, with a receipt."""
+        """Keeps a fit's centres in packing order (that of the generation they go on from), with a receipt."""
         centroids, bias = found.centers.centroids, found.centers.bias
-        order = packing_order(centroids, found.sums.counts)
+        goes_on = int(self.cells.group[cell]) in self.held
+        order = np.arange(len(centroids)) if goes_on else packing_order(centroids, found.sums.counts)
         columns = {
             "centroid": vector_column(centroids[order]),
             "sampled": found.sums.counts[order],
@@ -113,7 +133,8 @@ class FitWorker:
         chunks = [chunk for chunk in chunks if len(chunk[0])]
         matrix = self._job.matrix(unit.number, chunks)
         chunks = [(project(vectors, matrix), weights) for vectors, weights in chunks]
-        found = fit(LocalRows(chunks, self._job.device), self._job.settings(unit.number))
+        initial = self._job.initial(unit.number, matrix)
+        found = fit(LocalRows(chunks, self._job.device), self._job.settings(unit.number), initial)
         rows = sum(len(vectors) for vectors, _ in chunks)
         return self._job.write(unit.number, found, matrix, rows, watch.seconds)
 

@@ -12,12 +12,13 @@ Legend: N rows, K centroids, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from clusterbatch.clustering.assign import Assigner
 from clusterbatch.clustering.balance import balanced
 from clusterbatch.clustering.seeding import seed_centroids
 from clusterbatch.clustering.sums import Centers, PartialSums, Rows
@@ -63,8 +64,14 @@ class Fit:
         return self.sums.mean_cosine
 
 
-def fit(rows: Rows, settings: FitSettings) -> Fit:
-    """The best of `settings.restarts` fits of `rows`; at most as many clusters as there are rows."""
+def fit(rows: Rows, settings: FitSettings, initial: np.ndarray | None = None) -> Fit:
+    """The best of `settings.restarts` fits of `rows`; at most as many clusters as there are rows.
+
+    initial: (K, D) centroids to begin at, which keep their numbers; rows of zeros are drawn from the sample. Then there
+    is one fit, and no rounds over parts of the rows: it begins near its end.
+    """
+    if initial is not None:
+        return _fit_from(rows, settings, initial)
     fits = (_fit_once(rows, settings, settings.seed + restart) for restart in range(settings.restarts))
     return max(fits, key=lambda found: found.mean_cosine)
 
@@ -74,9 +81,33 @@ def _fit_once(rows: Rows, settings: FitSettings, seed: int) -> Fit:
     clusters = min(settings.clusters, total)
     random = np.random.default_rng(seed)
     centroids = seed_centroids(*rows.head(min(total, max(16 * clusters, 4096))), clusters, random)
+    rounds = list(_rounds(chunks, settings.passes, total // (_LEAST_ROWS * clusters)))
+    return _iterate(rows, settings, centroids, rounds, random)
+
+
+def _fit_from(rows: Rows, settings: FitSettings, initial: np.ndarray) -> Fit:
+    random = np.random.default_rng(settings.seed)
+    centroids = np.array(initial, np.float32)
+    missing = np.flatnonzero(np.linalg.norm(centroids, axis=1) < 1e-9)
+    if len(missing):
+        head, weights = rows.head(min(sum(rows.chunk_rows), max(16 * len(missing), 4096)))
+        known = np.delete(centroids, missing, axis=0)
+        if len(known):
+            # Where those that are known are far: else they would share rows that have a centroid already.
+            distance = np.maximum(1 - Assigner(known)(head).cosine.numpy(), 1e-6)
+            weights = distance if weights is None else distance * weights
+        drawn = seed_centroids(head, weights, min(len(missing), len(head)), random)
+        centroids[missing] = np.resize(drawn, (len(missing), drawn.shape[1]))
+    rounds = [list(range(len(rows.chunk_rows)))] * settings.passes
+    return _iterate(rows, settings, centroids, rounds, random)
+
+
+def _iterate(
+    rows: Rows, settings: FitSettings, centroids: np.ndarray, rounds: Sequence[list[int]], random: np.random.Generator
+) -> Fit:
+    chunks = len(rows.chunk_rows)
     kept: PartialSums | None = None
     history: list[float] = []
-    rounds = list(_rounds(chunks, settings.passes, total // (_LEAST_ROWS * clusters)))
     for number, chosen in enumerate(rounds):
         found = rows.partial_sums(Centers(centroids), chosen, settings.dtype)
         history.append(found.mean_cosine)

@@ -29,6 +29,11 @@ class GroupModel:
     outlier_below: float = -2.0
     labels: pa.Array | None = None
 
+    @property
+    def first_of_coarse(self) -> np.ndarray:
+        """(entries of `fine` + 1,) the first cluster of each."""
+        return np.concatenate([[0], np.cumsum([len(centers.centroids) for centers in self.fine])])
+
 
 # Coarse clusters that a row is looked for in: its nearest centroid may lie across a border of the nearest one. Four
 # find nine tenths of what looking into all of them would find.
@@ -45,7 +50,7 @@ class GroupAssigner:
         # Where similarities are biased, one coarse cluster's clusters share out its rows among themselves.
         biased = any(centers.bias is not None for centers in model.fine)
         self._probes = 1 if biased else min(_PROBES, len(self._fine))
-        self._first = np.concatenate([[0], np.cumsum([fine.clusters for fine in self._fine])])
+        self._first = model.first_of_coarse
 
     def __call__(self, vectors: np.ndarray, labels: pa.ChunkedArray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(N,) int64 cluster inside the group, and (N,) float32 cosine to its centroid, of (N, D) unit vectors."""
@@ -67,6 +72,12 @@ class GroupAssigner:
             clusters[rows[nearer]] = found.labels.numpy()[nearer] + self._first[number]
             cosine[rows[nearer]] = found.cosine.numpy()[nearer]
         return clusters, cosine
+
+
+def cosine_to(model: GroupModel, vectors: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """(N,) float32 cosine of (N, D) unit vectors to the centroids of given clusters, wherever they would go."""
+    centroids = np.concatenate([centers.centroids for centers in model.fine])
+    return np.einsum("nd,nd->n", project(vectors, model.matrix), centroids[clusters]).astype(np.float32)
 
 
 def _assigner(centers: Centers, device: str) -> Assigner:

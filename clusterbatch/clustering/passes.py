@@ -22,6 +22,8 @@ from clusterbatch.clustering.chunks import SampleChunks
 from clusterbatch.clustering.fitting import FitJob, FitWorker
 from clusterbatch.clustering.groups import Groups, coarse_clusters, groups_of, layout_of
 from clusterbatch.clustering.labels import LABEL, LabelFitWorker, LabelSumsWorker
+from clusterbatch.clustering.models import GroupModel
+from clusterbatch.clustering.previous import Previous
 from clusterbatch.clustering.reducing import ReduceJob, ReduceWorker
 from clusterbatch.clustering.sampling import SampleWorker
 from clusterbatch.clustering.shards import ShardLayout
@@ -31,6 +33,7 @@ from clusterbatch.clustering.tokenisation import Tokenisation
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import corpus_units
 from clusterbatch.errors import DataError, UsageError
+from clusterbatch.mining.stage import Mined
 from clusterbatch.runtime import Pool, Unit, run_units
 from clusterbatch.schema import VECTORS
 from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
@@ -51,6 +54,8 @@ class Passes:
     embeddings: Manifest
     identity: str
     force: bool
+    previous: Previous | None = None
+    mined: Mined | None = None
 
     @cached_property
     def workspace(self) -> Workspace:
@@ -62,7 +67,16 @@ class Passes:
 
     @cached_property
     def groups(self) -> Groups:
-        return groups_of(self.config, self.corpus)
+        groups = groups_of(self.config, self.corpus)
+        clusters = groups.clusters.copy()
+        for group, model in self.held.items():
+            clusters[group] = len(model.shares)
+        return replace(groups, clusters=clusters)
+
+    @cached_property
+    def held(self) -> dict[int, GroupModel]:
+        """The models of the groups whose clusters go on from the generation before."""
+        return self.previous.held(groups_of(self.config, self.corpus)) if self.previous else {}
 
     @cached_property
     def units(self) -> list[Unit]:
@@ -105,7 +119,7 @@ class Passes:
             run_rows=config.run_rows,
             surrogate_dimensions=dimensions,
             surrogate="int8" if config.surrogate == "int8" else "float16",
-            negatives="negatives" in self.columns,
+            negatives="negatives" in self.columns or self.config.mine.negatives > 0,
             weight="weight" in self.columns,
         )
 
@@ -114,6 +128,8 @@ class Passes:
         if layout_of(self.config) == "group":
             return self._label_fits()
         coarse = coarse_clusters(self.groups, self.config.cluster.levels)
+        for group, model in self.held.items():
+            coarse[group] = len(model.fine) if model.coarse else 0
         cells = first_level(self.groups, coarse, self.config.cluster.sample_per_centroid)
         if not len(cells):
             return StoredModels(self.groups)
@@ -122,7 +138,8 @@ class Passes:
             return first
         models = first.load()
         shares = {group: models[group].shares for group in np.flatnonzero(coarse).tolist()}
-        return self._level(first, second_level(self.groups, shares, self.config.cluster.sample_per_centroid))
+        fine = {group: np.diff(self.held[group].first_of_coarse) for group in shares if group in self.held}
+        return self._level(first, second_level(self.groups, shares, self.config.cluster.sample_per_centroid, fine))
 
     def _level(self, above: StoredModels, cells: Cells) -> StoredModels:
         """Samples and fits one level below `above`."""
@@ -135,6 +152,7 @@ class Passes:
             "cells": cells,
             "weighted": "weight" in self.columns,
             "coarse": above,
+            "previous": self.previous,
         }
         sample = self._run(f"sample{suffix}", self.units, SampleWorker, arguments, self.pool)
         models = above.load()
@@ -148,6 +166,7 @@ class Passes:
             device=self.device,
             level=level,
             matrices={group: model.matrix for group, model in models.items() if model.matrix is not None},
+            held=frozenset(self.held),
         )
         fitted = self._fit(f"fit{suffix}", job, sum(part.bytes for part in sample.parts))
         # A projection that came from above is kept there.
@@ -193,7 +212,8 @@ class Passes:
         each = min(tokens, longest) + 4 * (self.layout.surrogate_dimensions or 0)
         shares = [models[group].shares if group in models else np.ones(1) for group in range(len(self.groups.names))]
         sizes = [each * rows * share for rows, share in zip(self.groups.rows, shares, strict=True)]
-        return plan_buckets(sizes, self.config.cluster.shard_bytes, self.config.cluster.drop_outliers or 0.0)
+        aside = (self.config.cluster.drop_outliers or 0.0) + (self.mined.inconsistent_share if self.mined else 0.0)
+        return plan_buckets(sizes, self.config.cluster.shard_bytes, aside)
 
     def assign(self, fits: StoredModels, plan: BucketPlan) -> Manifest:
         arguments = {
@@ -205,6 +225,8 @@ class Passes:
             "plan": plan,
             "with_vectors": bool(fits.levels) or self.layout.vectors is not None,
             "device": self.device,
+            "previous": self.previous,
+            "mined": self.mined,
         }
         return self._run("assign", self.units, AssignWorker, arguments, self.computing_pool)
 

@@ -93,7 +93,10 @@ class ReduceWorker:
         cluster = table["cluster"].to_numpy()
         centroid = cluster - self._job.plan.first_cluster[self._job.plan.group_of(cluster)]
         part = write_parquet(self._job.output, f"outliers-{bucket:05d}", _text(table, centroid), 8192, content=OUTLIERS)
-        counts = Counts(read=table.num_rows, set_aside={"outlier": table.num_rows})
+        # A pair may be both; it is counted for what was asked first.
+        inconsistent = pc.sum(table["inconsistent"]).as_py() if "inconsistent" in table.column_names else 0
+        reasons = {"inconsistent": inconsistent, "outlier": table.num_rows - inconsistent}
+        counts = Counts(read=table.num_rows, set_aside={reason: rows for reason, rows in reasons.items() if rows})
         return Receipt(unit=bucket, fingerprint=self._job.fingerprint, parts=[part], counts=counts)
 
     def _bounded(self, bucket: int, table: pa.Table) -> pa.Table:

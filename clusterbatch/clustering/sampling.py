@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
@@ -9,6 +11,7 @@ from clusterbatch.clustering.cells import Cells
 from clusterbatch.clustering.features import Features, feature_sides, feature_vectors
 from clusterbatch.clustering.groups import Groups, row_hashes
 from clusterbatch.clustering.models import GroupAssigner
+from clusterbatch.clustering.previous import Previous, PreviousAssigner
 from clusterbatch.clustering.stored import StoredModels
 from clusterbatch.clustering.tasks import TaskUnit
 from clusterbatch.clustering.vectors import VectorSource, vector_column
@@ -23,7 +26,8 @@ from clusterbatch.store.workspace import Workspace
 class SampleWorker:
     """Keeps the rows whose hash is below their cell's share; writes them bucketed by chunk.
 
-    coarse: the fits of the first level, when the cells are those of the second.
+    coarse: the fits of the first level, when the cells are those of the second; previous: the generation before, whose
+    numbers go with the rows of the groups that it holds.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class SampleWorker:
         cells: Cells,
         weighted: bool,
         coarse: StoredModels | None = None,
+        previous: Previous | None = None,
     ) -> None:
         self._corpus = Workspace(config).corpus
         self._vectors = VectorSource(config, generation)
@@ -47,6 +52,7 @@ class SampleWorker:
         self._first_cell = cells.first_of_group(len(groups.names))
         models = coarse.load() if coarse else {}
         self._coarse = {group: GroupAssigner(model) for group, model in models.items() if self._first_cell[group] >= 0}
+        self._previous = PreviousAssigner(previous, previous.held(groups)) if previous else None
 
     def process(self, unit: Unit) -> Receipt:
         watch = Stopwatch()
@@ -73,10 +79,14 @@ class SampleWorker:
         position = row_hashes(rows["pair_id"], self._seed + 1) / 2.0**64
         kept = np.flatnonzero(position < share)
         values = feature_vectors(self._vectors.read(item, feature_sides(self._features), kept), self._features)
-        cell = first_cell[kept] + self._coarse_of(group[kept], values)
+        coarse = self._coarse_of(group[kept], values)
+        cell = first_cell[kept] + coarse
         chunks = self._cells.chunks[cell]
         chunk = np.minimum((position[kept] / share[kept] * chunks).astype(np.int64), chunks - 1)
-        columns = {"position": position[kept], "vector": vector_column(values.astype(np.float16))}
+        columns: dict[str, Any] = {"position": position[kept], "vector": vector_column(values.astype(np.float16))}
+        if self._previous is not None:
+            found = self._previous(item, group[kept], kept)
+            columns["previous"] = self._previous.in_cells(found, group[kept], coarse if self._coarse else None)
         if "weight" in self._columns:
             columns["weight"] = rows["weight"].take(pa.array(kept))
         return self._cells.first_bucket[cell] + chunk, pa.table(columns)

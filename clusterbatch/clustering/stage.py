@@ -8,22 +8,33 @@ from typing import Any
 
 from clusterbatch.clustering.groups import layout_of, mean_size
 from clusterbatch.clustering.passes import EXCHANGE, Passes, run_on_worker
+from clusterbatch.clustering.previous import Previous
 from clusterbatch.clustering.shards import INDEX, index_table
 from clusterbatch.clustering.statistics import StatisticsJob
 from clusterbatch.clustering.tokenisation import Tokenisation
 from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.errors import DataError
+from clusterbatch.mining.stage import Mined, mine
 from clusterbatch.runtime import ray_session
 from clusterbatch.store import Artifact, Manifest, Part, Receipt, Stopwatch
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.workspace import Workspace
 
 
-def cluster(config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest:
-    """Clusters the embedded corpus of `config.workspace` and writes its shards; at once when that is done already."""
+def cluster(
+    config: RunConfig, *, generation: int = 0, force: bool = False, previous: Previous | None = None
+) -> Manifest:
+    """Clusters the embedded corpus of `config.workspace` and writes its shards; at once when that is done already.
+
+    previous: the generation whose clusters these go on from. Where `mine` is on, that is done before.
+    """
     workspace = Workspace(config)
     corpus, embeddings = workspace.corpus.require(), workspace.embeddings(generation).require()
-    identity = _identity(config, corpus, embeddings)
+    mined = None
+    if config.mine.is_on:
+        mine(config, generation=generation, force=force)
+        mined = Mined.of(config, generation)
+    identity = _identity(config, corpus, embeddings, previous, mined)
     artifact = workspace.clusters(generation)
     if artifact.is_done(identity) and not force:
         # What a crash between the commit and the removal has left.
@@ -32,7 +43,7 @@ def cluster(config: RunConfig, *, generation: int = 0, force: bool = False) -> M
     watch = Stopwatch()
     done = artifact.begin(identity, force)
     with ray_session(config.ray):
-        passes = Passes(config, generation, corpus, embeddings, identity, force)
+        passes = Passes(config, generation, corpus, embeddings, identity, force, previous, mined)
         fits = passes.fits()
         plan = passes.plan(fits)
         receipts = passes.reduce(plan, passes.assign(fits, plan), done)
@@ -41,8 +52,12 @@ def cluster(config: RunConfig, *, generation: int = 0, force: bool = False) -> M
     return manifest
 
 
-def _identity(config: RunConfig, corpus: Manifest, embeddings: Manifest) -> str:
+def _identity(
+    config: RunConfig, corpus: Manifest, embeddings: Manifest, previous: Previous | None, mined: Mined | None
+) -> str:
     layout, tokenisation = layout_of(config), Tokenisation.of(config)
+    more = [[previous.fingerprint, previous.keep]] if previous else []
+    more += [["mined", mined.fingerprint]] if mined else []
     return fingerprint(
         "clusters",
         config.cluster,
@@ -50,6 +65,7 @@ def _identity(config: RunConfig, corpus: Manifest, embeddings: Manifest) -> str:
         mean_size(config) if layout == "cluster" and config.cluster.clusters is None else None,
         [tokenisation.tokenizer.fingerprint, tokenisation.max_query_tokens, tokenisation.max_document_tokens],
         [corpus.fingerprint, embeddings.fingerprint],
+        *more,
     )
 
 

@@ -29,6 +29,26 @@ PRESETS: dict[str, dict[str, Any]] = {
     "random-masked": {"batches.stratify": "random", **_MASK},
     "source-masked": {"batches.stratify": "source", **_MASK},
     "cluster-masked": {"batches.stratify": "cluster", **_MASK},
+    # One mined hard negative a row beside random in-batch ones: what clusters are to be compared with (ANCE).
+    "random-mined": {"batches.stratify": "random", "mine.negatives": 1},
+    "cluster-consistent": {"batches.stratify": "cluster", "mine.consistency": 20},
+    # Query clusters, each as often as any other; and with one negative a row from all over the range of margins.
+    "tas": {
+        "batches.stratify": "cluster",
+        "batches.uniform_clusters": True,
+        "batches.clusters_per_batch": 1,
+        "cluster.features": "query",
+        "cluster.clusters": 2000,
+    },
+    "tas-balanced": {
+        "batches.stratify": "cluster",
+        "batches.uniform_clusters": True,
+        "batches.clusters_per_batch": 1,
+        "cluster.features": "query",
+        "cluster.clusters": 2000,
+        "mine.negatives": 1,
+        "mine.pick": "balanced",
+    },
     # Groups of the clusters' sizes with any rows of the source: tells hardness from grouping.
     "random-groups": {"batches.stratify": "random_groups"},
     # Batches of many small groups of neighbours, about as hard as clusters, but of no common subject.

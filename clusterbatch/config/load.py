@@ -16,10 +16,14 @@ from clusterbatch.config.compare import CompareConfig
 from clusterbatch.config.corpus import CorpusConfig
 from clusterbatch.config.embed import EmbedConfig
 from clusterbatch.config.evaluate import EvaluateConfig
+from clusterbatch.config.mine import MineConfig
+from clusterbatch.config.predict import PredictConfig
+from clusterbatch.config.refresh import RefreshConfig
 from clusterbatch.config.report import ReportConfig
 from clusterbatch.config.reuse import ReuseConfig
 from clusterbatch.config.runtime import RayConfig, StorageConfig
 from clusterbatch.config.train import TrainConfig
+from clusterbatch.config.tune import TuneConfig
 from clusterbatch.errors import UsageError
 
 
@@ -29,10 +33,14 @@ class RunConfig(Section):
     workspace: Address
     corpus: CorpusConfig = CorpusConfig()
     embed: EmbedConfig = EmbedConfig()
+    mine: MineConfig = MineConfig()
     cluster: ClusterConfig = ClusterConfig()
     batches: BatchesConfig = BatchesConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    refresh: RefreshConfig = RefreshConfig()
+    predict: PredictConfig = PredictConfig()
+    tune: TuneConfig = TuneConfig()
     compare: CompareConfig = CompareConfig()
     report: ReportConfig = ReportConfig()
     reuse: ReuseConfig = ReuseConfig()

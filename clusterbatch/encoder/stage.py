@@ -38,7 +38,8 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     workspace = Workspace(config)
     corpus = workspace.corpus.require()
     artifact = workspace.embeddings(generation)
-    if corpus.details.get("dimensions") is not None:
+    # A later generation is embedded by a model, whatever the first one's vectors were.
+    if corpus.details.get("dimensions") is not None and generation == 0:
         return import_vectors(config, workspace.corpus, corpus, artifact, force)
     ngrams = config.embed.model == CHARACTER_NGRAMS
     model = CHARACTER_NGRAMS if ngrams else model_fingerprint(resolve_model(config.embed.model, config.storage))

@@ -59,7 +59,8 @@ def _model(name: str, config: RunConfig, generation: int) -> EvaluatedModel:
         return EvaluatedModel(BEFORE, config.train.model, kind, _version(config.train.model, config))
     if name == AFTER:
         trained = workspace.train(generation).require()
-        return EvaluatedModel(AFTER, workspace.model.uri, kind, trained.fingerprint)
+        # Its own, for which model is live is decided by what this finds.
+        return EvaluatedModel(AFTER, workspace.trained_model(generation).uri, kind, trained.fingerprint)
     folder = Folder(name, config.storage) if "://" in name or name.startswith((".", "/", "~")) else None
     place = name
     if folder is not None and folder.exists("model/modules.json"):

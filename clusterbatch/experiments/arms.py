@@ -12,7 +12,7 @@ from clusterbatch.config.compare import MATCHED
 from clusterbatch.errors import UsageError
 
 # What an arm may change: everything else is the same for all, or the comparison means nothing.
-_SECTIONS = ("batches", "cluster", "train")
+_SECTIONS = ("batches", "cluster", "mine", "train")
 _PER_BATCH = "batches.clusters_per_batch"
 
 
@@ -39,7 +39,7 @@ class Arm:
 
     @property
     def uses_embeddings(self) -> bool:
-        return self.uses_clusters or self.config.train.mask.surrogate_margin is not None
+        return self.uses_clusters or self.config.mine.is_on or self.config.train.mask.surrogate_margin is not None
 
 
 def _grouped(config: RunConfig) -> bool:
@@ -109,6 +109,7 @@ def _serves(layout: RunConfig, arm: RunConfig) -> bool:
     return (
         layout.batches.stratify == "cluster"
         and layout.cluster.drop_outliers is None
+        and layout.mine == arm.mine
         and (arm.batches.stratify == "random" or layout.cluster.scope == "source")
         and _tokenised_alike(layout, arm)
     )
@@ -121,7 +122,8 @@ def _tokenised_alike(one: RunConfig, other: RunConfig) -> bool:
 
 def _add(layouts: dict[str, RunConfig], config: RunConfig, arm: RunConfig, stratify: str) -> str:
     tokens = [arm.train.model, arm.train.encoder, arm.train.max_query_tokens, arm.train.max_document_tokens]
-    key = fingerprint(arm.cluster, stratify, tokens)
+    mined = [arm.mine] if arm.mine.is_on else []
+    key = fingerprint(arm.cluster, stratify, tokens, *mined)
     if key not in layouts:
         layouts[key] = with_changes(
             arm,

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from clusterbatch.batches.curriculum import Plan
 from clusterbatch.batches.loader import SliceLoader
-from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.clustering.shards import ShardReader
 from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.config.embed import CHARACTER_NGRAMS
@@ -71,7 +71,7 @@ def choose_sample(config: RunConfig, spent: float) -> RunConfig:
 def choose_steps(
     config: RunConfig,
     arms: Sequence[Arm],
-    plans: Mapping[str, BatchPlan],
+    plans: Mapping[str, Plan],
     readers: Mapping[str, ShardReader],
     spent: float,
 ) -> RunConfig:
@@ -151,7 +151,7 @@ def _timed_measurement(config: RunConfig) -> tuple[float, float]:
     return starting, measuring
 
 
-def _seconds_a_step(config: RunConfig, plan: BatchPlan, reader: ShardReader) -> float:
+def _seconds_a_step(config: RunConfig, plan: Plan, reader: ShardReader) -> float:
     """Of training, by one process."""
     encoder = load_encoder(
         resolve_model(config.train.model, config.storage),

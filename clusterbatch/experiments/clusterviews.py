@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
-from clusterbatch.batches.plan import BatchPlan
+from clusterbatch.batches.curriculum import Plan
 from clusterbatch.clustering.index import ClusterIndex
 from clusterbatch.clustering.shards import ROWS, read_index
 from clusterbatch.evaluation.lexical import words
@@ -62,7 +62,7 @@ class Example:
     pairs: list[dict[str, str]]
 
 
-def batch_example(arm: str, plan: BatchPlan, text: ShardText, pairs: int = 6) -> Example:
+def batch_example(arm: str, plan: Plan, text: ShardText, pairs: int = 6) -> Example:
     """Evenly spaced pairs of the batch in the middle of the first epoch."""
     step = plan.steps_per_epoch // 2
     batch = plan.batch(step)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from clusterbatch.batches.curriculum import Plan
 from clusterbatch.clustering.shards import ShardReader
 from clusterbatch.clustering.stage import cluster
 from clusterbatch.config import RunConfig, fingerprint, with_changes
@@ -71,7 +72,7 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
         plans = {arm.name: open_plan(arm.config, *_clusters(layouts[arm.layout])) for arm in arms}
         readers = {name: ShardReader(Workspace(layout).clusters()) for name, layout in layouts.items()}
         config = choose_steps(config, arms, plans, readers, watch.seconds)
-        steps = _steps(config, plans[config.compare.reference].steps_per_epoch)
+        steps = _steps(config, plans[config.compare.reference])
         identity = fingerprint(
             "comparison",
             config.compare,
@@ -154,8 +155,8 @@ def _clusters(layout: RunConfig) -> tuple[Artifact, Manifest]:
     return artifact, artifact.require()
 
 
-def _steps(config: RunConfig, steps_per_epoch: int) -> int:
-    steps = config.compare.steps or config.train.steps or (config.train.epochs or 1) * steps_per_epoch
+def _steps(config: RunConfig, plan: Plan) -> int:
+    steps = config.compare.steps or config.train.steps or plan.steps_of(config.train.epochs or 1)
     return steps * (_LONG if config.compare.long else 1)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from clusterbatch.config import RunConfig
 from clusterbatch.store import Manifest
+from clusterbatch.store.publishing import live_generation
+from clusterbatch.store.rounds import rounds
 from clusterbatch.store.workspace import Workspace
 
 SUMMARY = "metrics.json"
@@ -19,7 +21,9 @@ def workspace_summary(config: RunConfig) -> dict[str, Any]:
     rows_written, rows_rejected, rows_set_aside, seconds, bytes, files, traffic, created, fingerprint}; traffic is what
     it asked of storage. quality: the evaluation's table with its generation. details: what a stage has to say of
     itself, by `stage` or `stage/generation`.
+    live_generation: whose model `model/` is; refresh: the rounds, see store.rounds.
     """
+    workspace = Workspace(config)
     stages: list[dict[str, Any]] = []
     quality: list[dict[str, Any]] = []
     details: dict[str, Any] = {}
@@ -31,11 +35,13 @@ def workspace_summary(config: RunConfig) -> dict[str, Any]:
         if stage == "evaluate":
             quality += [{"generation": generation, **row} for row in manifest.details["table"]]
     return {
-        "workspace": Workspace(config).root.uri,
+        "workspace": workspace.root.uri,
         "stages": stages,
         "seconds": round(sum(entry["seconds"] for entry in stages), 3),
         "quality": quality,
         "details": details,
+        "live_generation": live_generation(workspace),
+        "refresh": [record.model_dump() for record in rounds(workspace)],
     }
 
 

@@ -10,6 +10,7 @@ from clusterbatch.config import RunConfig
 from clusterbatch.errors import UsageError
 from clusterbatch.store.artifact import MANIFEST, Artifact
 from clusterbatch.store.filesystem import TEMPORARY, Folder
+from clusterbatch.store.rounds import needed_generations
 from clusterbatch.store.workspace import Workspace
 
 _GENERATION = re.compile(r"generation=(\d+)")
@@ -30,7 +31,8 @@ def clean(config: RunConfig, keep: int = 1, dry_run: bool = True) -> list[Remova
     """Finds, and unless `dry_run` removes, what the last `keep` generations and checkpoints do not need.
 
     The checkpoint that scored best stays, however old. A generation counts when its model is trained; one that is being
-    made is never touched. Raises UsageError where `keep` is less than 1.
+    made is never touched, nor the live one, that which `refresh --rollback` returns to, and the clusters these trained
+    on. Raises UsageError where `keep` is less than 1.
     """
     if keep < 1:
         raise UsageError(f"clean: keep must be at least 1, not {keep}")
@@ -51,9 +53,10 @@ def _removals(workspace: Workspace, keep: int) -> Iterator[Removal]:
     numbers = sorted(int(name.partition("=")[2]) for name in names)
     finished = [number for number in numbers if workspace.train(number).manifest() is not None]
     oldest = finished[-keep] if len(finished) >= keep else 0
+    needed = needed_generations(workspace)
     for number in numbers:
         name = f"generation={number:03d}"
-        if number < oldest:
+        if number < oldest and number not in needed:
             yield Removal(name, _bytes(root.child(name)), f"older than the last {keep} finished generations")
             continue
         yield from _old_checkpoints(root, f"{name}/train/{_CHECKPOINTS}", keep)

@@ -10,7 +10,7 @@ from clusterbatch.store.filesystem import Folder
 class Workspace:
     """Names the places of one workspace URI; `generation` counts passes of embed, cluster, train.
 
-    Corpus, embeddings and clusters may lie in other workspaces (`reuse`).
+    Corpus, embeddings and clusters may lie in other workspaces (`reuse`), those of later generations never do.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -27,19 +27,32 @@ class Workspace:
         return Artifact(self._home(self._reuse.corpus).child("sample"), "sample")
 
     def embeddings(self, generation: int = 0) -> Artifact:
-        return Artifact(_generation(self._home(self._reuse.embeddings), generation).child("embeddings"), "embeddings")
+        home = self._home(self._reuse.embeddings if generation == 0 else None)
+        return Artifact(_generation(home, generation).child("embeddings"), "embeddings")
+
+    def mined(self, generation: int = 0) -> Artifact:
+        return Artifact(_generation(self.root, generation).child("mined"), "mined neighbours")
 
     def clusters(self, generation: int = 0) -> Artifact:
-        return Artifact(_generation(self._home(self._reuse.clusters), generation).child("clusters"), "clusters")
+        home = self._home(self._reuse.clusters if generation == 0 else None)
+        return Artifact(_generation(home, generation).child("clusters"), "clusters")
 
     def train(self, generation: int = 0) -> Artifact:
         return Artifact(_generation(self.root, generation).child("train"), "training run")
+
+    def trained_model(self, generation: int = 0) -> Folder:
+        """A generation's own model; `model` is a copy of the live one."""
+        return self.train(generation).folder.child("model")
 
     def evaluation(self, generation: int = 0) -> Artifact:
         return Artifact(_generation(self.root, generation).child("evaluation"), "evaluation")
 
     def mteb(self, generation: int = 0) -> Artifact:
         return Artifact(_generation(self.root, generation).child("mteb"), "MTEB results")
+
+    def refresh(self, generation: int) -> Folder:
+        """What a round of refresh decided and found."""
+        return _generation(self.root, generation).child("refresh")
 
     @property
     def model(self) -> Folder:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from clusterbatch import __version__
-from clusterbatch.batches.plan import BatchPlan
+from clusterbatch.batches.curriculum import Plan
 from clusterbatch.config import RunConfig
 from clusterbatch.encoder.model import Encoder
 
@@ -17,7 +17,7 @@ _LISTED = 20
 
 
 def model_card(
-    config: RunConfig, encoder: Encoder, plan: BatchPlan, steps: int, generation: int, last: dict[str, Any] | None
+    config: RunConfig, encoder: Encoder, plan: Plan, steps: int, generation: int, last: dict[str, Any] | None
 ) -> str:
     """Markdown with the front matter that model hubs read. `last`: the metrics line of the last step, if at hand."""
     front = yaml.safe_dump(
@@ -87,7 +87,7 @@ where CONFIG.yaml has these values:
 """
 
 
-def _sources(plan: BatchPlan) -> str:
+def _sources(plan: Plan) -> str:
     index = plan.index
     rows = dict.fromkeys(index.sources, 0)
     for number, count in zip(index.source.tolist(), index.rows.tolist(), strict=True):

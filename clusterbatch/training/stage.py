@@ -7,7 +7,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from clusterbatch.log import say
 from clusterbatch.runtime import Pool, ProgressLine, check_resources, ray_session
 from clusterbatch.runtime.metrics import count_retries, step_finished
 from clusterbatch.store import Counts, Folder, Manifest, Receipt, Stopwatch
+from clusterbatch.store.publishing import publish
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.gather import World
 from clusterbatch.training.loop import log_line
@@ -31,31 +32,40 @@ from clusterbatch.training.metrics_log import SEGMENTS, read_metrics
 from clusterbatch.training.preparing import check_adapters
 from clusterbatch.training.ray_storage import ray_storage
 from clusterbatch.training.trackers import check_trackers
-from clusterbatch.training.worker import CHECKPOINTS, MODEL, TrainingJob, open_plan, run_worker
+from clusterbatch.training.worker import CHECKPOINTS, Continuation, TrainingJob, open_plan, run_worker
 
 _RAY_FOLDER = "_ray"
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 
-def train(config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest:
+def train(
+    config: RunConfig, *, generation: int = 0, force: bool = False, continued: Continuation | None = None
+) -> Manifest:
     """Trains on the clusters of `generation`, from the last whole checkpoint on; at once when that is done already.
 
-    Generation 0 starts from train.model, a later one from the model that the one before it wrote.
+    Generation 0 starts from train.model, and its model goes live; a later one goes on as `continued` says, and whether
+    its model goes live is for the caller to decide.
     """
+    assert (generation == 0) == (continued is None)
     workspace = Workspace(config)
-    clusters = workspace.clusters(generation)
-    inputs = clusters.require()
-    if generation == 0:
-        initial_model, initial = (
-            config.train.model,
-            model_fingerprint(resolve_model(config.train.model, config.storage)),
-        )
+    if continued is None:
+        clusters, initial_model = workspace.clusters(), config.train.model
+        initial = model_fingerprint(resolve_model(initial_model, config.storage))
     else:
-        before = workspace.train(generation - 1)
-        initial_model, initial = before.folder.child(MODEL).uri, before.require().fingerprint
+        before = workspace.train(continued.base).require()
+        clusters, initial_model = workspace.clusters(continued.clusters), workspace.trained_model(continued.base).uri
+        initial = before.fingerprint
+        seen = before.details.get("steps_before", 0) + before.details["steps"]
+        continued = replace(continued, steps_before=seen)
+    inputs = clusters.require()
     plan = open_plan(config, clusters, inputs)
-    steps = config.train.steps or (config.train.epochs or 1) * plan.steps_per_epoch
-    identity = fingerprint("training run", config.train, plan.fingerprint, inputs.fingerprint, initial)
+    if continued is None:
+        steps = config.train.steps or plan.steps_of(config.train.epochs or 1)
+    else:
+        steps = continued.steps or plan.steps_of(1)
+    # A first run's steps are in its configuration.
+    rest = [] if continued is None else [steps]
+    identity = fingerprint("training run", config.train, plan.fingerprint, inputs.fingerprint, initial, *rest)
     artifact = workspace.train(generation)
     if artifact.is_done(identity) and not force:
         return artifact.require()
@@ -66,21 +76,27 @@ def train(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
         say(f"plan: {warning}", level="warning")
     watch = Stopwatch()
     artifact.begin(identity, force)
-    job = TrainingJob(config, generation, steps, initial_model, identity)
+    job = TrainingJob(config, generation, steps, initial_model, identity, continued)
     _begin_checkpoints(job, force)
     with ray_session(config.ray):
         _fit(job)
     rows = inputs.counts.written
     metrics = artifact.write_part("metrics", "jsonl", read_metrics(artifact.folder), steps)
-    model = artifact.folder.child(MODEL)
-    copy_folder(model, workspace.model)
+    if continued is None:
+        publish(workspace, generation)
     manifest = artifact.commit(
         identity,
         [Receipt(unit=0, fingerprint=identity, counts=Counts(read=rows, written=rows), seconds=watch.seconds)],
         config={"train": config.train.identity(), "batches": config.batches.identity()},
         inputs={"clusters": inputs.fingerprint, "model": initial},
         seconds=watch.seconds,
-        details={"steps": steps, "steps_per_epoch": plan.steps_per_epoch, "model": model.uri, "plan": report},
+        details={
+            "steps": steps,
+            "steps_before": continued.steps_before if continued else 0,
+            "steps_per_epoch": plan.steps_per_epoch,
+            "model": workspace.trained_model(generation).uri,
+            "plan": report,
+        },
         extra_parts=[metrics],
     )
     artifact.folder.remove(SEGMENTS)
@@ -100,13 +116,6 @@ def _begin_checkpoints(job: TrainingJob, force: bool) -> None:
         )
     for name in (CHECKPOINTS, SEGMENTS):
         job.folder.remove(name)
-
-
-def copy_folder(source: Folder, target: Folder) -> None:
-    """Copies all files below `source`; files of the target that the source does not have are removed first."""
-    target.remove()
-    for entry in source.find():
-        target.write(entry.name, source.read(entry.name))
 
 
 def _fit(job: TrainingJob) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from clusterbatch.batches.curriculum import Plan, make_plan
 from clusterbatch.batches.loader import SliceLoader
-from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.clustering.shards import ShardReader
 from clusterbatch.config import RunConfig
 from clusterbatch.encoder.model import load_encoder
@@ -21,7 +21,7 @@ from clusterbatch.encoder.save import save_model
 from clusterbatch.errors import UsageError
 from clusterbatch.store import Artifact, Folder, Manifest
 from clusterbatch.store.workspace import Workspace
-from clusterbatch.training.checkpoint import Checkpoints
+from clusterbatch.training.checkpoint import Checkpoint, Checkpoints
 from clusterbatch.training.gather import World
 from clusterbatch.training.loop import LoopSettings, TrainingLoop
 from clusterbatch.training.metrics_log import MetricsLog
@@ -32,9 +32,23 @@ from clusterbatch.training.throughput import peak_flops
 from clusterbatch.training.trackers import open_trackers
 from clusterbatch.training.validation import Validation
 
-CHECKPOINTS, MODEL = "checkpoints", "model"
+CHECKPOINTS = "checkpoints"
 # Checkpoints in a run whose configuration does not say when.
 _CHECKPOINTS_PER_RUN = 10
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """How a later generation goes on: from the last checkpoint of generation `base`, for `steps` (unset: one epoch).
+
+    clusters: the generation whose clusters it trains on; steps_before: optimizer steps that the checkpoint has seen, in
+    all generations, which AdamW's correction of its moments counts.
+    """
+
+    base: int
+    clusters: int
+    steps: int | None
+    steps_before: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,12 @@ class TrainingJob:
     steps: int
     initial_model: str
     fingerprint: str
+    continued: Continuation | None = None
+
+    @property
+    def clusters(self) -> Artifact:
+        generation = self.continued.clusters if self.continued else self.generation
+        return Workspace(self.config).clusters(generation)
 
     @property
     def folder(self) -> Folder:
@@ -53,18 +73,30 @@ class TrainingJob:
 
     @property
     def checkpoints(self) -> Checkpoints:
-        return Checkpoints(self.folder.child(CHECKPOINTS), self.config.train.keep_checkpoints)
+        return self._checkpoints(self.generation)
+
+    @property
+    def first_checkpoint(self) -> Checkpoint | None:
+        """What the run begins from, beside the initial model: the moments of the one that it continues."""
+        # Adapters are merged into the initial model, new ones begin at nothing.
+        if self.continued is None or self.config.train.lora is not None:
+            return None
+        return self._checkpoints(self.continued.base).latest()
+
+    def _checkpoints(self, generation: int) -> Checkpoints:
+        folder = Workspace(self.config).train(generation).folder.child(CHECKPOINTS)
+        return Checkpoints(folder, self.config.train.keep_checkpoints)
 
     @property
     def checkpoint_every(self) -> int:
         return self.config.train.checkpoint_every or max(1, -(-self.steps // _CHECKPOINTS_PER_RUN))
 
 
-def open_plan(config: RunConfig, clusters: Artifact, manifest: Manifest) -> BatchPlan:
+def open_plan(config: RunConfig, clusters: Artifact, manifest: Manifest) -> Plan:
     """The batch plan over committed clusters."""
     stratify = manifest.config["stratify"]
     layout = "cluster" if stratify == "random_groups" else stratify
-    return BatchPlan(ShardReader(clusters).index, config.batches, layout)
+    return make_plan(ShardReader(clusters).index, config.batches, layout)
 
 
 def run_worker(
@@ -87,7 +119,7 @@ def run_worker(
         raise UsageError(f"train.matryoshka: the largest size must be the model's, {encoder.dimensions}")
     encoder.prompts.update(config.train.named_prompts)
     training = TrainingStep(encoder, config.train, job.steps, world)
-    clusters = Workspace(config).clusters(job.generation)
+    clusters = job.clusters
     reader = ShardReader(clusters)
     plan = open_plan(config, clusters, clusters.require())
     first_step = _resume(job, training, plan)
@@ -137,7 +169,7 @@ def run_worker(
             save_model(finish(encoder), folder)
             card = model_card(config, encoder, plan, job.steps, job.generation, loop.last_line)
             Path(folder, "README.md").write_text(card, encoding="utf-8")
-            upload(Path(folder), job.folder.child(MODEL))
+            upload(Path(folder), Workspace(config).trained_model(job.generation))
 
 
 def prepare_torch(config: RunConfig) -> None:
@@ -157,13 +189,16 @@ def upload(source: Path, target: Folder) -> None:
             target.write(path.relative_to(source).as_posix(), path.read_bytes())
 
 
-def _resume(job: TrainingJob, training: TrainingStep, plan: BatchPlan) -> int:
+def _resume(job: TrainingJob, training: TrainingStep, plan: Plan) -> int:
     """Loads the last whole checkpoint, if there is one; returns the first step to do."""
-    checkpoint = job.checkpoints.latest()
+    checkpoint, first = job.checkpoints.latest(), job.first_checkpoint
+    before = job.continued.steps_before if job.continued and first else 0
     if checkpoint is None:
+        if first is not None:
+            training.load(*first.load(), steps_done=before)
         return 0
     manifest = checkpoint.manifest
     if (manifest.run_fingerprint, manifest.plan_fingerprint) != (job.fingerprint, plan.fingerprint):
         raise UsageError(f"{checkpoint.folder.uri}: a checkpoint of another configuration; pass --force to replace it")
-    training.load(*checkpoint.load(), steps_done=manifest.step)
+    training.load(*checkpoint.load(), steps_done=before + manifest.step)
     return manifest.step

@@ -26,6 +26,8 @@ def plans(draw: st.DrawFn) -> BatchPlan:
         stratify=stratify,
         size=size,
         clusters_per_batch=draw(st.sampled_from([None, 1, 2])),
+        merged_clusters=draw(st.sampled_from([1, 1, 3])),
+        random_share=draw(st.sampled_from([0.0, 0.1, 0.5])),
         seed=draw(st.integers(0, 1000)),
     )
     sizes[0].append(size)
@@ -282,3 +284,32 @@ def test_the_fingerprint_follows_what_decides_the_batches() -> None:
     plan = BatchPlan(index, BatchesConfig(size=32))
     assert plan.fingerprint == BatchPlan(index, BatchesConfig(size=32, prefetch_bytes=2**20)).fingerprint
     assert plan.fingerprint != BatchPlan(index, BatchesConfig(size=32, seed=1)).fingerprint
+
+
+@pytest.mark.parametrize("weights", [None, {"source-1": 2.0}])
+def test_uniform_clusters_come_equally_often_and_cycle_through_their_rows(weights: dict[str, float] | None) -> None:
+    # Clusters of very different sizes; the two smallest of the first source fill no batch, together they do.
+    index = make_index([[640, 64, 20, 30], [320, 128, 10]])
+    plan = BatchPlan(index, BatchesConfig(size=32, uniform_clusters=True, clusters_per_batch=1, source_weights=weights))
+    clusters = np.array([len(stratum.group_rows) for stratum in plan.strata])
+    assert clusters.tolist() == [1, 1, 2, 1, 2]
+    seen = np.zeros(index.total_rows, int)
+    drawn = np.zeros(len(plan.strata), int)
+    for step in range(12 * plan.steps_per_epoch):
+        batch = plan.batch(step)
+        rows = row_ids(index, batch.piece, batch.row)
+        assert len(np.unique(rows)) == 32
+        assert len(np.unique(index.source[batch.piece])) == 1
+        seen[rows] += 1
+        drawn[batch.stratum.number] += 1
+    wanted = clusters * np.array([1, 1, 1, 2, 2] if weights else [1] * 5)
+    assert np.allclose(drawn / drawn.sum(), wanted / wanted.sum(), atol=0.03)
+    for stratum, batches in zip(plan.strata, drawn // plan.batches_of_stratum, strict=True):
+        rows = [index.first_row[piece] + np.arange(index.rows[piece]) for piece in stratum.pieces]
+        # Every row in each whole pass over its cluster.
+        assert seen[np.concatenate(rows)].min() >= batches
+
+
+def test_uniform_clusters_need_clusters() -> None:
+    with pytest.raises(ValueError, match="uniform_clusters"):
+        BatchesConfig(stratify="source", uniform_clusters=True)

@@ -39,11 +39,15 @@ def embedded_workspace(
     parts: int = 2,
     row_group_rows: int = 256,
     optional: Sequence[str] = (),
+    spread: float = 0.2,
     settings: dict[str, Any] | None = None,
 ) -> RunConfig:
-    """Writes corpus and embeddings with `rows` per source, sources mixed; returns the run's configuration."""
+    """Writes corpus and embeddings with `rows` per source, sources mixed; returns the run's configuration.
+
+    spread: how far queries lie from their documents.
+    """
     config = RunConfig.model_validate({"workspace": uri, **(settings or {})})
-    table, queries, documents = _rows(rows, centres, dimensions, optional)
+    table, queries, documents = _rows(rows, centres, dimensions, optional, spread)
     workspace = Workspace(config)
     corpus_parts, embeddings_parts = [], []
     edges = np.linspace(0, table.num_rows, parts + 1).astype(int)
@@ -74,7 +78,7 @@ def embedded_workspace(
 
 
 def _rows(
-    rows: dict[str, int], centres: int, dimensions: int, optional: Sequence[str]
+    rows: dict[str, int], centres: int, dimensions: int, optional: Sequence[str], spread: float
 ) -> tuple[pa.Table, np.ndarray, np.ndarray]:
     random = np.random.default_rng(7)
     source = random.permutation(np.repeat(list(rows), list(rows.values())))
@@ -84,7 +88,7 @@ def _rows(
         of_source = source == name
         documents[of_source], label[of_source] = blobs(int(of_source.sum()), centres, dimensions, seed=number)
     noise = random.standard_normal(documents.shape) / np.sqrt(dimensions)
-    queries = documents + 0.2 * noise
+    queries = documents + spread * noise
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     columns: dict[str, Any] = {
         "pair_id": [f"{number:06d}" for number in range(len(source))],

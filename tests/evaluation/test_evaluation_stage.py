@@ -49,7 +49,7 @@ def config(tmp_path: Path, write_collection) -> RunConfig:
     with torch.no_grad():
         encoder.backbone.weight[::2] = 0.01 * encoder.backbone.weight[::2].flip(1)
     workspace = Workspace(config)
-    save_model(encoder, workspace.model.uri)
+    save_model(encoder, workspace.trained_model().uri)
     workspace.train().commit("0123456789abcdef", [], config={}, inputs={}, seconds=1.0)
     return config
 

@@ -10,6 +10,8 @@ from clusterbatch.config import RunConfig
 from clusterbatch.errors import UsageError
 from clusterbatch.store import Artifact, Counts, Receipt
 from clusterbatch.store.cleaning import clean
+from clusterbatch.store.publishing import MARK
+from clusterbatch.store.rounds import Round, rollback_target, write_round
 from clusterbatch.store.workspace import Workspace
 
 
@@ -73,3 +75,16 @@ def test_the_best_checkpoint_stays_however_old(config: RunConfig, tmp_path: Path
 def test_at_least_one_generation_is_kept(config: RunConfig) -> None:
     with pytest.raises(UsageError, match="at least 1"):
         clean(config, keep=0, dry_run=False)
+
+
+def test_what_is_live_and_what_it_rests_on_stays(config: RunConfig) -> None:
+    workspace = Workspace(config)
+    shared = {"when": "never", "drift": {}, "promoted": True}
+    # Generation 1 has clusters of its own; 2 is live and goes on with them; 3 did not go live.
+    write_round(workspace, Round(generation=1, base=0, clusters=1, **shared))
+    write_round(workspace, Round(generation=2, base=1, clusters=1, **shared))
+    write_round(workspace, Round(generation=3, base=2, clusters=1, when="never", drift={}, promoted=False))
+    workspace.model.write_json(MARK, {"generation": 2})
+    gone = {removal.path for removal in clean(config, keep=1) if "/" not in removal.path}
+    assert gone == {"generation=000"}
+    assert rollback_target(workspace) == 1

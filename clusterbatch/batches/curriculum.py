@@ -1,0 +1,112 @@
+"""Plans that change while training goes on: phases one after the other, each a plan of its own.
+
+A phase begins at a step that follows from the phases before it, so any step is still addressed directly, and resuming
+needs nothing but its number. Inside a phase the plan's promise holds for each of its epochs: every row at least once. A
+phase that is given in steps may end in the middle of an epoch; the rest of that epoch is then not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from clusterbatch.batches.plan import PLAN_VERSION, BatchPlan, GlobalBatch
+from clusterbatch.clustering.index import ClusterIndex
+from clusterbatch.config import BatchesConfig, fingerprint
+
+
+class Plan(Protocol):
+    """What training needs of a plan."""
+
+    index: ClusterIndex
+    config: BatchesConfig
+    layout: str
+    fingerprint: str
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    @property
+    def moves_rows(self) -> bool: ...
+
+    def batch(self, step: int) -> GlobalBatch: ...
+
+    def locate(self, step: int) -> tuple[int, int]: ...
+
+    def steps_of(self, epochs: int) -> int: ...
+
+    def report(self, epochs: int = 1) -> dict[str, Any]: ...
+
+
+def make_plan(index: ClusterIndex, config: BatchesConfig, layout: str = "cluster") -> Plan:
+    """The plan that `config` asks for, in phases where it has a curriculum. Raises UsageError."""
+    return CurriculumPlan(index, config, layout) if config.curriculum else BatchPlan(index, config, layout)
+
+
+class CurriculumPlan:
+    """The phases of `config.curriculum`; epochs are numbered through all of them, each phase begins a new one.
+
+    plans: one per phase; first_steps: the step that each begins at.
+    """
+
+    def __init__(self, index: ClusterIndex, config: BatchesConfig, layout: str = "cluster") -> None:
+        self.index, self.config, self.layout = index, config, layout
+        self.plans: list[BatchPlan] = []
+        self._epochs: list[int] = []
+        steps = [0]
+        for phase, batches in zip(config.curriculum, config.phases, strict=True):
+            plan = BatchPlan(index, batches, layout, first_epoch=sum(self._epochs))
+            length = plan.steps_of(phase.epochs) if phase.epochs else phase.steps or 0
+            self.plans.append(plan)
+            self._epochs.append(-(-length // plan.steps_per_epoch))
+            steps.append(steps[-1] + length)
+        self.first_steps = np.array(steps[:-1])
+        self.fingerprint = fingerprint("curriculum", PLAN_VERSION, config, layout, index.fingerprint)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Of the last phase, which lasts longest."""
+        return self.plans[-1].steps_per_epoch
+
+    @property
+    def moves_rows(self) -> bool:
+        return any(plan.moves_rows for plan in self.plans)
+
+    def phase_of(self, step: int) -> int:
+        return int(np.searchsorted(self.first_steps, step, side="right")) - 1
+
+    def batch(self, step: int) -> GlobalBatch:
+        """The global batch of step `step` (counted from 0 through all phases)."""
+        phase = self.phase_of(step)
+        batch = self.plans[phase].batch(step - int(self.first_steps[phase]))
+        return batch.at(step)
+
+    def locate(self, step: int) -> tuple[int, int]:
+        phase = self.phase_of(step)
+        return self.plans[phase].locate(step - int(self.first_steps[phase]))
+
+    def steps_of(self, epochs: int) -> int:
+        """Steps of the first `epochs` epochs; one that a phase breaks off counts as one."""
+        before = 0
+        for phase, plan in enumerate(self.plans[:-1]):
+            if epochs < before + self._epochs[phase]:
+                return int(self.first_steps[phase]) + plan.steps_of(epochs - before)
+            before += self._epochs[phase]
+        return int(self.first_steps[-1]) + self.plans[-1].steps_of(epochs - before)
+
+    def report(self, epochs: int = 1) -> dict[str, Any]:
+        """The last phase's report; `phases`: {first_step, strategy, purity, packed_share, read_amplification} of each;
+        warnings name the phase that they are about."""
+        reports = [plan.report(epochs) for plan in self.plans]
+        keys = ("strategy", "steps_per_epoch", "purity", "packed_share", "read_amplification")
+        phases = [
+            {"first_step": int(first), **{key: report[key] for key in keys}}
+            for first, report in zip(self.first_steps, reports, strict=True)
+        ]
+        return {**reports[-1], "phases": phases, "warnings": _warnings(reports)}
+
+
+def _warnings(reports: Sequence[dict[str, Any]]) -> list[str]:
+    return [f"phase {number}: {text}" for number, each in enumerate(reports, start=1) for text in each["warnings"]]

@@ -1,0 +1,42 @@
+"""`mine`: hard negatives and consistent pairs, found by searching the surrogate's vectors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from clusterbatch.config.base import Section, operational
+
+
+class MineConfig(Section):
+    """Every query is searched among the documents of its source. Off unless negatives or consistency are asked for."""
+
+    # Hard negatives of each row, fewer where not so many pass the filters; appended to those the corpus has.
+    negatives: int = Field(0, ge=0)
+    # Of the documents in order of their score, without those known to answer the query: the ranks (from 0) that are
+    # taken from. The first ones are often answers that nobody judged.
+    first: int = Field(5, ge=0)
+    last: int = Field(50, ge=1)
+    # hardest: the first ones; random: any of the range (ANCE, Xiong 2020); balanced: evenly over the range of margins
+    # to the positive's score (TAS-B, Hofstaetter 2021).
+    pick: Literal["hardest", "random", "balanced"] = "random"
+    # Leaves out what scores above this share of the positive's score (NV-Retriever, Moreira 2024), or less than this
+    # margin below it; unset: no limit.
+    most_of_positive: float | None = Field(0.95, gt=0, le=1)
+    margin: float | None = Field(None, ge=0)
+    # Keeps a pair only if its document is among so many best ones of its query (Nomic, Nussbaum 2024: 2).
+    consistency: int | None = Field(None, ge=1)
+    seed: int = 0
+    workers: int = operational(2, ge=1)
+    cpus_per_worker: float = operational(0.9, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MineConfig:
+        if self.last - self.first < max(1, self.negatives):
+            raise ValueError("first and last: fewer ranks between them than negatives")
+        return self
+
+    @property
+    def is_on(self) -> bool:
+        return self.negatives > 0 or self.consistency is not None

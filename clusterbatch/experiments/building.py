@@ -1,0 +1,79 @@
+"""New clusters while training goes on: a thread measures drift, embeds and clusters; rounds of training never wait.
+
+A generation's clusters are built from the model that its round begins with, while that round trains on the clusters
+there are. The first round that begins after they are whole trains on them. Which it trains on is written down before it
+starts, so a run that is resumed does the same again; and a build that fails costs nothing but itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from clusterbatch.log import say
+from clusterbatch.store.workspace import Workspace
+
+# Which generation's model embeds, kept while and after a generation is built.
+BUILD = "build.json"
+
+
+class Builder:
+    """One build at a time. `build(generation, base)` makes the clusters of a generation from the model of `base`, and
+    returns the figures of drift that it went by."""
+
+    def __init__(self, workspace: Workspace, build: Callable[[int, int], dict[str, Any]]) -> None:
+        self._workspace, self._build = workspace, build
+        self._thread: threading.Thread | None = None
+
+    def begin(self, generation: int, base: int) -> None:
+        """Starts a build unless one is under way, and goes on with one that an earlier call has not finished."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        unfinished = self._unfinished(generation)
+        if unfinished is not None:
+            generation, base = unfinished
+        self._thread = threading.Thread(target=self._run, args=(generation, base), name="refresh-build", daemon=True)
+        self._thread.start()
+
+    def newest(self, before: int) -> tuple[int, dict[str, Any]] | None:
+        """The latest generation below `before` whose clusters are whole, and the drift measured for them."""
+        for generation in range(before - 1, 0, -1):
+            if self._workspace.clusters(generation).manifest() is not None:
+                journal = self._journal(generation)
+                return generation, (journal or {}).get("drift", {})
+        return None
+
+    def wait(self) -> None:
+        """Until no build is under way."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, generation: int, base: int) -> None:
+        folder = self._workspace.refresh(generation)
+        try:
+            folder.write_json(BUILD, {"base": base, "done": False})
+            folder.write_json(BUILD, {"base": base, "done": True, "drift": self._build(generation, base)})
+        except Exception as error:
+            # A build that was killed is gone on with, one that failed is not tried again.
+            folder.remove(BUILD)
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            say(
+                f"refresh   building generation {generation} failed ({lines[-1]}); training goes on with the clusters "
+                "there are",
+                level="warning",
+            )
+
+    def _unfinished(self, before: int) -> tuple[int, int] | None:
+        for generation in range(before - 1, 0, -1):
+            journal = self._journal(generation)
+            if journal is not None:
+                return None if journal["done"] else (generation, int(journal["base"]))
+        return None
+
+    def _journal(self, generation: int) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = self._workspace.refresh(generation).read_json(BUILD)
+        except FileNotFoundError:
+            return None
+        return found

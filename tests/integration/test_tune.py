@@ -1,0 +1,83 @@
+"""A whole tuning on a small corpus: ranked, halved, resumed, and written down; and a prediction on the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clusterbatch.cli import main
+from clusterbatch.config import RunConfig, load_config
+from clusterbatch.experiments import compare, predict, tune
+from clusterbatch.experiments.run import STAGES, run_stage
+from clusterbatch.store.workspace import Workspace
+from tests.integration.subjects import SUBJECTS, subjects_config
+from tests.integration.without_ray import WORDS, stages_in_process
+
+_CANDIDATES = (
+    "tune.candidates={cluster.mean_size: [40, 80], batches.stratify: [cluster, source], train.temperature: [0.05, 0.1]}"
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    with pytest.MonkeyPatch.context() as patch:
+        stages_in_process(patch)
+        words = [*WORDS, _CANDIDATES, "tune.keep=4", "tune.steps=6", "tune.reduction=2", "predict.rows=256"]
+        config = subjects_config(tmp_path_factory.mktemp("tune"), words)
+        for stage in STAGES[:2]:
+            run_stage(stage, config)
+    return config
+
+
+@pytest.fixture(autouse=True)
+def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages_in_process(monkeypatch)
+
+
+def test_the_best_of_the_ranking_run_and_the_choice_is_written(config: RunConfig) -> None:
+    found = tune.tune(config)
+    rows = list(found["candidates"].values())
+    assert len(rows) == 8
+    assert [len(row["rungs"]) for row in rows] == [2, 2, 1, 1, 0, 0, 0, 0]
+    assert {row["rungs"][0]["steps"] for row in rows[:4]} == {3}
+    assert {row["rungs"][1]["steps"] for row in rows[:2]} == {6}
+    # Those that ran are those that the sample ranked best, and the chosen one is the best of the last rung.
+    assert min(row["rank"] for row in rows[:4]) >= max(row["rank"] for row in rows[4:])
+    assert rows[0]["rungs"][1]["value"] >= rows[1]["rungs"][1]["value"]
+    chosen = load_config(f"{config.workspace}/{tune.CHOSEN}")
+    changes = rows[0]["changes"]
+    assert chosen.cluster.mean_size == changes["cluster.mean_size"]
+    assert chosen.train.temperature == changes["train.temperature"]
+    # Again: no run is done twice.
+    again = tune.tune(config)
+    assert {**again, "seconds": 0} == {**found, "seconds": 0}
+
+
+def test_the_prediction_names_every_source(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path(config.workspace).parent / "run.yaml"
+    file.write_text(config.model_dump_json())
+    assert main(["predict", str(file), "predict.sizes=[40,80]"]) == 0
+    printed = capsys.readouterr().out
+    found = Workspace(config).root.read_json(predict.PREDICTION)
+    assert set(found["sources"]) == set(SUBJECTS)
+    for name, source in found["sources"].items():
+        assert source["rows"] == source["sampled"] == 160
+        assert source["clusters"]
+        assert source["why"]
+        assert name in printed
+    assert found["answer"].split(":")[0] in printed.replace("\n", " ")
+    assert found["mixed"]["hardness"] < min(source["source"]["hardness"] for source in found["sources"].values())
+
+
+def test_mined_arms_stand_in_a_comparison(config: RunConfig, tmp_path: Path) -> None:
+    words = ["compare.arms=[random,random-mined,cluster-consistent,tas]", "compare.seeds=1", "compare.steps=3"]
+    words += ["compare.points=1", "mine.first=1", "mine.last=8"]
+    compared = subjects_config(tmp_path, [*WORDS, *words])
+    manifest = compare.compare(compared)
+    arms = manifest.details["arms"]
+    # Mined rows need shards of their own, and they have a price.
+    assert arms["random-mined"]["layout"] != arms["random"]["layout"]
+    assert arms["random-mined"]["uses_embeddings"]
+    assert not arms["random"]["uses_embeddings"]
+    assert {row["arm"] for row in manifest.details["trials"].values()} == {"untrained", *arms} - {"untrained"}
