@@ -17,11 +17,16 @@ from clusterbatch.store import Counts, Receipt
 from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace
 from tests.clustering.embedded import blobs, embedded_workspace
-from tests.integration.test_cluster_options import in_process  # noqa: F401 (a fixture)
 from tests.integration.test_cluster_stage import text_rows
+from tests.integration.without_ray import stages_in_process
 
 SOURCES = {"forum": 900, "tiny": 20, "wiki": 600}
 CLUSTER = {"mean_size": 100, "run_rows": 16, "shard_bytes": 2**16, "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages_in_process(monkeypatch)
 
 
 def test_a_fit_keeps_the_numbers_it_begins_with() -> None:
@@ -61,7 +66,6 @@ def _clusters(config: RunConfig, generation: int) -> dict[str, tuple[str, int]]:
     return {row["pair_id"]: (row["source"], row["centroid"]) for row in rows.to_pylist()}
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     "settings", [{}, {"levels": 2}, {"dimensions": 8, "features": "both"}], ids=["flat", "two levels", "projected"]
 )
@@ -78,7 +82,6 @@ def test_the_same_rows_in_another_space_keep_their_clusters(tmp_path, settings: 
     assert np.mean([old[pair] == new[pair] for pair in old]) > 0.9
 
 
-@pytest.mark.usefixtures("in_process")
 def test_a_kept_share_stays_where_it_was_and_the_rest_moves(tmp_path) -> None:
     config = _workspace(tmp_path, {})
     cluster(config)
@@ -95,7 +98,6 @@ def test_a_kept_share_stays_where_it_was_and_the_rest_moves(tmp_path) -> None:
     assert 1 - stayed[0.6] == pytest.approx(0.4 * moved, abs=0.06)
 
 
-@pytest.mark.usefixtures("in_process")
 def test_a_source_that_has_changed_its_size_begins_anew(tmp_path) -> None:
     config = _workspace(tmp_path, {})
     cluster(config)

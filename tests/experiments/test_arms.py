@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from clusterbatch.config import RunConfig, load_config
+from clusterbatch.batches.plan import BatchPlan
+from clusterbatch.config import BatchesConfig, RunConfig, load_config
 from clusterbatch.config.compare import PRESETS
 from clusterbatch.errors import UsageError
 from clusterbatch.experiments.arms import Arm, arms_of, clustered_layout
 from clusterbatch.experiments.compare import _steps
 from clusterbatch.experiments.hardness import with_groups
+from tests.batches.indexes import make_index
 
 
 def configured(arms: str, *overrides: str) -> RunConfig:
@@ -69,6 +71,8 @@ def test_what_is_the_same_for_all_cannot_be_changed_by_an_arm():
 
 
 def test_a_long_comparison_has_three_times_the_steps():
-    assert _steps(configured("[random,cluster]", "compare.steps=40"), 10) == 40
-    assert _steps(configured("[random,cluster]", "compare.steps=40", "compare.long=true"), 10) == 120
-    assert _steps(configured("[random,cluster]", "train.epochs=2", "compare.long=true"), 10) == 60
+    plan = BatchPlan(make_index([[320]]), BatchesConfig(size=32))
+    assert plan.steps_per_epoch == 10
+    assert _steps(configured("[random,cluster]", "compare.steps=40"), plan) == 40
+    assert _steps(configured("[random,cluster]", "compare.steps=40", "compare.long=true"), plan) == 120
+    assert _steps(configured("[random,cluster]", "train.epochs=2", "compare.long=true"), plan) == 60
