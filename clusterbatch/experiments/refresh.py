@@ -131,7 +131,8 @@ def _round(
     continued = Continuation(base, record.clusters, config.refresh.every_steps)
     training = Stage("train", partial(train, continued=continued), Workspace.train)
     made["train"] = run_stage(training, changed, generation=generation, force=force)
-    made["evaluate"] = run_stage(Stage("evaluate", evaluate, Workspace.evaluation), config, generation=generation)
+    measuring = Stage("evaluate", evaluate, Workspace.evaluation)
+    made["evaluate"] = run_stage(measuring, config, generation=generation, force=force)
     record = _judged(config, workspace, record, made)
     if record.promoted:
         publish(workspace, generation)

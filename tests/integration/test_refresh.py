@@ -259,7 +259,8 @@ def test_clusters_that_are_built_meanwhile_are_taken_by_the_next_round(
     # What was decided is replayed, whatever has been built since.
     record = found[2].model_copy(update={"promoted": None})
     write_round(workspace, record.model_copy(update={"clusters": 0, "reclustered": False}))
-    shutil.rmtree(f"{config.workspace}/generation=003/train")
+    for made in ("train", "evaluation"):
+        shutil.rmtree(f"{config.workspace}/generation=003/{made}")
     workspace.root.write_json(module.CALL, {"last": 3})
     again = refresh(with_changes(config, {"refresh.asynchronous": True}))
     assert again[2].clusters == 0
