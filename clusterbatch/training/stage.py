@@ -23,7 +23,7 @@ from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageErr
 from clusterbatch.log import say
 from clusterbatch.runtime import Pool, ProgressLine, check_resources, ray_session
 from clusterbatch.runtime.metrics import count_retries, step_finished
-from clusterbatch.store import Counts, Folder, Manifest, Receipt, Stopwatch
+from clusterbatch.store import Counts, Manifest, Receipt, Stopwatch
 from clusterbatch.store.publishing import publish
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.gather import World
