@@ -77,7 +77,9 @@ def check_clusterbatch(words: list[str], capsys: pytest.CaptureFixture[str]) -> 
         if word.startswith("--"):
             assert word.split("=")[0] in shown, word
     if words[0] != "sample":
-        check_configuration([word for word in words[1:] if not word.startswith("--")])
+        # What is neither a file in front nor key=value is the value of an option.
+        given = [word for word in words[1:] if not word.startswith("--")]
+        check_configuration([word for place, word in enumerate(given) if place == 0 or "=" in word])
 
 
 def check_configuration(words: list[str]) -> None:
