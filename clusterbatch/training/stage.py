@@ -25,6 +25,8 @@ from clusterbatch.runtime import Pool, ProgressLine, check_resources, ray_sessio
 from clusterbatch.runtime.metrics import count_retries, step_finished
 from clusterbatch.store import Counts, Manifest, Receipt, Stopwatch
 from clusterbatch.store.publishing import publish
+from clusterbatch.store import Counts, Folder, Manifest, Receipt, Stopwatch
+from clusterbatch.store.traffic import Traffic, count, since_last
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.gather import World
 from clusterbatch.training.loop import log_line
@@ -148,6 +150,8 @@ def _fit(job: TrainingJob) -> None:
         except Exception as error:
             _raise_fatal(board)
             raise InfrastructureError(f"train: {_last_line(error)}") from error
+        # What the workers asked of storage is then part of what this process did, as the manifest has it.
+        count(**ray.get(board.traffic.remote()).model_dump())
         _raise_fatal(board)
 
 
@@ -183,6 +187,8 @@ def _train_loop(config: dict[str, Any]) -> None:
     except Exception:
         ray.get(board.fail.remote("bug", f"train: a worker failed\n{traceback.format_exc()}"))
         raise
+    finally:
+        ray.get(board.spend.remote(since_last()))
 
 
 def _observe(board: Any, line: dict[str, Any]) -> None:
@@ -219,6 +225,7 @@ class _Board:
 
     def __init__(self) -> None:
         self._line: dict[str, Any] | None = None
+        self._traffic = Traffic()
         self._fatal: tuple[str, str] | None = None
 
     def show(self, line: dict[str, Any]) -> None:
@@ -229,6 +236,12 @@ class _Board:
 
     def fail(self, kind: str, message: str) -> None:
         self._fatal = (kind, message)
+
+    def spend(self, traffic: Traffic) -> None:
+        self._traffic += traffic
+
+    def traffic(self) -> Traffic:
+        return self._traffic
 
     def fatal(self) -> tuple[str, str] | None:
         return self._fatal

@@ -87,6 +87,18 @@ def test_the_model_opens_in_sentence_transformers(finished: RunConfig) -> None:
     assert np.all(np.sum(ours * theirs, axis=1)[kept] > 0.99999)
 
 
+def test_every_stage_says_what_it_asked_of_storage(finished: RunConfig) -> None:
+    workspace = Workspace(finished)
+    stages = [workspace.corpus, workspace.embeddings(), workspace.clusters(), workspace.train(), workspace.evaluation()]
+    for artifact in stages:
+        manifest = artifact.require()
+        assert manifest.traffic.reads > 0, artifact.kind
+        assert manifest.traffic.bytes_written >= sum(part.bytes for part in manifest.parts), artifact.kind
+    # Training reads, through its workers, every row once an epoch.
+    tokens = [part for part in workspace.clusters().require().parts if part.details.get("content") == "training"]
+    assert workspace.train().require().traffic.bytes_read > sum(part.bytes for part in tokens)
+
+
 def test_training_changed_the_model_for_the_better(finished: RunConfig) -> None:
     table = Workspace(finished).evaluation().require().details["table"]
     values = {row["model"]: row["value"] for row in table if row["metric"] == "NDCG@10"}
