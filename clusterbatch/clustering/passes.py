@@ -39,6 +39,7 @@ from clusterbatch.schema import VECTORS
 from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
 from clusterbatch.store.exchange import bucket_rows
 from clusterbatch.store.tables import parquet_columns
+from clusterbatch.store.traffic import carry_over
 from clusterbatch.store.workspace import Workspace
 
 EXCHANGE = "_exchange"
@@ -177,7 +178,7 @@ class Passes:
         """Large samples one after the other by all workers, small ones side by side, the larger first."""
         watch, cells = Stopwatch(), job.cells
         if job.output.is_done(self.identity):
-            return job.output.require()
+            return _carried(job.output.require())
         done = job.output.begin(self.identity, self.force)
         cell_bytes = sample_bytes * cells.sampled / max(1.0, cells.sampled.sum())
         order = np.argsort(-cells.sampled, kind="stable").tolist()
@@ -187,7 +188,7 @@ class Passes:
                 done[cell] = distributed.fit_distributed(job, cell, self.computing_pool)
         units = [Unit(cell, max(1, int(cells.sampled[cell])), None) for cell in order]
         receipts = run_units(name, units, FitWorker, {"job": job}, self.computing_pool, done=done)
-        return job.output.commit(self.identity, receipts, config={}, inputs={}, seconds=watch.seconds)
+        return _carried(job.output.commit(self.identity, receipts, config={}, inputs={}, seconds=watch.seconds))
 
     def _label_fits(self) -> StoredModels:
         if LABEL not in self.columns:
@@ -253,11 +254,17 @@ class Passes:
         """One pass, committed; at once when it is whole already."""
         artifact, watch = self.artifact(name), Stopwatch()
         if artifact.is_done(self.identity):
-            return artifact.require()
+            return _carried(artifact.require())
         done = artifact.begin(self.identity, self.force)
         arguments = {**arguments, "output": artifact, "fingerprint": self.identity}
         receipts = run_units(name, units, worker, arguments, pool, done=done)
-        return artifact.commit(self.identity, receipts, config={}, inputs={}, seconds=watch.seconds)
+        return _carried(artifact.commit(self.identity, receipts, config={}, inputs={}, seconds=watch.seconds))
+
+
+def _carried(manifest: Manifest) -> Manifest:
+    """A pass is removed in the end; what it asked of storage stays with the clusters."""
+    carry_over(manifest.traffic)
+    return manifest
 
 
 def run_on_worker(function: Callable[..., Any], argument: Any, pool: Pool) -> Any:

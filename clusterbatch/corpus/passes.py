@@ -27,7 +27,7 @@ from clusterbatch.runtime import Pool, Unit, run_units
 from clusterbatch.store.artifact import Artifact, Part, Receipt
 from clusterbatch.store.exchange import bucket_rows
 from clusterbatch.store.tables import read_parquet
-from clusterbatch.store.traffic import Traffic, count
+from clusterbatch.store.traffic import Traffic, carry_over
 
 # About how many bytes of text a byte of input becomes.
 _EXPANSION = 3
@@ -251,7 +251,7 @@ class Passes:
             measured_in=measured_in,
         )
         # These receipts go with the exchange; what their units asked of storage belongs to the corpus.
-        count(**sum((receipt.traffic for receipt in receipts), Traffic()).model_dump())
+        carry_over(sum((receipt.traffic for receipt in receipts), Traffic()))
         return receipts
 
 

@@ -42,6 +42,11 @@ def since_last() -> Traffic:
     return found
 
 
+def carry_over(found: Traffic) -> None:
+    """Counts what other processes or a pass have done, so that it belongs to the next artifact of this process."""
+    count(**found.model_dump())
+
+
 class CountedFile(io.FileIO):
     """A local file whose reads are counted."""
 

@@ -25,8 +25,7 @@ from clusterbatch.runtime import Pool, ProgressLine, check_resources, ray_sessio
 from clusterbatch.runtime.metrics import count_retries, step_finished
 from clusterbatch.store import Counts, Manifest, Receipt, Stopwatch
 from clusterbatch.store.publishing import publish
-from clusterbatch.store import Counts, Folder, Manifest, Receipt, Stopwatch
-from clusterbatch.store.traffic import Traffic, count, since_last
+from clusterbatch.store.traffic import Traffic, carry_over, since_last
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.gather import World
 from clusterbatch.training.loop import log_line
@@ -150,8 +149,7 @@ def _fit(job: TrainingJob) -> None:
         except Exception as error:
             _raise_fatal(board)
             raise InfrastructureError(f"train: {_last_line(error)}") from error
-        # What the workers asked of storage is then part of what this process did, as the manifest has it.
-        count(**ray.get(board.traffic.remote()).model_dump())
+        carry_over(ray.get(board.traffic.remote()))
         _raise_fatal(board)
 
 
