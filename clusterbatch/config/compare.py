@@ -11,6 +11,8 @@ from clusterbatch.config.base import Section, operational
 
 # As a value of cluster.mean_size and batches.clusters_per_batch: what makes batches as hard as those of clusters.
 MATCHED = "matched"
+# As the steps of a phase of batches.curriculum: half of the comparison's steps.
+HALF = "half"
 _MASK = {"train.mask.surrogate_margin": -0.05, "train.mask.surrogate_relative": True}
 # Share of each source's rows that arms without outliers leave out.
 _OUTLIERS = 0.05
@@ -49,6 +51,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mine.negatives": 1,
         "mine.pick": "balanced",
     },
+    # Is it the order? Clusters in the first half of the steps, in the second, or half of every batch.
+    "cluster-first": {
+        "batches.stratify": "cluster",
+        "batches.curriculum": [{"steps": HALF}, {"stratify": "random"}],
+    },
+    "cluster-last": {
+        "batches.stratify": "cluster",
+        "batches.curriculum": [{"steps": HALF, "stratify": "random"}, {"stratify": "cluster"}],
+    },
+    "cluster-mixed": {"batches.stratify": "cluster", "batches.random_share": 0.5},
     # Groups of the clusters' sizes with any rows of the source: tells hardness from grouping.
     "random-groups": {"batches.stratify": "random_groups"},
     # Batches of many small groups of neighbours, about as hard as clusters, but of no common subject.

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from clusterbatch.clustering.groups import mean_size
 from clusterbatch.config import RunConfig, fingerprint, with_changes
-from clusterbatch.config.compare import MATCHED
+from clusterbatch.config.compare import HALF, MATCHED
 from clusterbatch.errors import UsageError
 
 # What an arm may change: everything else is the same for all, or the comparison means nothing.
 _SECTIONS = ("batches", "cluster", "mine", "train")
-_PER_BATCH = "batches.clusters_per_batch"
-
+_PER_BATCH, _CURRICULUM = "batches.clusters_per_batch", "batches.curriculum"
 
 # Groups of an arm that is matched in hardness have this share of a batch, at least so many rows.
 _MATCHED_SHARE, _LEAST_MATCHED = 1 / 8, 16
@@ -24,13 +23,15 @@ _MATCHED_SHARE, _LEAST_MATCHED = 1 / 8, 16
 class Arm:
     """`config` is that of its runs but for seed and workspace; `layout` names the clusters artifact it reads.
 
-    matched: its clusters_per_batch is yet to be chosen (hardness.py).
+    matched: its clusters_per_batch is yet to be chosen (hardness.py). phases: its curriculum, while its length in steps
+    is not known (with_phases).
     """
 
     name: str
     config: RunConfig
     layout: str
     matched: bool = False
+    phases: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def uses_clusters(self) -> bool:
@@ -66,8 +67,26 @@ def arms_of(config: RunConfig) -> tuple[list[Arm], dict[str, RunConfig]]:
         if name not in names:
             usable = (key for key, layout in layouts.items() if _serves(layout, arm))
             names[name] = next(usable, None) or _add(layouts, config, arm, arm.batches.stratify)
-    matched = {name for name, changes in config.compare.arms.items() if changes.get(_PER_BATCH) == MATCHED}
-    return [Arm(name, arm, names[name], name in matched) for name, arm in configs.items()], layouts
+    asked = config.compare.arms
+    arms = [
+        Arm(name, arm, names[name], asked[name].get(_PER_BATCH) == MATCHED, _open_phases(asked[name]))
+        for name, arm in configs.items()
+    ]
+    return arms, layouts
+
+
+def with_phases(arm: Arm, steps: int) -> Arm:
+    """The arm with its curriculum, now that the comparison's steps are known; as it is where it has none of `half`."""
+    if not arm.phases:
+        return arm
+    half = max(1, steps // 2)
+    phases = [{**phase, "steps": half} if phase.get("steps") == HALF else dict(phase) for phase in arm.phases]
+    return replace(arm, config=with_changes(arm.config, {_CURRICULUM: phases}), phases=())
+
+
+def _open_phases(changes: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    phases = changes.get(_CURRICULUM) or []
+    return tuple(phases) if any(phase.get("steps") == HALF for phase in phases) else ()
 
 
 def clustered_layout(arms: Sequence[Arm]) -> str | None:
@@ -99,6 +118,8 @@ def _with_arm(base: RunConfig, name: str, changes: Mapping[str, Any]) -> RunConf
         changed.setdefault("cluster.clusters", None)
     if changed.get(_PER_BATCH) == MATCHED:
         changed[_PER_BATCH] = None
+    if _open_phases(changes):
+        del changed[_CURRICULUM]
     if "cluster.clusters" in changed:
         changed.setdefault("cluster.mean_size", None)
     return with_changes(base, changed)

@@ -8,7 +8,6 @@ process finds holds for many.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -23,9 +22,9 @@ from clusterbatch.encoder.stage import embed
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.stage import configured_collections
-from clusterbatch.experiments.arms import Arm, arms_of, clustered_layout
+from clusterbatch.experiments.arms import Arm, arms_of, clustered_layout, with_phases
 from clusterbatch.experiments.budget import choose_sample, choose_steps
-from clusterbatch.experiments.hardness import hardness, match
+from clusterbatch.experiments.hardness import hardness, match, spaced
 from clusterbatch.experiments.sampling import sample_corpus, sample_home
 from clusterbatch.experiments.segments import SEGMENTS, query_segments
 from clusterbatch.experiments.trial import TrialWorker
@@ -73,6 +72,8 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
         readers = {name: ShardReader(Workspace(layout).clusters()) for name, layout in layouts.items()}
         config = choose_steps(config, arms, plans, readers, watch.seconds)
         steps = _steps(config, plans[config.compare.reference])
+        arms = [with_phases(arm, steps) for arm in arms]
+        plans = {arm.name: open_plan(arm.config, *_clusters(layouts[arm.layout])) for arm in arms}
         identity = fingerprint(
             "comparison",
             config.compare,
@@ -115,8 +116,8 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
                     "stratify": arm.config.batches.stratify,
                     "batch": arm.config.batches.size,
                     "steps_per_epoch": plans[arm.name].steps_per_epoch,
-                    "purity": _purity(plans[arm.name]),
-                    "hardness": hardness(arm.config, layouts[arm.layout]),
+                    "purity": _purity(plans[arm.name], steps),
+                    "hardness": hardness(arm.config, layouts[arm.layout], steps),
                     "clusters_per_batch": arm.config.batches.clusters_per_batch,
                     "layout": arm.layout,
                     "uses_embeddings": arm.uses_embeddings,
@@ -205,7 +206,6 @@ def _tuning_mean(artifact: Artifact, receipt: Receipt, metric: str) -> float:
     return float(np.mean(means.to_numpy()))
 
 
-def _purity(plan: Any) -> float:
-    """Mean share of a batch from its main cluster, over evenly spaced steps of the first epoch."""
-    steps = np.unique(np.linspace(0, plan.steps_per_epoch - 1, min(_PURITY_STEPS, plan.steps_per_epoch)).astype(int))
-    return float(np.mean([plan.batch(int(step)).purity for step in steps]))
+def _purity(plan: Plan, steps: int) -> float:
+    """Mean share of a batch from its main cluster, over evenly spaced steps of the run."""
+    return float(np.mean([plan.batch(step).purity for step in spaced(steps, _PURITY_STEPS)]))

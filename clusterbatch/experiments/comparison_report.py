@@ -9,7 +9,7 @@ import yaml
 
 from clusterbatch.config import RunConfig
 from clusterbatch.experiments import figures
-from clusterbatch.experiments.arms import arms_of, clustered_layout
+from clusterbatch.experiments.arms import arms_of, clustered_layout, with_phases
 from clusterbatch.experiments.budget import decided
 from clusterbatch.experiments.clusterviews import (
     Example,
@@ -138,6 +138,7 @@ def _views(config: RunConfig, manifest: Manifest) -> Views:
     examples = []
     for each in arms:
         arm = with_groups(each, manifest.details["arms"][each.name]["clusters_per_batch"])
+        arm = with_phases(arm, manifest.details["steps"])
         artifact = Workspace(layouts[arm.layout]).clusters()
         clusters = artifact.require()
         plan = open_plan(arm.config, artifact, clusters)

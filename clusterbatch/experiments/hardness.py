@@ -22,15 +22,24 @@ _STEPS = 8
 _MOST_GROUPS = 64
 
 
-def hardness(config: RunConfig, clusters: RunConfig) -> float | None:
-    """Mean over the first steps of the plan of `config` on the clusters of the workspace of `clusters`; None where
-    these keep no vectors."""
+def hardness(config: RunConfig, clusters: RunConfig, steps: int | None = None) -> float | None:
+    """Mean over evenly spaced steps of a run of `steps` (of one epoch, where none are given) with the plan of `config`
+    on the clusters of the workspace of `clusters`; None where these keep no vectors."""
     artifact = Workspace(clusters).clusters()
     if clusters.cluster.surrogate == "none":
         return None
     plan, reader = open_plan(config, artifact, artifact.require()), ShardReader(artifact)
-    steps = min(_STEPS, plan.steps_per_epoch)
-    return float(np.mean([_of_batch(batch) for batch in SliceLoader(plan, reader, 0, 1, 0, steps, vectors=True)]))
+    found = []
+    for step in spaced(steps or plan.steps_per_epoch, _STEPS):
+        found += [_of_batch(batch) for batch in SliceLoader(plan, reader, 0, 1, step, step + 1, vectors=True)]
+    return float(np.mean(found))
+
+
+def spaced(steps: int, most: int) -> list[int]:
+    """At most so many steps of a run, evenly spaced; the middle of each stretch."""
+    count = min(most, steps)
+    found: list[int] = ((np.arange(count) + 0.5) * steps / count).astype(int).tolist()
+    return found
 
 
 def match(arms: Sequence[Arm], layouts: Mapping[str, RunConfig]) -> list[Arm]:

@@ -8,7 +8,7 @@ from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.config import BatchesConfig, RunConfig, load_config
 from clusterbatch.config.compare import PRESETS
 from clusterbatch.errors import UsageError
-from clusterbatch.experiments.arms import Arm, arms_of, clustered_layout
+from clusterbatch.experiments.arms import Arm, arms_of, clustered_layout, with_phases
 from clusterbatch.experiments.compare import _steps
 from clusterbatch.experiments.hardness import with_groups
 from tests.batches.indexes import make_index
@@ -57,6 +57,18 @@ def test_groups_matched_in_hardness_are_small_and_not_what_is_shown():
     assert layouts[matched.layout].cluster.clusters is None
     assert clustered_layout(arms) == next(arm.layout for arm in arms if arm.name == "cluster")
     assert with_groups(matched, 8).config.batches.clusters_per_batch == 8
+
+
+def test_a_curriculum_of_halves_follows_the_steps():
+    arms = arms_by_name(configured("[random,cluster,cluster-first,cluster-last,cluster-mixed]"))
+    assert len({arm.layout for arm in arms.values()}) == 1
+    first, last = (with_phases(arms[name], 41).config.batches for name in ("cluster-first", "cluster-last"))
+    assert [phase.steps for phase in first.curriculum] == [20, None]
+    assert [phase.stratify for phase in first.phases] == ["cluster", "random"]
+    assert [phase.stratify for phase in last.phases] == ["random", "cluster"]
+    assert with_phases(arms["cluster-mixed"], 41) is arms["cluster-mixed"]
+    own = "{random: , own: {batches.stratify: cluster, batches.curriculum: [{steps: 5, stratify: source}, {}]}}"
+    assert [phase.steps for phase in arms_by_name(configured(own))["own"].config.batches.curriculum] == [5, None]
 
 
 def test_every_preset_is_a_valid_arm():
