@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from clusterbatch.batches.curriculum import make_plan
 from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.config import BatchesConfig, RunConfig, load_config
 from clusterbatch.config.compare import PRESETS
@@ -69,6 +71,18 @@ def test_a_curriculum_of_halves_follows_the_steps():
     assert with_phases(arms["cluster-mixed"], 41) is arms["cluster-mixed"]
     own = "{random: , own: {batches.stratify: cluster, batches.curriculum: [{steps: 5, stratify: source}, {}]}}"
     assert [phase.steps for phase in arms_by_name(configured(own))["own"].config.batches.curriculum] == [5, None]
+
+
+def test_the_arms_for_the_order_have_clusters_when_they_say():
+    index = make_index([[128, 128, 128, 128]])
+    arms = arms_by_name(configured("[random,cluster-first,cluster-last,cluster-mixed]", "batches.size=32"))
+    purity = {}
+    for name, arm in arms.items():
+        plan = make_plan(index, with_phases(arm, 6).config.batches)
+        purity[name] = np.array([plan.batch(step).purity for step in range(6)])
+    assert (purity["cluster-first"] == 1).tolist() == [True] * 3 + [False] * 3
+    assert (purity["cluster-last"] == 1).tolist() == [False] * 3 + [True] * 3
+    assert purity["random"].max() < purity["cluster-mixed"].min() < purity["cluster-mixed"].max() < 1
 
 
 def test_every_preset_is_a_valid_arm():
