@@ -13,10 +13,12 @@ from clusterbatch.clustering.features import feature_vectors
 from clusterbatch.clustering.groups import Groups, row_hashes
 from clusterbatch.clustering.tasks import TaskUnit, tasks
 from clusterbatch.clustering.vectors import SIDES, VectorSource, vector_values
-from clusterbatch.config import RunConfig, fingerprint
+from clusterbatch.config import EmbedConfig, RunConfig, fingerprint
+from clusterbatch.config.embed import CHARACTER_NGRAMS
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.corpus.units import read_unit
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
+from clusterbatch.encoder.stage import embed
 from clusterbatch.experiments.prediction import Sample, batch_figures, overall, predict_group, verdict_of
 from clusterbatch.mining.stage import source_groups
 from clusterbatch.runtime import Pool, Unit, lasting_session, ray_session, run_units
@@ -67,13 +69,13 @@ def draw_sample(config: RunConfig, force: bool) -> tuple[Artifact, list[Part], G
     share = config.predict.rows / max(1, corpus.counts.written)
     shares = np.minimum(1.0, np.maximum(share, _LEAST_ROWS / groups.rows))
     artifact = Artifact(workspace.root.child("predict", "sample"), "sample of vectors")
-    model = model_fingerprint(resolve_model(config.embed.model, config.storage))
-    identity = fingerprint("predict", config.embed, model, corpus.fingerprint, shares.tolist())
+    embeddings, vectors = _vectors(config, corpus)
+    identity = fingerprint("predict", config.embed, vectors, corpus.fingerprint, shares.tolist())
     done = artifact.begin(identity, force)
     arguments = {"config": config, "groups": groups, "shares": shares, "output": artifact, "fingerprint": identity}
     pool = Pool(config.embed.workers, config.embed.cpus_per_worker)
     with ray_session(config.ray):
-        receipts = run_units("predict: sample", tasks(corpus, _unembedded()), SampleVectors, arguments, pool, done=done)
+        receipts = run_units("predict: sample", tasks(corpus, embeddings), SampleVectors, arguments, pool, done=done)
     return artifact, [part for receipt in receipts for part in receipt.parts], groups
 
 
@@ -84,6 +86,20 @@ def batch_settings(config: RunConfig) -> dict[str, Any]:
         "temperature": config.train.temperature,
         "mask_share": config.predict.mask_share,
     }
+
+
+def _vectors(config: RunConfig, corpus: Manifest) -> tuple[Manifest, str]:
+    """The vectors that there are, or none: then the sample alone is embedded; and what tells them from others."""
+    kept = Workspace(config).embeddings().manifest()
+    if kept is not None and kept.inputs.get("corpus") == corpus.fingerprint and kept.details.get("persisted", True):
+        made_with = EmbedConfig.model_validate(kept.config) if kept.config else config.embed
+        if made_with.identity() == config.embed.identity():
+            return kept, kept.fingerprint
+    if config.embed.model == CHARACTER_NGRAMS or corpus.details.get("dimensions") is not None:
+        # Fitted to the corpus, or brought with it: there is no model that would embed a sample.
+        kept = embed(config)
+        return kept, kept.fingerprint
+    return _unembedded(), model_fingerprint(resolve_model(config.embed.model, config.storage))
 
 
 def _unembedded() -> Manifest:
