@@ -14,6 +14,7 @@ from typing import Any
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clusterbatch import errors
 from clusterbatch.config import RunConfig, fingerprint
@@ -126,7 +127,9 @@ def _fit(job: TrainingJob) -> None:
     use_gpu = device.type == "cuda"
     fewest, most = settings.workers
     check_resources("train", fewest, Pool(fewest, settings.cpus_per_worker, 1.0 if use_gpu else 0.0))
-    board = _Board.remote()  # type: ignore[attr-defined]
+    # Where the driver is: on any other node it could be lost with that node, and all workers with it.
+    beside_us = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = _Board.options(scheduling_strategy=beside_us).remote()  # type: ignore[attr-defined]
     resources = {"CPU": settings.cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
     trainer = TorchTrainer(
         _train_loop,
