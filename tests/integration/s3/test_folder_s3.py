@@ -92,12 +92,12 @@ def test_what_passes_by_itself_is_tried_again(s3_server: S3Server, bucket: str, 
 
 def test_attempts_end_with_the_budget_and_one_line(s3_server: S3Server, bucket: str) -> None:
     with FaultProxy(s3_server.port) as proxy:
-        folder = Folder(f"s3://{bucket}/run", through(proxy, retry_budget=2.0))
+        folder = Folder(f"s3://{bucket}/run", through(proxy, retry_budget=5.0))
         proxy.plan("slow_down", path="/run/file", times=-1)
         start = time.monotonic()
         with pytest.raises(InfrastructureError, match=rf"503 SlowDown \(bucket {bucket} at .*attempts in") as caught:
             folder.write("file", b"x")
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 30
         assert "\n" not in str(caught.value)
 
 
