@@ -18,7 +18,7 @@ from clusterbatch.clustering.vectors import SIDES, VectorSource, vector_column, 
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import read_unit
 from clusterbatch.runtime import Pool, Unit, ray_session, run_units
-from clusterbatch.store import Artifact, Counts, Folder, Manifest, Part, Receipt, Stopwatch
+from clusterbatch.store import Artifact, Counts, Folder, Part, Receipt, Stopwatch
 from clusterbatch.store.exchange import read_bucket, write_buckets
 from clusterbatch.store.workspace import Workspace
 
@@ -54,7 +54,7 @@ def measure_drift(
             "fingerprint": identity,
         }
         # Units without kept vectors: those of the new generation are made for the sample alone.
-        units = tasks(corpus, _unembedded())
+        units = tasks(corpus, None)
         sampled = run_units("drift sample", units, DriftSampleWorker, arguments, pool, done=done)
         parts = [part for receipt in sampled for part in receipt.parts]
         each = [Unit(group, int(groups.rows[group] * share) + 1, None) for group in range(len(groups.names))]
@@ -63,18 +63,6 @@ def measure_drift(
         )
     found = [GroupDrift(**receipt.details["drift"]) for receipt in measured if receipt.details["drift"]]
     return {**merge_drifts(found), "sampled": sum(part.rows for part in parts), "seconds": round(watch.seconds, 3)}
-
-
-def _unembedded() -> Manifest:
-    return Manifest(
-        kind="embeddings",
-        fingerprint="",
-        created="",
-        seconds=0,
-        counts=Counts(),
-        parts=[],
-        details={"persisted": False},
-    )
 
 
 class DriftSampleWorker:

@@ -27,11 +27,15 @@ def task_rows(rows: int) -> float:
     return min(rows / _MOST_TASKS, _MOST_ROWS)
 
 
-def tasks(corpus: Manifest, embeddings: Manifest) -> list[Unit]:
-    """All tasks; they follow from the two manifests alone. Payload: list[TaskUnit]."""
+def tasks(corpus: Manifest, embeddings: Manifest | None) -> list[Unit]:
+    """All tasks; they follow from the two manifests alone. Payload: list[TaskUnit].
+
+    embeddings: None where none were made.
+    """
     units = corpus_units(corpus)
-    kept = embeddings.details.get("persisted", True)
-    parts: list[Part | None] = list(embeddings.parts) if kept else [None] * len(units)
+    parts: list[Part | None] = [None] * len(units)
+    if embeddings is not None and embeddings.details.get("persisted", True):
+        parts = list(embeddings.parts)
     if len(parts) < len(units):
         raise DataError(f"embeddings: {len(parts)} parts for {len(units)} units of the corpus")
     least_rows = task_rows(sum(unit.rows for unit in units))

@@ -88,8 +88,8 @@ def batch_settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _vectors(config: RunConfig, corpus: Manifest) -> tuple[Manifest, str]:
-    """The vectors that there are, or none: then the sample alone is embedded; and what tells them from others."""
+def _vectors(config: RunConfig, corpus: Manifest) -> tuple[Manifest | None, str]:
+    """The vectors that there are, or None: then the sample alone is embedded; and what tells them from others."""
     kept = Workspace(config).embeddings().manifest()
     if kept is not None and kept.inputs.get("corpus") == corpus.fingerprint and kept.details.get("persisted", True):
         made_with = EmbedConfig.model_validate(kept.config) if kept.config else config.embed
@@ -99,19 +99,7 @@ def _vectors(config: RunConfig, corpus: Manifest) -> tuple[Manifest, str]:
         # Fitted to the corpus, or brought with it: there is no model that would embed a sample.
         kept = embed(config)
         return kept, kept.fingerprint
-    return _unembedded(), model_fingerprint(resolve_model(config.embed.model, config.storage))
-
-
-def _unembedded() -> Manifest:
-    return Manifest(
-        kind="embeddings",
-        fingerprint="",
-        created="",
-        seconds=0,
-        counts=Counts(),
-        parts=[],
-        details={"persisted": False},
-    )
+    return None, model_fingerprint(resolve_model(config.embed.model, config.storage))
 
 
 def read_sample(table: pa.Table) -> Sample:
