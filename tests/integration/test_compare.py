@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clusterbatch.clustering.stage import cluster
-from clusterbatch.config import RunConfig, load_config, with_changes
+from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.encoder.stage import embed
 from clusterbatch.errors import UsageError
@@ -19,63 +19,13 @@ from clusterbatch.experiments.comparison import read_comparison
 from clusterbatch.experiments.comparison_report import write_comparison
 from clusterbatch.experiments.hardness import hardness, match, with_groups
 from tests.in_process import run_in_process
-
-SUBJECTS = {
-    "cooking": "simmer onion butter pepper oven roast flour garlic sauce bake",
-    "sailing": "anchor harbour mast rigging tide keel compass deck sail knot",
-}
+from tests.integration.subjects import SUBJECTS, subjects_config
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> RunConfig:
-    folder = tmp_path_factory.mktemp("compare")
-    pairs, documents, queries, judgements = [], [], [], ["query-id\tcorpus-id\tscore"]
-    for source, line in SUBJECTS.items():
-        terms = line.split()
-        for number in range(160):
-            one, two, three = (terms[(number * step + number // 10) % 10] for step in (1, 3, 7))
-            pairs.append(
-                {
-                    "query": f"{one} {two} note {number}",
-                    "document": f"about {one} and {two} with {three}, entry {number}",
-                    "source": source,
-                }
-            )
-        for number in range(20):
-            name = f"{number:016x}"
-            documents.append(
-                {"_id": f"{source}-d{name}", "text": f"{terms[number % 10]} {terms[(number * 3) % 10]} page {number}"}
-            )
-            queries.append({"_id": f"{source}-q{name}", "text": f"{terms[number % 10]} {terms[(number * 3) % 10]}"})
-            judgements.append(f"{source}-q{name}\t{source}-d{name}\t1")
-    collection = folder / "topics"
-    (collection / "qrels").mkdir(parents=True)
-    for file, rows in (
-        (folder / "pairs.jsonl", pairs),
-        (collection / "corpus.jsonl", documents),
-        (collection / "queries.jsonl", queries),
-    ):
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (collection / "qrels" / "test.tsv").write_text("\n".join(judgements) + "\n")
-    return load_config(
-        None,
-        [
-            f"workspace={folder}/ws",
-            f"corpus.paths={folder}/pairs.jsonl",
-            f"evaluate.path={collection}",
-            "evaluate.top_k=10",
-            "evaluate.metrics=[NDCG@10]",
-            "embed.max_tokens=16",
-            "train.max_document_tokens=32",
-            "cluster.mean_size=40",
-            "batches.size=32",
-            "train.learning_rate=0.01",
-            "compare.arms=[random,cluster]",
-            "compare.seeds=2",
-            "compare.steps=6",
-            "compare.points=2",
-        ],
-    )
+    compared = ["compare.arms=[random,cluster]", "compare.seeds=2", "compare.steps=6", "compare.points=2"]
+    return subjects_config(tmp_path_factory.mktemp("compare"), ["train.max_document_tokens=32", *compared])
 
 
 @pytest.fixture
