@@ -202,6 +202,7 @@ def _tune(config: RunConfig, options: argparse.Namespace) -> None:
 def _refresh(config: RunConfig, options: argparse.Namespace) -> None:
     from clusterbatch.experiments.refresh import refresh, rollback
     from clusterbatch.experiments.report import write_report
+    from clusterbatch.experiments.summary import workspace_summary
 
     with workspace_lease(config):
         if options.rollback:
@@ -210,8 +211,6 @@ def _refresh(config: RunConfig, options: argparse.Namespace) -> None:
         else:
             refresh(config, force=options.force)
         report = write_report(config)
-    from clusterbatch.experiments.summary import workspace_summary
-
     summary = workspace_summary(config)
     if options.json:
         print(json.dumps({key: summary[key] for key in ("live_generation", "refresh")} | {"report": report}))
