@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from clusterbatch.config import RunConfig
-from clusterbatch.errors import UsageError
+from clusterbatch.errors import InfrastructureError, UsageError
 from clusterbatch.store.artifact import MANIFEST, Artifact
 from clusterbatch.store.filesystem import TEMPORARY, Folder
 from clusterbatch.store.rounds import needed_generations
+from clusterbatch.store.uploads import Upload, abort_upload, unfinished_uploads
 from clusterbatch.store.workspace import Workspace
 
+_logger = logging.getLogger(__name__)
 _GENERATION = re.compile(r"generation=(\d+)")
 _CHECKPOINTS = "checkpoints"
 _CHECKPOINT = re.compile(r"step=(\d+)")
@@ -20,11 +23,15 @@ _CHECKPOINT = re.compile(r"step=(\d+)")
 
 @dataclass(frozen=True)
 class Removal:
-    """A file or folder (relative to the workspace) that goes, the bytes in it, and why."""
+    """A file or folder (relative to the workspace) that goes, the bytes in it, and why.
+
+    upload: set where it is no file yet but an upload in parts that nobody finished; its bytes are not known.
+    """
 
     path: str
     bytes: int
     reason: str
+    upload: Upload | None = None
 
 
 def clean(config: RunConfig, keep: int = 1, dry_run: bool = True) -> list[Removal]:
@@ -41,6 +48,9 @@ def clean(config: RunConfig, keep: int = 1, dry_run: bool = True) -> list[Remova
     if not dry_run:
         for removal in removals:
             assert removal.path, "an empty path would be the whole workspace"
+            if removal.upload:
+                abort_upload(workspace.root, removal.upload)
+                continue
             # The manifest goes first: what is half removed must not look whole.
             workspace.root.remove(f"{removal.path}/{MANIFEST}")
             workspace.root.remove(removal.path)
@@ -63,6 +73,12 @@ def _removals(workspace: Workspace, keep: int) -> Iterator[Removal]:
         for artifact in (workspace.embeddings(number), workspace.clusters(number), workspace.evaluation(number)):
             yield from _orphans(root, artifact)
     yield from _orphans(root, workspace.corpus)
+    try:
+        for upload in unfinished_uploads(root):
+            yield Removal(upload.name, 0, f"upload in parts, begun {upload.begun} and never finished", upload)
+    except InfrastructureError as error:
+        # Older policies do not allow to list them, and not every server can: all else is cleaned nevertheless.
+        _logger.warning("unfinished uploads cannot be listed: %s", error)
 
 
 def _old_checkpoints(root: Folder, path: str, keep: int) -> Iterator[Removal]:

@@ -47,6 +47,7 @@ def test_runs_may_do_what_they_do_and_no_more() -> None:
         assert allowed(action, f"{bucket}/runs/web-1/corpus/manifest.json")
     assert allowed("s3:GetObject", f"{bucket}/pairs/web/part-0.parquet")
     assert allowed("s3:ListBucket", bucket)
+    assert allowed("s3:ListBucketMultipartUploads", bucket)
     assert not allowed("s3:PutObject", f"{bucket}/pairs/web/part-0.parquet")
     assert not allowed("s3:DeleteObject", f"{bucket}/beir/nq/corpus.jsonl")
     assert not allowed("s3:GetObject", f"{bucket}/elsewhere/secret")

@@ -16,6 +16,7 @@ import pytest
 from clusterbatch.config import RunConfig, StorageConfig
 from clusterbatch.errors import DataError, InfrastructureError, UsageError
 from clusterbatch.store import Artifact, Counts, Folder, Receipt
+from clusterbatch.store.cleaning import clean
 from clusterbatch.store.lease import workspace_lease
 from tests.integration.s3.fault_proxy import FaultProxy
 from tests.integration.s3.server import ACCESS_KEY, DOMAIN, SECRET_KEY, S3Server
@@ -233,6 +234,26 @@ def test_a_failed_upload_in_parts_is_aborted(s3_server: S3Server, storage: Stora
             folder.write("large", bytes(101 * 2**20))
     listed = Folder(f"s3://{bucket}", storage).filesystem.call_s3("list_multipart_uploads", Bucket=bucket)
     assert listed.get("Uploads", []) == []
+
+
+def test_clean_aborts_what_a_killed_upload_left(storage: StorageConfig, bucket: str) -> None:
+    config = RunConfig(workspace=f"s3://{bucket}/run", storage=storage)
+    filesystem = Folder(config.workspace, storage).filesystem
+    for key in ("run/corpus/part.parquet", "run/model/weights", "other/file"):
+        begun = filesystem.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
+        part = {"UploadId": begun["UploadId"], "PartNumber": 1, "Body": bytes(5 * 2**20)}
+        filesystem.call_s3("upload_part", Bucket=bucket, Key=key, **part)
+
+    def uploads() -> list[str]:
+        listed = filesystem.call_s3("list_multipart_uploads", Bucket=bucket)
+        return sorted(item["Key"] for item in listed.get("Uploads", []))
+
+    found = clean(config)
+    assert sorted(removal.path for removal in found) == ["corpus/part.parquet", "model/weights"]
+    assert len(uploads()) == 3
+    clean(config, dry_run=False)
+    assert uploads() == ["other/file"]
+    assert clean(config) == []
 
 
 def test_a_workspace_on_s3_is_leased_to_one_run(storage: StorageConfig, bucket: str) -> None:
