@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from clusterbatch.config import RayConfig
+from tests.data_folder import data_folder as find_data_folder
 
 # Fixed before torch or Ray start: two test workers on two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,7 +38,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """Real pairs and collections (CLUSTERBATCH_DATA); tests that need them skip where they are absent."""
-    folder = Path(os.environ.get("CLUSTERBATCH_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not (folder / "pairs").is_dir():
-        pytest.skip(f"no data folder at {folder} (set CLUSTERBATCH_DATA)")
+    folder = find_data_folder()
+    if folder is None:
+        pytest.skip("no data folder (set CLUSTERBATCH_DATA)")
     return folder

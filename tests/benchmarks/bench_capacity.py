@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 from pathlib import Path
 
@@ -22,6 +20,8 @@ from clusterbatch.experiments.calibration import fit, matrix_flops, measure, sav
 from clusterbatch.experiments.capacity import STAGES, Prices
 from clusterbatch.experiments.summary import finished_stages
 from clusterbatch.experiments.workload import model_of
+from tests.benchmarks.figures import emit, machine
+from tests.data_folder import require_data_folder
 
 WORDS = [
     "embed.max_tokens=64",
@@ -48,7 +48,9 @@ def main() -> None:
         for config in configs[:2]:
             run(config)
         flops = matrix_flops()
-        coefficients = fit(measure(configs[0]), measure(configs[1]), flops, machine=machine())
+        coefficients = fit(
+            measure(configs[0]), measure(configs[1]), flops, machine=f"{machine()['cpu']}, {machine()['cores']} cores"
+        )
         if options.save:
             save(coefficients, options.save)
         predicted = {estimate.stage: estimate for estimate in model_of(configs[2]).estimate(coefficients, Prices())}
@@ -57,16 +59,16 @@ def main() -> None:
         manifests = {stage: manifest for stage, _, manifest in finished_stages(configs[2])}
         for stage in STAGES:
             parts = manifests[stage].parts
-            compare(f"{stage}: seconds", predicted[stage].seconds, measured[stage], options)
-            compare(f"{stage}: objects", predicted[stage].objects, len(parts) + 1, options)
-            compare(f"{stage}: bytes", predicted[stage].stored_bytes, sum(part.bytes for part in parts), options)
+            compare(stage, "seconds", predicted[stage].seconds, measured[stage], options)
+            compare(stage, "objects", predicted[stage].objects, len(parts) + 1, options)
+            compare(stage, "bytes", predicted[stage].stored_bytes, sum(part.bytes for part in parts), options)
         total = sum(estimate.seconds for estimate in predicted.values())
-        compare("all stages: seconds", total, sum(measured[stage] for stage in STAGES), options)
+        compare("all stages", "seconds", total, sum(measured[stage] for stage in STAGES), options)
 
 
 def real_pairs() -> pa.Table:
     """Pairs of the data folder's largest sources, mixed."""
-    data = Path(os.environ.get("CLUSTERBATCH_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    data = require_data_folder()
     names = ["msdocs", "proposals", "medquad"]
     tables = [pq.read_table(data / "pairs" / f"{name}.parquet", columns=["query", "document"]) for name in names]
     rows = min(table.num_rows for table in tables)
@@ -101,21 +103,10 @@ def run(config: RunConfig) -> None:
     assert clusterbatch(["run", str(path), "--json"]) == 0
 
 
-def compare(figure: str, predicted: float, measured: float, options: argparse.Namespace) -> None:
-    line = {
-        "figure": figure,
-        "predicted": round(predicted, 2),
-        "measured": round(measured, 2),
-        "ratio": round(predicted / measured, 3) if measured else None,
-        "fitted_on": options.rows[:2],
-        "rows": options.rows[2],
-        "machine": machine(),
-    }
-    print(json.dumps(line), flush=True)
-
-
-def machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} cores"
+def compare(stage: str, unit: str, predicted: float, measured: float, options: argparse.Namespace) -> None:
+    """The prediction against what was measured afterwards."""
+    sizes = {"fitted_on": options.rows[:2], "rows": options.rows[2]}
+    emit("cost model, prediction against measurement", predicted, unit, case=stage, peer=measured, **sizes)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,9 @@ from clusterbatch.runtime import Pool, ray_session
 from clusterbatch.store import Artifact, Counts, Folder, Receipt
 from clusterbatch.store.exchange import write_buckets
 from clusterbatch.store.workspace import Workspace
+from tests.benchmarks.figures import emit
 from tests.benchmarks.memory import PeakMemory
-from tests.benchmarks.vectors import emit, load_vectors
+from tests.benchmarks.vectors import load_vectors
 
 STORE_BYTES = 300 * 2**20
 SHARD_BYTES = 8 * 2**20
@@ -63,13 +64,13 @@ def workers(place: str, clusters: int) -> None:
             first = centroids if first is None else first
             emit(
                 "distributed fit",
-                nodes=nodes,
-                workers=count,
+                seconds,
+                "s",
+                case=f"{nodes} nodes, {count} workers",
                 rows=len(vectors),
                 dimensions=vectors.shape[1],
                 clusters=clusters,
                 rounds=len(found.history),
-                seconds=seconds,
                 mean_cosine=found.mean_cosine,
                 same_centroids=bool(np.array_equal(centroids, first)),
             )
@@ -113,12 +114,10 @@ def memory(place: str, clusters: int) -> None:
             done = subprocess.run([*command, "--clusters", str(clusters)], capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
             peaks.append(json.loads(done.stdout.splitlines()[-1]))
-            emit("memory of the stage cluster", **peaks[-1])
-    emit(
-        "memory of the stage cluster at ten times the rows",
-        ratio=peaks[1]["peak_bytes"] / peaks[0]["peak_bytes"],
-        promise="<= 1.15",
-    )
+            emit("cluster, seconds of the whole stage", peaks[-1]["seconds"], "s", case=f"{peaks[-1]['rows']:,} rows")
+    small, large = (peak["peak_bytes"] / 2**20 for peak in peaks)
+    rows = [peak["rows"] for peak in peaks]
+    emit("cluster, peak memory at ten times the rows", large, "MiB", peer=small, rows=rows, clusters=clusters)
 
 
 def first_units(place: str, folder: Path, share: int) -> str:

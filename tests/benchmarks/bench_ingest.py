@@ -21,11 +21,10 @@ import pyarrow.parquet as pq
 
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.ingest import ingest
+from tests.benchmarks.figures import emit
 from tests.benchmarks.memory import PeakMemory
-from tests.benchmarks.vectors import emit
 
 _FILE_ROWS = 50_000
-_PROMISE = 1.15
 
 
 def write_corpus(folder: Path, rows: int) -> None:
@@ -91,9 +90,10 @@ def main() -> None:
         command = [sys.executable, "-m", "tests.benchmarks.bench_ingest", "--one", "--rows", str(rows)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         results.append(json.loads(done.stdout.splitlines()[-1]))
-        emit("ingest", **results[-1])
-    ratio = results[-1]["peak_bytes"] / results[0]["peak_bytes"]
-    emit("ingest, peak memory", rows=options.rows, ratio=round(ratio, 3), promise=_PROMISE)
+        rate = results[-1].pop("rows_per_second")
+        emit("ingest, rows/s of the whole stage", rate, "rows/s", case=f"{rows:,} rows", **results[-1])
+    small, large = (result["peak_bytes"] / 2**20 for result in (results[0], results[-1]))
+    emit("ingest, peak memory at ten times the rows", large, "MiB", peer=small, rows=options.rows)
 
 
 if __name__ == "__main__":

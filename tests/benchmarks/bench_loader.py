@@ -10,9 +10,7 @@ JSON line per figure.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Iterable
@@ -25,6 +23,7 @@ from clusterbatch.clustering.shards import TRAINING, ShardReader
 from clusterbatch.config import BatchesConfig, StorageConfig
 from clusterbatch.store import Folder
 from tests.batches.indexes import make_index
+from tests.benchmarks.figures import emit
 from tests.clustering.synthetic import build_shards
 
 RUN_ROWS = 64
@@ -72,7 +71,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--step", type=float, default=0.05, help="seconds of one training step")
     options = parser.parse_args()
-    machine = {"machine": platform.platform(), "cpus": os.cpu_count()}
     with tempfile.TemporaryDirectory() as local:
         uri = os.environ.get("CLUSTERBATCH_BENCH_URI")
         storage = StorageConfig(endpoint_url=os.environ.get("CLUSTERBATCH_BENCH_ENDPOINT"))
@@ -82,22 +80,21 @@ def main() -> None:
             artifact, _ = build_shards(folder, sizes, run_rows=RUN_ROWS, shard_rows=8192, dimensions=64)
             reader = ShardReader(artifact)
             for batch in (256, 1024):
-                line = {"figure": "share of step time lost to loading", "batch": batch, "step": options.step}
                 found = waiting(reader, batch, options.step, options.rounds)
-                place = "s3" if uri else "local"
-                print(json.dumps({**line, **found, "place": place, **machine, "promise": "<= 0.03"}), flush=True)
+                case = f"batch {batch}, {'s3' if uri else 'local'}"
+                emit("loader, share of step time lost", found.pop("value"), case=case, step=options.step, **found)
             stored = sum(part.bytes for part in artifact.require().parts if part.details.get("content") == TRAINING)
             for batch in (256, 1024, 4096):
                 plan = BatchPlan(reader.index, BatchesConfig(size=batch))
                 loader = SliceLoader(plan, reader, 0, 1, 0, plan.steps_per_epoch)
                 used = sum(len(slice_batch) for slice_batch in loader) / reader.index.total_rows
-                line = {"figure": "bytes read / bytes of the columns used", "batch": batch, "sizes": "lognormal, 1,024"}
-                value = round(loader.bytes_read / (stored * used), 4)
-                print(json.dumps({**line, "value": value, **machine, "promise": "<= 1.1"}), flush=True)
+                figure, sizes = "loader, bytes read against bytes of the columns", "lognormal, 1,024"
+                read, held = loader.bytes_read / 2**20, stored * used / 2**20
+                emit(figure, read, "MiB", case=f"batch {batch}", peer=held, sizes=sizes)
         finally:
             if uri:
                 folder.remove()
-    predicted(10**6)
+    predicted(25 * options.rows)
 
 
 def predicted(rows: int) -> None:
@@ -107,15 +104,13 @@ def predicted(rows: int) -> None:
             index = make_index([sizes_of(kind, mean, rows)], run_rows=RUN_ROWS)
             for batch in (256, 512, 1024, 4096, 16_384):
                 report = BatchPlan(index, BatchesConfig(size=batch)).report()
-                line = {"figure": "predicted rows fetched / rows used", "sizes": kind, "mean": mean, "batch": batch}
                 plan = {
                     "clusters_per_batch": report["sources"]["source-0"]["clusters_per_batch"],
                     "purity": round(report["purity"], 3),
                     "packed_share": round(report["packed_share"], 3),
                 }
-                print(
-                    json.dumps({**line, "value": round(report["read_amplification"], 4), **plan, "promise": "<= 1.1"})
-                )
+                case = f"{kind}, mean {mean}, batch {batch}"
+                emit("loader, predicted rows fetched per row used", report["read_amplification"], case=case, **plan)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,17 @@ sizes; each in a process of its own. Prints one JSON line per figure.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import platform
 import resource
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
 from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.clustering.index import ClusterIndex
 from clusterbatch.config import BatchesConfig
+from tests.benchmarks.figures import emit
 
 SOURCES, RUN_ROWS = 100, 64
 DISTRIBUTIONS = ("equal", "lognormal", "heavy tail")
@@ -73,7 +73,7 @@ def measure(kind: str, rows: int, clusters: int, batch: int, steps: int) -> dict
         "milliseconds of a step, slowest": 1e3 * max(seconds),
         "MiB that plan and steps add to the peak": (stepped - before) / 2**20,
         "seconds of the report on an epoch": reported,
-        "MiB at the peak, report included": peak_bytes() / 2**20,
+        "MiB at the peak": peak_bytes() / 2**20,
         "steps per epoch": plan.steps_per_epoch,
         "purity": report["purity"],
         "packed share": report["packed_share"],
@@ -93,13 +93,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     options = parser.parse_args()
     for kind in DISTRIBUTIONS:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             arguments = (kind, int(options.rows), options.clusters, options.batch, options.steps)
-            figures = pool.apply(measure, arguments)
+            figures = pool.submit(measure, *arguments).result()
         for name, value in figures.items():
-            line = {"figure": name, "value": round(value, 4), "sizes": kind, "machine": platform.platform()}
-            promise = "an epoch's plan in seconds, well under 1 GB"
-            print(json.dumps({**line, **vars(options), "promise": promise}), flush=True)
+            emit(f"plan, {name}", value, case=f"{kind} sizes", **vars(options))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ prediction was off, in widths of the whole corpus' own interval.
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
@@ -18,6 +17,7 @@ from clusterbatch.config import RunConfig, load_config, with_changes
 from clusterbatch.experiments.compare import compare, comparison_artifact
 from clusterbatch.experiments.comparison import read_comparison
 from clusterbatch.runtime import lasting_session
+from tests.benchmarks.figures import emit
 
 SHARES = (0.05, 0.1, 0.2)
 WAYS = ("neighbourhoods", "uniform")
@@ -47,15 +47,17 @@ def main() -> None:
         found = [measured(config, share, way) for way in WAYS for share in SHARES]
         whole = measured(config, None, None)
     for row in [*found, whole]:
-        print(json.dumps({"figure": "gain by size of the sample", **row}))
+        case = "whole corpus" if row["share"] is None else f"{row['way']}, {row['share']:.0%}"
+        emit("samples, gain", row["gain"], "NDCG", case=case, arm=row["arm"], low=row["low"], high=row["high"])
     half_width = (whole["high"] - whole["low"]) / 2
     for row in found:
         off = row["gain"] - whole["gain"]
-        line = {"figure": "prediction", "way": row["way"], "share": row["share"], "off": off}
-        print(
-            json.dumps(
-                {**line, "in_half_widths": off / half_width, "holds_it": row["low"] <= whole["gain"] <= row["high"]}
-            )
+        emit(
+            "samples, prediction off by",
+            off / half_width,
+            "half widths of the whole corpus' interval",
+            case=f"{row['way']}, {row['share']:.0%}",
+            holds_it=row["low"] <= whole["gain"] <= row["high"],
         )
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import multiprocessing
-import platform
 import resource
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.clustering.index import ClusterIndex
 from clusterbatch.config import BatchesConfig
 from clusterbatch.schema import CLUSTER_INDEX
+from tests.benchmarks.figures import emit
 
 RUN_ROWS, SOURCES, PROCESSES = 64, 12, 2
 ROW_BYTES, SHARD_BYTES = 1_900, 2**30
@@ -49,8 +49,8 @@ def main() -> None:
             for rank in range(PROCESSES)
         ]
         # Fresh processes: nothing of the index's making is in their memory.
-        with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
-            found = pool.starmap(follow, arguments)
+        with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
+            found = list(pool.map(follow, *zip(*arguments, strict=True)))
     first = found[0]
     report("time to read the index", first["read_seconds"], "s", options)
     report("time to build the plan", first["plan_seconds"], "s", options)
@@ -152,10 +152,7 @@ def peak_bytes() -> int:
 
 
 def report(figure: str, value: float, unit: str, options: argparse.Namespace) -> None:
-    machine = f"{platform.machine()}, {multiprocessing.cpu_count()} cores"
-    sizes = {"rows": int(options.rows), "clusters": options.clusters, "ranks": options.ranks}
-    shown = round(value, 6) if isinstance(value, float) else value
-    print(json.dumps({"figure": figure, "value": shown, "unit": unit, **sizes, "machine": machine}), flush=True)
+    emit(f"simulated run, {figure}", value, unit, case=f"{options.rows:.0e} pairs, {options.ranks} ranks")
 
 
 if __name__ == "__main__":

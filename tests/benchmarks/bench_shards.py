@@ -15,8 +15,8 @@ from clusterbatch.clustering import stage
 from clusterbatch.clustering.shards import ROWS
 from clusterbatch.config import RunConfig
 from clusterbatch.store import Artifact
+from tests.benchmarks.figures import emit
 from tests.benchmarks.memory import PeakMemory
-from tests.benchmarks.vectors import emit
 
 
 def measure(workspace: str, clusters: int, workers: int, shard_bytes: int, scope: str) -> None:
@@ -48,10 +48,10 @@ def measure(workspace: str, clusters: int, workers: int, shard_bytes: int, scope
     training = [part for part in manifest.parts if "shard" in part.details and part.details["content"] != ROWS]
     final = sum(part.bytes for part in manifest.parts)
     emit(
-        "shards",
-        clusters=clusters,
+        "cluster, write amplification of the stage",
+        sum(written) / final,
+        case=f"{clusters} clusters, {workers} workers",
         scope=scope,
-        workers=workers,
         shard_bytes=shard_bytes,
         seconds=seconds,
         rows_in=manifest.counts.read,
@@ -61,7 +61,6 @@ def measure(workspace: str, clusters: int, workers: int, shard_bytes: int, scope
         files=len(manifest.parts),
         training_and_vector_bytes=sum(part.bytes for part in training),
         bytes=final,
-        write_amplification=sum(written) / final,
         mean_cosine={name: fit["mean_cosine"] for name, fit in manifest.details["fit"].items()},
         peak_memory_bytes=memory.bytes,
     )

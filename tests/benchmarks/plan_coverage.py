@@ -2,14 +2,13 @@
 
 Each case draws sources, cluster sizes (uniform, equal, heavy-tailed), batch size, run size, pieces, strategy and seed,
 and walks through one epoch: every row at least once, no row twice in a batch, at most batch - 1 repeats per source, one
-source per batch but for the pool. Prints one JSON line: cases, violations, the most repeats as a share of what is
-allowed, rows and batches seen.
+source per batch but for the pool. Prints one JSON line per figure: violations, and the most repeats as a share of
+what is allowed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections import Counter
 
@@ -19,6 +18,7 @@ from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.batches.strata import POOL
 from clusterbatch.config import BatchesConfig
 from tests.batches.indexes import make_index, row_ids
+from tests.benchmarks.figures import emit
 
 
 def random_plan(random: np.random.Generator) -> BatchPlan:
@@ -92,18 +92,10 @@ def main() -> None:
         share = max(share, repeats / (plan.config.size - 1))
         rows += plan.index.total_rows
         batches += plan.steps_per_epoch
-    line = {
-        "figure": "coverage and repeats of the plan",
-        "cases": options.cases,
-        "violations": sum(found.values()),
-        "kinds": dict(found),
-        "most_repeats_of_allowed": round(share, 3),
-        "rows": rows,
-        "batches": batches,
-        "seconds": round(time.perf_counter() - start, 1),
-        "promise": "no violation; repeats at most batch - 1 per source",
-    }
-    print(json.dumps(line))
+    seen = {"rows": rows, "batches": batches, "seconds": round(time.perf_counter() - start, 1)}
+    case = f"{options.cases} random plans"
+    emit("plan, violations of coverage", sum(found.values()), case=case, kinds=dict(found), **seen)
+    emit("plan, most repeats of a source against what is allowed", share, case=case)
 
 
 if __name__ == "__main__":

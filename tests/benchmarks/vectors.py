@@ -1,10 +1,8 @@
-"""Real vectors for benchmarks, and how their figures are measured and printed."""
+"""Real vectors for benchmarks, and how work on them is timed."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -66,17 +64,3 @@ def in_turn(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[s
         }
         for name in contestants
     }
-
-
-def emit(figure: str, **values: Any) -> None:
-    rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}
-    print(json.dumps({"figure": figure, **rounded, "machine": _machine()}), flush=True)
-
-
-def _machine() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor()
-    return f"{model}, {platform.platform()}"
