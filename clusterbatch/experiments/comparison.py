@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.config import RunConfig
+from clusterbatch.config.compare import DecideConfig
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.experiments.statistics import Spread, difference, holm, mean_spread, randomisation_p
 from clusterbatch.experiments.trials import is_for_tuning
@@ -18,6 +19,9 @@ from clusterbatch.experiments.verdict import Verdict, decide
 from clusterbatch.store import Artifact, Manifest
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.traffic import Traffic
+
+# An arm that costs less than this much more is no dearer: seconds of training scatter.
+_DEARER = 1.25
 
 # (S, Q) scores by (collection, metric).
 Scores = dict[tuple[str, str], np.ndarray]
@@ -79,10 +83,14 @@ class Comparison:
     scores: dict[str, Scores]
     queries: dict[str, list[str]]
     swept: bool
-    confidence: float
+    rule: DecideConfig
 
     def arm(self, name: str) -> ArmResult:
         return next(arm for arm in self.arms if arm.name == name)
+
+    @property
+    def confidence(self) -> float:
+        return self.rule.confidence
 
     @property
     def baseline(self) -> ArmResult:
@@ -100,8 +108,33 @@ class Comparison:
 
     @property
     def best(self) -> ArmResult:
-        """Of the candidates, the one with the highest mean."""
-        return max(self.candidates, key=lambda arm: arm.spread.mean)
+        """Of the candidates that pay the one with the highest mean; where none does, of all candidates."""
+        paying = [arm for arm in self.candidates if arm.verdict and arm.verdict.outcome == "pays"]
+        return max(paying or self.candidates, key=lambda arm: arm.spread.mean)
+
+    @property
+    def decisive(self) -> ArmResult:
+        """The arm that the answer is about: the cheapest that pays and over which the best does not pay once more.
+
+        Embedding and clustering a corpus must earn their price over batches that need neither.
+        """
+        best = self.best
+        if best.verdict is None or best.verdict.outcome != "pays":
+            return best
+        for arm in sorted(self.candidates, key=lambda arm: arm.cost.hours):
+            if arm.cost.hours * _DEARER > best.cost.hours:
+                break
+            if arm.verdict and arm.verdict.outcome == "pays" and self.over(best, arm).outcome != "pays":
+                return arm
+        return best
+
+    def over(self, arm: ArmResult, other: ArmResult) -> Verdict:
+        """Whether `arm` pays over `other`, by the same rule and on the same queries as over the baseline."""
+        own, others = (
+            [self.scores[name][each, self.metric] for each in self.collections] for name in (arm.name, other.name)
+        )
+        extra = arm.cost.hours / other.cost.hours - 1 if other.cost.hours else math.inf
+        return decide(difference(own, others), extra, len(self.others), self.rule)
 
     @property
     def simultaneous(self) -> float:
@@ -169,7 +202,7 @@ def read_comparison(config: RunConfig, artifact: Artifact, manifest: Manifest) -
         scores=scores,
         queries=queries,
         swept=details["swept"],
-        confidence=compare.decide.confidence,
+        rule=compare.decide,
     )
 
 

@@ -32,7 +32,6 @@ from clusterbatch.experiments.tables import arm_rows
 from clusterbatch.experiments.winners import clusters_of_queries, extremes, segment_rows, sources_of_queries
 from clusterbatch.experiments.wording import (
     answer,
-    decisive,
     larger_batches,
     meeting_sentences,
     next_step,
@@ -114,7 +113,7 @@ def _context(
         "values": figures_in_words(comparison, config),
         "answer": answer(comparison, config, language),
         "next_step": next_step(comparison, config, language),
-        "outcome": verdict_word(decisive(comparison), language),
+        "outcome": verdict_word(comparison.decisive, language),
         "sentences": meeting_sentences(comparison, config, language),
         "larger_batches": larger_batches(comparison, language),
         "rows": arm_rows(comparison, language),

@@ -12,7 +12,6 @@ from clusterbatch.experiments.comparison import Comparison
 from clusterbatch.experiments.gains import LEAST_QUERIES, segments_of
 from clusterbatch.experiments.segments import SEGMENTS
 from clusterbatch.experiments.statistics import difference
-from clusterbatch.experiments.wording import decisive
 from clusterbatch.store import Artifact, Manifest
 from clusterbatch.store.tables import read_parquet
 
@@ -43,7 +42,7 @@ def clusters_of_queries(comparison: Comparison, artifact: Artifact, manifest: Ma
 def segment_rows(comparison: Comparison, segments: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Gain of the decisive arm by collection and segment, the best first: {collection, segment, queries, gain, low,
     high}. Queries of the segment '' and segments of few queries are left out."""
-    arm, metric = decisive(comparison).name, comparison.metric
+    arm, metric = comparison.decisive.name, comparison.metric
     rows = []
     for collection, of_query in segments.items():
         own, reference = (comparison.scores[name][collection, metric] for name in (arm, comparison.reference))

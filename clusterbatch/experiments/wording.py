@@ -12,15 +12,9 @@ from clusterbatch.experiments.phrases import PHRASES
 Language = Literal["en", "ja"]
 
 
-def decisive(comparison: Comparison) -> ArmResult:
-    """The arm that the answer is about: of those that pay the best, else the best of all."""
-    paying = [arm for arm in comparison.candidates if arm.verdict and arm.verdict.outcome == "pays"]
-    return max(paying, key=lambda arm: arm.spread.mean) if paying else comparison.best
-
-
 def figures(comparison: Comparison, config: RunConfig) -> dict[str, str]:
     """The measured figures that sentences are made of, about the decisive arm."""
-    arm = decisive(comparison)
+    arm = comparison.decisive
     verdict = arm.verdict
     assert verdict is not None
     prices = config.compare.prices
@@ -59,14 +53,32 @@ def figures(comparison: Comparison, config: RunConfig) -> dict[str, str]:
 def answer(comparison: Comparison, config: RunConfig, language: Language) -> str:
     """One sentence or two: the verdict, the gain with its interval, the cost, what to do."""
     words, values = PHRASES[language], figures(comparison, config)
-    sentences = [words[f"answer {_reason(comparison)}"].format(**values), next_step(comparison, config, language)]
+    sentences = [words[f"answer {_reason(comparison)}"].format(**values)]
+    sentences += [further(comparison, language), next_step(comparison, config, language)]
     # Japanese has no space between sentences.
-    return ("" if language == "ja" else " ").join(sentences)
+    return ("" if language == "ja" else " ").join(sentence for sentence in sentences if sentence)
+
+
+def further(comparison: Comparison, language: Language) -> str:
+    """What the best arm would add, at what price, where a cheaper one is recommended; else nothing."""
+    best, arm = comparison.best, comparison.decisive
+    if best.name == arm.name:
+        return ""
+    over = comparison.over(best, arm)
+    key = "further none" if over.gain <= 0 or over.outcome == "does not pay" else "further open"
+    return PHRASES[language][key].format(
+        arm=arm.name,
+        best=best.name,
+        gain=f"{over.gain:+.4f}",
+        low=f"{over.low:+.4f}",
+        high=f"{over.high:+.4f}",
+        times=f"{over.extra_cost + 1:.1f}",
+    )
 
 
 def next_step(comparison: Comparison, config: RunConfig, language: Language) -> str:
     """What to do now."""
-    verdict = decisive(comparison).verdict
+    verdict = comparison.decisive.verdict
     assert verdict is not None
     words, values = PHRASES[language], figures(comparison, config)
     key = _reason(comparison)
@@ -89,13 +101,13 @@ def verdict_word(arm: ArmResult, language: Language) -> str:
 def meeting_sentences(comparison: Comparison, config: RunConfig, language: Language) -> list[str]:
     """Sentences with the measured figures in them, for somebody who has to speak about it."""
     words, values = PHRASES[language], figures(comparison, config)
-    setup = "say setup" if _masks(decisive(comparison)) == _masks(comparison.baseline) else "say setup, other masks"
+    setup = "say setup" if _masks(comparison.decisive) == _masks(comparison.baseline) else "say setup, other masks"
     return [words[key].format(**values) for key in (setup, f"say {_reason(comparison)}", "say cost", "say doubt")]
 
 
 def larger_batches(comparison: Comparison, language: Language) -> list[str]:
     """What random batches of other sizes would do instead of the decisive arm; nothing where none were compared."""
-    arm, words = decisive(comparison), PHRASES[language]
+    arm, words = comparison.decisive, PHRASES[language]
     found = catch_up(comparison, arm)
     if found is None:
         return []
@@ -120,6 +132,6 @@ def _masks(arm: ArmResult) -> dict[str, object]:
 
 
 def _reason(comparison: Comparison) -> str:
-    verdict = decisive(comparison).verdict
+    verdict = comparison.decisive.verdict
     assert verdict is not None
     return verdict.reason

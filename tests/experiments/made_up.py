@@ -14,7 +14,11 @@ METRIC = "NDCG@10"
 
 
 def made_up_comparison(
-    effects: dict[str, float], seeds: int = 3, queries: int = 400, rule: DecideConfig | None = None
+    effects: dict[str, float],
+    seeds: int = 3,
+    queries: int = 400,
+    rule: DecideConfig | None = None,
+    hours: dict[str, float] | None = None,
 ) -> Comparison:
     """Arms by name with their true gains over the first, on two collections; ids name the sources `one` and `two`."""
     rng = np.random.default_rng(0)
@@ -67,7 +71,7 @@ def made_up_comparison(
             cost=Cost(
                 60.0,
                 0.0 if arm == reference else 30.0,
-                0.02,
+                (hours or {}).get(arm, 0.02),
                 0.001,
                 Traffic(reads=900, writes=40, bytes_read=3 * 2**20),
                 "cpu",
@@ -77,5 +81,14 @@ def made_up_comparison(
     ]
     ids = [f"{'one' if number % 2 else 'two'}-q{number:016x}" for number in range(queries)]
     return Comparison(
-        METRIC, reference, collections, steps, 0.4, arms, scores, dict.fromkeys(collections, ids), False, 0.95
+        METRIC,
+        reference,
+        collections,
+        steps,
+        0.4,
+        arms,
+        scores,
+        dict.fromkeys(collections, ids),
+        False,
+        rule or DecideConfig(),
     )

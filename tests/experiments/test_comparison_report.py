@@ -15,7 +15,7 @@ from clusterbatch.experiments.comparison_report import Views
 from clusterbatch.experiments.outliers import Outlier
 from clusterbatch.experiments.phrases import PHRASES
 from clusterbatch.experiments.tables import arm_rows, steps_to_reach
-from clusterbatch.experiments.wording import answer, decisive, meeting_sentences, next_step
+from clusterbatch.experiments.wording import answer, further, meeting_sentences, next_step
 from clusterbatch.store import Manifest
 from tests.experiments.made_up import made_up_comparison
 
@@ -91,13 +91,31 @@ def test_incomplete_judgements_are_named(page: Path):
 def test_the_answer_says_what_was_measured():
     comparison = made_up_comparison({"random": 0.0, "source": 0.001, "cluster": 0.03})
     config = load_config(None, ["workspace=/tmp/none"])
-    assert decisive(comparison).name == "cluster"
+    assert comparison.decisive.name == "cluster"
     sentence = answer(comparison, config, "en")
     arm = comparison.arm("cluster")
     assert sentence.startswith("Yes: cluster batches pay.")
     assert f"{arm.gain.mean:+.4f}" in sentence
     assert f"{arm.verdict.low:+.4f}" in sentence
     assert f"{arm.gain.mean:+.4f}" in answer(comparison, config, "ja")
+
+
+def test_what_costs_more_must_pay_over_what_costs_less():
+    config = load_config(None, ["workspace=/tmp/none"])
+    hours = {"random": 0.02, "source": 0.02, "cluster": 0.5}
+    little = made_up_comparison({"random": 0.0, "source": 0.03, "cluster": 0.032}, hours=hours)
+    assert little.best.name == "cluster"
+    assert little.decisive.name == "source"
+    over = little.over(little.best, little.decisive)
+    assert f"{over.gain:+.4f}" in answer(little, config, "en")
+    assert f"{over.gain:+.4f}" in answer(little, config, "ja")
+    assert "25.0 times" in further(little, "en")
+    assert next_step(little, config, "en") == "Use source batches."
+    much = made_up_comparison({"random": 0.0, "source": 0.03, "cluster": 0.08}, hours=hours)
+    assert much.decisive.name == "cluster"
+    assert further(much, "en") == ""
+    # At the same price there is no reason to take less.
+    assert made_up_comparison({"random": 0.0, "source": 0.03, "cluster": 0.032}).decisive.name == "cluster"
 
 
 @pytest.mark.parametrize("gain", [0.0, -0.03])

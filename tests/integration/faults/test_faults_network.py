@@ -29,7 +29,7 @@ _HEALTH = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
 }
-_SECONDS_TO_START = 120
+_SECONDS_TO_START = 300
 
 
 def ip(*words: str, inside: bool = False) -> None:
