@@ -14,6 +14,7 @@ import numpy as np
 from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.batches.sequence import HARDLY_LARGER, Stretches
 from clusterbatch.batches.strata import POOL, Stratum, packed_rows
+from clusterbatch.batches.strategies import STRATEGIES
 
 # Parts of batches that are looked at together: bounds the memory.
 _PARTS_AT_ONCE = 2**19
@@ -206,7 +207,7 @@ def _warnings(plan: BatchPlan, report: dict[str, Any]) -> list[str]:
             f"reading: {report['read_amplification']:.2f} times the bytes used are read; batches.size should be a "
             f"multiple of cluster.run_rows ({run_rows}) times clusters_per_batch"
         )
-    if config.stratify in ("cluster", "group", "random_groups"):
+    if STRATEGIES[config.stratify].groups is not None:
         found += _about_clusters(plan, report)
     if report["pooled"]:
         found.append(f"small sources: batches mix {_names(report['pooled'])}, each smaller than a batch")

@@ -1,15 +1,9 @@
-"""Strata and groups: the strategies, reduced to one form that the plan can count with.
+"""Strata and groups: what strategies are reduced to, the one form that the plan can count with.
 
 A **stratum** is a set of rows that batches never leave: a source, the pool of the sources that are smaller than a
 batch, or (random) the whole corpus. Inside it lie **groups**, in packing order; a batch takes its rows from one group
-or from `clusters_per_batch` groups, and what remains of a group is packed with its neighbours' remains.
-
-    strategy        stratum   groups                                   what moves together
-    cluster         source    its clusters                             a run (consecutive rows, one read)
-    group           source    the user's own segments of it            a run
-    source          source    the source (in a pool: each source)      a run of a layout made for it, else a row
-    random          corpus    one: all of it                           a run of a layout made for it, else a row
-    random_groups   source    as large as its clusters, of any rows    a row
+or from `clusters_per_batch` groups, and what remains of a group is packed with its neighbours' remains. Which they are
+for each strategy: strategies.py.
 
 With `uniform_clusters` every cluster that fills a batch is a stratum of its own, drawn as often as any other.
 """
@@ -22,6 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
+from clusterbatch.batches.strategies import STRATEGIES
 from clusterbatch.clustering.groups import WHOLE_CORPUS
 from clusterbatch.clustering.index import ClusterIndex
 from clusterbatch.config import BatchesConfig
@@ -31,7 +26,6 @@ POOL = "(small sources)"
 
 # Where no clusters_per_batch is given, so many rows at most shall be in packed batches.
 _PACKED_SHARE = 0.25
-_BY_CLUSTER = ("cluster", "group", "random_groups")
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,7 @@ def build_strata(index: ClusterIndex, config: BatchesConfig, layout: str) -> tup
     total = int(rows_of_source[weights > 0].sum())
     if total < config.size:
         raise UsageError(f"batches.size: a batch of {config.size} pairs, but there are only {total} to choose from")
-    if config.stratify == "random":
+    if not STRATEGIES[config.stratify].by_source:
         everything = range(len(index.sources))
         return [_stratum(index, config, layout, 0, WHOLE_CORPUS, everything, np.arange(len(index)))], []
     drawn = np.flatnonzero(weights > 0)
@@ -158,13 +152,12 @@ def _stratum(
     sources: Sequence[int],
     pieces: np.ndarray,
 ) -> Stratum:
-    source, cluster = index.source[pieces], index.cluster[pieces]
-    changes = np.zeros(len(pieces) - 1, bool)
-    if config.stratify != "random":
-        changes |= np.diff(source) != 0
-    if config.stratify in _BY_CLUSTER:
-        # Clusters are numbered in packing order inside each source: neighbours have neighbouring numbers.
-        changes |= np.diff(cluster // config.merged_clusters) != 0
+    strategy = STRATEGIES[config.stratify]
+    group = strategy.groups(index, pieces, config) if strategy.groups else np.zeros(len(pieces), np.int64)
+    source = index.source[pieces] if strategy.by_source else np.zeros(len(pieces), np.int64)
+    order = np.lexsort((group, source))
+    pieces, group, source = pieces[order], group[order], source[order]
+    changes = (np.diff(source) != 0) | (np.diff(group) != 0)
     first_piece = np.concatenate([[0], np.flatnonzero(changes) + 1, [len(pieces)]])
     rows = index.rows[pieces]
     group_rows = np.add.reduceat(rows, first_piece[:-1])
@@ -176,14 +169,14 @@ def _stratum(
         piece_rows=rows,
         first_piece=first_piece,
         run_rows=index.run_rows,
-        whole_runs=config.stratify in (layout, "cluster"),
-        scattered=config.stratify == "random_groups",
+        whole_runs=strategy.moves_runs(config.stratify, layout),
+        scattered=strategy.scattered,
         groups_per_batch=_groups_per_batch(config, group_rows, index.run_rows),
     )
 
 
 def _groups_per_batch(config: BatchesConfig, group_rows: np.ndarray, run_rows: int) -> int:
-    if config.stratify not in _BY_CLUSTER:
+    if STRATEGIES[config.stratify].groups is None:
         return 1
     if config.clusters_per_batch is not None:
         if config.size % config.clusters_per_batch:
@@ -206,10 +199,7 @@ def packed_rows(group_rows: np.ndarray, part: int) -> int:
 
 
 def _check_layout(index: ClusterIndex, config: BatchesConfig, layout: str) -> None:
-    # With cluster.column the clusters are the user's own groups.
-    by_cluster = ("cluster", "group")
-    needed = {"cluster": by_cluster, "group": ("group",), "random_groups": by_cluster}
-    if layout not in needed.get(config.stratify, (layout,)):
+    if layout not in (STRATEGIES[config.stratify].layouts or (layout,)):
         raise UsageError(
             f"batches.stratify: {config.stratify} needs shards laid out for it, these are by {layout}; "
             "run the stage cluster with this strategy, in a workspace of its own"
@@ -225,8 +215,10 @@ def _weights(index: ClusterIndex, config: BatchesConfig) -> np.ndarray:
             raise UsageError(f"batches.source_weights.{name}: the corpus has no such source")
         if not np.isfinite(weight) or weight < 0:
             raise UsageError(f"batches.source_weights.{name}: must be 0 or more (got {weight})")
-    if config.source_weights and config.stratify == "random":
-        raise UsageError("batches.source_weights: with stratify: random there are no batches of one source to weight")
+    if config.source_weights and not STRATEGIES[config.stratify].by_source:
+        raise UsageError(
+            f"batches.source_weights: with stratify: {config.stratify} there are no batches of one source to weight"
+        )
     return np.array([(config.source_weights or {}).get(name, 1.0) for name in index.sources])
 
 

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["parquet", "jsonl", "csv", "tsv"]
 Compression = Literal["gzip", "zstd"]
 
-_KINDS: dict[str, Kind] = {
+# Extension of a file's name: the kind by which its reader is found (readers.dispatch.READERS).
+EXTENSIONS: dict[str, str] = {
     "parquet": "parquet",
     "pq": "parquet",
     "jsonl": "jsonl",
@@ -22,14 +22,14 @@ _COMPRESSIONS: dict[str, Compression] = {"gz": "gzip", "gzip": "gzip", "zst": "z
 _MAGIC: dict[Compression, bytes] = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 _PARQUET = b"PAR1"
 _ARRAY_OF_OBJECTS = re.compile(rb"\s*\[\s*\{")
-_NAMES: dict[Kind, str] = {"parquet": "Parquet file", "jsonl": "JSON Lines", "csv": "CSV", "tsv": "TSV"}
+_NAMES = {"parquet": "Parquet file", "jsonl": "JSON Lines", "csv": "CSV", "tsv": "TSV"}
 
 
 @dataclass(frozen=True)
 class Format:
     """`kind` is None where the name does not tell."""
 
-    kind: Kind | None
+    kind: str | None
     compression: Compression | None = None
 
     @property
@@ -47,7 +47,7 @@ def format_of_name(name: str) -> Format:
     compression = _COMPRESSIONS.get(extension or "")
     if compression:
         return Format(format_of_name(name[: -len(extension or "") - 1]).kind, compression)
-    return Format(_KINDS.get(extension or ""))
+    return Format(EXTENSIONS.get(extension or ""))
 
 
 def format_of_content(head: bytes) -> Format:
@@ -89,7 +89,7 @@ def _agree_on_kind(named: Format, seen: Format, head: bytes) -> tuple[Format, st
     if named.kind is None:
         return seen, None
     if "parquet" in (seen.kind, named.kind) and named.kind != seen.kind:
-        return named, f"not what its name says: no {_NAMES[named.kind]} by content"
+        return named, f"not what its name says: no {_NAMES.get(named.kind, named.kind)} by content"
     if named.kind == "jsonl" and _ARRAY_OF_OBJECTS.match(head.removeprefix(b"\xef\xbb\xbf")):
         return named, "one JSON array; expected JSON Lines, one object a line"
     return named, None

@@ -9,13 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.config import RunConfig
-from clusterbatch.config.embed import CHARACTER_NGRAMS
 from clusterbatch.corpus.units import CorpusUnit
 from clusterbatch.encoder.hardware import inference_dtype, resolve_device
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.prepare import SIDES, PreparedUnit, Preparer, Side
 from clusterbatch.encoder.resolve import resolve_model
-from clusterbatch.encoder.surrogate import NgramSurrogate
+from clusterbatch.encoder.surrogate import SURROGATES, Surrogate
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.errors import DataError
 from clusterbatch.store import Artifact
@@ -45,10 +44,10 @@ class UnitEmbedder:
     def __init__(self, config: RunConfig, generation: int = 0, device: str | None = None) -> None:
         workspace = Workspace(config)
         self._preparer = Preparer(workspace.corpus, config.embed, config.storage)
-        if config.embed.model == CHARACTER_NGRAMS:
+        if config.embed.model in SURROGATES:
             artifact = surrogate_artifact(workspace.embeddings(generation))
-            surrogate = NgramSurrogate.from_bytes(artifact.read_part(artifact.require().parts[0]))
-            self._model: _NgramModel | _TokenModel = _NgramModel(surrogate, config.embed.max_tokens)
+            surrogate = SURROGATES[config.embed.model].from_bytes(artifact.read_part(artifact.require().parts[0]))
+            self._model: _FittedModel | _TokenModel = _FittedModel(surrogate, config.embed.max_tokens)
         else:
             self._model = _TokenModel(config, device)
 
@@ -99,8 +98,8 @@ class _TokenModel:
         return self._encoder.encode(tokens, self._batch_tokens), len(tokens.values)
 
 
-class _NgramModel:
-    def __init__(self, surrogate: NgramSurrogate, max_tokens: int | None) -> None:
+class _FittedModel:
+    def __init__(self, surrogate: Surrogate, max_tokens: int | None) -> None:
         self._surrogate = surrogate
         self._max_tokens = max_tokens
         self.dimensions = surrogate.dimensions

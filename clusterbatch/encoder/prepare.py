@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.config import EmbedConfig, StorageConfig
-from clusterbatch.config.embed import CHARACTER_NGRAMS
 from clusterbatch.corpus.units import CorpusUnit, read_unit
 from clusterbatch.encoder.layout import read_layout
 from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.encoder.surrogate import SURROGATES
 from clusterbatch.encoder.tokenizer import Tokenizer
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.schema import token_type
@@ -53,7 +53,7 @@ class Preparer:
     def __init__(self, corpus: Artifact, config: EmbedConfig, storage: StorageConfig) -> None:
         self._corpus = corpus
         self._tokenisation = (
-            None if config.model == CHARACTER_NGRAMS else _Tokenisation(resolve_model(config.model, storage), config)
+            None if config.model in SURROGATES else _Tokenisation(resolve_model(config.model, storage), config)
         )
 
     def prepare(self, unit: CorpusUnit, rows: np.ndarray | None = None, sides: Sequence[Side] = SIDES) -> PreparedUnit:

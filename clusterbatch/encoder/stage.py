@@ -9,12 +9,11 @@ import numpy as np
 import ray
 
 from clusterbatch.config import RunConfig, fingerprint
-from clusterbatch.config.embed import CHARACTER_NGRAMS
 from clusterbatch.corpus.units import corpus_units
 from clusterbatch.encoder.embedder import UnitEmbedder, surrogate_artifact
 from clusterbatch.encoder.importing import import_vectors
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
-from clusterbatch.encoder.surrogate import SAMPLE_PAIRS
+from clusterbatch.encoder.surrogate import SAMPLE_PAIRS, SURROGATES
 from clusterbatch.encoder.workers import EmbedWorker, FitSurrogateWorker, PrepareWorker, TrialWorker
 from clusterbatch.runtime import Ahead, Pool, Unit, ray_session, run_units
 from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
@@ -41,8 +40,8 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     # A later generation is embedded by a model, whatever the first one's vectors were.
     if corpus.details.get("dimensions") is not None and generation == 0:
         return import_vectors(config, workspace.corpus, corpus, artifact, force)
-    ngrams = config.embed.model == CHARACTER_NGRAMS
-    model = CHARACTER_NGRAMS if ngrams else model_fingerprint(resolve_model(config.embed.model, config.storage))
+    name = config.embed.model
+    model = name if name in SURROGATES else model_fingerprint(resolve_model(name, config.storage))
     identity = fingerprint("embeddings", config.embed, model, corpus.fingerprint)
     if artifact.is_done(identity) and not force:
         return artifact.require()
@@ -50,7 +49,7 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     done = artifact.begin(identity, force)
     units = [Unit(unit.number, unit.rows, unit) for unit in corpus_units(corpus)]
     with ray_session(config.ray):
-        if ngrams and units:
+        if name in SURROGATES and units:
             _fit_surrogate(config, workspace.corpus, surrogate_artifact(artifact), identity, units)
         receipts: list[Receipt] = []
         trial: list[Receipt] = []
@@ -113,6 +112,7 @@ def _fit_surrogate(
         return
     done = artifact.begin(identity, force=True)
     arguments = {
+        "name": config.embed.model,
         "corpus": corpus,
         "artifact": artifact,
         "identity": identity,

@@ -7,10 +7,13 @@ synonyms. Method: latent semantic analysis, Deerwester 1990, on hashed n-grams.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from safetensors.numpy import load, save
 from scipy import sparse
+
+from clusterbatch.config.embed import CHARACTER_NGRAMS
 
 _DIMENSIONS = 128
 # Hashed n-grams share this many columns: bounded memory for any script, and nothing to gather over a corpus.
@@ -23,6 +26,29 @@ _CHUNK = 512
 
 # Pairs that the SVD is fitted to. More makes it slower, hardly better: it has 128 directions to find.
 SAMPLE_PAIRS = 8192
+
+
+class Surrogate(Protocol):
+    """What stands in for an embedding model: fitted to a sample of the corpus, kept as bytes, loaded by each worker."""
+
+    @property
+    def dimensions(self) -> int: ...
+
+    @staticmethod
+    def fit(texts: Sequence[str], max_tokens: int | None) -> Surrogate:
+        """The same texts must give the same surrogate; max_tokens: where texts are cut, about four characters each."""
+        ...
+
+    def encode(self, texts: Sequence[str], max_tokens: int | None) -> np.ndarray:
+        """(N, dimensions) float32 unit vectors, also of empty texts."""
+        ...
+
+    def to_bytes(self) -> bytes: ...
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Surrogate:
+        """Must run nothing that the bytes say: they come from storage."""
+        ...
 
 
 class NgramSurrogate:
@@ -87,3 +113,7 @@ def _weighted(counts: sparse.csr_matrix, idf: np.ndarray) -> sparse.csr_matrix:
     weighted.data = (1 + np.log(weighted.data)) * idf[weighted.indices]
     norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
     return sparse.diags(1 / np.maximum(norms, 1e-12)).astype(np.float32) @ weighted
+
+
+# By the name that `embed.model` has for it.
+SURROGATES: dict[str, type[Surrogate]] = {CHARACTER_NGRAMS: NgramSurrogate}

@@ -12,7 +12,7 @@ from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import CorpusUnit, read_unit
 from clusterbatch.encoder.embedder import EmbeddedUnit, UnitEmbedder
 from clusterbatch.encoder.prepare import PreparedUnit, Preparer
-from clusterbatch.encoder.surrogate import SAMPLE_PAIRS, NgramSurrogate
+from clusterbatch.encoder.surrogate import SAMPLE_PAIRS, SURROGATES
 from clusterbatch.runtime import Unit
 from clusterbatch.schema import embeddings_schema
 from clusterbatch.store import Artifact, Counts, Receipt, Stopwatch
@@ -74,16 +74,16 @@ class PrepareWorker:
 
 
 class FitSurrogateWorker:
-    """Fits the character n-gram surrogate to a uniform sample of the corpus; its one unit's payload is all units."""
+    """Fits a surrogate that needs no model to a uniform sample of the corpus; its one unit's payload is all units."""
 
-    def __init__(self, corpus: Artifact, artifact: Artifact, identity: str, max_tokens: int | None) -> None:
-        self._corpus, self._artifact = corpus, artifact
+    def __init__(self, name: str, corpus: Artifact, artifact: Artifact, identity: str, max_tokens: int | None) -> None:
+        self._name, self._corpus, self._artifact = name, corpus, artifact
         self._identity, self._max_tokens = identity, max_tokens
 
     def process(self, unit: Unit) -> Receipt:
         texts = sample_texts(self._corpus, unit.payload, SAMPLE_PAIRS)
-        data = NgramSurrogate.fit(texts, self._max_tokens).to_bytes()
-        part = self._artifact.write_part("ngrams", "safetensors", data, 0)
+        data = SURROGATES[self._name].fit(texts, self._max_tokens).to_bytes()
+        part = self._artifact.write_part("surrogate", "safetensors", data, 0)
         receipt = Receipt(unit=unit.number, fingerprint=self._identity, parts=[part])
         self._artifact.write_receipt(receipt)
         return receipt

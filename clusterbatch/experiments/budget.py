@@ -20,12 +20,12 @@ from clusterbatch.batches.curriculum import Plan
 from clusterbatch.batches.loader import SliceLoader
 from clusterbatch.clustering.shards import ShardReader
 from clusterbatch.config import RunConfig, with_changes
-from clusterbatch.config.embed import CHARACTER_NGRAMS
 from clusterbatch.corpus.units import corpus_units
 from clusterbatch.encoder.embedder import UnitEmbedder
 from clusterbatch.encoder.hardware import resolve_device
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.encoder.surrogate import SURROGATES
 from clusterbatch.evaluation.measure import LoadedCollection
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.stage import configured_collections
@@ -114,7 +114,7 @@ def _name(config: RunConfig) -> str:
 def _seconds_a_row(config: RunConfig) -> float:
     """Of embedding, by all workers together; nothing where no model does it."""
     corpus = Workspace(config).corpus.require()
-    if corpus.details.get("dimensions") is not None or config.embed.model == CHARACTER_NGRAMS:
+    if corpus.details.get("dimensions") is not None or config.embed.model in SURROGATES:
         return 0.0
     unit = corpus_units(corpus)[0]
     rows = np.arange(min(_TIMED_ROWS, unit.rows))

@@ -14,11 +14,11 @@ from clusterbatch.clustering.groups import Groups, row_hashes
 from clusterbatch.clustering.tasks import TaskUnit, tasks
 from clusterbatch.clustering.vectors import SIDES, VectorSource, vector_values
 from clusterbatch.config import EmbedConfig, RunConfig, fingerprint
-from clusterbatch.config.embed import CHARACTER_NGRAMS
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.corpus.units import read_unit
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.encoder.stage import embed
+from clusterbatch.encoder.surrogate import SURROGATES
 from clusterbatch.experiments.prediction import Sample, batch_figures, overall, predict_group, verdict_of
 from clusterbatch.mining.stage import source_groups
 from clusterbatch.runtime import Pool, Unit, lasting_session, ray_session, run_units
@@ -95,7 +95,7 @@ def _vectors(config: RunConfig, corpus: Manifest) -> tuple[Manifest | None, str]
         made_with = EmbedConfig.model_validate(kept.config) if kept.config else config.embed
         if made_with.identity() == config.embed.identity():
             return kept, kept.fingerprint
-    if config.embed.model == CHARACTER_NGRAMS or corpus.details.get("dimensions") is not None:
+    if config.embed.model in SURROGATES or corpus.details.get("dimensions") is not None:
         # Fitted to the corpus, or brought with it: there is no model that would embed a sample.
         kept = embed(config)
         return kept, kept.fingerprint

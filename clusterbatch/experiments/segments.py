@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from clusterbatch.clustering.vectors import vector_values
 from clusterbatch.config import RunConfig
-from clusterbatch.config.embed import CHARACTER_NGRAMS
 from clusterbatch.encoder.hardware import resolve_device
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.encoder.surrogate import SURROGATES
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.store import Artifact
 from clusterbatch.store.tables import read_parquet
@@ -40,7 +40,7 @@ def query_segments(config: RunConfig, clusters: Artifact, collections: Sequence[
     empty = _SCHEMA.empty_table()
     names, centroids = _centroids(clusters)
     own_vectors = Workspace(config).corpus.require().details.get("dimensions") is not None
-    if not names or own_vectors or config.embed.model == CHARACTER_NGRAMS:
+    if not names or own_vectors or config.embed.model in SURROGATES:
         return empty
     folder = resolve_model(config.embed.model, config.storage)
     encoder = load_encoder(folder, device=resolve_device(config.embed.device), packed=True)

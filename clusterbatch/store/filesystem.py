@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import json
 import os
@@ -126,7 +127,7 @@ class Folder:
             self._put(name, lambda path: self.filesystem.put_file(file, path))
         count(bytes_written=os.path.getsize(file))
 
-    def list(self, name: str = "") -> list[str]:
+    def list(self, name: str = "") -> builtins.list[str]:
         """Names of the files and folders directly inside, sorted; empty where nothing is."""
         try:
             entries = self._call(name, lambda: self.filesystem.ls(self.path(name), detail=False))

@@ -94,9 +94,7 @@ class TrainingJob:
 
 def open_plan(config: RunConfig, clusters: Artifact, manifest: Manifest) -> Plan:
     """The batch plan over committed clusters."""
-    stratify = manifest.config["stratify"]
-    layout = "cluster" if stratify == "random_groups" else stratify
-    return make_plan(ShardReader(clusters).index, config.batches, layout)
+    return make_plan(ShardReader(clusters).index, config.batches, manifest.config["stratify"])
 
 
 def run_worker(

@@ -1,16 +1,16 @@
-"""Chooses the reader of a file by its name and its first bytes, and gives library errors one voice."""
+"""The readers by format, chosen by a file's name and its first bytes; library errors get one voice."""
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-from clusterbatch.config import CorpusConfig, StorageConfig
+from clusterbatch.config import ColumnsConfig, CorpusConfig, StorageConfig
 from clusterbatch.corpus.formats import Format, agree, agree_inside
 from clusterbatch.corpus.inputs import InputFile, Slice
 from clusterbatch.corpus.readers.delimited import read_delimited
@@ -32,20 +32,51 @@ def read_slice(piece: Slice, config: CorpusConfig, storage: StorageConfig) -> It
     without the columns that the configuration names.
     """
     with opened(piece.file, storage) as (opening, file):
-        format = opening.format
-        if format.kind == "parquet":
-            yield from read_parquet_slice(file, piece, config.columns)
-            return
-        encoding = config.encoding or detect_encoding(opening.head)
-        if format.kind == "jsonl":
-            # A compressed file is one slice, whose bytes are not those of the text.
-            yield from read_json_lines(file, None if format.compression else piece, config.columns, encoding)
-        elif format.kind in ("csv", "tsv"):
-            if b"\0" in opening.head[:_MOST_TELLING] and not encoding.startswith(("utf-16", "utf-32")):
-                raise BrokenFileError("not what its name says: binary data, not text")
-            yield from read_delimited(file, config.columns, encoding, tabs=format.kind == "tsv")
-        else:
-            raise BrokenFileError("unknown format; expected Parquet, JSON Lines, CSV or TSV")
+        reader = READERS.get(opening.format.kind or "")
+        if reader is None:
+            raise BrokenFileError(f"unknown format; expected {', '.join(READERS)}")
+        yield from reader(Reading(file, piece, config.columns, config.encoding, opening))
+
+
+class Reading(NamedTuple):
+    """What a reader is given. encoding: the one that is configured, else None."""
+
+    file: BinaryIO
+    piece: Slice
+    columns: ColumnsConfig
+    encoding: str | None
+    opening: Opening
+
+    @property
+    def text_encoding(self) -> str:
+        """For readers of text."""
+        return self.encoding or detect_encoding(self.opening.head)
+
+
+def _parquet(reading: Reading) -> Iterator[Chunk]:
+    return read_parquet_slice(reading.file, reading.piece, reading.columns)
+
+
+def _json_lines(reading: Reading) -> Iterator[Chunk]:
+    # A compressed file is one slice, whose bytes are not those of the text.
+    piece = None if reading.opening.format.compression else reading.piece
+    return read_json_lines(reading.file, piece, reading.columns, reading.text_encoding)
+
+
+def _delimited(reading: Reading) -> Iterator[Chunk]:
+    encoding, opening = reading.text_encoding, reading.opening
+    if b"\0" in opening.head[:_MOST_TELLING] and not encoding.startswith(("utf-16", "utf-32")):
+        raise BrokenFileError("not what its name says: binary data, not text")
+    return read_delimited(reading.file, reading.columns, encoding, tabs=opening.format.kind == "tsv")
+
+
+# By the kind that formats.EXTENSIONS gives a file.
+READERS: dict[str, Callable[[Reading], Iterator[Chunk]]] = {
+    "parquet": _parquet,
+    "jsonl": _json_lines,
+    "csv": _delimited,
+    "tsv": _delimited,
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,59 @@
+"""The batch strategies, one row each: what batches never leave, what stands together in one, what moves together.
+
+strategy        stratum   groups                                   what moves together
+cluster         source    its clusters                             a run (consecutive rows, one read)
+group           source    the user's own segments of it            a run
+source          source    the source (in a pool: each source)      a run of a layout made for it, else a row
+random          corpus    one: all of it                           a run of a layout made for it, else a row
+random_groups   source    as large as its clusters, of any rows    a row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from clusterbatch.clustering.index import ClusterIndex
+from clusterbatch.config import BatchesConfig
+
+GroupsOf = Callable[[ClusterIndex, np.ndarray, BatchesConfig], np.ndarray]
+
+
+class Strategy(NamedTuple):
+    groups: GroupsOf | None = None
+    """(index, (p,) pieces of a stratum, configuration) -> (p,) integers: which pieces are one group.
+
+    Groups are packed in the order of these numbers, inside each source. None: what is not told apart by source is one.
+    """
+
+    by_source: bool = True
+    """Whether batches stay inside a source; else inside the corpus."""
+
+    layouts: tuple[str, ...] = ()
+    """By what shards must be laid out to serve it; empty: any way."""
+
+    scattered: bool = False
+    """Whether the members of a group are drawn from all over the stratum: groups of the same sizes without meaning."""
+
+    def moves_runs(self, name: str, layout: str) -> bool:
+        """Whether rows move in the runs of the layout, which are read at once; else one by one."""
+        return not self.scattered and (self.groups is not None or name == layout)
+
+
+def clusters_of(index: ClusterIndex, pieces: np.ndarray, config: BatchesConfig) -> np.ndarray:
+    """Clusters are numbered in packing order inside each source: neighbours have neighbouring numbers."""
+    return index.cluster[pieces] // config.merged_clusters
+
+
+# With cluster.column the clusters are the user's own groups.
+_BY_CLUSTER = ("cluster", "group")
+
+STRATEGIES = {
+    "random": Strategy(by_source=False),
+    "source": Strategy(),
+    "cluster": Strategy(clusters_of, layouts=_BY_CLUSTER),
+    "group": Strategy(clusters_of, layouts=("group",)),
+    "random_groups": Strategy(clusters_of, layouts=_BY_CLUSTER, scattered=True),
+}
