@@ -72,6 +72,7 @@ def token_type(vocabulary: int) -> pa.DataType:
 def training_schema(
     vocabulary: int, *, surrogate_dimensions: int | None = None, negatives: bool = False, weight: bool = False
 ) -> pa.Schema:
+    """Of the training columns; vocabulary: of the model to be trained, which decides the type of token ids."""
     tokens = pa.list_(token_type(vocabulary))
     fields = [
         pa.field("query_tokens", tokens, nullable=False),

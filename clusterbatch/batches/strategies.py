@@ -22,6 +22,8 @@ GroupsOf = Callable[[ClusterIndex, np.ndarray, BatchesConfig], np.ndarray]
 
 
 class Strategy(NamedTuple):
+    """One row of the table above. The plan itself knows strata and groups (strata.py), and no strategy."""
+
     groups: GroupsOf | None = None
     """(index, (p,) pieces of a stratum, configuration) -> (p,) integers: which pieces are one group.
 
@@ -43,7 +45,7 @@ class Strategy(NamedTuple):
 
 
 def clusters_of(index: ClusterIndex, pieces: np.ndarray, config: BatchesConfig) -> np.ndarray:
-    """Clusters are numbered in packing order inside each source: neighbours have neighbouring numbers."""
+    """(p,) int32. Clusters are numbered in packing order inside each source: neighbours have neighbouring numbers."""
     return index.cluster[pieces] // config.merged_clusters
 
 

@@ -13,7 +13,7 @@ _FIRST_STEP, _SHRINK = 0.03, 0.92
 
 
 def balanced(rows: Rows, centroids: np.ndarray, dtype: torch.dtype) -> tuple[Centers, PartialSums]:
-    """Biases for given centroids, and all rows' sums under them.
+    """Biases, (k,) float32 in cosine, for given centroids (k, D), and all rows' sums under them.
 
     The same biases serve rows that were not in the sample, in one pass and in any order; so sizes come out about equal,
     not exactly. Rows are given away where that costs least, at the borders.

@@ -43,7 +43,10 @@ class BucketPlan:
 
 
 def plan_buckets(cluster_bytes: Sequence[np.ndarray], shard_bytes: int, outlier_share: float = 0.0) -> BucketPlan:
-    """From estimated bytes of each group's clusters, in packing order. Small groups share buckets with neighbours."""
+    """From estimated bytes of the clusters, one (clusters,) array for each group, in packing order.
+
+    Small groups share buckets with neighbours.
+    """
     sizes = np.concatenate(cluster_bytes)
     first_cluster = np.concatenate([[0], np.cumsum([len(group) for group in cluster_bytes])])
     pieces = np.maximum(1, np.ceil(sizes / (1.25 * shard_bytes))).astype(np.int64)

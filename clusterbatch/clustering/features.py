@@ -13,6 +13,7 @@ Features = Literal["query", "document", "both", "both_orders"]
 
 
 def feature_sides(features: Features) -> list[Side]:
+    """The sides whose vectors are read, in the order in which they stand in a row."""
     if features == "query" or features == "document":
         return [features]
     return ["query", "document"]
@@ -25,11 +26,12 @@ def feature_vectors(table: pa.Table, features: Features) -> np.ndarray:
 
 
 def swapped(vectors: np.ndarray) -> np.ndarray:
-    """[document; query] of [query; document]."""
+    """(n, D) rows [document; query] of rows [query; document]."""
     return np.roll(vectors, vectors.shape[1] // 2, axis=1)
 
 
 def unit_length(vectors: np.ndarray) -> np.ndarray:
+    """(..., D) vectors divided by their norms; a vector of zeros stays one."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
@@ -49,5 +51,5 @@ def projection(sample: np.ndarray, dimensions: int, reduction: Literal["pca", "r
 
 
 def project(vectors: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
-    """Unit vectors in fewer dimensions; as they are without a matrix."""
+    """(n, D) vectors times (D, d) as unit vectors, float32; as they are without a matrix."""
     return vectors if matrix is None else unit_length(vectors.astype(np.float32) @ matrix)

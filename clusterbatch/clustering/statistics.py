@@ -75,7 +75,10 @@ class StatisticsJob:
 
 
 def summarise(sizes: np.ndarray, described: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of one source's clusters. histogram: clusters by the power of two that their rows reach."""
+    """Of one source's clusters: sizes (k,) in rows, and their descriptions in the same order.
+
+    histogram: clusters by the power of two that their rows reach.
+    """
     powers, counts = np.unique(np.floor(np.log2(sizes)).astype(int), return_counts=True)
     cosines = np.array([row["mean_cosine"] for row in described])
     return {
@@ -92,7 +95,7 @@ def summarise(sizes: np.ndarray, described: Sequence[dict[str, Any]]) -> dict[st
 
 
 def gini(sizes: np.ndarray) -> float:
-    """0 where all clusters are of one size, towards 1 where one cluster has everything."""
+    """Of (k,) sizes: 0 where all clusters are of one size, towards 1 where one cluster has everything."""
     ordered = np.sort(sizes).astype(float)
     count = len(ordered)
     return float((2 * np.arange(1, count + 1) - count - 1) @ ordered / (count * ordered.sum()))

@@ -111,7 +111,7 @@ class LocalRows:
 
     @classmethod
     def of(cls, vectors: np.ndarray, weights: np.ndarray | None = None, clusters: int = 1) -> LocalRows:
-        """Rows that are in random order already, cut as a fit of `clusters` wants them."""
+        """(n, D) float rows in random order already, with (n,) weights, cut as a fit of `clusters` wants them."""
         pieces = np.array_split(np.arange(len(vectors)), min(chunk_count(len(vectors), clusters), len(vectors)))
         edges = [(int(piece[0]), int(piece[-1]) + 1) for piece in pieces]
         return cls([(vectors[a:b], None if weights is None else weights[a:b]) for a, b in edges])
@@ -129,7 +129,7 @@ class LocalRows:
 
 
 def chunks_head(chunks: Iterable[Chunk], count: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """The first `count` rows of `chunks`, which is read no further than that."""
+    """The first `count` rows of `chunks` as (count, D) float32, and their weights; it is read no further than that."""
     vectors, weights, rows = [], [], 0
     for piece, weight in chunks:
         if not len(piece):

@@ -32,6 +32,8 @@ _MOST_SOURCES = 12
 
 @dataclass(frozen=True)
 class MinedPair:
+    """source: the package; query: the summary line of a docstring; document: its body."""
+
     source: str
     query: str
     document: str

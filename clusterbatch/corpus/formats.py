@@ -43,6 +43,7 @@ class Format:
 
 
 def format_of_name(name: str) -> Format:
+    """By the extension, or the two last ones of a compressed file (`pairs.jsonl.gz`)."""
     *_, extension = [None, *name.lower().rsplit("/", 1)[-1].split(".")[1:]]
     compression = _COMPRESSIONS.get(extension or "")
     if compression:

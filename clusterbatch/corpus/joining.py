@@ -214,6 +214,7 @@ def buckets_of(ids: pa.ChunkedArray, buckets: int) -> np.ndarray:
 
 
 def bucket_table(artifact: Artifact, parts: Sequence[Part], bucket: int, schema: pa.Schema) -> pa.Table:
+    """The rows of a bucket, in the order of `parts`; an empty table of `schema` where there are none."""
     table = read_bucket(artifact, parts, bucket)
     return schema.empty_table() if table is None else table
 

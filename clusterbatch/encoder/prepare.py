@@ -106,7 +106,7 @@ class _Tokenisation:
 
 
 def first_of_each(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows where a hash appears first, in row order, and for every row the position of its first in them."""
+    """Of (n,) hashes: rows where one appears first, in order, and for every row the place of its first among them."""
     _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
     order = np.argsort(first)
     position = np.empty(len(first), np.int64)

@@ -44,7 +44,10 @@ class LexicalIndex:
         self._documents = len(documents)
 
     def search(self, queries: Sequence[str], k: int, excluded: np.ndarray | None = None) -> Ranking:
-        """The k best documents of every query; documents that share no term with it are no answers."""
+        """(queries, k): the best documents of every query; documents that share no term with it are no answers.
+
+        excluded: (queries,) int64, the document that is no answer to each, or -1.
+        """
         rankings = []
         for start in range(0, len(queries), _QUERY_BLOCK):
             block = [words(query) for query in queries[start : start + _QUERY_BLOCK]]

@@ -78,7 +78,7 @@ def search(queries: torch.Tensor, documents: torch.Tensor, k: int, excluded: np.
 
 
 def best_of(scores_QN: torch.Tensor, k: int, excluded: np.ndarray | None = None) -> Ranking:
-    """The k best of scores that are all there, -inf for no answer; what is excluded becomes that in `scores_QN`."""
+    """(Q, k): the best of scores (Q, N), -inf for no answer; what is excluded becomes that in `scores_QN`."""
     if excluded is not None:
         _leave_out(scores_QN, excluded)
     values, numbers = _top(scores_QN, min(k, scores_QN.shape[1]))

@@ -22,6 +22,8 @@ from clusterbatch.training.stage import train
 
 
 class StageFunction(Protocol):
+    """What every stage is: it makes an artifact, or finds it done, and returns its manifest."""
+
     def __call__(self, config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest: ...
 
 

@@ -20,6 +20,8 @@ from clusterbatch.store.artifact import Receipt
 
 @dataclass(frozen=True)
 class Measure:
+    """A metric of the cluster's own monitoring, without its name."""
+
     kind: Literal["counter", "gauge", "histogram"]
     description: str
     tags: tuple[str, ...] = ()

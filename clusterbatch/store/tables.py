@@ -20,6 +20,7 @@ _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 def parquet_bytes(table: pa.Table, row_group_rows: int | None = None) -> pa.Buffer:
+    """A Parquet file in memory, zstd, each page with a checksum; one row group unless `row_group_rows` says more."""
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,

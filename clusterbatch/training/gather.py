@@ -69,7 +69,7 @@ class World:
         return torch.cat([every[rank * longest :][:count] for rank, count in enumerate(rows_of_rank)])
 
     def gather_differentiable(self, rows: Tensor, rows_of_rank: Sequence[int]) -> Tensor:
-        """`gather` whose backward pass sums the gradient over ranks and gives each rank its own rows."""
+        """`gather`, of the same shapes; its backward pass sums the gradient over ranks and gives each its own rows."""
         if self.size == 1:
             return rows
         gathered: Tensor = _Gather.apply(rows, self, tuple(rows_of_rank))

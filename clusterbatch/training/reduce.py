@@ -51,7 +51,7 @@ class FlatGradients:
         self.buffer.zero_()
 
     def reduce(self, token_ids: np.ndarray) -> None:
-        """Sums the gradients over ranks. `token_ids`: every token id of this rank's rows, repeats allowed."""
+        """Sums the gradients over ranks. `token_ids`: (n,) every token id of this rank's rows, repeats allowed."""
         self._assert_views()
         if self._world.size == 1:
             return

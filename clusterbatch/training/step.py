@@ -126,6 +126,7 @@ class TrainingStep:
         return {name: parameter.detach() for name, parameter in self.trainable.items()}, self.optimizer.state()
 
     def load(self, parameters: dict[str, Tensor], moments: dict[str, Tensor], steps_done: int) -> None:
+        """What `state` gave, of the same model: copied into the live tensors, which have made `steps_done` steps."""
         assert parameters.keys() == self.trainable.keys(), "a checkpoint of another model"
         with torch.no_grad():
             for name, parameter in self.trainable.items():

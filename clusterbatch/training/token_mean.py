@@ -25,6 +25,7 @@ class TokenMean(nn.EmbeddingBag):
         self.weight = bag.weight
 
     def forward(self, input: Tensor, offsets: Tensor) -> Tensor:  # type: ignore[override]
+        """input: (tokens,) ids of all texts; offsets: (texts,) where each begins; result (texts, dimensions)."""
         vectors: Tensor = _TokenMean.apply(self.weight, input, offsets)
         return vectors
 

@@ -20,6 +20,8 @@ _PROJECT = "clusterbatch"
 
 
 class Tracker(Protocol):
+    """Where the figures of training go besides the metrics file."""
+
     def add(self, step: int, figures: dict[str, float]) -> None: ...
 
     def flush(self) -> None:
