@@ -82,6 +82,14 @@ def test_nothing_is_loaded_from_elsewhere_and_text_is_escaped(page: Path):
         assert (page.parent / "figures" / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_table_in_markdown_has_a_column_for_every_collection(page: Path):
+    lines = (page.parent / "report.md").read_text(encoding="utf-8").splitlines()
+    start = next(number for number, line in enumerate(lines) if "indoors" in line and line.startswith("|"))
+    table = lines[start : start + 4]
+    assert [line.count("|") for line in table] == [4, 4, 4, 4]
+    assert [line.split("|")[1].strip() for line in table[2:]] == ["random", "cluster"]
+
+
 def test_incomplete_judgements_are_named(page: Path):
     for name in ("index.html", "decision.html"):
         html = (page.parent / name).read_text(encoding="utf-8")
