@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clusterbatch.encoder.layout import Kind, Layout, read_layout
 from clusterbatch.encoder.microbatch import micro_batches
-from clusterbatch.encoder.packed import pack, packed_states, pool_packed
+from clusterbatch.encoder.packed import PackedStates, pack, pool_packed
 from clusterbatch.encoder.pooling import pool, unit
 from clusterbatch.encoder.tokenizer import Tokenizer
 from clusterbatch.encoder.tokens import Tokens
@@ -38,8 +38,7 @@ class Encoder(nn.Module):
         pooling: str,
         max_tokens: int | None,
         prompts: dict[str, str],
-        first_position: int = 0,
-        packed: bool = False,
+        packed: PackedStates | None = None,
     ) -> None:
         super().__init__()
         self.kind = kind
@@ -48,7 +47,6 @@ class Encoder(nn.Module):
         self.pooling = pooling
         self.max_tokens = max_tokens
         self.prompts = prompts
-        self._first_position = first_position
         self._packed = packed
 
     @property
@@ -69,8 +67,7 @@ class Encoder(nn.Module):
             return unit(self.backbone(values, starts).float())
         if self._packed:
             tokens = _without_empty(tokens, self.tokenizer.padding)
-            states_TD = packed_states(self.backbone, tokens.values, tokens.offsets, self._first_position)
-            return unit(pool_packed(states_TD, tokens.offsets, self.pooling))
+            return unit(pool_packed(self._packed(tokens.values, tokens.offsets), tokens.offsets, self.pooling))
         ids_NL, lengths_N = padded(tokens, self.tokenizer.padding)
         mask_NL = None
         if lengths_N.min() < ids_NL.shape[1]:
@@ -128,7 +125,7 @@ def load_encoder(
     kind: unset, what the folder holds; 'static' of a transformer takes only its input token embeddings, mean-pooled
     (the semantics of Sentence Transformers' StaticEmbedding: no special tokens). dtype: of a backbone's weights;
     pooling and normalisation are fp32, and so is a static encoder. packed: for inference alone, without any padding
-    where the device has variable-length attention and the backbone can be trusted with it.
+    where the device and the architecture allow it.
 
     Raises DataError or UsageError when it cannot be loaded.
     """
@@ -156,8 +153,7 @@ def load_encoder(
         pooling="mean" if kind == "static" else layout.pooling,
         max_tokens=layout.max_tokens,
         prompts=layout.prompts,
-        first_position=layout.first_position,
-        packed=packed and kind == "backbone" and pack(backbone, tokenizer.vocabulary, layout.first_position),
+        packed=pack(backbone, tokenizer.vocabulary, layout.first_position) if packed and kind == "backbone" else None,
     ).eval()
 
 

@@ -1,8 +1,10 @@
-"""Variable-length attention: the texts of a micro-batch end to end, without any padding, where a GPU kernel can."""
+"""The texts of a micro-batch end to end, without any padding: by variable-length attention on GPUs, fused on CPUs."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -10,42 +12,52 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clusterbatch.encoder.fused import FusedBackbone
+
+# (T,) token ids and (N + 1,) offsets of the texts in them -> (T, d) states, each text attending to itself alone.
+PackedStates = Callable[[np.ndarray, np.ndarray], Tensor]
+
 _NAME = "clusterbatch_packed"
 # Agreement with padded attention that a backbone must show before it is trusted with packed texts.
 _LEAST_COSINE = 0.999
 
 
-def pack(backbone: nn.Module, vocabulary: int, first_position: int) -> bool:
-    """Switches `backbone` to variable-length attention where it gives the vectors of padded attention; says whether.
+def pack(backbone: nn.Module, vocabulary: int, first_position: int) -> PackedStates | None:
+    """The way without padding that this device has, if it gives the vectors of padded attention; None: there is none.
 
     The check is a short run both ways, as no declaration tells it: an architecture may compute positions, or a bias
-    by distance, from the padded row. On failure the backbone is left as it was.
+    by distance, from the padded row. Where there is no such way the backbone is left as it was.
     """
     usual = backbone.config._attn_implementation  # type: ignore[union-attr]
-    if usual != "sdpa" or not _has_kernel(next(backbone.parameters())):
-        return False
-    lengths = [5, 1, 17, 8]
+    weight = next(backbone.parameters())
+    if usual != "sdpa" or not (_has_kernel(weight) or weight.device.type == "cpu"):
+        return None
+    lengths = [17, 5, 1, 8, 8]
     # The upper half of a vocabulary has no special tokens, to which models give positions of their own.
     ids = np.random.default_rng(0).integers(vocabulary // 2, vocabulary, sum(lengths))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     with torch.inference_mode():
-        alone = [_alone(backbone, ids[start:end]) for start, end in pairwise(offsets)]
-        _register()
-        backbone.set_attn_implementation(_NAME)  # type: ignore[operator]
+        expected = torch.cat([_alone(backbone, ids[start:end]) for start, end in pairwise(offsets)])
         try:
-            packed = packed_states(backbone, ids, offsets, first_position)
-            cosines = torch.cosine_similarity(packed.float(), torch.cat(alone).float(), dim=-1)
+            states: PackedStates
+            if _has_kernel(weight):
+                _register()
+                backbone.set_attn_implementation(_NAME)  # type: ignore[operator]
+                states = partial(packed_states, backbone, first_position=first_position)
+            else:
+                states = FusedBackbone(backbone, first_position)
+            cosines = torch.cosine_similarity(states(ids, offsets).float(), expected.float(), dim=-1)
             if float(cosines.min()) > _LEAST_COSINE:
-                return True
-        except (TypeError, KeyError, ValueError, RuntimeError, IndexError):
+                return states
+        except (AttributeError, TypeError, KeyError, ValueError, RuntimeError, IndexError):
             # Not made for it: it takes no positions, hands nothing on to attention, or the kernel refuses its shapes.
             pass
         backbone.set_attn_implementation(usual)  # type: ignore[operator]
-        return False
+        return None
 
 
 def packed_states(backbone: nn.Module, ids: np.ndarray, offsets: np.ndarray, first_position: int) -> Tensor:
-    """(T, d) states of the texts ids[offsets[i]:offsets[i + 1]], each attending to itself alone."""
+    """PackedStates of a backbone that was switched to variable-length attention."""
     device = next(backbone.parameters()).device
     lengths = np.diff(offsets)
     positions = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths) + first_position

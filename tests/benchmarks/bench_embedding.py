@@ -119,7 +119,7 @@ def encoder_against_peer(documents: int, rounds: int) -> None:
 def stage_against_encoder(pairs: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = workspace(Path(folder), pairs, MODEL, MAX_TOKENS)
-        encoder = load_encoder(resolve_model(MODEL), dtype=inference_dtype("auto", torch.device("cpu")))
+        encoder = load_encoder(resolve_model(MODEL), dtype=inference_dtype("auto", torch.device("cpu")), packed=True)
         preparer = Preparer(Workspace(config).corpus, config.embed, config.storage)
         units = corpus_units(Workspace(config).corpus.require())[::ALONE_UNITS]
         prepared = [preparer.prepare(unit).texts.values() for unit in units]

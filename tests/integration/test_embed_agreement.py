@@ -47,7 +47,7 @@ def test_every_row_agrees(data_folder: Path, two_threads: None) -> None:
     texts = mixed_texts(data_folder, _ROWS)
     expected = SentenceTransformer(folder, device="cpu").encode(texts, batch_size=16)
     for dtype, least in ((torch.float32, 0.9999), (torch.bfloat16, 0.999)):
-        encoder = load_encoder(folder, dtype=dtype)
+        encoder = load_encoder(folder, dtype=dtype, packed=True)
         tokens = encoder.tokenizer.encode(texts, encoder.max_tokens)
         cosines = (encoder.encode(tokens, 2048) * expected).sum(axis=1)
         assert len(cosines) == _ROWS

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from clusterbatch.encoder import fused
+from clusterbatch.encoder.fused import FusedBackbone
+from clusterbatch.encoder.model import Encoder, load_encoder
+from clusterbatch.encoder.tokens import Tokens
+from tests.encoder.models import ARCHITECTURES
+
+_BUILT_LIKE_BERT = {"bert", "roberta", "xlm-roberta", "distilbert"}
+# bf16 only where the machine multiplies it; elsewhere the padded path computes in it.
+_DTYPES = [(torch.float32, 0.99999), (torch.bfloat16, 0.999)]
+
+
+def _both(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Encoder, Encoder]:
+    return load_encoder(str(folder), dtype=dtype), load_encoder(str(folder), dtype=dtype, packed=True)
+
+
+def _tokens(lengths: list[int], vocabulary: int = 400) -> Tokens:
+    generator = np.random.default_rng(0)
+    return Tokens.from_lists([generator.integers(vocabulary // 2, vocabulary, length).tolist() for length in lengths])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("dtype", "least"), _DTYPES)
+def test_the_vectors_are_those_of_the_usual_path(
+    architecture: str, dtype: torch.dtype, least: float, tiny: Callable[[str], Path], awkward_texts: list[str]
+) -> None:
+    usual, fast = _both(tiny(architecture), dtype)
+    if dtype == torch.float32:
+        assert isinstance(fast._packed, FusedBackbone) == (architecture in _BUILT_LIKE_BERT)
+    # Many of one length, whole micro-batches of them among those, and no two of one.
+    texts = [*awkward_texts, *["the fox"] * 20, *["the lazy dog sleeps " * count for count in range(1, 30)]]
+    tokens = usual.tokenizer.encode(texts, usual.max_tokens)
+    assert tokens.lengths.max() == usual.max_tokens
+    cosines = (usual.encode(tokens, 512) * fast.encode(tokens, 512)).sum(axis=1)
+    assert cosines.min() > least
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert"])
+def test_texts_of_one_token_or_none(architecture: str, tiny: Callable[[str], Path]) -> None:
+    usual, fast = _both(tiny(architecture))
+    tokens = _tokens([0, 1, 1, 0, 7, 1])
+    assert np.abs(usual.encode(tokens, 16) - fast.encode(tokens, 16)).max() < 1e-5
+    assert fast.encode(_tokens([]), 16).shape == (0, fast.dimensions)
+
+
+@pytest.mark.parametrize("scores", [1, 4 * 10**2, 4 * 3 * 20**2])
+def test_attention_in_steps_of_any_size(
+    scores: int, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocked attention for every text, for those of over 10 tokens, and three texts of 20 tokens at a time."""
+    monkeypatch.setattr(fused, "_SCORES", scores)
+    usual, fast = _both(tiny("roberta"))
+    assert fast._packed is not None
+    tokens = _tokens([20] * 7 + [10] * 5 + [3, 1])
+    assert np.abs(usual.encode(tokens, 256) - fast.encode(tokens, 256)).max() < 1e-5
+
+
+def test_a_unit_gives_the_same_vectors_again(minilm: str) -> None:
+    encoder = load_encoder(minilm, packed=True)
+    tokens = encoder.tokenizer.encode(["word " * count for count in (30, 1, 12, 12, 5, 40, 2)])
+    vectors = encoder.encode(tokens, 64)
+    assert np.array_equal(vectors, encoder.encode(tokens, 64))
+    alone = np.concatenate([encoder.encode(tokens.slice(row, row + 1), 64) for row in range(len(tokens))])
+    assert np.abs(vectors - alone).max() < 1e-5
+
+
+@pytest.mark.parametrize("changes", [{"hidden_act": "relu"}, {"is_decoder": True}])
+def test_what_only_looks_like_bert_takes_the_usual_path(
+    changes: dict[str, object], tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Another activation is declared; attention to the left alone shows itself only in the vectors."""
+    folder = tiny("bert")
+    config = transformers.BertConfig.from_pretrained(folder, **changes)
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    usual, fast = _both(tmp_path)
+    assert fast._packed is None
+    tokens = _tokens([9, 4, 4])
+    assert np.array_equal(usual.encode(tokens, 64), fast.encode(tokens, 64))
+
+
+def test_without_its_products_the_usual_path_is_taken(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*arguments: object) -> None:
+        raise RuntimeError("mkldnn is not there")
+
+    monkeypatch.setattr(fused._Product, "__call__", absent)
+    assert load_encoder(str(tiny("bert")), packed=True)._packed is None
