@@ -56,6 +56,11 @@ class Encoder(nn.Module):
         return int(self.backbone.config.hidden_size)  # type: ignore[union-attr,arg-type]
 
     @property
+    def unpadded(self) -> bool:
+        """Whether it runs without padding (see `load_encoder`)."""
+        return self._packed is not None
+
+    @property
     def device(self) -> torch.device:
         return next(self.backbone.parameters()).device
 

@@ -13,7 +13,6 @@ import tokenizers
 from clusterbatch.encoder.layout import Layout, read_layout
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.errors import DataError, UsageError
-from clusterbatch.store.checksum import checksum
 
 # Texts are cut to this many characters per token wanted before they are tokenised. When that leaves too few tokens
 # (long words, indentation), the cut is moved out, so it never changes the result.
@@ -49,6 +48,9 @@ class Tokenizer:
     @property
     def fingerprint(self) -> str:
         """Changes when any text could get other tokens."""
+        # Imported here: storage needs more than the encoder does.
+        from clusterbatch.store.checksum import checksum
+
         return checksum(f"{self.special_tokens} {self.backend.to_str()}".encode())
 
     @property

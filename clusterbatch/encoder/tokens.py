@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
+
+if TYPE_CHECKING:
+    # Imported where it is used: the encoder runs on a machine that has only torch and transformers.
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Tokens:
 
     @staticmethod
     def from_arrow(column: pa.ListArray | pa.ChunkedArray) -> Tokens:
+        import pyarrow as pa
+
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks()
         offsets = column.offsets.to_numpy().astype(np.int64)
@@ -67,5 +73,7 @@ class Tokens:
         return Tokens(values, offsets - offsets[0])
 
     def to_arrow(self, value_type: pa.DataType) -> pa.ListArray:
+        import pyarrow as pa
+
         values = pa.array(self.values).cast(value_type)
         return pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), values)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-DATA, WORKSPACE, COMPARISON = "data", "workspace", "comparison"
+DATA, WORKSPACE, COMPARISON, GPU = "data", "workspace", "comparison", "gpu"
 
 NEEDS = {
     DATA: "real pairs: set CLUSTERBATCH_DATA to a folder with pairs/*.parquet and eval/",
     WORKSPACE: "an embedded workspace of some 100,000 real pairs: --workspace URI",
     COMPARISON: "the configuration of a comparison with compare.steps: --comparison CONFIG.yaml",
+    GPU: "a GPU that torch sees",
 }
 
 
@@ -25,6 +26,7 @@ class Benchmark(NamedTuple):
 CATALOGUE = [
     Benchmark("embedding", "bench_embedding", "encoder", "encoder --documents 96 --rounds 1", DATA),
     Benchmark("embedding-stage", "bench_embedding", "stage", "stage --pairs 400", DATA),
+    Benchmark("embedding-gpu", "bench_embedding_gpu", "", "--texts 1024 --rounds 1", GPU),
     Benchmark("embedding-memory", "bench_embedding", "memory --pairs 40000", "memory --pairs 2000", DATA),
     Benchmark(
         "kmeans",

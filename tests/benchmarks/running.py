@@ -10,7 +10,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tests.benchmarks.catalogue import COMPARISON, DATA, NEEDS, WORKSPACE, Benchmark
+import torch
+
+from tests.benchmarks.catalogue import COMPARISON, DATA, GPU, NEEDS, WORKSPACE, Benchmark
 from tests.data_folder import data_folder
 
 
@@ -34,7 +36,12 @@ class Outcome:
 
 def run(benchmark: Benchmark, given: Given) -> Outcome:
     """Runs it, unless what it needs is not there."""
-    there = {DATA: data_folder(), WORKSPACE: given.workspace, COMPARISON: given.comparison}
+    there = {
+        DATA: data_folder(),
+        WORKSPACE: given.workspace,
+        COMPARISON: given.comparison,
+        GPU: torch.cuda.is_available(),
+    }
     words = benchmark.quick if given.quick else benchmark.full
     if benchmark.needs and not there[benchmark.needs]:
         return Outcome(benchmark.name, _command(benchmark.module, words), missing=NEEDS[benchmark.needs])

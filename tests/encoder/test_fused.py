@@ -59,7 +59,7 @@ def test_attention_in_steps_of_any_size(
     """Blocked attention for every text, for those of over 10 tokens, and three texts of 20 tokens at a time."""
     monkeypatch.setattr(fused, "_SCORES", scores)
     usual, fast = _both(tiny("roberta"))
-    assert fast._packed is not None
+    assert fast.unpadded
     tokens = _tokens([20] * 7 + [10] * 5 + [3, 1])
     assert np.abs(usual.encode(tokens, 256) - fast.encode(tokens, 256)).max() < 1e-5
 
@@ -83,7 +83,7 @@ def test_what_only_looks_like_bert_takes_the_usual_path(
     transformers.BertModel(config).save_pretrained(tmp_path)
     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
     usual, fast = _both(tmp_path)
-    assert fast._packed is None
+    assert not fast.unpadded
     tokens = _tokens([9, 4, 4])
     assert np.array_equal(usual.encode(tokens, 64), fast.encode(tokens, 64))
 
@@ -95,4 +95,4 @@ def test_without_its_products_the_usual_path_is_taken(
         raise RuntimeError("mkldnn is not there")
 
     monkeypatch.setattr(fused._Product, "__call__", absent)
-    assert load_encoder(str(tiny("bert")), packed=True)._packed is None
+    assert not load_encoder(str(tiny("bert")), packed=True).unpadded

@@ -42,7 +42,7 @@ def test_packed_or_not_the_vectors_are_the_same(
     architecture: str, tiny: Callable[[str], Path], awkward_texts: list[str]
 ) -> None:
     padded, other = load_encoder(str(tiny(architecture))), load_encoder(str(tiny(architecture)), packed=True)
-    assert (other._packed is not None) == (architecture in _CAN)
+    assert other.unpadded == (architecture in _CAN)
     tokens = padded.tokenizer.encode(awkward_texts, padded.max_tokens)
     assert np.abs(padded.encode(tokens, 512) - other.encode(tokens, 512)).max() < 1e-5
 
@@ -73,5 +73,5 @@ def test_a_kernel_that_fails_or_errs_is_not_used(tiny: Callable[[str], Path], mo
     for broken in (failing, lambda query, *rest: 100 * torch.randn_like(query)):
         monkeypatch.setattr(packed, "_kernel", broken)
         encoder = load_encoder(str(tiny("bert")), packed=True)
-        assert encoder._packed is None
+        assert not encoder.unpadded
         assert np.isfinite(encoder.encode(encoder.tokenizer.encode(["the fox", "the"]), 64)).all()
