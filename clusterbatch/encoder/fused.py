@@ -77,7 +77,8 @@ class FusedBackbone:
     def __init__(self, backbone: nn.Module, first_position: int) -> None:
         config = backbone.config
         names = _NAMES.get(config.model_type)  # type: ignore[union-attr,arg-type]
-        if names is None or getattr(config, "hidden_act", getattr(config, "activation", None)) != "gelu":
+        activation = getattr(config, "hidden_act", getattr(config, "activation", None))
+        if names is None or activation != "gelu" or getattr(config, "is_decoder", False):
             raise ValueError("not built like BERT")
         self._heads = int(config.num_attention_heads)  # type: ignore[union-attr,arg-type]
         embeddings = backbone.get_submodule("embeddings")

@@ -18,8 +18,9 @@ from clusterbatch.encoder.fused import FusedBackbone
 PackedStates = Callable[[np.ndarray, np.ndarray], Tensor]
 
 _NAME = "clusterbatch_packed"
-# Agreement with padded attention that a backbone must show before it is trusted with packed texts.
-_LEAST_COSINE = 0.999
+# Agreement with padded attention that a backbone must show before it is trusted with packed texts: but for rounding, all.
+# Weights that were hardly trained attend to everything alike, so in float32 a small difference is an error too.
+_LEAST_COSINE = {torch.float32: 0.99999, torch.bfloat16: 0.999, torch.float16: 0.999}
 
 
 def pack(backbone: nn.Module, vocabulary: int, first_position: int) -> PackedStates | None:
@@ -47,7 +48,7 @@ def pack(backbone: nn.Module, vocabulary: int, first_position: int) -> PackedSta
             else:
                 states = FusedBackbone(backbone, first_position)
             cosines = torch.cosine_similarity(states(ids, offsets).float(), expected.float(), dim=-1)
-            if float(cosines.min()) > _LEAST_COSINE:
+            if float(cosines.min()) > _LEAST_COSINE[weight.dtype]:
                 return states
         except (AttributeError, TypeError, KeyError, ValueError, RuntimeError, IndexError):
             # Not made for it: it takes no positions, hands nothing on to attention, or the kernel refuses its shapes.

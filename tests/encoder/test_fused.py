@@ -23,7 +23,7 @@ def _both(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Encoder, En
     return load_encoder(str(folder), dtype=dtype), load_encoder(str(folder), dtype=dtype, packed=True)
 
 
-def _tokens(lengths: list[int], vocabulary: int = 400) -> Tokens:
+def _tokens(lengths: list[int], vocabulary: int = 200) -> Tokens:
     generator = np.random.default_rng(0)
     return Tokens.from_lists([generator.integers(vocabulary // 2, vocabulary, length).tolist() for length in lengths])
 
@@ -77,7 +77,6 @@ def test_a_unit_gives_the_same_vectors_again(minilm: str) -> None:
 def test_what_only_looks_like_bert_takes_the_usual_path(
     changes: dict[str, object], tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Another activation is declared; attention to the left alone shows itself only in the vectors."""
     folder = tiny("bert")
     config = transformers.BertConfig.from_pretrained(folder, **changes)
     transformers.BertModel(config).save_pretrained(tmp_path)
@@ -86,6 +85,14 @@ def test_what_only_looks_like_bert_takes_the_usual_path(
     assert not fast.unpadded
     tokens = _tokens([9, 4, 4])
     assert np.array_equal(usual.encode(tokens, 64), fast.encode(tokens, 64))
+
+
+def test_wrong_vectors_are_noticed_even_with_random_weights(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts that attend to each other: with weights that were never trained this changes little."""
+    monkeypatch.setattr(fused, "_runs", lambda lengths: [(1, int(lengths.sum()))])
+    assert not load_encoder(str(tiny("bert")), packed=True).unpadded
 
 
 def test_without_its_products_the_usual_path_is_taken(
