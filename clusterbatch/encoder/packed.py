@@ -18,7 +18,7 @@ from clusterbatch.encoder.fused import FusedBackbone
 PackedStates = Callable[[np.ndarray, np.ndarray], Tensor]
 
 _NAME = "clusterbatch_packed"
-# Agreement with padded attention that a backbone must show before it is trusted with packed texts: but for rounding, all.
+# Agreement with padded attention that a backbone must show before it is trusted with packed texts: all but rounding.
 # Weights that were hardly trained attend to everything alike, so in float32 a small difference is an error too.
 _LEAST_COSINE = {torch.float32: 0.99999, torch.bfloat16: 0.999, torch.float16: 0.999}
 
