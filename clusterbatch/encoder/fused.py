@@ -8,6 +8,7 @@ registers; the blocking of weights, done once; three products for query, key and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,19 +76,20 @@ class FusedBackbone:
     """
 
     def __init__(self, backbone: nn.Module, first_position: int) -> None:
-        config = backbone.config
-        names = _NAMES.get(config.model_type)  # type: ignore[union-attr,arg-type]
+        config: Any = backbone.config
+        names = _NAMES.get(config.model_type)
         activation = getattr(config, "hidden_act", getattr(config, "activation", None))
         if names is None or activation != "gelu" or getattr(config, "is_decoder", False):
             raise ValueError("not built like BERT")
-        self._heads = int(config.num_attention_heads)  # type: ignore[union-attr,arg-type]
-        embeddings = backbone.get_submodule("embeddings")
-        self._words = embeddings.get_submodule("word_embeddings").weight
-        positions = embeddings.get_submodule("position_embeddings").weight[first_position:]
+        self._heads = int(config.num_attention_heads)
+        embeddings: Any = backbone.get_submodule("embeddings")
+        self._words: Tensor = embeddings.word_embeddings.weight
+        positions: Tensor = embeddings.position_embeddings.weight[first_position:]
         types = getattr(embeddings, "token_type_embeddings", None)
         self._positions = positions if types is None else positions + types.weight[0]
-        self._norm = _Norm(embeddings.get_submodule("LayerNorm"))
-        self._layers = [_Layer(layer, names) for layer in backbone.get_submodule(names.layers)]  # type: ignore[attr-defined]
+        self._norm = _Norm(embeddings.LayerNorm)
+        layers: Any = backbone.get_submodule(names.layers)
+        self._layers = [_Layer(layer, names) for layer in layers]
 
     def __call__(self, ids: np.ndarray, offsets: np.ndarray) -> Tensor:
         """(T, d) states of the texts ids[offsets[i]:offsets[i + 1]], each attending to itself alone."""
@@ -120,10 +122,10 @@ class _Product:
 
     _activation, _algorithm = "none", ""
 
-    def __init__(self, *linears: nn.Module) -> None:
-        weight = torch.cat([linear.weight for linear in linears])  # type: ignore[misc]
+    def __init__(self, *linears: Any) -> None:
+        weight = torch.cat([linear.weight for linear in linears])
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
-        self._bias = torch.cat([linear.bias for linear in linears])  # type: ignore[misc]
+        self._bias = torch.cat([linear.bias for linear in linears])
 
     def __call__(self, states_TD: Tensor) -> Tensor:
         found: Tensor = torch.ops.mkldnn._linear_pointwise(
@@ -145,11 +147,12 @@ class _ProductAndSum(_Product):
 
 
 class _Norm:
-    def __init__(self, norm: nn.Module) -> None:
-        self._weight, self._bias, self._epsilon = norm.weight, norm.bias, float(norm.eps)  # type: ignore[arg-type]
+    def __init__(self, norm: Any) -> None:
+        self._weight, self._bias, self._epsilon = norm.weight, norm.bias, float(norm.eps)
 
     def __call__(self, states_TD: Tensor) -> Tensor:
-        return functional.layer_norm(states_TD, states_TD.shape[-1:], self._weight, self._bias, self._epsilon)  # type: ignore[arg-type]
+        width = [states_TD.shape[-1]]
+        return functional.layer_norm(states_TD, width, self._weight, self._bias, self._epsilon)
 
 
 def _runs(lengths: np.ndarray) -> list[tuple[int, int]]:

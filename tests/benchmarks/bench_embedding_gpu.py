@@ -59,7 +59,7 @@ def against_peer(name: str, folder: str, device: torch.device, texts: Sequence[s
     from sentence_transformers import SentenceTransformer
 
     encoder = load_encoder(folder, dtype=torch.bfloat16, device=device, packed=True)
-    peer = SentenceTransformer(folder, device=str(device), model_kwargs={"dtype": torch.bfloat16})
+    peer: Any = SentenceTransformer(folder, device=str(device), model_kwargs={"dtype": torch.bfloat16})
     peer.max_seq_length = MAX_TOKENS
 
     def ours(texts: Sequence[str], budget: int) -> np.ndarray:

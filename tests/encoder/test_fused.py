@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_a_unit_gives_the_same_vectors_again(minilm: str) -> None:
 
 @pytest.mark.parametrize("changes", [{"hidden_act": "relu"}, {"is_decoder": True}])
 def test_what_only_looks_like_bert_takes_the_usual_path(
-    changes: dict[str, object], tiny: Callable[[str], Path], tmp_path: Path
+    changes: dict[str, Any], tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = tiny("bert")
     config = transformers.BertConfig.from_pretrained(folder, **changes)
