@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 _ENGLISH = {
-    "title": "Do clustered batches pay?",
+    "title": "Which batches pay?",
     "pays": "pays",
     "does not pay": "does not pay",
     "cannot tell yet": "cannot tell yet",
@@ -150,7 +150,7 @@ _ENGLISH = {
 }
 
 _JAPANESE = {
-    "title": "クラスタ別バッチは引き合うか",
+    "title": "どのバッチが引き合うか",
     "pays": "引き合う",
     "does not pay": "引き合わない",
     "cannot tell yet": "まだ判断できない",

@@ -11,7 +11,7 @@ _ENGLISH = {
     "report_title": "Does the model retrieve better after training?",
     "leading": "{metric} on {collection}: {before:.4f} before, {after:.4f} after training ({difference}), over {queries:,} judged queries and {documents:,} documents.",
     "not_measured": "Not measured yet: the evaluation has not run in this workspace.",
-    "to_comparison": "Do clustered batches pay here? The comparison",
+    "to_comparison": "Which batches pay here? The comparison",
     "quality": "Quality",
     "quality_text": "Averages over all judged queries; a query without an answer counts 0. The interval is over queries (paired t, 95 %): another seed of the training is not in it.",
     "measure": "Measure",
