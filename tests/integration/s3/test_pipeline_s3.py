@@ -158,8 +158,8 @@ def outcome(config: RunConfig) -> dict[str, Any]:
     found: dict[str, Any] = {name: manifest.counts.model_dump() for name, manifest in manifests.items()}
     for stage in STAGES[:3]:
         artifact = stage.artifact(workspace, 0)
-        # Rejects name the files that they come from.
-        parts = [part for part in manifests[stage.name].parts if part.details.get("role") != "rejects"]
+        # What is rejected or set aside names the files that it comes from.
+        parts = [part for part in manifests[stage.name].parts if part.details.get("role") not in ("rejects", "aside")]
         found[f"{stage.name} parts"] = [(part.rows, part.checksum) for part in parts]
         for part in parts:
             artifact.read_part(part)
