@@ -97,7 +97,7 @@ class Folder:
     def open(self, name: str, block: int = _READ_AHEAD) -> BinaryIO:
         """A file to read in pieces of at least `block` bytes, seekable; raises FileNotFoundError where none is.
 
-        What is no larger than a piece comes whole, and bytes that were damaged on their way are then noticed. Of a range
+        What is no larger than a piece comes whole, so that bytes damaged on their way are noticed. Of a range
         a server says nothing to compare it with.
         """
         if self.is_local:
