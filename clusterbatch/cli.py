@@ -7,7 +7,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from clusterbatch import __version__
@@ -67,7 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"clusterbatch {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, what in _STAGES.items():
-        _with_config(commands, name, what, lambda config, options: _stage(config, options), stage=name, estimate=True)
+        stage = _with_config(commands, name, what, _stage, stage=name, estimate=True)
+        if name == "ingest":
+            stage.add_argument(
+                "--append", action="store_true", help="add files that the corpus does not have, as its next version"
+            )
     _with_config(commands, "run", "all stages, skipping what is done", _run, estimate=True)
     _with_config(commands, "predict", "before any training: will clusters help on this corpus?", _predict)
     _with_config(commands, "tune", "settings by a cheap ranking and short runs; writes the chosen configuration", _tune)
@@ -137,9 +142,12 @@ def _dry_run(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def _stage(config: RunConfig, options: argparse.Namespace) -> None:
+    from clusterbatch.corpus.ingest import ingest
     from clusterbatch.experiments.run import STAGES, run_stage
 
     stage = next(stage for stage in STAGES if stage.name == options.stage)
+    if getattr(options, "append", False):
+        stage = replace(stage, function=partial(ingest, append=True))
     with workspace_lease(config):
         manifest = run_stage(stage, config, force=options.force)
     if options.json:

@@ -138,13 +138,17 @@ def print_workspace(workspace: str, rows: Sequence[dict[str, Any]]) -> None:
             continue
         table.add_row(
             name,
-            row["state"],
+            f"version {row['versions'][-1]['version']}" if "versions" in row else row["state"],
             *(f"{row[key]:,}" for key in ("read", "written", "rejected")),
             f"{sum(row['set_aside'].values()):,}",
             f"{row['parts']:,}",
             f"{row['bytes'] / 2**20:,.1f}",
             f"{row['seconds']:,.1f}",
         )
+        for version in row.get("versions", []):
+            number = f"version {version['version']}"
+            aside = f"{version['deleted']:,}"
+            table.add_row("", number, "", f"{version['written']:,}", "", aside, "", "", f"{version['seconds']:,.1f}")
     _console().print(table)
 
 

@@ -12,7 +12,6 @@ from clusterbatch.clustering.assign import Assigner
 from clusterbatch.clustering.chunks import SampleChunks
 from clusterbatch.clustering.features import project
 from clusterbatch.clustering.fitting import FitJob
-from clusterbatch.clustering.kmeans import fit
 from clusterbatch.clustering.sums import Centers, Chunk, PartialSums, chunk_sums, chunks_head, merge
 from clusterbatch.errors import InfrastructureError
 from clusterbatch.runtime import Pool, check_resources
@@ -29,7 +28,7 @@ def fit_distributed(job: FitJob, cell: int, pool: Pool) -> Receipt:
     matrix = job.matrix(cell, (job.sample.read(bucket) for bucket in buckets))
     rows = RemoteRows(job.sample, buckets, matrix, pool, job.device)
     try:
-        found = fit(rows, job.settings(cell), job.initial(cell, matrix))
+        found = job.fit(cell, rows, matrix)
         return job.write(cell, found, matrix, sum(rows.chunk_rows), watch.seconds)
     except ray.exceptions.RayActorError as error:
         raise InfrastructureError(f"fit: a worker was lost and could not be replaced ({error})") from error

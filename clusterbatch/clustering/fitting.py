@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,16 +14,19 @@ from clusterbatch.clustering.cells import Cells
 from clusterbatch.clustering.chunks import SampleChunks
 from clusterbatch.clustering.features import project, projection, unit_length
 from clusterbatch.clustering.groups import Groups
-from clusterbatch.clustering.kmeans import Fit, FitSettings, fit
+from clusterbatch.clustering.kmeans import Fit, FitSettings, counted, fit
 from clusterbatch.clustering.models import GroupModel
 from clusterbatch.clustering.packing import packing_order
-from clusterbatch.clustering.sums import Centers, Chunk, LocalRows, chunks_head
+from clusterbatch.clustering.sums import Centers, Chunk, LocalRows, Rows, chunks_head
 from clusterbatch.clustering.vectors import vector_column, vector_values
 from clusterbatch.config import ClusterConfig
 from clusterbatch.encoder.hardware import inference_dtype, resolve_device
 from clusterbatch.runtime import Unit
 from clusterbatch.store import Artifact, Counts, Part, Receipt, Stopwatch
 from clusterbatch.store.tables import read_parquet, write_parquet
+
+if TYPE_CHECKING:
+    from clusterbatch.clustering.previous import Previous
 
 # Rows that a projection is fitted to.
 _PROJECTION_ROWS = 32_768
@@ -46,6 +50,8 @@ class FitJob:
     matrices: Mapping[int, np.ndarray]
     # Groups whose clusters go on from the generation before, under their numbers.
     held: frozenset[int] = frozenset()
+    # That generation, where its centroids stay as they are.
+    frozen: Previous | None = None
 
     def buckets(self, cell: int) -> range:
         first = self.cells.first_bucket
@@ -61,11 +67,33 @@ class FitJob:
             balanced=self.config.balanced,
         )
 
+    def fit(self, cell: int, rows: Rows, matrix: np.ndarray | None) -> Fit:
+        """Of a cell's rows, which were projected by `matrix`."""
+        kept = self._kept(cell, "centroids")
+        if kept is None:
+            return fit(rows, self.settings(cell), self.initial(cell, matrix))
+        return counted(rows, _centers(kept), self.settings(cell).dtype)
+
+    def _kept(self, cell: int, content: str) -> pa.Table | None:
+        """What the generation before has of a cell whose centroids stay as they are; None where it has none."""
+        group, coarse = int(self.cells.group[cell]), int(self.cells.coarse[cell])
+        if self.frozen is None or group not in self.held:
+            return None
+        artifact, parts = self.frozen.levels[self.level - 1]
+        wanted = (content, self.groups.names[group], coarse)
+        for part in parts:
+            if (part.details["content"], part.details["group"], part.details["coarse"]) == wanted:
+                return read_parquet(artifact.folder, part)
+        return None
+
     def matrix(self, cell: int, chunks: Iterable[Chunk]) -> np.ndarray | None:
         """(D, `cluster.dimensions`) for a cell, fitted to the first of its rows; None where none is asked for."""
         group = int(self.cells.group[cell])
         if self.config.dimensions is None or group in self.matrices:
             return self.matrices.get(group)
+        kept = self._kept(cell, "projection")
+        if kept is not None:
+            return vector_values(kept["direction"])
         head, _ = chunks_head(chunks, _PROJECTION_ROWS)
         return projection(head, min(self.config.dimensions, head.shape[1]), self.config.reduction, self.config.seed)
 
@@ -133,10 +161,14 @@ class FitWorker:
         chunks = [chunk for chunk in chunks if len(chunk[0])]
         matrix = self._job.matrix(unit.number, chunks)
         chunks = [(project(vectors, matrix), weights) for vectors, weights in chunks]
-        initial = self._job.initial(unit.number, matrix)
-        found = fit(LocalRows(chunks, self._job.device), self._job.settings(unit.number), initial)
+        found = self._job.fit(unit.number, LocalRows(chunks, self._job.device), matrix)
         rows = sum(len(vectors) for vectors, _ in chunks)
         return self._job.write(unit.number, found, matrix, rows, watch.seconds)
+
+
+def _centers(table: pa.Table) -> Centers:
+    bias = None if table["bias"].null_count else table["bias"].to_numpy()
+    return Centers(vector_values(table["centroid"]), bias)
 
 
 def read_models(fitted: Artifact, parts: Sequence[Part], groups: Groups) -> dict[int, GroupModel]:
@@ -149,9 +181,8 @@ def read_models(fitted: Artifact, parts: Sequence[Part], groups: Groups) -> dict
         if part.details["content"] == "projection":
             matrices[group] = vector_values(table["direction"])
             continue
-        bias = None if table["bias"].null_count else table["bias"].to_numpy()
-        centers = Centers(vector_values(table["centroid"]), bias)
-        cells.setdefault(group, []).append((centers, table["sampled"].to_numpy(), part.details["outlier_below"]))
+        fit_of_cell = (_centers(table), table["sampled"].to_numpy(), part.details["outlier_below"])
+        cells.setdefault(group, []).append(fit_of_cell)
     models = {}
     for group, found in cells.items():
         sampled = np.concatenate([rows for _, rows, _ in found])

@@ -21,7 +21,7 @@ import torch
 from clusterbatch.clustering.assign import Assigner
 from clusterbatch.clustering.balance import balanced
 from clusterbatch.clustering.seeding import seed_centroids
-from clusterbatch.clustering.sums import Centers, PartialSums, Rows
+from clusterbatch.clustering.sums import COSINE_BINS, Centers, PartialSums, Rows
 
 # Share of the earlier rounds' weight that a round keeps, while rounds see different rows.
 _MEMORY = 0.5
@@ -74,6 +74,15 @@ def fit(rows: Rows, settings: FitSettings, initial: np.ndarray | None = None) ->
         return _fit_from(rows, settings, initial)
     fits = (_fit_once(rows, settings, settings.seed + restart) for restart in range(settings.restarts))
     return max(fits, key=lambda found: found.mean_cosine)
+
+
+def counted(rows: Rows, centers: Centers, dtype: torch.dtype) -> Fit:
+    """Centres that stay as they are, with the sums of the rows that are nearest to each."""
+    chunks = list(range(len(rows.chunk_rows)))
+    if not chunks:
+        shape = centers.centroids.shape
+        return Fit(centers, PartialSums(np.zeros(shape[0]), np.zeros(shape), 0.0, np.zeros(COSINE_BINS, np.int64)))
+    return Fit(centers, rows.partial_sums(centers, chunks, dtype))
 
 
 def _fit_once(rows: Rows, settings: FitSettings, seed: int) -> Fit:

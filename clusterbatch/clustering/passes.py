@@ -51,6 +51,8 @@ class Passes:
 
     config: RunConfig
     generation: int
+    # The generation whose embeddings are clustered.
+    vectors: int
     corpus: Manifest
     embeddings: Manifest
     identity: str
@@ -148,7 +150,7 @@ class Passes:
         suffix = "" if level == 1 else f" {level}"
         arguments = {
             "config": self.config,
-            "generation": self.generation,
+            "generation": self.vectors,
             "groups": self.groups,
             "cells": cells,
             "weighted": "weight" in self.columns,
@@ -168,6 +170,7 @@ class Passes:
             level=level,
             matrices={group: model.matrix for group, model in models.items() if model.matrix is not None},
             held=frozenset(self.held),
+            frozen=self.previous if self.previous and self.previous.frozen else None,
         )
         fitted = self._fit(f"fit{suffix}", job, sum(part.bytes for part in sample.parts))
         # A projection that came from above is kept there.
@@ -195,7 +198,7 @@ class Passes:
             raise UsageError(
                 "clusters by group: the corpus has no such column (set corpus.columns.group and re-ingest)"
             )
-        arguments = {"config": self.config, "generation": self.generation, "groups": self.groups}
+        arguments = {"config": self.config, "generation": self.vectors, "groups": self.groups}
         sums = self._run("sums", self.units, LabelSumsWorker, arguments, self.pool)
         units = [Unit(group, int(rows), None) for group, rows in enumerate(self.groups.rows)]
         arguments = {"sums": self.artifact("sums"), "sums_parts": sums.parts, "groups": self.groups}
@@ -219,7 +222,7 @@ class Passes:
     def assign(self, fits: StoredModels, plan: BucketPlan) -> Manifest:
         arguments = {
             "config": self.config,
-            "generation": self.generation,
+            "generation": self.vectors,
             "groups": self.groups,
             "columns": [name for name in self.columns if name not in VECTORS],
             "fits": fits,

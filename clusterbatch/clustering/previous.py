@@ -35,7 +35,8 @@ class Previous:
 
     config: with the section `embed` of then; parts: its vectors by corpus unit, None where they were not kept (units
     beyond them are rows that it did not have); levels: its fits, as StoredModels takes them; keep: share of the rows
-    that stay where it put them.
+    that stay where it put them; vectors: the generation whose embeddings those are; frozen: its centroids stay as they
+    are, which wants vectors of the same model.
     """
 
     config: RunConfig
@@ -44,22 +45,28 @@ class Previous:
     parts: Sequence[Part | None]
     levels: Sequence[tuple[Artifact, Sequence[Part]]]
     fingerprint: str
+    vectors: int
     keep: float = 0.0
+    frozen: bool = False
 
     @staticmethod
-    def of(config: RunConfig, generation: int, keep: float = 0.0) -> Previous:
+    def of(config: RunConfig, generation: int, keep: float = 0.0, frozen: bool = False) -> Previous:
         """From the workspace. Raises DataError where the generation is not whole, UsageError where it has no fits."""
         workspace = Workspace(config)
-        corpus, embeddings = workspace.corpus.require(), workspace.embeddings(generation).require()
         clusters = workspace.clusters(generation)
         manifest = clusters.require()
+        vectors = int(manifest.details.get("vectors", generation))
+        corpus, embeddings = workspace.corpus.require(), workspace.embeddings(vectors).require()
         if manifest.config["stratify"] != "cluster":
             raise UsageError(
                 f"refresh: the clusters of generation {generation} are by {manifest.config['stratify']}, not by "
                 "vectors; there is nothing to cluster again"
             )
-        if embeddings.inputs["corpus"] != corpus.fingerprint:
-            raise UsageError(f"refresh: the corpus has changed since generation {generation}; begin a new workspace")
+        if embeddings.inputs["corpus"] not in corpus.lineage:
+            raise UsageError(
+                f"refresh: the corpus of generation {generation} was another one, not an earlier version of this; "
+                "begin a new workspace"
+            )
         by_level: dict[int, list[Part]] = {}
         for part in manifest.parts:
             if part.details.get("content") in ("centroids", "projection"):
@@ -74,7 +81,9 @@ class Previous:
             parts=list(embeddings.parts) if persisted else [None] * len(units),
             levels=tuple((clusters, parts) for _, parts in sorted(by_level.items())),
             fingerprint=manifest.fingerprint,
+            vectors=vectors,
             keep=keep,
+            frozen=frozen,
         )
 
     def models(self, groups: Groups) -> dict[int, GroupModel]:
@@ -99,7 +108,7 @@ class PreviousAssigner:
 
     def __init__(self, previous: Previous, models: dict[int, GroupModel]) -> None:
         self._previous = previous
-        self._vectors = VectorSource(previous.config, previous.generation)
+        self._vectors = VectorSource(previous.config, previous.vectors)
         self._models = models
         self._assigners = {group: GroupAssigner(model) for group, model in models.items()}
 

@@ -13,7 +13,7 @@ from clusterbatch.clustering.shards import INDEX, index_table
 from clusterbatch.clustering.statistics import StatisticsJob
 from clusterbatch.clustering.tokenisation import Tokenisation
 from clusterbatch.config import RunConfig, fingerprint
-from clusterbatch.errors import DataError
+from clusterbatch.errors import DataError, UsageError
 from clusterbatch.mining.stage import Mined, mine
 from clusterbatch.runtime import ray_session
 from clusterbatch.store import Artifact, Manifest, Part, Receipt, Stopwatch
@@ -22,17 +22,29 @@ from clusterbatch.store.workspace import Workspace
 
 
 def cluster(
-    config: RunConfig, *, generation: int = 0, force: bool = False, previous: Previous | None = None
+    config: RunConfig,
+    *,
+    generation: int = 0,
+    force: bool = False,
+    previous: Previous | None = None,
+    vectors: int | None = None,
 ) -> Manifest:
     """Clusters the embedded corpus of `config.workspace` and writes its shards; at once when that is done already.
 
-    previous: the generation whose clusters these go on from. Where `mine` is on, that is done before.
+    previous: the generation whose clusters these go on from; vectors: the generation whose embeddings are clustered
+    (unset: this one's). Where `mine` is on, that is done before.
+
+    Raises UsageError where the embeddings are not of the corpus as it is now.
     """
-    workspace = Workspace(config)
-    corpus, embeddings = workspace.corpus.require(), workspace.embeddings(generation).require()
+    workspace, vectors = Workspace(config), generation if vectors is None else vectors
+    corpus, embeddings = workspace.corpus.require(), workspace.embeddings(vectors).require()
+    if embeddings.inputs.get("corpus") in corpus.earlier:
+        raise UsageError(
+            f"cluster: the corpus is at version {corpus.version}, its embeddings are of an earlier one; embed"
+        )
     mined = None
     if config.mine.is_on:
-        mine(config, generation=generation, force=force)
+        mine(config, generation=generation, force=force, embedded=vectors)
         mined = Mined.of(config, generation)
     identity = _identity(config, corpus, embeddings, previous, mined)
     artifact = workspace.clusters(generation)
@@ -40,10 +52,16 @@ def cluster(
         # What a crash between the commit and the removal has left.
         artifact.folder.remove(EXCHANGE)
         return artifact.require()
+    made = artifact.manifest()
+    if made is not None and made.inputs.get("corpus") in corpus.earlier and not force:
+        raise UsageError(
+            f"{artifact.folder.uri}: clusters of an earlier version of the corpus, and they stay as they are; "
+            "`clusterbatch refresh` makes the next generation of the corpus as it is now, or pass --force"
+        )
     watch = Stopwatch()
     done = artifact.begin(identity, force)
     with ray_session(config.ray):
-        passes = Passes(config, generation, corpus, embeddings, identity, force, previous, mined)
+        passes = Passes(config, generation, vectors, corpus, embeddings, identity, force, previous, mined)
         fits = passes.fits()
         plan = passes.plan(fits)
         receipts = passes.reduce(plan, passes.assign(fits, plan), done)
@@ -56,7 +74,9 @@ def _identity(
     config: RunConfig, corpus: Manifest, embeddings: Manifest, previous: Previous | None, mined: Mined | None
 ) -> str:
     layout, tokenisation = layout_of(config), Tokenisation.of(config)
-    more = [[previous.fingerprint, previous.keep]] if previous else []
+    more: list[list[object]] = []
+    if previous:
+        more.append([previous.fingerprint, previous.keep, *(["frozen"] if previous.frozen else [])])
     more += [["mined", mined.fingerprint]] if mined else []
     return fingerprint(
         "clusters",
@@ -96,6 +116,8 @@ def _commit(
         seconds=watch.seconds,
         details={
             "layout": asdict(passes.layout),
+            # The generation whose embeddings these clusters are of.
+            "vectors": passes.vectors,
             "shards": 1 + flat[-1]["shard"] if flat else 0,
             "sources": summary,
             "fit": _fit_summary(fitted),

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from clusterbatch.clustering.tasks import TaskUnit
 from clusterbatch.config import RunConfig
-from clusterbatch.errors import DataError
+from clusterbatch.corpus.units import take_live
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 
@@ -27,19 +27,19 @@ class VectorSource:
 
     def __init__(self, config: RunConfig, generation: int) -> None:
         self._config, self._generation = config, generation
-        self._folder = Workspace(config).embeddings(generation).folder
+        workspace = Workspace(config)
+        self._corpus, self._folder = workspace.corpus, workspace.embeddings(generation).folder
 
     def read(self, item: TaskUnit, sides: Sequence[Side], rows: np.ndarray | None = None) -> pa.Table:
         """pair_id, source and `<side>_vector` of a unit's rows, or of some (row numbers inside the unit)."""
         if item.embeddings is None:
             return self._embedded(item, sides, rows)
         columns = ["pair_id", "source", *(f"{side}_vector" for side in sides)]
-        table = read_parquet(self._folder, item.embeddings.path, columns)
-        if table.num_rows != item.unit.rows:
-            raise DataError(
-                f"{self._folder.uri}/{item.embeddings.path}: {table.num_rows} rows, but unit {item.unit.number} of "
-                f"the corpus has {item.unit.rows}"
-            )
+        part = item.embeddings
+        table = read_parquet(self._folder, part.path, columns)
+        # The corpus may have dropped rows since.
+        place = f"{self._folder.uri}/{part.path}"
+        table = take_live(self._corpus, item.unit, table, part.details.get("deleted"), place)
         return table if rows is None else table.take(pa.array(rows))
 
     def _embedded(self, item: TaskUnit, sides: Sequence[Side], rows: np.ndarray | None) -> pa.Table:

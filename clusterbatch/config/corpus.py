@@ -76,6 +76,10 @@ class CorpusConfig(Section):
     sample_pairs: int = Field(18_000, ge=100)
     sample_seed: int = 0
     workers: int = operational(2, ge=1)
+    # What `ingest --append` takes out again: files of pair_ids, one a line, each applied once, to the rows that the
+    # corpus then holds; and sources that the corpus is not to have.
+    delete: Paths = operational([])
+    drop_sources: Paths = operational([])
 
     @field_validator("encoding")
     @classmethod

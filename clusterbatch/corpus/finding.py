@@ -23,6 +23,9 @@ class Inputs:
     files: list[InputFile]
     collections: list[PairCollection]
 
+    def __bool__(self) -> bool:
+        return bool(self.files or self.collections)
+
     def __iter__(self) -> Iterator[InputFile]:
         yield from self.files
         for collection in self.collections:
@@ -30,10 +33,13 @@ class Inputs:
                 yield from files
 
 
-def find_inputs(config: CorpusConfig, paths: Sequence[str], storage: StorageConfig) -> Inputs:
+def find_inputs(
+    config: CorpusConfig, paths: Sequence[str], storage: StorageConfig, key: str = "corpus.paths"
+) -> Inputs:
     """What `paths` lead to: files, folders (a collection's, or files with a known extension), globs.
 
-    Each file once, in the order of `paths`, then by name. Raises UsageError where a path leads to nothing.
+    Each file once, in the order of `paths`, then by name. Raises UsageError, which names `key`, where a path leads to
+    nothing.
     """
     files: dict[str, InputFile] = {}
     collections: list[PairCollection] = []
@@ -46,7 +52,7 @@ def find_inputs(config: CorpusConfig, paths: Sequence[str], storage: StorageConf
                 continue
             entries = [entry for entry in folder.find() if _is_wanted(entry.name)]
         if not entries:
-            raise UsageError(f"corpus.paths: {path}: no such file, or no file there that could be read as pairs")
+            raise UsageError(f"{key}: {path}: no such file, or no file there that could be read as pairs")
         for file in _input_files(folder, entries):
             files.setdefault(file.uri, file)
     return Inputs(list(files.values()), collections)

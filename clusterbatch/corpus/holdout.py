@@ -30,6 +30,9 @@ SKETCH = pa.schema(
 )
 
 
+CHOSEN = pa.schema([pa.field("is_query", pa.bool_()), pa.field("hash", pa.uint64())])
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """Hashes of the chosen documents and of the queries that ask for them in their source; sorted uint64."""
@@ -45,6 +48,16 @@ class HeldOut:
         """(n,) bool: the held-out pairs that become judgements. Those of a chosen document that another source has too
         do not: such a query may be trained on with other documents."""
         return np.isin(pairs["query_hash"].to_numpy(), self.queries)
+
+    def to_table(self) -> pa.Table:
+        """One row for each hash, in a table of `CHOSEN`."""
+        is_query = np.repeat([False, True], [len(self.documents), len(self.queries)])
+        return pa.table([is_query, np.concatenate([self.documents, self.queries])], schema=CHOSEN)
+
+    @staticmethod
+    def from_table(chosen: pa.Table) -> HeldOut:
+        is_query, hashes = chosen["is_query"].to_numpy(), chosen["hash"].to_numpy()
+        return HeldOut(hashes[~is_query], hashes[is_query])
 
 
 NOTHING = HeldOut(np.empty(0, np.uint64), np.empty(0, np.uint64))

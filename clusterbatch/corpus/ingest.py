@@ -2,27 +2,38 @@
 
 Pass 1 reads slices of the input, validates rows and sorts them into buckets by document hash; collections are joined
 first. Pass 2 takes a bucket, drops duplicate pairs (the first by file and row stays) and writes it as parts of the
-corpus. Rows that are not taken are in `corpus/rejects/` with file, row and reason.
+corpus. Rows that are not taken are in `corpus/rejects/` with file, row and reason. What is appended to a corpus takes
+the same way, and is compared with the rows that are there.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from clusterbatch.config import DOCSTRINGS, RunConfig, fingerprint
 from clusterbatch.corpus.collections import PairCollection, collection_in
 from clusterbatch.corpus.finding import Inputs, find_inputs
+from clusterbatch.corpus.growth import CHOSEN, Growth, check_same_rules, files_read, new_inputs, write_files
+from clusterbatch.corpus.inputs import InputFile
+from clusterbatch.corpus.known import Dropping, dropped_lists, without_dropped
 from clusterbatch.corpus.passes import Passes, held_out_documents
 from clusterbatch.corpus.sample import PAIRS, ensure_sample
 from clusterbatch.errors import DataError, UsageError
+from clusterbatch.log import say
 from clusterbatch.runtime import ray_session
 from clusterbatch.store.artifact import Counts, Manifest, Part, Receipt, Stopwatch
 from clusterbatch.store.filesystem import Folder
+from clusterbatch.store.tables import write_parquet
+from clusterbatch.store.versions import Version
 from clusterbatch.store.workspace import Workspace
 
 
-def ingest(config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest:
+def ingest(config: RunConfig, *, generation: int = 0, force: bool = False, append: bool = False) -> Manifest:
     """Reads `corpus.paths` into the workspace's corpus; does nothing where that is done already.
+
+    append: where there is a corpus, files of `corpus.paths` that it does not have (or that have changed since) become
+    its next version, without the rows of `corpus.delete` and `corpus.drop_sources`.
 
     Raises UsageError where a path leads nowhere, DataError for a broken file (unless corpus.on_error is reject) and
     where no valid pair is found.
@@ -35,13 +46,24 @@ def ingest(config: RunConfig, *, generation: int = 0, force: bool = False) -> Ma
     identity = fingerprint(
         "corpus",
         config.corpus,
-        [[file.uri, file.size, file.version] for file in inputs],
+        _described(inputs),
         held_out_documents(config),
-        [[file.uri, file.size, file.version] for item in tests for files in item.files.values() for file in files],
+        _described(_files(tests)),
+        *([config.corpus.drop_sources] if config.corpus.drop_sources else []),
     )
     artifact = Workspace(config).corpus
-    if artifact.is_done(identity) and not force:
-        return artifact.require()
+    made = artifact.manifest()
+    if made is not None and append and not force:
+        return _append(config, made, inputs, tests, stopwatch)
+    if made is not None and made.version > 1 and not force and not new_inputs(inputs, files_read(artifact, made)):
+        return made
+    if made is not None and made.fingerprint == identity and not force:
+        return made
+    if made is not None and not force:
+        raise UsageError(
+            f"{artifact.folder.uri}: holds a corpus of other inputs or made with another configuration; --append adds "
+            "the files that are new, --force replaces it"
+        )
     done = artifact.begin(identity, force)
     passes = Passes(config, identity, artifact, inputs, tests)
     with ray_session(config.ray):
@@ -49,8 +71,39 @@ def ingest(config: RunConfig, *, generation: int = 0, force: bool = False) -> Ma
         passes.read()
         receipts = passes.write(done)
         collection = passes.collect(receipts)
-    manifest = _commit(passes, receipts, collection, stopwatch.seconds)
-    passes.exchange.remove()
+    return _commit(passes, receipts, collection, stopwatch.seconds)
+
+
+def _append(
+    config: RunConfig, base: Manifest, inputs: Inputs, tests: list[PairCollection], stopwatch: Stopwatch
+) -> Manifest:
+    """The next version of the corpus; the newest where there is nothing that it does not have."""
+    corpus = Workspace(config).corpus
+    check_same_rules(config, base, fingerprint(_described(_files(tests))))
+    read = files_read(corpus, base)
+    inputs = new_inputs(inputs, read)
+    lists = new_inputs(find_inputs(config.corpus, config.corpus.delete, config.storage, "corpus.delete"), read).files
+    sources = [name for name in config.corpus.drop_sources if base.details["sources"].get(name)]
+    if not (inputs or lists or sources):
+        return base
+    identity = fingerprint("corpus version", base.fingerprint, _described(inputs), _described(lists), sources)
+    version = corpus.next_version(base)
+    done = version.begin(identity)
+    dropping = Dropping([file.uri for file in lists], sources, corpus.folder)
+    passes = Passes(config, identity, version, inputs, tests, Growth(corpus, base, dropping))
+    with ray_session(config.ray):
+        passes.join()
+        passes.read()
+        passes.look_up()
+        receipts = passes.write(done)
+    version.base = without_dropped(base, passes.known, version.path)
+    manifest = _commit(passes, receipts, [*dropped_lists(passes.known)], stopwatch.seconds, lists)
+    dropped = base.counts.written - version.base.counts.written
+    say(
+        f"ingest    version {manifest.version}: {manifest.counts.written - version.base.counts.written:,} pairs "
+        f"appended, {dropped:,} deleted",
+        version=manifest.version,
+    )
     return manifest
 
 
@@ -76,30 +129,53 @@ def _tests(config: RunConfig) -> list[PairCollection]:
     return [collection for collection in found if collection is not None]
 
 
-def _commit(passes: Passes, receipts: list[Receipt], collection: list[Part], seconds: float) -> Manifest:
-    files = list(passes.inputs)
+def _files(collections: list[PairCollection]) -> list[InputFile]:
+    return [file for item in collections for files in item.files.values() for file in files]
+
+
+def _described(files: Inputs | list[InputFile]) -> list[list[Any]]:
+    return [[file.uri, file.size, file.version] for file in files]
+
+
+def _commit(
+    passes: Passes, receipts: list[Receipt], more: list[Part], seconds: float, lists: list[InputFile] | None = None
+) -> Manifest:
+    """more: parts beside those of the receipts; lists: files of rows to delete that were read as well."""
+    artifact, files = passes.artifact, list(passes.inputs)
     counts = sum((receipt.counts for receipt in receipts), Counts())
     if counts.read != passes.rows_read:
-        raise DataError(f"{passes.artifact.folder.uri}: rows were lost between reading and writing")
+        raise DataError(f"{artifact.folder.uri}: rows were lost between reading and writing")
     reasons = sum((Counter(receipt.details["reasons"]) for receipt in receipts), Counter[str]())
-    if not counts.written:
+    sources = sum((Counter(receipt.details["sources"]) for receipt in receipts), Counter[str]())
+    before: dict[str, Any] = {}
+    if isinstance(artifact, Version):
+        before = artifact.base.details
+        if not artifact.base.counts.written + counts.written:
+            raise DataError("ingest --append: no pair of the corpus would be left")
+    elif not counts.written:
         most = f"; most common reason: {reasons.most_common(1)[0][0]}" if reasons else ""
         raise DataError(f"corpus.paths: no valid pair in {len(files)} files, {counts.rejected} rows rejected{most}")
-    sources = sum((Counter(receipt.details["sources"]) for receipt in receipts), Counter[str]())
-    return passes.artifact.commit(
+    extra = [*more, write_files(artifact, [*files, *(lists or [])])]
+    if not before and len(passes.held_out.documents):
+        extra.append(write_parquet(artifact, "heldout", passes.held_out.to_table(), role=CHOSEN))
+    manifest = artifact.commit(
         passes.identity,
         receipts,
         config=passes.config.corpus.identity(),
         inputs={},
         seconds=seconds,
         details={
-            "sources": dict(sorted(sources.items())),
-            "rejects": dict(reasons.most_common()),
-            "files": len(files),
-            "input_bytes": sum(file.size for file in files),
-            "cut_texts": passes.cut,
+            "sources": dict(sorted((Counter(before.get("sources", {})) + sources).items())),
+            "rejects": dict((Counter(before.get("rejects", {})) + reasons).most_common()),
+            "files": before.get("files", 0) + len(files),
+            "input_bytes": before.get("input_bytes", 0) + sum(file.size for file in files),
+            "cut_texts": before.get("cut_texts", 0) + passes.cut,
             # Of the vectors that came with the rows.
             "dimensions": passes.dimensions,
+            # What the corpus must not contain.
+            "tests": fingerprint(_described(_files(passes.tests))),
         },
-        extra_parts=collection,
+        extra_parts=extra,
     )
+    passes.exchange.remove()
+    return manifest

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,15 @@ from clusterbatch.corpus.collecting import CollectionWorker
 from clusterbatch.corpus.collections import CollectionSlice, PairCollection, Role, plan_collections
 from clusterbatch.corpus.decontamination import Contamination, TestTextsWorker, plan_test_texts
 from clusterbatch.corpus.finding import Inputs
+from clusterbatch.corpus.growth import Growth
 from clusterbatch.corpus.holdout import HeldOut, choose
-from clusterbatch.corpus.inputs import InputFile, Slice, plan_units
+from clusterbatch.corpus.inputs import Slice, plan_units
 from clusterbatch.corpus.joining import DocumentWorker, QueryWorker, ScatterWorker
+from clusterbatch.corpus.known import KNOWN, Known, KnownWorker, part_units
 from clusterbatch.corpus.near_pairs import ENTRIES, NearDuplicates, NearPairsWorker
 from clusterbatch.corpus.origins import Origins
 from clusterbatch.corpus.reading import ReadWorker
-from clusterbatch.corpus.sink import REJECTS, SKETCH, Sorting
+from clusterbatch.corpus.sink import HASHES, REJECTS, SKETCH, Sorting
 from clusterbatch.corpus.units import PAIRS
 from clusterbatch.corpus.writing import Exclusions, Rejected, WriteWorker
 from clusterbatch.runtime import Pool, Unit, run_units
@@ -38,7 +41,10 @@ _NEAR_BUCKETS = 4
 
 @dataclass
 class Passes:
-    """What one run of ingest has read and written so far. The passes leave their parts below `artifact`/_exchange."""
+    """What one run of ingest has read and written so far. The passes leave their parts below `artifact`/_exchange.
+
+    growth: the corpus that `artifact`, a version of it, goes on from.
+    """
 
     config: RunConfig
     identity: str
@@ -46,6 +52,7 @@ class Passes:
     inputs: Inputs
     # The collections of evaluate.path.
     tests: list[PairCollection]
+    growth: Growth | None = None
 
     def __post_init__(self) -> None:
         self.exchange = self.artifact.folder.child("_exchange")
@@ -55,6 +62,7 @@ class Passes:
         # Of every pass that reads input: receipts, and the artifact their parts are in.
         self._read: list[tuple[Artifact, list[Receipt]]] = []
         self._first_slice = 0
+        self.known: list[Receipt] = []
 
     @property
     def rows_read(self) -> int:
@@ -72,6 +80,8 @@ class Passes:
     @property
     def dimensions(self) -> int | None:
         """Of the vectors that came with the rows: those that most rows have; None where there are none."""
+        if self.growth:
+            return self.growth.dimensions
         found: Counter[str] = Counter()
         for _, receipts in self._read:
             for receipt in receipts:
@@ -84,7 +94,7 @@ class Passes:
             return
         corpus = self.config.corpus
         files = [file for item in self.inputs.collections for files in item.files.values() for file in files]
-        buckets = bucket_count(files, corpus.part_bytes)
+        buckets = bucket_count(sum(file.size for file in files), corpus.part_bytes)
         planned = plan_collections(self.inputs.collections, corpus.unit_bytes, 0)
         self._first_slice = len(planned)
         scattered = Artifact(self.exchange.child("scattered"), "texts by id")
@@ -127,6 +137,26 @@ class Passes:
         receipts = self._run("ingest: read", _units(planned), ReadWorker, self._rows, arguments, "bytes")
         self._read.append((self._rows, receipts))
 
+    def look_up(self) -> None:
+        """What the corpus has already, where it grows."""
+        if self.growth is None:
+            return
+        self.known = self._run(
+            "ingest: known pairs",
+            part_units(self.growth.base),
+            KnownWorker,
+            Artifact(self.exchange.child("known"), "known pairs"),
+            {
+                "fingerprint": self.identity,
+                "corpus": self.growth.corpus,
+                "output": self.artifact,
+                "dropping": self.growth.dropping,
+                "hashes": [(place, part) for place, receipts in self._read for part in _parts(receipts, HASHES)],
+                "sorting": self._sorting,
+            },
+            "rows",
+        )
+
     def write(self, done: dict[int, Receipt]) -> list[Receipt]:
         """The corpus itself, bucket by bucket, and in a last unit what was rejected on the way."""
         pairs = [(place, part) for place, receipts in self._read for part in _parts(receipts, PAIRS)]
@@ -146,7 +176,12 @@ class Passes:
             "origins": Origins.of_receipts(receipt for _, receipts in self._read for receipt in receipts),
             "dimensions": self.dimensions,
             "exclusions": Exclusions(
-                self._choose_held_out(), self._contamination(), self._near_duplicates(), self._leftovers
+                self.held_out,
+                self._contamination(),
+                self._near_duplicates(),
+                None if self.growth else self._leftovers,
+                self._known() if self.growth else None,
+                tuple(self.config.corpus.drop_sources),
             ),
         }
         return run_units("ingest: write", units, WriteWorker, arguments, self._pool, done=done)
@@ -166,10 +201,17 @@ class Passes:
         [receipt] = run_units("ingest: hold out", [Unit(0, 1, None)], CollectionWorker, arguments, self._pool)
         return receipt.parts
 
-    def _choose_held_out(self) -> HeldOut:
-        """From the candidates that the units of pass 1 left."""
+    @cached_property
+    def held_out(self) -> HeldOut:
+        """What the corpus holds out already, else what is chosen from the candidates that the units of pass 1 left."""
+        if self.growth:
+            return self.growth.held_out
         parts = [(place, part) for place, receipts in self._read for part in _parts(receipts, SKETCH)]
         return choose((read_parquet(place.folder, part) for place, part in parts), self._held_out)
+
+    def _known(self) -> Known:
+        place = Artifact(self.exchange.child("known"), "known pairs")
+        return Known(place, tuple(_parts(self.known, KNOWN)))
 
     def _contamination(self) -> Contamination | None:
         """Hashes and signatures of the test texts; None where nothing is to be compared."""
@@ -201,7 +243,7 @@ class Passes:
             place,
             {
                 "fingerprint": self.identity,
-                "parts": [(held, part) for held, receipts in self._read for part in _parts(receipts, ENTRIES)],
+                "parts": [*self._known_entries(), *self._entries()],
                 "threshold": threshold,
                 "buckets": self._buckets,
             },
@@ -209,24 +251,34 @@ class Passes:
         )
         return NearDuplicates(place, tuple(part for receipt in receipts for part in receipt.parts))
 
+    def _entries(self) -> list[tuple[Artifact, Part]]:
+        return [(place, part) for place, receipts in self._read for part in _parts(receipts, ENTRIES)]
+
+    def _known_entries(self) -> list[tuple[Artifact, Part]]:
+        place = Artifact(self.exchange.child("known"), "known pairs")
+        return [(place, part) for part in _parts(self.known, ENTRIES)]
+
     @property
     def _held_out(self) -> int:
-        return held_out_documents(self.config)
+        return 0 if self.growth else held_out_documents(self.config)
 
     @property
     def _sorting(self) -> Sorting:
         corpus = self.config.corpus
         wanted = corpus.near_duplicates == "set_aside"
+        # Pairs that are there already are compared as well.
+        known = bucket_count(self.growth.base.details["input_bytes"], corpus.part_bytes) if self.growth else 0
         return Sorting(
             buckets=self._buckets,
             held_out=self._held_out,
             near_threshold=corpus.near_threshold if wanted else None,
-            near_buckets=min(_MOST_BUCKETS, _NEAR_BUCKETS * self._buckets),
+            near_buckets=min(_MOST_BUCKETS, _NEAR_BUCKETS * (self._buckets + known)),
+            hashes=self.growth is not None,
         )
 
     @property
     def _buckets(self) -> int:
-        return bucket_count(list(self.inputs), self.config.corpus.part_bytes)
+        return bucket_count(sum(file.size for file in self.inputs), self.config.corpus.part_bytes)
 
     @property
     def _pool(self) -> Pool:
@@ -247,7 +299,8 @@ class Passes:
             worker,
             {"artifact": artifact, **arguments},
             self._pool,
-            done=artifact.begin(self.identity),
+            # What other work that was cut off has left is of no use to anybody.
+            done=artifact.begin(self.identity, force=True),
             measured_in=measured_in,
         )
         # These receipts go with the exchange; what their units asked of storage belongs to the corpus.
@@ -260,10 +313,9 @@ def held_out_documents(config: RunConfig) -> int:
     return 0 if config.evaluate.path else config.evaluate.holdout
 
 
-def bucket_count(files: Sequence[InputFile], part_bytes: int) -> int:
+def bucket_count(input_bytes: int, part_bytes: int) -> int:
     """Buckets of about one part each; decided by the input alone."""
-    text = _EXPANSION * sum(file.size for file in files)
-    return min(_MOST_BUCKETS, max(1, -(-text // part_bytes)))
+    return min(_MOST_BUCKETS, max(1, -(-_EXPANSION * input_bytes // part_bytes)))
 
 
 def _aside(receipt: Receipt) -> int:

@@ -25,6 +25,8 @@ REJECTS = "rejects"
 DOCUMENT_VECTOR = "document_vector"
 # And of those that hold candidates to be held out.
 SKETCH = "sketch"
+# And of those that hold the hashes of the documents.
+HASHES = "hashes"
 # Rows are written out when this many bytes wait, so that a file that cannot be cut needs no more memory than others.
 _FLUSH_BYTES = 32 * 2**20
 
@@ -37,13 +39,15 @@ class Sorting:
     """How pass 1 sorts its rows: into buckets by document, and what it leaves beside them.
 
     `held_out` documents are to be held out (0: none). Pairs from the similarity `near_threshold` on count as near
-    duplicates (None: they are not looked for) and meet in `near_buckets`.
+    duplicates (None: they are not looked for) and meet in `near_buckets`. `hashes`: whether to leave those of the
+    documents, by which rows that the corpus has already are found.
     """
 
     buckets: int
     held_out: int
     near_threshold: float | None
     near_buckets: int
+    hashes: bool = False
 
 
 class PairSink:
@@ -112,6 +116,9 @@ class PairSink:
             if self._sorting.held_out:
                 candidates = sketch(table, self._sorting.held_out)
                 self._parts.append(write_parquet(self._exchange, f"sketch-{self._unit:08d}", candidates, role=SKETCH))
+            if self._sorting.hashes:
+                hashes = pa.table({"document_hash": table["document_hash"].unique()})
+                self._parts.append(write_parquet(self._exchange, f"hashes-{self._unit:08d}", hashes, role=HASHES))
             if self._sorting.near_threshold is not None:
                 self._parts.append(self._write_near(table, self._sorting.near_threshold))
         if self._rejects:

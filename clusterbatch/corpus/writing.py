@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from clusterbatch.config import CorpusConfig
 from clusterbatch.corpus.decontamination import EXACT, NEAR, Contamination
 from clusterbatch.corpus.holdout import HeldOut
+from clusterbatch.corpus.known import DROPPED, Known
 from clusterbatch.corpus.near_pairs import NEAR_PAIR, NearDuplicates
 from clusterbatch.corpus.origins import Origins
 from clusterbatch.corpus.rows import optional_columns, shown
@@ -46,13 +47,16 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Exclusions:
-    """Valid pairs that are not trained on: what is held out, and what is too close to a test collection."""
+    """Valid pairs that are not trained on: what is held out, what is too close to a test collection, and what the
+    corpus has already or is not to have."""
 
     held_out: HeldOut
     contamination: Contamination | None
     near_duplicates: NearDuplicates | None
-    # Where the buckets leave what becomes the held-out collection.
-    leftovers: Artifact
+    # Where the buckets leave what becomes the held-out collection; None where there is one already.
+    leftovers: Artifact | None
+    known: Known | None
+    sources: tuple[str, ...]
 
 
 class WriteWorker:
@@ -98,6 +102,8 @@ class WriteWorker:
             table, others = self._of_dimensions(table, self._dimensions)
             refused.append((others, f"vector: of another length than the corpus' {self._dimensions} numbers"))
         first = first_of_pair(table)
+        if self._exclusions.known:
+            first &= ~self._exclusions.known.mask(bucket, table)
         refused.append((table.filter(pa.array(~first)), DUPLICATE))
         table = table.filter(pa.array(first))
         kept, aside, parts = self._exclude(bucket, table)
@@ -112,8 +118,8 @@ class WriteWorker:
         by_source = Counter({item["values"]: item["counts"] for item in sources.to_pylist()})
         counts = Counts(read=read, written=kept.num_rows, rejected=reasons.total(), set_aside=dict(+aside))
         receipt = self._receipt(bucket, parts, counts, by_source, reasons)
-        if len(self._exclusions.held_out.documents):
-            receipt.details["leftovers"] = self._leave_collection(bucket, table)
+        if self._exclusions.leftovers and len(self._exclusions.held_out.documents):
+            receipt.details["leftovers"] = self._leave_collection(self._exclusions.leftovers, bucket, table)
         return receipt
 
     @staticmethod
@@ -129,9 +135,14 @@ class WriteWorker:
         else."""
         aside: Counter[str] = Counter()
         parts: list[Part] = []
-        held_out = self._exclusions.held_out.mask(pairs)
-        aside[HELD_OUT] = int(held_out.sum())
-        pairs = pairs.filter(pa.array(~held_out))
+        # Kept nowhere, or in the held-out collection.
+        dropped = pc.is_in(pairs["source"], pa.array(self._exclusions.sources, pa.string())).to_numpy()
+        aside[DROPPED] = int(dropped.sum())
+        pairs = pairs.filter(pa.array(~dropped))
+        if self._exclusions.leftovers:
+            held_out = self._exclusions.held_out.mask(pairs)
+            aside[HELD_OUT] = int(held_out.sum())
+            pairs = pairs.filter(pa.array(~held_out))
         for reason, find in self._finders(bucket):
             found = find(pairs)
             aside[reason] = int(found.sum())
@@ -141,6 +152,8 @@ class WriteWorker:
         return pairs, aside, parts
 
     def _finders(self, bucket: int) -> Iterator[tuple[str, Callable[[pa.Table], np.ndarray]]]:
+        if not self._exclusions.leftovers:
+            yield HELD_OUT, self._exclusions.held_out.mask
         if self._tests:
             yield EXACT, self._tests.exact
             yield NEAR, self._tests.near
@@ -148,14 +161,13 @@ class WriteWorker:
         if near_duplicates:
             yield NEAR_PAIR, lambda pairs: near_duplicates.mask(bucket, pairs)
 
-    def _leave_collection(self, bucket: int, pairs: pa.Table) -> list[str]:
+    def _leave_collection(self, leftovers: Artifact, bucket: int, pairs: pa.Table) -> list[str]:
         """The bucket's share of the held-out collection: its documents, once each, and its held-out pairs."""
         hashes = pairs["document_hash"].to_numpy()
         _, first = np.unique(hashes, return_index=True)
         documents = pairs.select(["document_hash", "document"]).take(pa.array(np.sort(first)))
         held = pairs.filter(pa.array(self._exclusions.held_out.judged(pairs)))
         held = held.select(["query_hash", "query", "document_hash"])
-        leftovers = self._exclusions.leftovers
         parts = [
             write_parquet(leftovers, f"documents-{bucket:06d}", documents, role="documents"),
             write_parquet(leftovers, f"held-{bucket:06d}", held, role="held"),

@@ -10,6 +10,7 @@ from clusterbatch.runtime import Pool, Unit, ray_session, run_units
 from clusterbatch.schema import embeddings_schema
 from clusterbatch.store import Artifact, Counts, Manifest, Receipt, Stopwatch
 from clusterbatch.store.tables import write_parquet
+from clusterbatch.store.versions import GrowingArtifact, made_before
 
 MODEL = "imported"
 
@@ -25,7 +26,7 @@ class ImportWorker:
         watch = Stopwatch()
         corpus_unit: CorpusUnit = unit.payload
         table = read_unit(self._corpus, corpus_unit, self._schema.names).select(self._schema.names).cast(self._schema)
-        part = write_parquet(self._artifact, f"unit-{unit.number:08d}", table)
+        part = write_parquet(self._artifact, f"unit-{unit.number:08d}", table, deleted=corpus_unit.deleted)
         receipt = Receipt(
             unit=unit.number,
             fingerprint=self._identity,
@@ -37,26 +38,34 @@ class ImportWorker:
         return receipt
 
 
+def import_identity(corpus: str) -> str:
+    """The fingerprint of the embeddings that are made of the corpus of that fingerprint."""
+    return fingerprint("embeddings", MODEL, corpus)
+
+
 def import_vectors(
-    config: RunConfig, corpus: Artifact, manifest: Manifest, artifact: Artifact, force: bool
+    config: RunConfig, corpus: Artifact, manifest: Manifest, artifact: GrowingArtifact, force: bool
 ) -> Manifest:
     """The manifest of embeddings made of the corpus' own vectors; what `embed` does where there are some."""
-    identity = fingerprint("embeddings", MODEL, manifest.fingerprint)
+    identity = import_identity(manifest.fingerprint)
     if artifact.is_done(identity) and not force:
         return artifact.require()
     watch = Stopwatch()
-    done = artifact.begin(identity, force)
+    base = None if force else made_before(artifact, import_identity, manifest)
+    target = artifact.next_version(base) if base else artifact
+    done = target.begin(identity, force)
     dimensions = int(manifest.details["dimensions"])
-    units = [Unit(unit.number, unit.rows, unit) for unit in corpus_units(manifest)]
+    there = len(base.parts) if base else 0
+    units = [Unit(unit.number, unit.rows, unit) for unit in corpus_units(manifest)[there:]]
     arguments: Mapping[str, object] = {
         "corpus": corpus,
-        "artifact": artifact,
+        "artifact": target,
         "identity": identity,
         "dimensions": dimensions,
     }
     with ray_session(config.ray):
         receipts = run_units("embed: import", units, ImportWorker, arguments, Pool(config.embed.workers), done=done)
-    return artifact.commit(
+    return target.commit(
         identity,
         receipts,
         config={},

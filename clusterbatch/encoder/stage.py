@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import ray
@@ -17,6 +18,7 @@ from clusterbatch.encoder.surrogate import SAMPLE_PAIRS, SURROGATES
 from clusterbatch.encoder.workers import EmbedWorker, FitSurrogateWorker, PrepareWorker, TrialWorker
 from clusterbatch.runtime import Ahead, Pool, Unit, ray_session, run_units
 from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
+from clusterbatch.store.versions import made_before
 from clusterbatch.store.workspace import Workspace
 
 __all__ = ["UnitEmbedder", "embed"]
@@ -31,31 +33,42 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     """Embeds queries and documents of the corpus with `embed.model`; returns the manifest of the embeddings.
 
     Unit u of the corpus becomes one part, rows in the same order. With `embed.persist: false` there are no parts: what
-    needs vectors asks a `UnitEmbedder`. Details: model (fingerprint), persisted, dimensions, tokens, for each source
+    needs vectors asks a `UnitEmbedder`. Of a corpus that has grown since, the new units alone are embedded, as a
+    version that goes on from the embeddings there are.
+
+    Details: model (fingerprint), persisted, dimensions, and of what was embedded here: rows, tokens, for each source
     the share of unknown tokens (of a sample where vectors are not kept), and seconds of all workers by step.
     """
     workspace = Workspace(config)
     corpus = workspace.corpus.require()
     artifact = workspace.embeddings(generation)
-    # A later generation is embedded by a model, whatever the first one's vectors were.
-    if corpus.details.get("dimensions") is not None and generation == 0:
+    if _has_vectors(corpus, generation):
         return import_vectors(config, workspace.corpus, corpus, artifact, force)
-    name = config.embed.model
-    model = name if name in SURROGATES else model_fingerprint(resolve_model(name, config.storage))
-    identity = fingerprint("embeddings", config.embed, model, corpus.fingerprint)
+    model = _model_identity(config)
+    identity_of = partial(_identity, config, model)
+    identity = identity_of(corpus.fingerprint)
     if artifact.is_done(identity) and not force:
         return artifact.require()
     watch = Stopwatch()
-    done = artifact.begin(identity, force)
-    units = [Unit(unit.number, unit.rows, unit) for unit in corpus_units(corpus)]
+    base = None if force else made_before(artifact, identity_of, corpus)
+    target = artifact.next_version(base) if base else artifact
+    done = target.begin(identity, force)
+    there = len(base.parts) if base else 0
+    units = [Unit(unit.number, unit.rows, unit) for unit in corpus_units(corpus)[there:]]
     with ray_session(config.ray):
-        if name in SURROGATES and units:
+        if model in SURROGATES and units and base is None:
             _fit_surrogate(config, workspace.corpus, surrogate_artifact(artifact), identity, units)
         receipts: list[Receipt] = []
         trial: list[Receipt] = []
         if config.embed.persist:
             device, pool, ahead = _placement(config, workspace.corpus)
-            arguments = {"config": config, "generation": generation, "identity": identity, "device": device}
+            arguments = {
+                "config": config,
+                "generation": generation,
+                "artifact": target,
+                "identity": identity,
+                "device": device,
+            }
             receipts = run_units("embed", units, EmbedWorker, arguments, pool, done=done, ahead=ahead)
         elif units:
             arguments = {"config": config, "generation": generation, "identity": identity}
@@ -64,7 +77,7 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     seen = receipts or trial
     shares = unknown_shares([receipt.details["unknown"] for receipt in seen])
     warn_of_unknown(config.embed.model, shares)
-    return artifact.commit(
+    return target.commit(
         identity,
         receipts,
         config=config.embed.model_dump(mode="json"),
@@ -73,7 +86,8 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
         details={
             "model": model,
             "persisted": config.embed.persist,
-            "dimensions": seen[0].details["dimensions"] if seen else None,
+            "dimensions": seen[0].details["dimensions"] if seen else base and base.details["dimensions"],
+            "rows": sum(receipt.counts.written for receipt in receipts),
             "tokens": sum(receipt.details["tokens"] for receipt in receipts),
             "unknown_share": shares,
             "seconds": {
@@ -82,6 +96,28 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
             },
         },
     )
+
+
+def is_embedded(config: RunConfig, generation: int) -> bool:
+    """Whether a generation's vectors are `embed.model`'s, of this or an earlier version of the corpus."""
+    workspace = Workspace(config)
+    corpus, made = workspace.corpus.require(), workspace.embeddings(generation).manifest()
+    identity_of = partial(_identity, config, _model_identity(config))
+    return made is not None and made.fingerprint in map(identity_of, corpus.lineage)
+
+
+def _has_vectors(corpus: Manifest, generation: int) -> bool:
+    # A later generation is embedded by a model, whatever the first one's vectors were.
+    return corpus.details.get("dimensions") is not None and generation == 0
+
+
+def _model_identity(config: RunConfig) -> str:
+    name = config.embed.model
+    return name if name in SURROGATES else model_fingerprint(resolve_model(name, config.storage))
+
+
+def _identity(config: RunConfig, model: str, corpus: str) -> str:
+    return fingerprint("embeddings", config.embed, model, corpus)
 
 
 def unknown_shares(counts: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, float]:

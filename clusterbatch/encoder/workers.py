@@ -17,15 +17,13 @@ from clusterbatch.runtime import Unit
 from clusterbatch.schema import embeddings_schema
 from clusterbatch.store import Artifact, Counts, Receipt, Stopwatch
 from clusterbatch.store.tables import write_parquet
-from clusterbatch.store.workspace import Workspace
 
 
 class EmbedWorker:
     """One actor: holds the model, turns units into parts."""
 
-    def __init__(self, config: RunConfig, generation: int, identity: str, device: str) -> None:
-        self._artifact = Workspace(config).embeddings(generation)
-        self._identity = identity
+    def __init__(self, config: RunConfig, generation: int, artifact: Artifact, identity: str, device: str) -> None:
+        self._artifact, self._identity = artifact, identity
         if device == "cpu":
             # Ray's workers are told to use one thread each; one that was given more cores uses them.
             torch.set_num_threads(max(1, round(config.embed.cpus_per_worker)))
@@ -39,7 +37,8 @@ class EmbedWorker:
         prepared_at = watch.seconds
         embedded = self._embedder.embed_prepared(prepared)
         embedded_at = watch.seconds
-        part = write_parquet(self._artifact, f"unit-{unit.number:08d}", embeddings_table(embedded))
+        stem = f"unit-{unit.number:08d}"
+        part = write_parquet(self._artifact, stem, embeddings_table(embedded), deleted=corpus_unit.deleted)
         receipt = Receipt(
             unit=unit.number,
             fingerprint=self._identity,

@@ -10,8 +10,9 @@ from clusterbatch.config import RunConfig
 from clusterbatch.errors import UsageError
 from clusterbatch.experiments.run import STAGES
 from clusterbatch.experiments.summary import generations
-from clusterbatch.store import Artifact, Folder
+from clusterbatch.store import Artifact, Folder, Manifest
 from clusterbatch.store.artifact import MANIFEST, RECEIPTS
+from clusterbatch.store.versions import GrowingArtifact
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.metrics_log import SEGMENTS, read_last_line
 
@@ -20,7 +21,8 @@ _PASSES = "_exchange"
 
 def inspect_workspace(config: RunConfig) -> list[dict[str, Any]]:
     """One row per stage and generation: {stage, generation, state, read, written, rejected, set_aside, parts, bytes,
-    seconds, created}; generation is None for the corpus.
+    seconds, created}; generation is None for the corpus. Of what has grown also `versions`: {version, created, seconds,
+    written, deleted} of each, all rows counted.
 
     `state` is 'done', 'not begun', or how far it is and when it last left something. Only manifests, names of receipts
     and the newest line of training are read, so this costs a running job nothing.
@@ -46,6 +48,8 @@ def inspect_workspace(config: RunConfig) -> list[dict[str, Any]]:
                     "seconds": manifest.seconds,
                     "created": manifest.created,
                 }
+                if isinstance(artifact, GrowingArtifact) and manifest.version > 1:
+                    row["versions"] = [_version(each) for each in artifact.versions()]
             rows.append(row)
     return rows
 
@@ -62,6 +66,16 @@ def inspect_named_cluster(config: RunConfig, name: str) -> dict[str, Any]:
     workspace = Workspace(config)
     finished = [each for each in generations(config) if workspace.clusters(each).manifest() is not None]
     return inspect_cluster(config, source, int(number), generation=max(finished, default=0))
+
+
+def _version(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "version": manifest.version,
+        "created": manifest.created,
+        "seconds": manifest.seconds,
+        "written": manifest.counts.written,
+        "deleted": manifest.counts.set_aside.get("deleted", 0),
+    }
 
 
 def _state(artifact: Artifact) -> str:

@@ -8,7 +8,7 @@ result. The live model changes last, and only for one that the test collections 
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from clusterbatch.corpus.units import corpus_units, read_unit
 from clusterbatch.encoder.hardware import resolve_device
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
-from clusterbatch.encoder.stage import embed
+from clusterbatch.encoder.stage import embed, is_embedded
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.models import AFTER
@@ -127,7 +127,7 @@ def _round(
         builder.begin(generation, base)
     made: dict[str, Manifest] = {}
     if record.clusters == generation:
-        made |= _new_clusters(changed, workspace, base, generation, force)
+        made |= _new_clusters(changed, workspace, base, generation, force, frozen=record.extended)
     continued = Continuation(base, record.clusters, config.refresh.every_steps)
     training = Stage("train", partial(train, continued=continued), Workspace.train)
     made["train"] = run_stage(training, changed, generation=generation, force=force)
@@ -141,23 +141,56 @@ def _round(
 
 
 def _new_clusters(
-    changed: RunConfig, workspace: Workspace, base: int, generation: int, force: bool
+    changed: RunConfig, workspace: Workspace, base: int, generation: int, force: bool, frozen: bool
 ) -> dict[str, Manifest]:
-    """Embeds and clusters anew, on from the clusters that `base` was trained on."""
-    previous = Previous.of(changed, _clusters_of(workspace, base), changed.refresh.keep_fraction)
-    stages = [
-        Stage("embed", embed, Workspace.embeddings),
-        Stage("cluster", partial(cluster, previous=previous), Workspace.clusters),
-    ]
-    return {stage.name: run_stage(stage, changed, generation=generation, force=force) for stage in stages}
+    """Embeds and clusters anew, on from the clusters that `base` was trained on.
+
+    frozen: centroids stay as they are; what has come to the corpus since is embedded as the rest was, and assigned.
+    """
+    keep = 0.0 if frozen else changed.refresh.keep_fraction
+    previous = Previous.of(changed, _clusters_of(workspace, base), keep, frozen)
+    if frozen:
+        changed = changed.model_copy(update={"embed": previous.config.embed})
+    # Vectors of the same model are there already, but for those of new rows.
+    vectors = previous.vectors if frozen or is_embedded(changed, previous.vectors) else generation
+    clustering = partial(cluster, previous=previous, vectors=vectors)
+    return {
+        "embed": run_stage(
+            Stage("embed", embed, Workspace.embeddings),
+            changed,
+            generation=vectors,
+            force=force and vectors == generation,
+        ),
+        "cluster": run_stage(
+            Stage("cluster", clustering, Workspace.clusters), changed, generation=generation, force=force
+        ),
+    }
+
+
+def _wanted(config: RunConfig, workspace: Workspace, clusters: int, figures: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether a round clusters anew, by these figures; and if not, whether it takes the clusters of generation
+    `clusters` with the rows of a newer version of the corpus.
+
+    Where the model that embedded the other rows has been cleaned away, it clusters anew.
+    """
+    grown = workspace.clusters(clusters).require().inputs.get("corpus") in workspace.corpus.require().earlier
+    if config.refresh.wants_clusters(figures) or not grown:
+        return config.refresh.wants_clusters(figures), False
+    previous = Previous.of(config, clusters)
+    # Vectors may have come with the rows, new ones too.
+    there = previous.vectors == 0 and workspace.corpus.require().details.get("dimensions") is not None
+    with suppress(UsageError, DataError):
+        there = there or is_embedded(previous.config, previous.vectors)
+    return not there, there
 
 
 def _build(config: RunConfig, workspace: Workspace, generation: int, base: int) -> dict[str, Any]:
     """What a Builder does beside a round: new clusters where the drift says that they pay."""
     changed = _config_of(config, workspace, base, generation)
     figures = _drift(changed, workspace, base, generation, False)
-    if config.refresh.wants_clusters(figures):
-        _new_clusters(changed, workspace, base, generation, False)
+    anew, extended = _wanted(changed, workspace, _clusters_of(workspace, base), figures)
+    if anew or extended:
+        _new_clusters(changed, workspace, base, generation, False, frozen=extended)
     workspace.refresh(generation).remove(_SAMPLE)
     return figures
 
@@ -209,16 +242,19 @@ def _decide(
         )
         return record.model_copy(update=changes)
     figures = _drift(config, workspace, base, generation, force)
-    anew = config.refresh.wants_clusters(figures)
+    anew, extended = _wanted(config, workspace, before, figures)
     what = "clusters anew" if anew else f"keeps the clusters of generation {before}"
+    if extended:
+        what += f", with the rows of version {workspace.corpus.require().version} of the corpus,"
     say(
         f"refresh   generation {generation} {what} (refresh.when: {config.refresh.when}): drift "
         f"{figures['drift']:.3f}, adjusted mutual information {figures['mutual_information']:.3f}, "
         f"hardness {figures['hardness']:+.4f}",
         **figures,
     )
-    clusters = generation if anew else before
-    return record.model_copy(update={"clusters": clusters, "drift": figures, "reclustered": anew})
+    clusters = generation if anew or extended else before
+    changes = {"clusters": clusters, "drift": figures, "reclustered": anew, "extended": extended}
+    return record.model_copy(update=changes)
 
 
 def _judged(config: RunConfig, workspace: Workspace, record: Round, made: dict[str, Manifest]) -> Round:

@@ -60,9 +60,8 @@ def run_stage(stage: Stage, config: RunConfig, *, generation: int = 0, force: bo
     watch = Stopwatch()
     with log_context(stage=stage.name, generation=generation):
         manifest = stage.function(config, generation=generation, force=force)
-        _say_counts(
-            stage.name, manifest, watch.seconds, done_before=before is not None and before.created == manifest.created
-        )
+        same = before is not None and (before.fingerprint, before.created) == (manifest.fingerprint, manifest.created)
+        _say_counts(stage.name, manifest, watch.seconds, done_before=same)
     return manifest
 
 

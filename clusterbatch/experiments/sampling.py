@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from clusterbatch.clustering.groups import row_hashes
 from clusterbatch.config import RunConfig, fingerprint
-from clusterbatch.corpus.units import PAIRS, CorpusUnit, corpus_units, read_unit
+from clusterbatch.corpus.units import PAIRS, CorpusUnit, corpus_units, read_unit, take_live
 from clusterbatch.encoder.model import Encoder, load_encoder
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import UsageError
@@ -131,7 +131,10 @@ class SampleWorker:
         corpus_unit, part = unit.payload
         table = read_unit(self._source, corpus_unit)
         if self._embedded is not None:
-            vectors = read_parquet(self._embedded.folder, part.path, VECTORS)
+            folder = self._embedded.folder
+            vectors = read_parquet(folder, part.path, VECTORS)
+            place = f"{folder.uri}/{part.path}"
+            vectors = take_live(self._source, corpus_unit, vectors, part.details.get("deleted"), place)
             for name in VECTORS:
                 table = table.append_column(name, vectors[name])
         kept = table.filter(pa.array(self._drawn(table)))

@@ -24,16 +24,18 @@ _EXCHANGE = "_exchange"
 _BLOCK_ROWS = 16_384
 
 
-def mine(config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest:
+def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedded: int | None = None) -> Manifest:
     """Searches every query of the embedded corpus among the documents of its source; at once when that is done.
+
+    embedded: the generation whose embeddings are searched; unset: this one's.
 
     Details: negatives (how many), inconsistent (pairs beyond `mine.consistency`), first (pairs whose document is the
     nearest of its source). Raises UsageError where nothing is asked for.
     """
     if not config.mine.is_on:
         raise UsageError("mine: set mine.negatives or mine.consistency")
-    workspace = Workspace(config)
-    corpus, embeddings = workspace.corpus.require(), workspace.embeddings(generation).require()
+    workspace, embedded = Workspace(config), generation if embedded is None else embedded
+    corpus, embeddings = workspace.corpus.require(), workspace.embeddings(embedded).require()
     identity = fingerprint("mined", config.mine, corpus.fingerprint, embeddings.fingerprint)
     artifact = workspace.mined(generation)
     if artifact.is_done(identity) and not force:
@@ -48,7 +50,7 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False) -> Mani
     with ray_session(config.ray):
         arguments = {"output": exchange, "fingerprint": identity, "groups": groups}
         ready = exchange.begin(identity, force)
-        gathering = {"config": config, "generation": generation, **arguments}
+        gathering = {"config": config, "generation": embedded, **arguments}
         receipts = run_units("mine: gather", units, GatherWorker, gathering, pool, done=ready)
         vectors, texts = (
             [part for receipt in receipts for part in receipt.parts if part.details["holds"] == holds]

@@ -95,6 +95,17 @@ class Manifest(BaseModel):
     # Requests and bytes of all units, and of the driver since the artifact before.
     traffic: Traffic = Traffic()
     details: dict[str, Any] = {}
+    # Fingerprints of the versions that this one goes on from (store.versions), the first one first.
+    earlier: list[str] = []
+
+    @property
+    def version(self) -> int:
+        return len(self.earlier) + 1
+
+    @property
+    def lineage(self) -> list[str]:
+        """Fingerprints of this version and those before it, the first one first."""
+        return [*self.earlier, self.fingerprint]
 
 
 class Artifact:
@@ -145,9 +156,7 @@ class Artifact:
                 "choose another workspace, or pass --force to replace them"
             )
         if foreign or (manifest is not None and force):
-            # The manifest goes first: a half-removed artifact must not look whole.
-            self.folder.remove(MANIFEST)
-            self.folder.remove()
+            self._forget()
             return {}
         return {receipt.unit: receipt for receipt in receipts}
 
@@ -193,7 +202,7 @@ class Artifact:
         ordered = sorted(receipts, key=lambda receipt: receipt.unit)
         counts = sum((receipt.counts for receipt in ordered), Counts())
         counts.check(self.folder.uri)
-        manifest = Manifest(
+        made = Manifest(
             kind=self.kind,
             fingerprint=fingerprint,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -206,9 +215,19 @@ class Artifact:
             traffic=sum((receipt.traffic for receipt in ordered), since_last()),
             details=details or {},
         )
+        manifest = self._completed(made)
         self.folder.write(MANIFEST, manifest.model_dump_json(indent=1).encode())
         self.folder.remove(RECEIPTS)
         return manifest
+
+    def _completed(self, manifest: Manifest) -> Manifest:
+        """What is written of a manifest that tells of this session's work."""
+        return manifest
+
+    def _forget(self) -> None:
+        # The manifest goes first: a half-removed artifact must not look whole.
+        self.folder.remove(MANIFEST)
+        self.folder.remove()
 
     def _receipts(self) -> list[Receipt]:
         names = self.folder.list(RECEIPTS)

@@ -13,6 +13,7 @@ from clusterbatch.store.artifact import MANIFEST, Artifact
 from clusterbatch.store.filesystem import TEMPORARY, Folder
 from clusterbatch.store.rounds import needed_generations
 from clusterbatch.store.uploads import Upload, abort_upload, unfinished_uploads
+from clusterbatch.store.versions import VERSIONS
 from clusterbatch.store.workspace import Workspace
 
 _logger = logging.getLogger(__name__)
@@ -115,9 +116,15 @@ def _orphans(root: Folder, artifact: Artifact) -> Iterator[Removal]:
             nested = Artifact(artifact.folder.child(inside), artifact.kind).require()
             named |= {entry.name, *(f"{inside}/{part.path}" for part in nested.parts)}
     for entry in entries:
-        if entry.name not in named:
+        if entry.name not in named and not _in_work(entry.name, named):
             reason = "unfinished write" if entry.name.endswith(TEMPORARY) else "not named in the manifest"
             yield Removal(f"{place}/{entry.name}", entry.size, reason)
+
+
+def _in_work(name: str, named: set[str]) -> bool:
+    """Whether a file belongs to a version that is being made, which a call that was cut off goes on with."""
+    place, _, rest = name.partition("/")
+    return place == VERSIONS and f"{place}/{rest.partition('/')[0]}/{MANIFEST}" not in named
 
 
 def _bytes(folder: Folder) -> int:

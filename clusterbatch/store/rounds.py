@@ -39,8 +39,9 @@ class Round(BaseModel):
     reindex_documents: int = 0
     reindex_seconds: float = 0.0
 
-    # Whether these clusters are others than those of `base`.
+    # Whether these clusters have centroids of their own; or those before, with the rows that the corpus has now.
     reclustered: bool = False
+    extended: bool = False
 
 
 def read_round(workspace: Workspace, generation: int) -> Round | None:
@@ -74,7 +75,10 @@ def rollback_target(workspace: Workspace) -> int | None:
 
 
 def needed_generations(workspace: Workspace) -> set[int]:
-    """What must not be cleaned away: the live generation, the one to roll back to, and whose clusters these have."""
+    """What must not be cleaned away: the live generation, the one to roll back to, whose clusters these have, and whose
+    vectors those are of."""
     needed = {number for number in (live_generation(workspace), rollback_target(workspace)) if number is not None}
     by_number = {record.generation: record for record in rounds(workspace)}
-    return needed | {by_number[number].clusters for number in needed if number in by_number}
+    needed |= {by_number[number].clusters for number in needed if number in by_number}
+    manifests = [workspace.clusters(number).manifest() for number in needed]
+    return needed | {int(each.details["vectors"]) for each in manifests if each and "vectors" in each.details}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from clusterbatch.config import RunConfig
 from clusterbatch.store.artifact import Artifact
 from clusterbatch.store.filesystem import Folder
+from clusterbatch.store.versions import GrowingArtifact
 
 
 class Workspace:
@@ -18,17 +19,17 @@ class Workspace:
         self._reuse = config.reuse
 
     @property
-    def corpus(self) -> Artifact:
-        return Artifact(self._home(self._reuse.corpus).child("corpus"), "corpus")
+    def corpus(self) -> GrowingArtifact:
+        return GrowingArtifact(self._home(self._reuse.corpus).child("corpus"), "corpus")
 
     @property
     def sample(self) -> Artifact:
         """The built-in sample, when the corpus is mined from docstrings."""
         return Artifact(self._home(self._reuse.corpus).child("sample"), "sample")
 
-    def embeddings(self, generation: int = 0) -> Artifact:
+    def embeddings(self, generation: int = 0) -> GrowingArtifact:
         home = self._home(self._reuse.embeddings if generation == 0 else None)
-        return Artifact(_generation(home, generation).child("embeddings"), "embeddings")
+        return GrowingArtifact(_generation(home, generation).child("embeddings"), "embeddings")
 
     def mined(self, generation: int = 0) -> Artifact:
         return Artifact(_generation(self.root, generation).child("mined"), "mined neighbours")

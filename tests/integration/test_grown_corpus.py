@@ -1,0 +1,115 @@
+"""Refresh of a corpus that has grown: new rows are embedded and join the clusters there are, or clusters are anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clusterbatch.clustering.stage import cluster
+from clusterbatch.config import RunConfig, with_changes
+from clusterbatch.corpus.ingest import ingest
+from clusterbatch.errors import UsageError
+from clusterbatch.experiments.inspect import inspect_workspace
+from clusterbatch.experiments.refresh import refresh
+from clusterbatch.experiments.run import STAGES, run_stage
+from clusterbatch.store.rounds import needed_generations
+from clusterbatch.store.tables import read_parquet
+from clusterbatch.store.workspace import Workspace
+from tests.integration.subjects import SUBJECTS, subjects_config
+from tests.integration.test_cluster_stage import text_rows
+from tests.integration.without_ray import WORDS, stages_in_process
+
+_ROUNDS = ["refresh.rounds=1", "refresh.every_steps=3", "refresh.sample=256", "refresh.margin=1.0", "train.steps=3"]
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """A finished run over 320 pairs; 40 more lie ready, of which 39 are new, and one pair is to go."""
+    stages_in_process(monkeypatch)
+    words = [*WORDS, *_ROUNDS, "embed.model=char-ngrams", "train.workers=1", f"corpus.delete={tmp_path}/gone.txt"]
+    config = subjects_config(tmp_path, words)
+    (tmp_path / "gone.txt").write_text("")
+    for stage in STAGES:
+        run_stage(stage, config)
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    terms = SUBJECTS["sailing"].split()
+    more = [
+        {"query": f"{terms[n % 10]} news {n}", "document": f"today {terms[n % 10]} and {n}", "source": "sailing"}
+        for n in range(39)
+    ]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*more, rows[0]]))
+    (tmp_path / "gone.txt").write_text(next(iter(_centroids(config, 0))) + "\n")
+    return with_changes(config, {"corpus.paths": [*config.corpus.paths, str(tmp_path / "more.jsonl")]})
+
+
+def _centroids(config: RunConfig, generation: int) -> dict[str, tuple[str, int]]:
+    """(source, centroid) by pair_id."""
+    rows = text_rows(Workspace(config).clusters(generation)).select(["pair_id", "source", "centroid"])
+    return {row["pair_id"]: (row["source"], row["centroid"]) for row in rows.to_pylist()}
+
+
+def _fitted(config: RunConfig, generation: int) -> dict[str, np.ndarray]:
+    clusters = Workspace(config).clusters(generation)
+    parts = [part for part in clusters.require().parts if part.details.get("content") == "centroids"]
+    return {
+        part.details["group"]: np.array(read_parquet(clusters.folder, part)["centroid"].to_pylist()) for part in parts
+    }
+
+
+def test_new_rows_join_the_clusters_there_are(config: RunConfig) -> None:
+    workspace = Workspace(config)
+    assert ingest(config, append=True).version == 2
+    before, centroids = _centroids(config, 0), _fitted(config, 0)
+    with pytest.raises(UsageError, match="embed"):
+        cluster(config)
+    [record] = refresh(with_changes(config, {"refresh.when": "drift > 0.999"}))
+    assert (record.reclustered, record.extended, record.clusters) == (False, True, 1)
+    embeddings = workspace.embeddings().require()
+    assert (embeddings.version, embeddings.details["rows"]) == (2, 39)
+    assert workspace.embeddings(1).manifest() is None
+    found, manifest = _centroids(config, 1), workspace.clusters(1).require()
+    assert manifest.counts.written == len(found) == 320 + 39 - 1
+    assert manifest.details["vectors"] == 0
+    # Every old row is where it was, for the centroids are those there were; the new ones are of their source.
+    assert all(found[pair] == before[pair] for pair in found if pair in before)
+    assert len(set(before) - set(found)) == 1
+    assert {found[pair][0] for pair in set(found) - set(before)} == {"sailing"}
+    now = _fitted(config, 1)
+    assert now.keys() == centroids.keys()
+    assert all(np.array_equal(now[group], centroids[group]) for group in now)
+    assert workspace.train(1).require().inputs["clusters"] == manifest.fingerprint
+    assert needed_generations(workspace) == {0, 1}
+    # The clusters of the first generation stay as they are; the next round has nothing to add.
+    with pytest.raises(UsageError, match="clusterbatch refresh"):
+        cluster(config)
+    [_, record] = refresh(with_changes(config, {"refresh.when": "never"}))
+    assert (record.clusters, record.extended) == (1, False)
+    versions = {row["stage"]: row.get("versions") for row in inspect_workspace(config) if not row["generation"]}
+    assert [(each["version"], each["written"], each["deleted"]) for each in versions["ingest"] or []] == [
+        (1, 320, 0),
+        (2, 358, 1),
+    ]
+    assert [each["written"] for each in versions["embed"] or []] == [320, 359]
+
+
+def test_a_fixed_surrogate_embeds_new_rows_alone(config: RunConfig) -> None:
+    workspace = Workspace(config)
+    ingest(config, append=True)
+    [record] = refresh(with_changes(config, {"refresh.surrogate": "char-ngrams"}))
+    assert (record.reclustered, record.clusters) == (True, 1)
+    assert workspace.embeddings().require().details["rows"] == 39
+    assert workspace.embeddings(1).manifest() is None
+    assert len(_centroids(config, 1)) == 358
+
+
+def test_the_live_model_embeds_the_whole_corpus_as_it_is_now(config: RunConfig) -> None:
+    workspace = Workspace(config)
+    ingest(config, append=True)
+    [record] = refresh(config)
+    assert (record.reclustered, record.extended) == (True, False)
+    assert workspace.embeddings().require().version == 1
+    assert workspace.embeddings(1).require().counts.written == 358
+    assert len(_centroids(config, 1)) == 358
