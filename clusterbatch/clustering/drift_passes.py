@@ -25,9 +25,7 @@ from clusterbatch.store.workspace import Workspace
 _ROWS_PER_CLUSTER = 32
 
 
-def measure_drift(
-    config: RunConfig, generation: int, previous: Previous, folder: Folder, force: bool
-) -> dict[str, Any]:
+def measure_drift(config: RunConfig, generation: int, previous: Previous, folder: Folder) -> dict[str, Any]:
     """What drift.merge_drifts says of a sample of the corpus, and `seconds` that took.
 
     config: that of the new generation, whose section `embed` names its surrogate. The sample lies in `folder`, for a
@@ -40,8 +38,9 @@ def measure_drift(
     wanted = max(config.refresh.sample, _ROWS_PER_CLUSTER * clusters)
     share = min(1.0, wanted / max(1, corpus.counts.written))
     artifact = Artifact(folder, "sample for drift")
-    identity = f"{previous.fingerprint}-{generation}-{share}"
-    done = artifact.begin(identity, force)
+    identity = f"{previous.fingerprint}-{generation}-{share}-{corpus.fingerprint}"
+    # A sample of an earlier version of the corpus is of no use.
+    done = artifact.begin(identity, force=True)
     with ray_session(config.ray):
         pool = Pool(config.embed.workers, config.embed.cpus_per_worker)
         arguments = {

@@ -17,8 +17,9 @@ from clusterbatch.corpus.finding import Inputs, find_inputs
 from clusterbatch.corpus.growth import CHOSEN, Growth, check_same_rules, files_read, new_inputs, write_files
 from clusterbatch.corpus.inputs import InputFile
 from clusterbatch.corpus.known import Dropping, dropped_lists, without_dropped
-from clusterbatch.corpus.passes import Passes, held_out_documents
+from clusterbatch.corpus.passes import Passes
 from clusterbatch.corpus.sample import PAIRS, ensure_sample
+from clusterbatch.corpus.sizing import held_out_documents
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.log import say
 from clusterbatch.runtime import ray_session

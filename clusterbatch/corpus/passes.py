@@ -24,6 +24,7 @@ from clusterbatch.corpus.near_pairs import ENTRIES, NearDuplicates, NearPairsWor
 from clusterbatch.corpus.origins import Origins
 from clusterbatch.corpus.reading import ReadWorker
 from clusterbatch.corpus.sink import HASHES, REJECTS, SKETCH, Sorting
+from clusterbatch.corpus.sizing import bucket_count, held_out_documents, near_bucket_count
 from clusterbatch.corpus.units import PAIRS
 from clusterbatch.corpus.writing import Exclusions, Rejected, WriteWorker
 from clusterbatch.runtime import Pool, Unit, run_units
@@ -31,12 +32,6 @@ from clusterbatch.store.artifact import Artifact, Part, Receipt
 from clusterbatch.store.exchange import bucket_rows
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.traffic import Traffic, carry_over
-
-# About how many bytes of text a byte of input becomes.
-_EXPANSION = 3
-_MOST_BUCKETS = 8192
-# Entries for near duplicates are a few kilobytes a pair.
-_NEAR_BUCKETS = 4
 
 
 @dataclass
@@ -59,6 +54,7 @@ class Passes:
         self._rows = Artifact(self.exchange.child("rows"), "corpus buckets")
         self._leftovers = Artifact(self.exchange.child("leftovers"), "held-out texts")
         self._paired = Artifact(self.exchange.child("paired"), "corpus buckets")
+        self._there = Artifact(self.exchange.child("known"), "known pairs")
         # Of every pass that reads input: receipts, and the artifact their parts are in.
         self._read: list[tuple[Artifact, list[Receipt]]] = []
         self._first_slice = 0
@@ -145,7 +141,7 @@ class Passes:
             "ingest: known pairs",
             part_units(self.growth.base),
             KnownWorker,
-            Artifact(self.exchange.child("known"), "known pairs"),
+            self._there,
             {
                 "fingerprint": self.identity,
                 "corpus": self.growth.corpus,
@@ -210,8 +206,7 @@ class Passes:
         return choose((read_parquet(place.folder, part) for place, part in parts), self._held_out)
 
     def _known(self) -> Known:
-        place = Artifact(self.exchange.child("known"), "known pairs")
-        return Known(place, tuple(_parts(self.known, KNOWN)))
+        return Known(self._there, tuple(_parts(self.known, KNOWN)))
 
     def _contamination(self) -> Contamination | None:
         """Hashes and signatures of the test texts; None where nothing is to be compared."""
@@ -255,8 +250,7 @@ class Passes:
         return [(place, part) for place, receipts in self._read for part in _parts(receipts, ENTRIES)]
 
     def _known_entries(self) -> list[tuple[Artifact, Part]]:
-        place = Artifact(self.exchange.child("known"), "known pairs")
-        return [(place, part) for part in _parts(self.known, ENTRIES)]
+        return [(self._there, part) for part in _parts(self.known, ENTRIES)]
 
     @property
     def _held_out(self) -> int:
@@ -272,7 +266,7 @@ class Passes:
             buckets=self._buckets,
             held_out=self._held_out,
             near_threshold=corpus.near_threshold if wanted else None,
-            near_buckets=min(_MOST_BUCKETS, _NEAR_BUCKETS * (self._buckets + known)),
+            near_buckets=near_bucket_count(self._buckets + known),
             hashes=self.growth is not None,
         )
 
@@ -306,16 +300,6 @@ class Passes:
         # These receipts go with the exchange; what their units asked of storage belongs to the corpus.
         carry_over(sum((receipt.traffic for receipt in receipts), Traffic()))
         return receipts
-
-
-def held_out_documents(config: RunConfig) -> int:
-    """How many documents ingest holds out: none where the user has a test collection."""
-    return 0 if config.evaluate.path else config.evaluate.holdout
-
-
-def bucket_count(input_bytes: int, part_bytes: int) -> int:
-    """Buckets of about one part each; decided by the input alone."""
-    return min(_MOST_BUCKETS, max(1, -(-_EXPANSION * input_bytes // part_bytes)))
 
 
 def _aside(receipt: Receipt) -> int:

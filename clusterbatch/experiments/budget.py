@@ -116,7 +116,7 @@ def _seconds_a_row(config: RunConfig) -> float:
     corpus = Workspace(config).corpus.require()
     if corpus.details.get("dimensions") is not None or config.embed.model in SURROGATES:
         return 0.0
-    unit = corpus_units(corpus)[0]
+    unit = next(unit for unit in corpus_units(corpus) if unit.rows)
     rows = np.arange(min(_TIMED_ROWS, unit.rows))
     with _one_thread():
         embedder = UnitEmbedder(config)

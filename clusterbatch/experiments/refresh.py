@@ -8,24 +8,23 @@ result. The live model changes last, and only for one that the test collections 
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 from clusterbatch.clustering.drift_passes import measure_drift
 from clusterbatch.clustering.previous import Previous
-from clusterbatch.clustering.stage import cluster
 from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.corpus.units import corpus_units, read_unit
 from clusterbatch.encoder.hardware import resolve_device
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
-from clusterbatch.encoder.stage import embed, is_embedded
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.models import AFTER
 from clusterbatch.evaluation.stage import evaluate
 from clusterbatch.experiments.building import Builder
+from clusterbatch.experiments.next_clusters import new_clusters, wanted
 from clusterbatch.experiments.run import STAGES, Stage, run_stage
 from clusterbatch.log import say
 from clusterbatch.runtime import lasting_session, ray_session
@@ -120,14 +119,14 @@ def _round(
     base = record.base if record else live_generation(workspace) or 0
     changed = _config_of(config, workspace, base, generation)
     if record is None:
-        record = _decide(changed, workspace, base, generation, force, builder)
+        record = _decide(changed, workspace, base, generation, builder)
         write_round(workspace, record)
         workspace.refresh(generation).remove(_SAMPLE)
     if builder is not None and not is_last:
         builder.begin(generation, base)
     made: dict[str, Manifest] = {}
     if record.clusters == generation:
-        made |= _new_clusters(changed, workspace, base, generation, force, frozen=record.extended)
+        made |= new_clusters(changed, workspace, _clusters_of(workspace, base), generation, force, record.extended)
     continued = Continuation(base, record.clusters, config.refresh.every_steps)
     training = Stage("train", partial(train, continued=continued), Workspace.train)
     made["train"] = run_stage(training, changed, generation=generation, force=force)
@@ -140,57 +139,14 @@ def _round(
     say(f"refresh   {describe(record)}", **record.model_dump(exclude={"drift", "seconds"}))
 
 
-def _new_clusters(
-    changed: RunConfig, workspace: Workspace, base: int, generation: int, force: bool, frozen: bool
-) -> dict[str, Manifest]:
-    """Embeds and clusters anew, on from the clusters that `base` was trained on.
-
-    frozen: centroids stay as they are; what has come to the corpus since is embedded as the rest was, and assigned.
-    """
-    keep = 0.0 if frozen else changed.refresh.keep_fraction
-    previous = Previous.of(changed, _clusters_of(workspace, base), keep, frozen)
-    if frozen:
-        changed = changed.model_copy(update={"embed": previous.config.embed})
-    # Vectors of the same model are there already, but for those of new rows.
-    vectors = previous.vectors if frozen or is_embedded(changed, previous.vectors) else generation
-    clustering = partial(cluster, previous=previous, vectors=vectors)
-    return {
-        "embed": run_stage(
-            Stage("embed", embed, Workspace.embeddings),
-            changed,
-            generation=vectors,
-            force=force and vectors == generation,
-        ),
-        "cluster": run_stage(
-            Stage("cluster", clustering, Workspace.clusters), changed, generation=generation, force=force
-        ),
-    }
-
-
-def _wanted(config: RunConfig, workspace: Workspace, clusters: int, figures: dict[str, Any]) -> tuple[bool, bool]:
-    """Whether a round clusters anew, by these figures; and if not, whether it takes the clusters of generation
-    `clusters` with the rows of a newer version of the corpus.
-
-    Where the model that embedded the other rows has been cleaned away, it clusters anew.
-    """
-    grown = workspace.clusters(clusters).require().inputs.get("corpus") in workspace.corpus.require().earlier
-    if config.refresh.wants_clusters(figures) or not grown:
-        return config.refresh.wants_clusters(figures), False
-    previous = Previous.of(config, clusters)
-    # Vectors may have come with the rows, new ones too.
-    there = previous.vectors == 0 and workspace.corpus.require().details.get("dimensions") is not None
-    with suppress(UsageError, DataError):
-        there = there or is_embedded(previous.config, previous.vectors)
-    return not there, there
-
-
 def _build(config: RunConfig, workspace: Workspace, generation: int, base: int) -> dict[str, Any]:
     """What a Builder does beside a round: new clusters where the drift says that they pay."""
     changed = _config_of(config, workspace, base, generation)
-    figures = _drift(changed, workspace, base, generation, False)
-    anew, extended = _wanted(changed, workspace, _clusters_of(workspace, base), figures)
+    figures = _drift(changed, workspace, base, generation)
+    clusters = _clusters_of(workspace, base)
+    anew, extended = wanted(changed, workspace, clusters, figures)
     if anew or extended:
-        _new_clusters(changed, workspace, base, generation, False, frozen=extended)
+        new_clusters(changed, workspace, clusters, generation, False, extended)
     workspace.refresh(generation).remove(_SAMPLE)
     return figures
 
@@ -217,15 +173,13 @@ def _clusters_of(workspace: Workspace, generation: int) -> int:
     return record.clusters if record else 0
 
 
-def _drift(config: RunConfig, workspace: Workspace, base: int, generation: int, force: bool) -> dict[str, Any]:
+def _drift(config: RunConfig, workspace: Workspace, base: int, generation: int) -> dict[str, Any]:
     """Figures of the sample. It stays until what they decide is written down."""
     previous = Previous.of(config, _clusters_of(workspace, base))
-    return measure_drift(config, generation, previous, workspace.refresh(generation).child(_SAMPLE), force)
+    return measure_drift(config, generation, previous, workspace.refresh(generation).child(_SAMPLE))
 
 
-def _decide(
-    config: RunConfig, workspace: Workspace, base: int, generation: int, force: bool, builder: Builder | None
-) -> Round:
+def _decide(config: RunConfig, workspace: Workspace, base: int, generation: int, builder: Builder | None) -> Round:
     """On which clusters the round trains: its own, those of its base, or the newest that were built meanwhile."""
     before = _clusters_of(workspace, base)
     record = Round(generation=generation, base=base, clusters=before, when=config.refresh.when, drift={})
@@ -241,8 +195,8 @@ def _decide(
             "steps were trained"
         )
         return record.model_copy(update=changes)
-    figures = _drift(config, workspace, base, generation, force)
-    anew, extended = _wanted(config, workspace, before, figures)
+    figures = _drift(config, workspace, base, generation)
+    anew, extended = wanted(config, workspace, before, figures)
     what = "clusters anew" if anew else f"keeps the clusters of generation {before}"
     if extended:
         what += f", with the rows of version {workspace.corpus.require().version} of the corpus,"
@@ -300,7 +254,7 @@ def _has(manifest: Manifest, metric: str) -> bool:
 
 def _document_seconds(config: RunConfig, workspace: Workspace, generation: int) -> float:
     """Seconds in which one process embeds a document with a generation's model, timed on some of the corpus."""
-    units = corpus_units(workspace.corpus.require())
+    units = [unit for unit in corpus_units(workspace.corpus.require()) if unit.rows]
     if not units:
         raise DataError(f"{workspace.corpus.folder.uri}: the corpus has no rows")
     texts = read_unit(workspace.corpus, units[0], ["document"])["document"].slice(0, _TIMED_DOCUMENTS).to_pylist()

@@ -105,6 +105,10 @@ def _vector_parts(embeddings: Manifest | None, units: int) -> list[Part | None]:
         return [None] * units
     if not embeddings.details.get("persisted", True):
         raise UsageError("reuse.embeddings: these were not kept (embed.persist: false), a sample cannot take them over")
+    if len(embeddings.parts) < units:
+        raise UsageError(
+            "reuse.embeddings: these are of an earlier version of the corpus; `clusterbatch embed` it there"
+        )
     return list(embeddings.parts)
 
 

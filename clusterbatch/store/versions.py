@@ -18,8 +18,8 @@ class GrowingArtifact(Artifact):
     """An artifact of which there may be versions; its manifest is the newest one's."""
 
     def manifest(self) -> Manifest | None:
-        for number in sorted(map(int, self.folder.list(VERSIONS)), reverse=True):
-            manifest = Artifact(self._version(number).folder, self.kind).manifest()
+        for name in reversed(self._names()):
+            manifest = self._version(name).manifest()
             if manifest is not None:
                 return manifest
         return super().manifest()
@@ -27,19 +27,23 @@ class GrowingArtifact(Artifact):
     def versions(self) -> list[Manifest]:
         """The manifests of all whole versions, the first one first; the newest counts all rows, as each one does."""
         first = super().manifest()
-        later = [self._version(number).manifest() for number in sorted(map(int, self.folder.list(VERSIONS)))]
+        later = [self._version(name).manifest() for name in self._names()]
         return [manifest for manifest in (first, *later) if manifest is not None]
 
     def next_version(self, base: Manifest) -> Version:
         """The version behind that of `base`, to be made; begun anew where other work was cut off there."""
         return Version(self, base)
 
-    def _version(self, number: int) -> Artifact:
-        return Artifact(self.folder.child(VERSIONS, f"{number:03d}"), self.kind)
+    def _names(self) -> list[str]:
+        """Of the folders of versions, whole or not, ascending."""
+        return sorted((name for name in self.folder.list(VERSIONS) if name.isdecimal()), key=int)
+
+    def _version(self, name: str) -> Artifact:
+        return Artifact(self.folder.child(VERSIONS, name), self.kind)
 
     def _forget(self) -> None:
         # The newest first: what is half removed must at any moment look like one of the versions, or like nothing.
-        for name in reversed(self.folder.list(VERSIONS)):
+        for name in reversed(self._names()):
             self.folder.remove(f"{VERSIONS}/{name}/{MANIFEST}")
         super()._forget()
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clusterbatch.cli import main
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.corpus.known import DocumentFilter
@@ -191,6 +192,21 @@ def test_a_crash_leaves_the_version_before_and_is_gone_on_from(
     third = ingest(config, append=True)
     assert (second.version, third.version) == (2, 3)
     assert _ids(config) == _numbers(range(450))
+
+
+def test_the_command_says_what_it_appended(
+    tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lines(tmp_path / "in/one.jsonl", _pairs(0, 30))
+    words = [f"workspace={tmp_path}/workspace", f"corpus.paths={tmp_path}/in", "evaluate.holdout=0"]
+    assert main(["ingest", *words, "--append"]) == 0
+    write_lines(tmp_path / "in/two.jsonl", _pairs(30, 12))
+    assert main(["ingest", *words]) == 2
+    assert "--append adds" in capsys.readouterr().err
+    assert main(["ingest", *words, "--append"]) == 0
+    assert "version 2: 12 pairs appended, 0 deleted" in capsys.readouterr().err
+    assert main(["inspect", f"workspace={tmp_path}/workspace"]) == 0
+    assert "version 2" in capsys.readouterr().out
 
 
 def test_other_rules_are_refused(tmp_path: Path, in_process: None) -> None:

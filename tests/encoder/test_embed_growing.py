@@ -132,6 +132,37 @@ def test_rows_embedded_are_rows_new(
     assert all(np.allclose(again[pair], found[pair], atol=2e-2) for pair in again)
 
 
+def test_what_was_embedded_before_a_crash_is_not_embedded_again(
+    tmp_path: Path,
+    tiny: Callable[[str], Path],
+    in_process: None,
+    embedded_rows: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = EmbedConfig(model=str(tiny("bert")), device="cpu", max_tokens=16, workers=1)
+    config = RunConfig(workspace=str(tmp_path / "ws"), embed=settings)
+    commit_corpus(config, _table(0, 64))
+    first = embed(config)
+    _grow(config, _table(64, 128), [], tmp_path)
+    embedded_rows.clear()
+    original = Artifact.write_receipt
+
+    def cut_off(self: Artifact, receipt: Receipt) -> None:
+        original(self, receipt)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Artifact, "write_receipt", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            embed(config)
+    assert Workspace(config).embeddings().require() == first
+    assert len(embedded_rows) == 64
+    second = embed(config)
+    assert (second.version, second.details["rows"]) == (2, 128)
+    assert len(embedded_rows) == len(set(embedded_rows)) == 128
+    assert len(_by_pair(config)) == 192
+
+
 def test_a_surrogate_fitted_to_the_corpus_stays_with_it(
     tmp_path: Path, in_process: None, embedded_rows: list[str]
 ) -> None:

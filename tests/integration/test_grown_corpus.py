@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,24 +26,36 @@ from tests.integration.without_ray import WORDS, stages_in_process
 _ROUNDS = ["refresh.rounds=1", "refresh.every_steps=3", "refresh.sample=256", "refresh.margin=1.0", "train.steps=3"]
 
 
-@pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """A finished run over 320 pairs; 40 more lie ready, of which 39 are new, and one pair is to go."""
-    stages_in_process(monkeypatch)
-    words = [*WORDS, *_ROUNDS, "embed.model=char-ngrams", "train.workers=1", f"corpus.delete={tmp_path}/gone.txt"]
-    config = subjects_config(tmp_path, words)
-    (tmp_path / "gone.txt").write_text("")
-    for stage in STAGES:
-        run_stage(stage, config)
-    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run over 320 pairs, whose corpus has then got 39 more (and one that it had) and lost one. Not to be changed."""
+    folder = tmp_path_factory.mktemp("grown")
+    words = [*WORDS, *_ROUNDS, "embed.model=char-ngrams", "train.workers=1"]
+    config = subjects_config(folder, words)
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     terms = SUBJECTS["sailing"].split()
     more = [
         {"query": f"{terms[n % 10]} news {n}", "document": f"today {terms[n % 10]} and {n}", "source": "sailing"}
         for n in range(39)
     ]
-    (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*more, rows[0]]))
-    (tmp_path / "gone.txt").write_text(next(iter(_centroids(config, 0))) + "\n")
-    return with_changes(config, {"corpus.paths": [*config.corpus.paths, str(tmp_path / "more.jsonl")]})
+    (folder / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*more, rows[0]]))
+    with pytest.MonkeyPatch.context() as patch:
+        stages_in_process(patch)
+        for stage in STAGES:
+            run_stage(stage, config)
+        (folder / "gone.txt").write_text(next(iter(_centroids(config, 0))) + "\n")
+        paths = [*config.corpus.paths, str(folder / "more.jsonl")]
+        config = with_changes(config, {"corpus.paths": paths, "corpus.delete": [str(folder / "gone.txt")]})
+        assert ingest(config, append=True).version == 2
+    return config
+
+
+@pytest.fixture
+def config(grown: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """A copy of it that a test may change."""
+    stages_in_process(monkeypatch)
+    shutil.copytree(grown.workspace, tmp_path / "ws")
+    return grown.model_copy(update={"workspace": str(tmp_path / "ws")})
 
 
 def _centroids(config: RunConfig, generation: int) -> dict[str, tuple[str, int]]:
@@ -61,7 +74,6 @@ def _fitted(config: RunConfig, generation: int) -> dict[str, np.ndarray]:
 
 def test_new_rows_join_the_clusters_there_are(config: RunConfig) -> None:
     workspace = Workspace(config)
-    assert ingest(config, append=True).version == 2
     before, centroids = _centroids(config, 0), _fitted(config, 0)
     with pytest.raises(UsageError, match="embed"):
         cluster(config)
@@ -97,7 +109,6 @@ def test_new_rows_join_the_clusters_there_are(config: RunConfig) -> None:
 
 def test_a_fixed_surrogate_embeds_new_rows_alone(config: RunConfig) -> None:
     workspace = Workspace(config)
-    ingest(config, append=True)
     [record] = refresh(with_changes(config, {"refresh.surrogate": "char-ngrams"}))
     assert (record.reclustered, record.clusters) == (True, 1)
     assert workspace.embeddings().require().details["rows"] == 39
@@ -107,7 +118,6 @@ def test_a_fixed_surrogate_embeds_new_rows_alone(config: RunConfig) -> None:
 
 def test_the_live_model_embeds_the_whole_corpus_as_it_is_now(config: RunConfig) -> None:
     workspace = Workspace(config)
-    ingest(config, append=True)
     [record] = refresh(config)
     assert (record.reclustered, record.extended) == (True, False)
     assert workspace.embeddings().require().version == 1
