@@ -28,8 +28,9 @@ _ROWS_PER_CLUSTER = 32
 def measure_drift(config: RunConfig, generation: int, previous: Previous, folder: Folder) -> dict[str, Any]:
     """What drift.merge_drifts says of a sample of the corpus, and `seconds` that took.
 
-    config: that of the new generation, whose section `embed` names its surrogate. The sample lies in `folder`, for a
-    call that continues an interrupted one, until the caller removes it.
+    config: that of the new generation, whose section `embed` names its surrogate; generation: whose embeddings that
+    surrogate belongs to. The sample lies in `folder`, for a call that continues an interrupted one, until the caller
+    removes it.
     """
     watch = Stopwatch()
     corpus = Workspace(config).corpus.require()

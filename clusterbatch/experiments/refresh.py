@@ -19,6 +19,8 @@ from clusterbatch.corpus.units import corpus_units, read_unit
 from clusterbatch.encoder.hardware import resolve_device
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.encoder.stage import is_embedded
+from clusterbatch.encoder.surrogate import SURROGATES
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.models import AFTER
@@ -176,7 +178,14 @@ def _clusters_of(workspace: Workspace, generation: int) -> int:
 def _drift(config: RunConfig, workspace: Workspace, base: int, generation: int) -> dict[str, Any]:
     """Figures of the sample. It stays until what they decide is written down."""
     previous = Previous.of(config, _clusters_of(workspace, base))
-    return measure_drift(config, generation, previous, workspace.refresh(generation).child(_SAMPLE))
+    embedded = is_embedded(config, previous.vectors)
+    if config.embed.model in SURROGATES and not embedded:
+        raise UsageError(
+            f"refresh.surrogate: {config.embed.model} is fitted to a corpus by embedding all of it; take a model, or "
+            f"embed generation {generation - 1} with it first"
+        )
+    vectors = previous.vectors if embedded else generation
+    return measure_drift(config, vectors, previous, workspace.refresh(generation).child(_SAMPLE))
 
 
 def _decide(config: RunConfig, workspace: Workspace, base: int, generation: int, builder: Builder | None) -> Round:
