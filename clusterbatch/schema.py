@@ -70,18 +70,31 @@ def token_type(vocabulary: int) -> pa.DataType:
 
 
 def training_schema(
-    vocabulary: int, *, surrogate_dimensions: int | None = None, negatives: bool = False, weight: bool = False
+    vocabulary: int,
+    *,
+    surrogate_dimensions: int | None = None,
+    negatives: bool = False,
+    weight: bool = False,
+    images: Sequence[str] = (),
 ) -> pa.Schema:
-    """Of the training columns; vocabulary: of the model to be trained, which decides the type of token ids."""
+    """Of the training columns; vocabulary: of the model to be trained, which decides the type of token ids.
+
+    images: the sides (query, document) that are images: encoded ones, in place of tokens.
+    """
     tokens = pa.list_(token_type(vocabulary))
+
+    def content(prefix: str, side: str) -> tuple[str, pa.DataType]:
+        return (f"{prefix}_image", pa.binary()) if side in images else (f"{prefix}_tokens", tokens)
+
     fields = [
-        pa.field("query_tokens", tokens, nullable=False),
-        pa.field("document_tokens", tokens, nullable=False),
+        pa.field(*content("query", "query"), nullable=False),
+        pa.field(*content("document", "document"), nullable=False),
         pa.field("query_hash", pa.uint64(), nullable=False),
         pa.field("document_hash", pa.uint64(), nullable=False),
     ]
     if negatives:
-        fields.append(pa.field("negative_tokens", pa.list_(tokens)))
+        name, kind = content("negative", "document")
+        fields.append(pa.field(name, pa.list_(kind)))
     if weight:
         fields.append(pa.field("weight", pa.float32(), nullable=False))
     if surrogate_dimensions:

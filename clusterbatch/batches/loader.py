@@ -17,6 +17,7 @@ from clusterbatch.batches.curriculum import Plan
 from clusterbatch.batches.plan import GlobalBatch
 from clusterbatch.batches.reading import RowReader
 from clusterbatch.clustering.shards import ShardReader
+from clusterbatch.encoder.pixels import ImageProcessor, Pixels
 from clusterbatch.encoder.tokens import Tokens
 
 _FETCHERS = 4
@@ -48,18 +49,19 @@ class Composition:
 class SliceBatch:
     """The rows of one rank in the global batch of `step`; n of them. Slices follow each other in rank order.
 
-    negative_tokens holds all hard negatives of row 0, then of row 1, ...; negative_counts (n,) says how many each has.
-    slice_rows: (world_size,) int64, the rows of every rank. query_vector, document_vector: (n, m), as stored.
+    Of images there are pixels, not tokens. negative_tokens holds all hard negatives of row 0, then of row 1, ...;
+    negative_counts (n,) says how many each has. slice_rows: (world_size,) int64, the rows of every rank. query_vector,
+    document_vector: (n, m), as stored.
     """
 
     step: int
     epoch: int
-    query_tokens: Tokens
-    document_tokens: Tokens
+    query_tokens: Tokens | Pixels
+    document_tokens: Tokens | Pixels
     query_hash: np.ndarray
     document_hash: np.ndarray
     weight: np.ndarray | None
-    negative_tokens: Tokens | None
+    negative_tokens: Tokens | Pixels | None
     negative_counts: np.ndarray | None
     query_vector: np.ndarray | None
     document_vector: np.ndarray | None
@@ -75,6 +77,7 @@ class SliceLoader:
 
     At most `prefetch_bytes` of decoded runs are read ahead, never less than one batch. Where the plan moves single rows
     (a strategy on a layout not made for it), decoded runs are kept up to `cache_bytes`: they are needed again soon.
+    `images` decodes them; without it they stay as they are stored, one byte for a token.
     `wait_seconds` is the time that the consumer stood waiting, `bytes_read` what came from storage.
     """
 
@@ -90,6 +93,7 @@ class SliceLoader:
         vectors: bool = False,
         prefetch_bytes: int = 64 * 2**20,
         cache_bytes: int = 256 * 2**20,
+        images: ImageProcessor | None = None,
     ) -> None:
         assert 0 <= rank < world_size
         self._plan, self._plan_lock = plan, threading.Lock()
@@ -97,6 +101,7 @@ class SliceLoader:
         self._steps = range(first_step, last_step)
         self._prefetch_bytes = prefetch_bytes
         self._rows = RowReader(reader, vectors=vectors, cache_bytes=cache_bytes if plan.moves_rows else None)
+        self._images, self._largest_pixels = images, 0
         self.wait_seconds = 0.0
 
     @property
@@ -127,7 +132,7 @@ class SliceLoader:
     def _allowed_ahead(self) -> int:
         if not self._rows.largest:
             return 2
-        return max(1, min(_MOST_AHEAD, self._prefetch_bytes // self._rows.largest))
+        return max(1, min(_MOST_AHEAD, self._prefetch_bytes // (self._rows.largest + self._largest_pixels)))
 
     def _fetch(self, step: int) -> SliceBatch:
         index = self._plan.index
@@ -139,21 +144,25 @@ class SliceLoader:
         piece, row = batch.piece[mine], batch.row[mine]
         run = index.first_run[piece] + row // index.run_rows
         table = self._rows.read(index.shard[piece], run, row % index.run_rows)
-        return _decode(table, batch, np.diff(bounds))
+        decoded = _decode(table, batch, np.diff(bounds), self._images)
+        kinds = (decoded.query_tokens, decoded.document_tokens, decoded.negative_tokens)
+        pixels = sum(kind.values.nbytes for kind in kinds if isinstance(kind, Pixels))
+        self._largest_pixels = max(self._largest_pixels, pixels)
+        return decoded
 
 
-def _decode(table: pa.Table, batch: GlobalBatch, slice_rows: np.ndarray) -> SliceBatch:
+def _decode(table: pa.Table, batch: GlobalBatch, slice_rows: np.ndarray, images: ImageProcessor | None) -> SliceBatch:
     columns: dict[str, Any] = {name: table[name].combine_chunks() for name in table.column_names}
     negative_tokens = negative_counts = None
-    if "negative_tokens" in columns:
-        column = columns["negative_tokens"]
+    column = columns.get("negative_image", columns.get("negative_tokens"))
+    if column is not None:
         negative_counts = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-        negative_tokens = Tokens.from_arrow(column.flatten())
+        negative_tokens = _inputs(column.flatten(), images)
     return SliceBatch(
         step=batch.step,
         epoch=batch.epoch,
-        query_tokens=Tokens.from_arrow(columns["query_tokens"]),
-        document_tokens=Tokens.from_arrow(columns["document_tokens"]),
+        query_tokens=_inputs(columns.get("query_image", columns.get("query_tokens")), images),
+        document_tokens=_inputs(columns.get("document_image", columns.get("document_tokens")), images),
         query_hash=columns["query_hash"].to_numpy(),
         document_hash=columns["document_hash"].to_numpy(),
         weight=columns["weight"].to_numpy() if "weight" in columns else None,
@@ -164,6 +173,15 @@ def _decode(table: pa.Table, batch: GlobalBatch, slice_rows: np.ndarray) -> Slic
         slice_rows=slice_rows.astype(np.int64),
         composition=Composition.of(batch),
     )
+
+
+def _inputs(column: pa.Array, images: ImageProcessor | None) -> Tokens | Pixels:
+    if not pa.types.is_binary(column.type):
+        return Tokens.from_arrow(column)
+    encoded = column.to_pylist()
+    if images is not None:
+        return images.pixels(encoded)
+    return Tokens.from_lists([np.frombuffer(image, np.uint8) for image in encoded], np.uint8)
 
 
 def _matrix(column: pa.FixedSizeListArray | None) -> np.ndarray | None:

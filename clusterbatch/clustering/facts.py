@@ -11,6 +11,7 @@ import pyarrow as pa
 from clusterbatch.clustering.features import Features, feature_sides, feature_vectors
 from clusterbatch.clustering.terms import count_terms
 from clusterbatch.clustering.vectors import vector_column
+from clusterbatch.corpus.data_uri import is_data_uri, readable
 
 # Examples of each kind, and characters of a text that are kept.
 EXAMPLES = 3
@@ -40,7 +41,12 @@ def cluster_facts(table: pa.Table, pieces: Sequence[dict[str, Any]], features: F
     cosines = [rows["cosine"].to_numpy() for rows in slices]
     far_first = [np.argsort(cosine, kind="stable") for cosine in cosines]
     texts = [
-        [text[:_TERM_CHARACTERS] for side in ("query", "document") for text in rows[side][:_TERM_ROWS].to_pylist()]
+        [
+            text[:_TERM_CHARACTERS]
+            for side in ("query", "document")
+            for text in rows[side][:_TERM_ROWS].to_pylist()
+            if not is_data_uri(text)
+        ]
         for rows in slices
     ]
     terms, counts = count_terms(texts)
@@ -64,4 +70,7 @@ def cluster_facts(table: pa.Table, pieces: Sequence[dict[str, Any]], features: F
 
 def _examples(rows: pa.Table, order: np.ndarray) -> list[dict[str, Any]]:
     chosen = rows.select(["pair_id", "query", "document", "cosine"]).take(pa.array(order[:EXAMPLES])).to_pylist()
-    return [{**row, "query": row["query"][:_CHARACTERS], "document": row["document"][:_CHARACTERS]} for row in chosen]
+    return [
+        {**row, "query": readable(row["query"], _CHARACTERS), "document": readable(row["document"], _CHARACTERS)}
+        for row in chosen
+    ]

@@ -124,6 +124,7 @@ class Passes:
             surrogate="int8" if config.surrogate == "int8" else "float16",
             negatives="negatives" in self.columns or self.config.mine.negatives > 0,
             weight="weight" in self.columns,
+            images=self.config.corpus.columns.images,
         )
 
     def fits(self) -> StoredModels:
@@ -213,7 +214,9 @@ class Passes:
         stored = sum(part.bytes for part in self.corpus.parts if part.path in pairs)
         tokens = 1.5 * stored / max(1, self.corpus.counts.written)
         longest = 2 * (self.config.train.max_query_tokens + self.config.train.max_document_tokens)
-        each = min(tokens, longest) + 4 * (self.layout.surrogate_dimensions or 0)
+        # Images are what they were; written as text they had a third more bytes, which compression takes back.
+        content = stored / max(1, self.corpus.counts.written) if self.layout.images else min(tokens, longest)
+        each = content + 4 * (self.layout.surrogate_dimensions or 0)
         shares = [models[group].shares if group in models else np.ones(1) for group in range(len(self.groups.names))]
         sizes = [each * rows * share for rows, share in zip(self.groups.rows, shares, strict=True)]
         aside = (self.config.cluster.drop_outliers or 0.0) + (self.mined.inconsistent_share if self.mined else 0.0)

@@ -48,11 +48,13 @@ class ShardLayout:
     surrogate: Literal["float16", "int8"] = "float16"
     negatives: bool = False
     weight: bool = False
+    # Sides that are images.
+    images: Sequence[str] = ()
 
     @property
     def schema(self) -> pa.Schema:
         """Columns of the training file."""
-        return training_schema(self.vocabulary, negatives=self.negatives, weight=self.weight)
+        return training_schema(self.vocabulary, negatives=self.negatives, weight=self.weight, images=self.images)
 
     @property
     def vectors(self) -> SurrogateLayout | None:

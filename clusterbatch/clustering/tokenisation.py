@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.config import RunConfig, StorageConfig
+from clusterbatch.corpus.data_uri import image_bytes
 from clusterbatch.encoder.layout import read_layout
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.tokenizer import Tokenizer
@@ -24,12 +25,20 @@ class Tokenisation:
     special_tokens: bool
     max_query_tokens: int
     max_document_tokens: int
+    images: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: RunConfig) -> Tokenisation:
         train = config.train
         special_tokens = train.encoder == "backbone"
-        return cls(train.model, config.storage, special_tokens, train.max_query_tokens, train.max_document_tokens)
+        return cls(
+            train.model,
+            config.storage,
+            special_tokens,
+            train.max_query_tokens,
+            train.max_document_tokens,
+            tuple(config.corpus.columns.images),
+        )
 
     def __getstate__(self) -> dict[str, object]:
         return {name: self.__dict__[name] for name in self.__dataclass_fields__}
@@ -51,18 +60,22 @@ class Tokenisation:
         return token_type(self.tokenizer.vocabulary)
 
     def columns(self, rows: pa.Table) -> dict[str, pa.Array]:
-        """query_tokens, document_tokens, and negative_tokens where the rows have negatives."""
-        found = {
-            "query_tokens": self._encode(rows["query"].to_pylist(), "query", self.max_query_tokens),
-            "document_tokens": self._encode(rows["document"].to_pylist(), "document", self.max_document_tokens),
-        }
+        """The training columns of the texts and images of `rows`; of negatives where the rows have some."""
+        found = {}
+        for side in ("query", "document"):
+            found |= self._column(side, side, rows[side].to_pylist())
         if "negatives" in rows.column_names:
             negatives = rows["negatives"].combine_chunks()
-            tokens = self._encode(negatives.flatten().to_pylist(), "document", self.max_document_tokens)
             lengths = negatives.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
             offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-            found["negative_tokens"] = pa.ListArray.from_arrays(pa.array(offsets), tokens)
+            [(name, values)] = self._column("negative", "document", negatives.flatten().to_pylist()).items()
+            found[name] = pa.ListArray.from_arrays(pa.array(offsets), values)
         return found
 
-    def _encode(self, texts: list[str], side: str, max_tokens: int) -> pa.ListArray:
-        return self.tokenizer.encode(texts, max_tokens, self._prompts[side]).to_arrow(self._kind)
+    def _column(self, prefix: str, side: str, texts: list[str]) -> dict[str, pa.Array]:
+        """Images as their encoded bytes: what they become is for the model that is trained."""
+        if side in self.images:
+            return {f"{prefix}_image": pa.array([image_bytes(text) for text in texts], pa.binary())}
+        limit = self.max_query_tokens if side == "query" else self.max_document_tokens
+        tokens = self.tokenizer.encode(texts, limit, self._prompts[side])
+        return {f"{prefix}_tokens": tokens.to_arrow(self._kind)}

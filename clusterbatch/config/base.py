@@ -36,9 +36,10 @@ class Section(BaseModel):
         kept = {}
         for name, field in type(self).model_fields.items():
             extra = field.json_schema_extra
-            if isinstance(extra, dict) and extra.get("operational"):
-                continue
+            marks = extra if isinstance(extra, dict) else {}
             value = getattr(self, name)
+            if marks.get("operational") or (marks.get("added") and value == field.get_default()):
+                continue
             kept[name] = value.identity() if isinstance(value, Section) else _plain(value)
         return kept
 
@@ -46,6 +47,11 @@ class Section(BaseModel):
 def operational(default: Any = ..., **constraints: Any) -> Any:
     """A field that changes speed, memory or place, never a result; it is left out of fingerprints."""
     return Field(default, json_schema_extra={"operational": True}, **constraints)
+
+
+def added(default: Any, **constraints: Any) -> Any:
+    """A field that came later: left out of fingerprints while it has its default, so that finished work stays so."""
+    return Field(default, json_schema_extra={"added": True}, **constraints)
 
 
 def fingerprint(*parts: Any) -> str:

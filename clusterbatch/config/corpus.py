@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from clusterbatch.config.base import Section, operational
+from clusterbatch.config.base import Section, added, operational
 
 
 def _as_list(value: object) -> object:
@@ -37,11 +37,16 @@ class ColumnsConfig(Section):
     # query has none of its own.
     vector: str | None = None
     query_vector: str | None = None
+    # Which of query and document are images: bytes, data URIs, or addresses (local, or s3://). The models of `embed`
+    # and `train` must then have towers for both.
+    images: list[Literal["query", "document"]] = added([])
 
     @model_validator(mode="after")
-    def _vectors(self) -> ColumnsConfig:
+    def _consistent(self) -> ColumnsConfig:
         if self.query_vector is not None and self.vector is None:
             raise ValueError("query_vector needs vector, the document's")
+        if "document" in self.images and self.negatives:
+            raise ValueError("negatives that are images are not supported (mine.negatives finds some)")
         return self
 
 

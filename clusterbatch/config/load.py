@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from clusterbatch.config.base import Address, Section
 from clusterbatch.config.batches import BatchesConfig
 from clusterbatch.config.cluster import ClusterConfig
 from clusterbatch.config.compare import CompareConfig
 from clusterbatch.config.corpus import CorpusConfig
-from clusterbatch.config.embed import EmbedConfig
+from clusterbatch.config.embed import CHARACTER_NGRAMS, EmbedConfig
 from clusterbatch.config.evaluate import EvaluateConfig
 from clusterbatch.config.mine import MineConfig
 from clusterbatch.config.predict import PredictConfig
@@ -46,6 +46,18 @@ class RunConfig(Section):
     reuse: ReuseConfig = ReuseConfig()
     ray: RayConfig = RayConfig()
     storage: StorageConfig = StorageConfig()
+
+    @model_validator(mode="after")
+    def _images(self) -> RunConfig:
+        if self.corpus.columns.images:
+            # Whether a named model has a tower for images shows when it is looked up.
+            if self.embed.model == CHARACTER_NGRAMS:
+                raise ValueError(f"corpus.columns.images: embed.model {CHARACTER_NGRAMS} is for texts alone")
+            if self.train.encoder == "static":
+                raise ValueError("corpus.columns.images needs train.encoder: backbone")
+            if "bm25" in self.evaluate.models:
+                raise ValueError("corpus.columns.images: evaluate.models bm25 is for texts alone")
+        return self
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:

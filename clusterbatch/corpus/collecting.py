@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import xxhash
 
+from clusterbatch.corpus.data_uri import is_data_uri
 from clusterbatch.corpus.holdout import SPLITS, split_of
 from clusterbatch.runtime import Unit
 from clusterbatch.store.artifact import Artifact, Part, Receipt, Stopwatch
@@ -53,7 +54,7 @@ class CollectionWorker:
         for part in self._documents:
             table = read_parquet(self._leftovers.folder, part)
             for number, text in zip(table["document_hash"].to_pylist(), table["document"].to_pylist(), strict=True):
-                row = {"_id": document_id(number), "title": "", "text": text}
+                row = {"_id": document_id(number), "title": "", **content(text)}
                 yield (json.dumps(row, ensure_ascii=False) + "\n").encode()
 
     def _write_queries(self) -> Iterator[Part]:
@@ -65,7 +66,9 @@ class CollectionWorker:
             texts.setdefault(row["query_hash"], row["query"])
             line = f"{query_id(row['query_hash'])}\t{document_id(row['document_hash'])}\t1\n"
             judgements[split_of(row["query_hash"])].append(line)
-        queries = [json.dumps({"_id": query_id(key), "text": text}, ensure_ascii=False) for key, text in texts.items()]
+        queries = [
+            json.dumps({"_id": query_id(key), **content(text)}, ensure_ascii=False) for key, text in texts.items()
+        ]
         yield self._write("queries.jsonl", "".join(f"{line}\n" for line in queries), len(queries))
         for split, lines in judgements.items():
             yield self._write(f"qrels/{split}.tsv", "".join(["query-id\tcorpus-id\tscore\n", *lines]), len(lines))
@@ -75,6 +78,11 @@ class CollectionWorker:
         path = f"{HOLDOUT}/{name}"
         self._artifact.folder.write(path, data)
         return Part(path=path, rows=rows, bytes=len(data), checksum=checksum(data), details={"role": _ROLE})
+
+
+def content(text: str) -> dict[str, str]:
+    """The text or the image of an item in BEIR layout, which knows only texts; images are called as in MTEB's."""
+    return {"image" if is_data_uri(text) else "text": text}
 
 
 def document_id(document_hash: int) -> str:

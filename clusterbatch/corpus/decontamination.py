@@ -6,7 +6,9 @@ documents may well be trained on: they only stand beside the answers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +16,7 @@ import pyarrow as pa
 
 from clusterbatch.config import StorageConfig
 from clusterbatch.corpus.collections import CollectionSlice, PairCollection
+from clusterbatch.corpus.images import ImageError, load_image
 from clusterbatch.corpus.inputs import Slice, cut
 from clusterbatch.corpus.joining import parsed_lines
 from clusterbatch.corpus.near import PERMUTATIONS, NearIndex, signature
@@ -23,6 +26,7 @@ from clusterbatch.corpus.rows import BrokenFileError, Reject
 from clusterbatch.errors import DataError
 from clusterbatch.runtime import Unit
 from clusterbatch.store.artifact import Artifact, Counts, Part, Receipt, Stopwatch
+from clusterbatch.store.filesystem import Folder
 from clusterbatch.store.tables import read_parquet, write_parquet
 
 EXACT = "copy of a test text"
@@ -50,7 +54,8 @@ class TestTextsWorker:
         item: CollectionSlice = unit.payload
         is_query = item.role == "queries"
         lines = _values(item, self._artifact.folder.storage)
-        texts = [values["text"] for values in lines if f"{item.role} {values['id']}" in self._judged]
+        judged = (values for values in lines if f"{item.role} {values['id']}" in self._judged)
+        texts = list(_texts(judged, Folder(posixpath.dirname(item.piece.file.uri), self._artifact.folder.storage)))
         table = pa.table(
             {
                 "is_query": [is_query] * len(texts),
@@ -135,6 +140,16 @@ def _judged_ids(collections: Sequence[PairCollection], storage: StorageConfig) -
             for values in _values(item, storage):
                 ids |= {f"documents {values['id']}", f"queries {values['query_id']}"}
     return ids
+
+
+def _texts(items: Iterable[Mapping[str, str]], base: Folder) -> Iterator[str]:
+    """Images are fetched; of those that cannot be taken evaluation says what is wrong."""
+    for item in items:
+        if "image" in item:
+            with suppress(ImageError):
+                yield load_image(item["image"], base)
+        else:
+            yield item["text"]
 
 
 def _values(item: CollectionSlice, storage: StorageConfig) -> Iterator[dict[str, str]]:

@@ -42,6 +42,8 @@ def ingest(config: RunConfig, *, generation: int = 0, force: bool = False, appen
     if not config.corpus.paths:
         raise UsageError(f"corpus.paths: must be given (files, folders, globs, or {DOCSTRINGS})")
     inputs, tests = _inputs(config), _tests(config)
+    if config.corpus.columns.images and inputs.collections:
+        raise UsageError("corpus.columns.images: images are read from files of pairs, not from a collection's")
     # The built-in sample, where it had to be mined, has its own manifest and its own seconds.
     stopwatch = Stopwatch()
     identity = fingerprint(

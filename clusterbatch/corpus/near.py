@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 from datasketch import MinHash, MinHashLSH
 
+from clusterbatch.corpus.data_uri import is_data_uri
 from clusterbatch.corpus.normalise import normalise
 
 PERMUTATIONS = 64
@@ -66,6 +67,9 @@ def _minhash(values: np.ndarray) -> MinHash:
 
 
 def _shingles(text: str) -> set[bytes]:
+    if is_data_uri(text):
+        # Letters of encoded images say nothing of likeness: only the same bytes are near.
+        return {text.encode()}
     words = text.split()
     if len(text) > _LONGEST_WORDS * len(words):
         return {text[start : start + _CHARACTERS].encode() for start in range(max(1, len(text) - _CHARACTERS + 1))}

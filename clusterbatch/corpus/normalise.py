@@ -8,12 +8,16 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import xxhash
 
+from clusterbatch.corpus.data_uri import is_data_uri
+
 # A unit separator cannot be confused with the text around it, unlike a space or a newline.
 _SEPARATOR = "\x1f"
 
 
 def normalise(text: str) -> str:
-    """Unicode NFKC, casefold, every run of whitespace one space, none at the ends."""
+    """Unicode NFKC, casefold, every run of whitespace one space, none at the ends; an image as it is."""
+    if is_data_uri(text):
+        return text
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 

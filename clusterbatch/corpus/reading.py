@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import posixpath
+
 import numpy as np
 
 from clusterbatch.config import CorpusConfig
+from clusterbatch.corpus.images import with_images
 from clusterbatch.corpus.inputs import Slice
 from clusterbatch.corpus.readers import read_slice
 from clusterbatch.corpus.rows import BrokenFileError
@@ -13,6 +16,7 @@ from clusterbatch.corpus.validate import validate
 from clusterbatch.errors import DataError
 from clusterbatch.runtime import Unit
 from clusterbatch.store.artifact import Artifact, Receipt, Stopwatch
+from clusterbatch.store.filesystem import Folder
 
 
 class ReadWorker:
@@ -43,8 +47,10 @@ class ReadWorker:
         """Puts the slice's rows into the sink; returns how many there were."""
         before = sink.counts.read
         broken = 0
+        base = Folder(posixpath.dirname(piece.file.uri), self._artifact.folder.storage)
         try:
             for chunk in read_slice(piece, self._config, self._artifact.folder.storage):
+                chunk = with_images(chunk, self._config.columns, base)
                 valid = validate(chunk, self._config, piece.file.source)
                 sink.add(valid, lambda rows: (np.full(len(rows), piece.number), rows))
         except BrokenFileError as error:

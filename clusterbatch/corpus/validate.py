@@ -52,6 +52,8 @@ def validate(chunk: Chunk, config: CorpusConfig, default_source: str) -> Validat
         refuse(text.is_null().to_numpy(False), f"{name}: null")
         text = columns[name] = text.fill_null("")
         refuse(pc.equal(pc.utf8_trim_whitespace(text), "").to_numpy(False), f"{name}: empty or whitespace")
+        if name in config.columns.images:
+            continue
         too_long = pc.greater(pc.utf8_length(text), config.max_characters).to_numpy(False)
         if config.too_long == "reject":
             refuse(too_long, f"{name}: more than {config.max_characters} characters")

@@ -12,6 +12,7 @@ from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import CorpusUnit
 from clusterbatch.encoder.hardware import inference_dtype, resolve_device
 from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.pixels import Pixels
 from clusterbatch.encoder.prepare import SIDES, PreparedUnit, Preparer, Side
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.surrogate import SURROGATES, Surrogate
@@ -43,7 +44,7 @@ class UnitEmbedder:
 
     def __init__(self, config: RunConfig, generation: int = 0, device: str | None = None) -> None:
         workspace = Workspace(config)
-        self._preparer = Preparer(workspace.corpus, config.embed, config.storage)
+        self._preparer = Preparer(workspace.corpus, config.embed, config.storage, config.corpus.columns.images)
         if config.embed.model in SURROGATES:
             artifact = surrogate_artifact(workspace.embeddings(generation))
             surrogate = SURROGATES[config.embed.model].from_bytes(artifact.read_part(artifact.require().parts[0]))
@@ -92,10 +93,14 @@ class _TokenModel:
         self._batch_tokens = config.embed.batch_tokens
         self.dimensions = self._encoder.dimensions
 
-    def encode(self, inputs: pa.ListArray) -> tuple[np.ndarray, int]:
+    def encode(self, inputs: pa.ListArray | pa.FixedSizeListArray) -> tuple[np.ndarray, int]:
         """(N, d) float32, and how many tokens that took."""
-        tokens = Tokens.from_arrow(inputs)
-        return self._encoder.encode(tokens, self._batch_tokens), len(tokens.values)
+        if pa.types.is_fixed_size_list(inputs.type):
+            assert self._encoder.images is not None
+            tokens: Tokens | Pixels = self._encoder.images.from_arrow(inputs)
+        else:
+            tokens = Tokens.from_arrow(inputs)
+        return self._encoder.encode(tokens, self._batch_tokens), int(tokens.lengths.sum())
 
 
 class _FittedModel:

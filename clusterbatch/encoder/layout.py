@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 from clusterbatch.errors import DataError, UsageError
 
-Kind = Literal["backbone", "static"]
+Kind = Literal["backbone", "static", "towers"]
 POOLING_MODES = ("cls", "mean", "lasttoken")
 
 # Position embeddings of these start after the padding index, so that many positions are not there for tokens.
 _POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
+# Models of transformers with a tower for texts and one for images.
+_TOWERS = {"clip"}
 # Older Sentence Transformers wrote one flag per mode.
 _POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -55,6 +57,8 @@ def read_layout(folder: str | Path) -> Layout:
     if modules is None:
         if not (folder / "config.json").is_file():
             raise DataError(f"{folder}: no model here (neither modules.json nor config.json)")
+        if _is_towers(folder):
+            return Layout(folder, folder, "towers", "", _max_tokens(folder), prompts)
         return Layout(
             folder, folder, "backbone", "mean", _max_tokens(folder), prompts, first_position=_first_position(folder)
         )
@@ -69,6 +73,8 @@ def read_layout(folder: str | Path) -> Layout:
             raise UsageError(f"{folder}: module {name} is not supported (a transformer with pooling, or static, is)")
     if kind == "StaticEmbedding":
         return Layout(folder, first, "static", "mean", _static_max_tokens(first), prompts)
+    if kind in ("Transformer", "CLIPModel") and _is_towers(first):
+        return Layout(folder, first, "towers", "", _max_tokens(first), prompts)
     if kind != "Transformer":
         raise UsageError(f"{folder}: module {kind} is not supported (a transformer with pooling, or static, is)")
     sentence = _read(first / "sentence_bert_config.json") or {}
@@ -82,6 +88,16 @@ def read_layout(folder: str | Path) -> Layout:
         lower_case=bool(sentence.get("do_lower_case")),
         first_position=_first_position(first),
     )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's own config.json; empty where there is none."""
+    config: dict[str, Any] = _read(folder / "config.json") or {}
+    return config
+
+
+def _is_towers(folder: Path) -> bool:
+    return read_config(folder).get("model_type") in _TOWERS
 
 
 def _read(path: Path) -> Any:
@@ -117,7 +133,8 @@ def _pooling(folder: Path, prompted: bool) -> str:
 
 
 def _max_tokens(folder: Path, sentence: dict[str, Any] | None = None) -> int | None:
-    config = _read(folder / "config.json") or {}
+    config = read_config(folder)
+    config = config.get("text_config", config)
     positions = config.get("max_position_embeddings")
     if positions:
         positions -= _first_position(folder)

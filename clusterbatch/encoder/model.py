@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +21,10 @@ from clusterbatch.encoder.pooling import pool, unit
 from clusterbatch.encoder.tokenizer import Tokenizer
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    # Imported by towers alone: the encoder of texts runs on a machine that has only torch and transformers.
+    from clusterbatch.encoder.pixels import ImageProcessor, Pixels
 
 
 class Encoder(nn.Module):
@@ -47,6 +52,8 @@ class Encoder(nn.Module):
         self.pooling = pooling
         self.max_tokens = max_tokens
         self.prompts = prompts
+        # Prepares images, where there is a tower for them.
+        self.images: ImageProcessor | None = None
         self._packed = packed
 
     @property
@@ -63,6 +70,15 @@ class Encoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.backbone.parameters()).device
+
+    @property
+    def preparation(self) -> str:
+        """Encoders with the same one prepare alike."""
+        return self.tokenizer.fingerprint
+
+    def prepare(self, texts: Sequence[str], max_tokens: int | None, prompt: str = "") -> Tokens | Pixels:
+        """What `encode` takes, of texts; with a tower for images also of images, written as data URIs."""
+        return self.tokenizer.encode(texts, max_tokens, prompt)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """(N, d) float32 unit vectors, differentiable; padded no further than the longest text given."""
@@ -83,7 +99,7 @@ class Encoder(nn.Module):
         ).last_hidden_state
         return unit(pool(states_NLD, torch.from_numpy(lengths_N).to(self.device), self.pooling))
 
-    def encode(self, tokens: Tokens, batch_tokens: int) -> np.ndarray:
+    def encode(self, tokens: Tokens | Pixels, batch_tokens: int) -> np.ndarray:
         """(N, d) float32 unit vectors in input order, computed in micro-batches of at most `batch_tokens` tokens.
 
         For inference: no gradients, dropout off. A row's vector depends, to the last bits, on what shares its
@@ -138,6 +154,12 @@ def load_encoder(
     kind = kind or layout.kind
     if kind == "backbone" and layout.kind == "static":
         raise UsageError(f"{folder}: holds a static encoder, not a transformer")
+    if layout.kind == "towers":
+        if kind == "static":
+            raise UsageError(f"{folder}: has a tower for images, which a static encoder cannot take over")
+        from clusterbatch.encoder.towers import load_towers
+
+        return load_towers(layout, dtype, device)
     tokenizer = Tokenizer(folder, special_tokens=kind == "backbone")
     if kind == "static":
         weights = _static_weights(layout)
@@ -146,7 +168,7 @@ def load_encoder(
         backbone: nn.Module = nn.EmbeddingBag.from_pretrained(weights, freeze=False, mode="mean")
         dtype = torch.float32
     else:
-        backbone = _load_transformer(layout, dtype)
+        backbone = load_transformer(layout, dtype)
         if getattr(backbone, "pooler", None) is not None:
             # Its output is not used; without gradients nothing waits for it when they are reduced.
             backbone.pooler.requires_grad_(False)  # type: ignore[union-attr]
@@ -172,11 +194,11 @@ def _static_weights(layout: Layout) -> Tensor:
         if "embedding.weight" not in weights:
             raise UsageError(f"{layout.module}: static weights without embedding.weight are not supported")
         return weights["embedding.weight"].float()
-    embeddings = _load_transformer(layout, torch.float32).get_input_embeddings()  # type: ignore[operator]
+    embeddings = load_transformer(layout, torch.float32).get_input_embeddings()  # type: ignore[operator]
     return embeddings.weight.detach().clone()
 
 
-def _load_transformer(layout: Layout, dtype: torch.dtype) -> nn.Module:
+def load_transformer(layout: Layout, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoModel
 
     try:

@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.config import EmbedConfig, StorageConfig
+from clusterbatch.corpus.data_uri import image_bytes
 from clusterbatch.corpus.units import CorpusUnit, read_unit
 from clusterbatch.encoder.layout import read_layout
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.surrogate import SURROGATES
 from clusterbatch.encoder.tokenizer import Tokenizer
 from clusterbatch.encoder.tokens import Tokens
+from clusterbatch.encoder.towers import image_processor
 from clusterbatch.schema import token_type
 from clusterbatch.store import Artifact
 
@@ -27,7 +29,7 @@ SIDES: tuple[Side, ...] = ("query", "document")
 class PreparedTexts:
     """The distinct texts of one side of a unit; row i of the unit has text text_of_row[i].
 
-    inputs: token ids as list<uint16 or uint32>, or strings where the model takes none.
+    inputs: token ids as list<uint16 or uint32>, or strings where the model takes none; of images their pixels.
     """
 
     inputs: pa.Array
@@ -48,13 +50,15 @@ class PreparedUnit:
 
 
 class Preparer:
-    """Reads and tokenises units of a corpus for the model of `embed`, with its prompts."""
+    """Reads and tokenises units of a corpus for the model of `embed`, with its prompts; decodes the `images` sides."""
 
-    def __init__(self, corpus: Artifact, config: EmbedConfig, storage: StorageConfig) -> None:
+    def __init__(
+        self, corpus: Artifact, config: EmbedConfig, storage: StorageConfig, images: Sequence[Side] = ()
+    ) -> None:
         self._corpus = corpus
-        self._tokenisation = (
-            None if config.model in SURROGATES else _Tokenisation(resolve_model(config.model, storage), config)
-        )
+        folder = None if config.model in SURROGATES else resolve_model(config.model, storage)
+        self._tokenisation = None if folder is None else _Tokenisation(folder, config)
+        self._images = {side: image_processor(str(folder), "embed.model") for side in images}
 
     def prepare(self, unit: CorpusUnit, rows: np.ndarray | None = None, sides: Sequence[Side] = SIDES) -> PreparedUnit:
         """The unit, or only some of its `rows` (numbers inside it) and one of its sides. Raises DataError."""
@@ -68,7 +72,9 @@ class Preparer:
         for side in sides:
             distinct, text_of_row = first_of_each(table[f"{side}_hash"].to_numpy())
             inputs: pa.Array = table[side].combine_chunks().take(pa.array(distinct))
-            if self._tokenisation:
+            if side in self._images:
+                inputs = self._images[side].pixels(map(image_bytes, inputs.to_pylist())).to_arrow()
+            elif self._tokenisation:
                 tokens = self._tokenisation.tokens(inputs.to_pylist(), side)
                 inputs = tokens.to_arrow(self._tokenisation.type)
                 of_source = self._tokenisation.unknown(tokens)[text_of_row]
@@ -84,7 +90,7 @@ class _Tokenisation:
 
     def __init__(self, folder: str, config: EmbedConfig) -> None:
         layout = read_layout(folder)
-        self._tokenizer = Tokenizer(folder, special_tokens=layout.kind == "backbone")
+        self._tokenizer = Tokenizer(folder, special_tokens=layout.kind != "static")
         limits = [limit for limit in (config.max_tokens, layout.max_tokens) if limit is not None]
         self._max_tokens = min(limits, default=None)
         self._prompts: dict[Side, str] = {

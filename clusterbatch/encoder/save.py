@@ -13,11 +13,24 @@ from safetensors.torch import save_file
 
 from clusterbatch.encoder.layout import read_layout
 from clusterbatch.encoder.model import Encoder, quiet
+from clusterbatch.encoder.towers import TowersEncoder
 
 _TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
 _POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
 _STATIC = "sentence_transformers.sentence_transformer.modules.static_embedding.StaticEmbedding"
 _NORMALIZE = "sentence_transformers.base.modules.normalize.Normalize"
+# What Sentence Transformers calls of a model, and what of the answer it takes.
+_BACKBONE_CALLS = {
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
+_TOWERS_CALLS = {
+    "modality_config": {
+        "text": {"method": "get_text_features", "method_output_name": "pooler_output"},
+        "image": {"method": "get_image_features", "method_output_name": "pooler_output"},
+    },
+    "module_output_name": "sentence_embedding",
+}
 # The release whose layout this is; used where Sentence Transformers itself is not installed.
 _LAYOUT_VERSION = "6.2.0"
 
@@ -33,9 +46,13 @@ def save_model(encoder: Encoder, folder: str | Path) -> None:
     if encoder.kind == "static":
         modules = [("", _STATIC), ("1_Normalize", _NORMALIZE)]
         _save_static(encoder, folder)
+    elif isinstance(encoder, TowersEncoder):
+        modules = [("", _TRANSFORMER), ("1_Normalize", _NORMALIZE)]
+        _save_backbone(encoder, folder, _TOWERS_CALLS)
+        encoder.images.save(str(folder))
     else:
         modules = [("", _TRANSFORMER), ("1_Pooling", _POOLING), ("2_Normalize", _NORMALIZE)]
-        _save_backbone(encoder, folder)
+        _save_backbone(encoder, folder, _BACKBONE_CALLS)
         pooling = {"embedding_dimension": encoder.dimensions, "pooling_mode": encoder.pooling, "include_prompt": True}
         _write(folder / "1_Pooling" / "config.json", pooling)
     feature = "sentence_embedding"
@@ -57,7 +74,7 @@ def _save_static(encoder: Encoder, folder: Path) -> None:
     backend.save(str(folder / "tokenizer.json"))
 
 
-def _save_backbone(encoder: Encoder, folder: Path) -> None:
+def _save_backbone(encoder: Encoder, folder: Path, calls: dict[str, Any]) -> None:
     from transformers import AutoTokenizer
 
     module = read_layout(encoder.tokenizer.folder).module
@@ -75,14 +92,7 @@ def _save_backbone(encoder: Encoder, folder: Path) -> None:
     # transformers writes what the module in memory is in, not what the file holds.
     config = json.loads((folder / "config.json").read_bytes())
     _write(folder / "config.json", {**config, "dtype": "float32"})
-    _write(
-        folder / "sentence_bert_config.json",
-        {
-            "transformer_task": "feature-extraction",
-            "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
-            "module_output_name": "token_embeddings",
-        },
-    )
+    _write(folder / "sentence_bert_config.json", {"transformer_task": "feature-extraction", **calls})
 
 
 def _settings(encoder: Encoder) -> dict[str, Any]:

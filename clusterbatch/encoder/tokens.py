@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,16 @@ class Tokens:
     def lengths(self) -> np.ndarray:
         """(N,) int64."""
         return np.diff(self.offsets)
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """(N,) uint64 of the token ids: two texts with equal tokens are one text to the model."""
+        import xxhash
+
+        values = np.ascontiguousarray(self.values, dtype=np.uint32)
+        bounds = self.offsets.tolist()
+        hashes = (xxhash.xxh3_64_intdigest(values[start:end].data) for start, end in pairwise(bounds))
+        return np.fromiter(hashes, np.uint64, len(self))
 
     def __getitem__(self, row: int) -> np.ndarray:
         return self.values[self.offsets[row] : self.offsets[row + 1]]

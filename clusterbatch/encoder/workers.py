@@ -66,7 +66,7 @@ class PrepareWorker:
     """One actor of the pool that reads and tokenises ahead of the embedding workers."""
 
     def __init__(self, corpus: Artifact, config: RunConfig) -> None:
-        self._preparer = Preparer(corpus, config.embed, config.storage)
+        self._preparer = Preparer(corpus, config.embed, config.storage, config.corpus.columns.images)
 
     def prepare(self, unit: Unit) -> PreparedUnit:
         return self._preparer.prepare(unit.payload)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clusterbatch.config import fingerprint
+from clusterbatch.corpus.images import ImageError, load_image
 from clusterbatch.errors import DataError
 from clusterbatch.store import Folder
 from clusterbatch.store.checksum import checksum
@@ -91,7 +92,7 @@ class Collection:
                 item = _parse(line, place, position)
                 if item["_id"] in texts:
                     raise DataError(f"{place}: query id {item['_id']} stands twice")
-                texts[item["_id"]] = item["text"]
+                texts[item["_id"]] = self._content(item, place, position)
             position += len(line)
         missing = [query for query in judgements if query not in texts]
         if missing:
@@ -106,6 +107,7 @@ class Collection:
     def read_documents(self, start: int, end: int) -> tuple[list[str], list[str]]:
         """Ids and texts (title and text joined by a space) of the documents whose lines start in [start, end).
 
+        Images are data URIs.
         Raises DataError that names the byte where a line is not a document, or where an id stands twice.
         """
         place = f"{self.folder.uri}/{DOCUMENTS}"
@@ -116,11 +118,21 @@ class Collection:
             if line.strip():
                 item = _parse(line, place, position)
                 ids.append(item["_id"])
-                texts.append(f"{item.get('title') or ''} {item['text']}".strip())
+                title = "" if "image" in item else item.get("title") or ""
+                texts.append(f"{title} {self._content(item, place, position)}".strip())
             position += len(line) + 1
         if len(set(ids)) < len(ids):
             raise DataError(f"{place}: a document id stands twice between bytes {start} and {end}")
         return ids, texts
+
+    def _content(self, item: dict[str, Any], place: str, position: int) -> str:
+        """The text; or the image as a data URI, fetched and checked."""
+        if isinstance(item.get("image"), str):
+            try:
+                return load_image(item["image"], self.folder)
+            except ImageError as error:
+                raise DataError(f"{place} byte {position}: image of {item['_id']}: {error}") from None
+        return str(item["text"])
 
     def _read_lines(self, start: int, end: int) -> tuple[bytes, int]:
         """Bytes of the whole lines that start in [start, end), and where they begin."""
@@ -163,13 +175,13 @@ def open_collections(folders: list[Folder], split: str = "test") -> list[Collect
 
 
 def _parse(line: bytes, place: str, position: int) -> dict[str, Any]:
-    """One line of corpus.jsonl or queries.jsonl, with `_id` and `text` as strings."""
+    """One line of corpus.jsonl or queries.jsonl, with `_id` and `text` (or `image`) as strings."""
     try:
         item = json.loads(line)
     except ValueError:
         raise DataError(f"{place} byte {position}: not valid JSON") from None
-    if not isinstance(item, dict) or "_id" not in item or not isinstance(item.get("text"), str):
-        raise DataError(f"{place} byte {position}: expected an object with _id and text")
+    if not isinstance(item, dict) or "_id" not in item or not isinstance(item.get("image", item.get("text")), str):
+        raise DataError(f"{place} byte {position}: expected an object with _id and text (or image)")
     # Numbers as ids are common in converted collections; judgements spell them as text.
     item["_id"] = str(item["_id"])
     if not item["_id"] or any(character.isspace() for character in item["_id"]):

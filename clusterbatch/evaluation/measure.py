@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from clusterbatch.encoder.model import Encoder
+from clusterbatch.encoder.pixels import Pixels
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.errors import DataError
 from clusterbatch.evaluation.collection import Collection
@@ -77,5 +78,5 @@ class LoadedCollection:
         return per_query(metrics, self.judgements, answers)
 
 
-def _encoded(encoder: Encoder, tokens: Tokens, batch_tokens: int) -> torch.Tensor:
+def _encoded(encoder: Encoder, tokens: Tokens | Pixels, batch_tokens: int) -> torch.Tensor:
     return torch.from_numpy(encoder.encode(tokens, batch_tokens)).to(encoder.device)

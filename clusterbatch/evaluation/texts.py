@@ -1,4 +1,4 @@
-"""Texts that several encoders embed: those with the same tokenizer share the tokens."""
+"""Texts (or images) that several encoders embed: those with the same tokenizer share the tokens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from clusterbatch.encoder.model import Encoder
+from clusterbatch.encoder.pixels import Pixels
 from clusterbatch.encoder.tokens import Tokens
 
 
@@ -16,15 +17,15 @@ class Texts:
     def __init__(self, kind: Literal["query", "document"], texts: list[str], max_tokens: int) -> None:
         self._kind: Literal["query", "document"] = kind
         self.texts, self._max_tokens = texts, max_tokens
-        self._tokens: dict[tuple[str, int, str], Tokens] = {}
+        self._tokens: dict[tuple[str, int, str], Tokens | Pixels] = {}
 
-    def tokens(self, encoder: Encoder) -> Tokens:
+    def tokens(self, encoder: Encoder) -> Tokens | Pixels:
         """Cut to the evaluation's limit or the model's own, whichever is shorter, behind the model's own prompt."""
         limit = min(self._max_tokens, encoder.max_tokens or self._max_tokens)
         prompt = encoder.prompts[self._kind]
-        key = (encoder.tokenizer.fingerprint, limit, prompt)
+        key = (encoder.preparation, limit, prompt)
         if key not in self._tokens:
-            self._tokens[key] = encoder.tokenizer.encode(self.texts, limit, prompt)
+            self._tokens[key] = encoder.prepare(self.texts, limit, prompt)
         return self._tokens[key]
 
     def vectors(self, encoder: Encoder, batch_tokens: int) -> torch.Tensor:

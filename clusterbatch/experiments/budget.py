@@ -160,7 +160,7 @@ def _seconds_a_step(config: RunConfig, plan: Plan, reader: ShardReader) -> float
     )
     training = TrainingStep(encoder, config.train, _TIMED_STEPS, World())
     vectors = config.train.mask.surrogate_margin is not None
-    batches = iter(SliceLoader(plan, reader, 0, 1, 0, _TIMED_STEPS, vectors=vectors))
+    batches = iter(SliceLoader(plan, reader, 0, 1, 0, _TIMED_STEPS, vectors=vectors, images=encoder.images))
     # The first steps set kernels up and fill caches of what was read.
     for _ in range(_TIMED_STEPS // 2):
         training.run(next(batches))

@@ -14,6 +14,7 @@ import pyarrow as pa
 from clusterbatch.batches.curriculum import Plan
 from clusterbatch.clustering.index import ClusterIndex
 from clusterbatch.clustering.shards import ROWS, read_index
+from clusterbatch.corpus.data_uri import readable
 from clusterbatch.evaluation.lexical import words
 from clusterbatch.store import Artifact, Manifest, Part
 from clusterbatch.store.tables import read_parquet
@@ -155,5 +156,5 @@ def _terms(text: ShardText, index: ClusterIndex, pieces: Sequence[int]) -> list[
 
 def excerpt(text: str) -> str:
     """On one line, cut to what a table cell can hold."""
-    flat = " ".join(text.split())
+    flat = " ".join(readable(text, len(text)).split())
     return flat if len(flat) <= _EXCERPT else flat[: _EXCERPT - 1] + "…"

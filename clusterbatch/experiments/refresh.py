@@ -270,7 +270,7 @@ def _document_seconds(config: RunConfig, workspace: Workspace, generation: int) 
     folder = resolve_model(workspace.trained_model(generation).uri, config.storage)
     encoder = load_encoder(folder, device=resolve_device(config.embed.device))
     begun = time.perf_counter()
-    tokens = encoder.tokenizer.encode(texts, config.evaluate.max_document_tokens, encoder.prompts["document"])
+    tokens = encoder.prepare(texts, config.evaluate.max_document_tokens, encoder.prompts["document"])
     encoder.encode(tokens, config.embed.batch_tokens)
     return (time.perf_counter() - begun) / len(texts)
 

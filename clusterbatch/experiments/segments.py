@@ -49,7 +49,7 @@ def query_segments(config: RunConfig, clusters: Artifact, collections: Sequence[
     found = [empty]
     for collection in collections:
         texts = collection.read_queries(collection.read_judgements())
-        tokens = encoder.tokenizer.encode(
+        tokens = encoder.prepare(
             list(texts.values()), config.evaluate.max_query_tokens, config.embed.query_prompt or ""
         )
         nearest = np.argmax(encoder.encode(tokens, config.embed.batch_tokens) @ centroids.T, axis=1)

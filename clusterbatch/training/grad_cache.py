@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clusterbatch.encoder.inputs import Inputs
 from clusterbatch.encoder.microbatch import micro_batches
-from clusterbatch.encoder.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class RandomKey:
 
 
 class CachedEmbedding:
-    """One forward and one backward pass over the texts of a step.
+    """One forward and one backward pass over the texts (and images) of a step.
 
-    encode: Tokens -> (n, E), differentiable in the model's parameters. `vectors` (N, E) is a leaf in the order of the
+    encode: inputs -> (n, E), differentiable in the model's parameters. `vectors` (N, E) is a leaf in the order of the
     input: compute a loss from it, call its `backward`, then `backward` here adds to the parameters' gradients.
     `kept_share` is the share of micro-batches that kept their graph.
     """
 
     def __init__(
         self,
-        encode: Callable[[Tokens], Tensor],
-        tokens: Tokens,
+        encode: Callable[[Inputs], Tensor],
+        tokens: Inputs,
         key: RandomKey,
         *,
         micro_batch_tokens: int,

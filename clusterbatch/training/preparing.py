@@ -47,7 +47,7 @@ def finish(encoder: Encoder) -> Encoder:
     """The encoder as it is to be written: adapters merged, the usual attention, evaluation mode."""
     if hasattr(encoder.backbone, "merge_and_unload"):
         encoder.backbone = encoder.backbone.merge_and_unload()  # type: ignore[operator]
-    if encoder.kind == "backbone" and encoder.backbone.config._attn_implementation == _FLOAT32_ATTENTION:  # type: ignore[union-attr]
+    if encoder.kind != "static" and encoder.backbone.config._attn_implementation == _FLOAT32_ATTENTION:  # type: ignore[union-attr]
         encoder.backbone.set_attn_implementation("sdpa")  # type: ignore[operator]
     return encoder.eval()
 
@@ -56,6 +56,8 @@ def token_table(encoder: Encoder) -> Any:
     """The module that turns token ids into vectors; a batch touches only the rows of its tokens."""
     if isinstance(encoder.backbone, nn.EmbeddingBag):
         return encoder.backbone
+    if encoder.kind == "towers":
+        return encoder.backbone.text_model.get_input_embeddings()  # type: ignore[union-attr,operator]
     return encoder.backbone.get_input_embeddings()  # type: ignore[operator]
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 
 from clusterbatch.batches.loader import SliceBatch
 from clusterbatch.config import TrainConfig
+from clusterbatch.encoder.inputs import Inputs, concatenate, token_ids
 from clusterbatch.encoder.model import Encoder
-from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.training.gather import World
 from clusterbatch.training.grad_cache import CachedEmbedding, RandomKey
 from clusterbatch.training.loss import ContrastiveLoss
@@ -71,7 +69,7 @@ class TrainingStep:
         kinds = [batch.query_tokens, batch.document_tokens]
         if batch.negative_tokens is not None:
             kinds.append(batch.negative_tokens)
-        tokens = Tokens.concatenate(kinds)
+        tokens = concatenate(kinds)
         self.gradients.clear()
         embedding = CachedEmbedding(
             self._encode,
@@ -94,11 +92,11 @@ class TrainingStep:
         )
         loss.backward()
         embedding.backward()
-        self.gradients.reduce(np.append(tokens.values, self.encoder.tokenizer.padding))
+        self.gradients.reduce(np.append(token_ids(tokens), self.encoder.tokenizer.padding))
         norm = self.gradients.clip(self.config.clip_norm)
         rate = self.optimizer.step(batch.step)
         own = torch.tensor(
-            [len(tokens.values), self._computed_tokens(embedding, tokens), embedding.kept_share, stop_requested],
+            [tokens.lengths.sum(), self._computed_tokens(embedding, tokens), embedding.kept_share, stop_requested],
             dtype=torch.float64,
             device=loss.device,
         )
@@ -133,11 +131,11 @@ class TrainingStep:
                 parameter.copy_(parameters[name])
         self.optimizer.load(moments, steps_done)
 
-    def _computed_tokens(self, embedding: CachedEmbedding, tokens: Tokens) -> int:
+    def _computed_tokens(self, embedding: CachedEmbedding, tokens: Inputs) -> int:
         """Tokens with the padding that the encoder computes on; a static one computes on none."""
-        return len(tokens.values) if self.encoder.kind == "static" else embedding.padded_tokens
+        return int(tokens.lengths.sum()) if self.encoder.kind == "static" else embedding.padded_tokens
 
-    def _encode(self, tokens: Tokens) -> Tensor:
+    def _encode(self, tokens: Inputs) -> Tensor:
         with self._autocast():
             vectors: Tensor = self.encoder(tokens)
         return vectors
@@ -159,9 +157,9 @@ def gather_facts(batch: SliceBatch, world: World, device: torch.device) -> tuple
     columns = [batch.query_hash, batch.document_hash]
     negative_hash, negatives_of_rank = None, [0] * world.size
     if batch.negative_tokens is not None:
-        columns.append(_token_hashes(batch.document_tokens))
+        columns.append(batch.document_tokens.hashes)
         negatives_of_rank = world.counts(len(batch.negative_tokens), device)
-        own = torch.from_numpy(_token_hashes(batch.negative_tokens).view(np.int64)).to(device)
+        own = torch.from_numpy(batch.negative_tokens.hashes.view(np.int64)).to(device)
         negative_hash = world.gather(own, negatives_of_rank)
     hashes = everywhere(np.stack([column.astype(np.uint64).view(np.int64) for column in columns], axis=1))
     assert hashes is not None
@@ -174,11 +172,3 @@ def gather_facts(batch: SliceBatch, world: World, device: torch.device) -> tuple
         document_vector=everywhere(batch.document_vector),
     )
     return facts, negatives_of_rank, everywhere(batch.weight)
-
-
-def _token_hashes(tokens: Tokens) -> np.ndarray:
-    """(N,) uint64 of the token ids: two texts with equal tokens are one text to the model."""
-    values = np.ascontiguousarray(tokens.values, dtype=np.uint32)
-    bounds = tokens.offsets.tolist()
-    hashes = (xxhash.xxh3_64_intdigest(values[a:b].data) for a, b in pairwise(bounds))
-    return np.fromiter(hashes, np.uint64, len(tokens))

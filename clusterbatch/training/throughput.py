@@ -36,8 +36,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 def training_flops_per_token(encoder: Encoder) -> float | None:
     """FLOP of forward and backward per token: 6 per weight that a token passes (Kaplan 2020), attention scores left
-    out (a few per cent at these lengths). None for a static encoder, whose work is moving memory."""
-    if encoder.kind == "static":
+    out (a few per cent at these lengths). None for a static encoder, whose work is moving memory, and for two towers,
+    each of which only part of the tokens pass."""
+    if encoder.kind != "backbone":
         return None
     table = encoder.backbone.get_input_embeddings()  # type: ignore[operator]
     weights = sum(parameter.numel() for parameter in encoder.parameters() if parameter.ndim > 1)

@@ -41,10 +41,10 @@ class Validation:
         self._queries = list(queries)[world.rank :: world.size]
         self._grades = {query: grades[query] for query in self._queries}
         self._judged = len(queries)
-        self._query_tokens = encoder.tokenizer.encode(
+        self._query_tokens = encoder.prepare(
             [queries[query] for query in self._queries], config.evaluate.max_query_tokens, encoder.prompts["query"]
         )
-        self._document_tokens = encoder.tokenizer.encode(
+        self._document_tokens = encoder.prepare(
             [texts[number] for number in own], config.evaluate.max_document_tokens, encoder.prompts["document"]
         )
 

@@ -131,6 +131,7 @@ def run_worker(
         vectors=config.train.mask.surrogate_margin is not None,
         prefetch_bytes=config.batches.prefetch_bytes,
         cache_bytes=config.batches.cache_bytes,
+        images=encoder.images,
     )
     settings = LoopSettings(
         first_step,

@@ -11,11 +11,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clusterbatch.config import ColumnsConfig
+from clusterbatch.corpus.data_uri import data_uri
 from clusterbatch.corpus.inputs import Slice
 from clusterbatch.corpus.rows import COLUMN_TYPES, BrokenFileError, Chunk, Reject, check_columns, input_names
 from clusterbatch.schema import VECTORS
 
 _CHUNK_ROWS = 8192
+_IMAGE_CHUNK_ROWS = 128
 # Decoding reads a column chunk in steps of this many bytes, not whole: row groups may be larger than memory.
 _BUFFER = 2**20
 
@@ -30,13 +32,16 @@ def read_parquet_slice(file: BinaryIO, piece: Slice, columns: ColumnsConfig) -> 
     check_columns(present, columns)
     names = {name: given for name, given in input_names(columns).items() if given in present}
     for name, given in names.items():
-        _check_type(name, given, parquet.schema_arrow.field(given).type)
+        kind = parquet.schema_arrow.field(given).type
+        if not (name in columns.images and _is_image(kind)):
+            _check_type(name, given, kind)
+    chunk_rows = _IMAGE_CHUNK_ROWS if columns.images else _CHUNK_ROWS
     row = 0
     wanted = list(dict.fromkeys([*names.values(), *columns.negatives]))
     for group in range(parquet.num_row_groups):
         if piece.start <= _first_byte(parquet.metadata.row_group(group)) < piece.end:
-            for batch in parquet.iter_batches(_CHUNK_ROWS, row_groups=[group], columns=wanted):
-                yield _chunk(batch, row, names, columns.negatives)
+            for batch in parquet.iter_batches(chunk_rows, row_groups=[group], columns=wanted):
+                yield _chunk(batch, row, names, columns)
                 row += batch.num_rows
 
 
@@ -71,16 +76,19 @@ _TEXT_TESTS = (
 )
 
 
-def _chunk(batch: pa.RecordBatch, first: int, names: dict[str, str], negatives: list[str]) -> Chunk:
+def _chunk(batch: pa.RecordBatch, first: int, names: dict[str, str], settings: ColumnsConfig) -> Chunk:
     columns: dict[str, pa.Array] = {}
     rejects: dict[int, Reject] = {}
     for name, given in names.items():
-        array, invalid = _cast(batch.column(given), COLUMN_TYPES[name])
+        given_array = batch.column(given)
+        if name in settings.images:
+            given_array = _addresses(given_array)
+        array, invalid = _cast(given_array, COLUMN_TYPES[name])
         columns[name] = array
         for position in invalid:
             rejects.setdefault(position, Reject(first + position, f"{name}: invalid UTF-8"))
-    if negatives:
-        columns["negatives"] = merge_negatives([batch.column(given) for given in negatives])
+    if settings.negatives:
+        columns["negatives"] = merge_negatives([batch.column(given) for given in settings.negatives])
     rows = np.arange(first, first + batch.num_rows, dtype=np.int64)
     if not rejects:
         return Chunk(rows, columns)
@@ -88,6 +96,24 @@ def _chunk(batch: pa.RecordBatch, first: int, names: dict[str, str], negatives: 
     keep[list(rejects)] = False
     mask = pa.array(keep)
     return Chunk(rows[keep], {name: array.filter(mask) for name, array in columns.items()}, list(rejects.values()))
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    """Encoded images as Hugging Face's data sets keep them: struct<bytes: binary, path: string>."""
+    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+
+
+def _addresses(array: pa.Array) -> pa.Array:
+    """Images that are bytes as data URIs, not checked yet; texts are addresses already."""
+    if pa.types.is_struct(array.type):
+        has_path = array.type.get_field_index("path") >= 0
+        paths = pc.struct_field(array, "path") if has_path else pa.nulls(len(array), pa.string())
+        return pc.coalesce(_addresses(pc.struct_field(array, "bytes")), paths.cast(pa.string()))
+    if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
+        # Which kind of image it is shows when it is opened.
+        found = (None if data is None else data_uri(data, "encoded") for data in array.to_pylist())
+        return pa.array(found, pa.string())
+    return array
 
 
 def _cast(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:

@@ -1,0 +1,130 @@
+"""Images as input: bytes or addresses are fetched, checked, and go on as data URIs.
+
+An image is decoded once, here, so that no later stage meets one that cannot be: what is damaged, of another format or
+too large is rejected with its reason. Its size is known from its header, before anything is unpacked, so that a small
+file cannot fill the memory.
+"""
+
+from __future__ import annotations
+
+import io
+import posixpath
+import struct
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from clusterbatch.config import ColumnsConfig
+from clusterbatch.corpus.data_uri import data_uri, image_bytes, is_data_uri
+from clusterbatch.corpus.rows import Chunk, Reject, shown
+from clusterbatch.store.filesystem import Folder
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+# Of one image: 8,192 x 8,192.
+MOST_PIXELS = 2**26
+_MOST_BYTES = 64 * 2**20
+_FETCHERS = 8
+# What decoders raise on damaged data, beside their own errors, which are OSErrors.
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+
+
+class ImageError(ValueError):
+    """This image cannot be taken; the message is the reason."""
+
+
+def open_image(data: bytes) -> Image.Image:
+    """The decoded image, as it is stored (of an animation the first frame). Raises ImageError."""
+    try:
+        with warnings.catch_warnings():
+            # The limit is this project's own.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > MOST_PIXELS:
+                raise ImageError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
+            image.load()
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("too many pixels") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"none of {', '.join(FORMATS)}") from error
+    except _DAMAGED as error:
+        raise ImageError(f"damaged ({error})") from error
+    return image
+
+
+def load_image(address: str, base: Folder) -> str:
+    """The image at `address` as a data URI, checked.
+
+    address: a data URI, an s3:// address, or a path, in doubt below `base`. Raises ImageError, and what `Folder` raises
+    where storage cannot be reached.
+    """
+    data = _fetch(address, base)
+    image = open_image(data)
+    assert image.format is not None
+    return data_uri(data, image.format.lower())
+
+
+def with_images(chunk: Chunk, config: ColumnsConfig, base: Folder) -> Chunk:
+    """The chunk with its columns of images as data URIs; rows whose image cannot be taken leave it as rejects."""
+    names = [name for name in config.images if name in chunk.columns]
+    if not names or not len(chunk.rows):
+        return chunk
+    columns = dict(chunk.columns)
+    reasons: dict[int, str] = {}
+    for name in names:
+        given = columns[name].to_pylist()
+        with ThreadPoolExecutor(_FETCHERS) as pool:
+            loaded = list(pool.map(partial(_load_or_reason, base=base), given))
+        for position, found in enumerate(loaded):
+            if isinstance(found, ImageError):
+                reasons.setdefault(position, f"{name}: {found}")
+        columns[name] = pa.array([None if isinstance(found, ImageError) else found for found in loaded], pa.string())
+    rejects = [
+        Reject(
+            int(chunk.rows[position]),
+            reason,
+            shown({name: column[position].as_py() for name, column in chunk.columns.items()}),
+        )
+        for position, reason in sorted(reasons.items())
+    ]
+    kept = np.ones(len(chunk.rows), bool)
+    kept[list(reasons)] = False
+    mask = pa.array(kept)
+    filtered = {name: column.filter(mask) for name, column in columns.items()}
+    return Chunk(chunk.rows[kept], filtered, [*chunk.rejects, *rejects])
+
+
+def _load_or_reason(address: str | None, base: Folder) -> str | ImageError | None:
+    if address is None:
+        return None
+    try:
+        return load_image(address, base)
+    except ImageError as error:
+        return error
+
+
+def _fetch(address: str, base: Folder) -> bytes:
+    if is_data_uri(address):
+        try:
+            return image_bytes(address)
+        except ValueError as error:
+            raise ImageError(str(error)) from None
+    scheme = address.partition("://")[0] if "://" in address else ""
+    if scheme not in ("", "file", "s3", "s3a"):
+        raise ImageError(f"{scheme}:// addresses are not fetched, only local ones and s3://")
+    if ".." in address.split("/"):
+        raise ImageError("'..' cannot be part of an address")
+    if scheme or address.startswith("/"):
+        base, address = Folder(posixpath.dirname(address), base.storage), posixpath.basename(address)
+    try:
+        if base.size(address) > _MOST_BYTES:
+            raise ImageError(f"more than {_MOST_BYTES:,} bytes")
+        return base.read(address)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise ImageError(f"cannot be read ({type(error).__name__})") from None
