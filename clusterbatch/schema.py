@@ -2,7 +2,7 @@
 
 corpus          one row per pair; optional columns only where the input has them
 embeddings      one row per corpus row, in the same order, file by file
-training        what a training step reads of a row: token ids, hashes, weight, the surrogate's reduced vectors
+training        what a training step reads of a row: token ids (or encoded images), hashes, weight, reduced vectors
 cluster index   one row per piece of a cluster, in packing order inside each source
 """
 

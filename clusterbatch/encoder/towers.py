@@ -7,6 +7,7 @@ an image's features can be had each for itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,19 @@ class TowersEncoder(Encoder):
         if are_images < len(texts):
             raise DataError(f"{are_images} of {len(texts)} queries or documents are images: expected all or none")
         return self.images.pixels(map(image_bytes, texts))
+
+    def freeze_unused(self, images: Sequence[str]) -> None:
+        """A tower that no side of the pairs goes through stays as it is: weight decay alone would shrink it.
+
+        `images`: the sides that are images.
+        """
+        model: Any = self.backbone
+        if not images:
+            model.vision_model.requires_grad_(False)
+            model.visual_projection.requires_grad_(False)
+        if len(set(images)) == 2:
+            model.text_model.requires_grad_(False)
+            model.text_projection.requires_grad_(False)
 
     def forward(self, inputs: Inputs) -> Tensor:
         """(N, d) float32 unit vectors, differentiable; each row through the tower of its kind."""

@@ -18,6 +18,7 @@ from clusterbatch.config import RunConfig
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.save import save_model
+from clusterbatch.encoder.towers import TowersEncoder
 from clusterbatch.errors import UsageError
 from clusterbatch.store import Artifact, Folder, Manifest
 from clusterbatch.store.workspace import Workspace
@@ -115,6 +116,8 @@ def run_worker(
     sizes = config.train.matryoshka
     if sizes is not None and max(sizes) != encoder.dimensions:
         raise UsageError(f"train.matryoshka: the largest size must be the model's, {encoder.dimensions}")
+    if isinstance(encoder, TowersEncoder):
+        encoder.freeze_unused(config.corpus.columns.images)
     encoder.prompts.update(config.train.named_prompts)
     training = TrainingStep(encoder, config.train, job.steps, world)
     clusters = job.clusters

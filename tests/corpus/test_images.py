@@ -21,7 +21,8 @@ from clusterbatch.corpus.data_uri import image_bytes, readable
 from clusterbatch.corpus.images import ImageError, load_image, open_image
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.corpus.normalise import text_hash
-from clusterbatch.errors import UsageError
+from clusterbatch.errors import DataError, UsageError
+from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.store import Folder
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
@@ -172,6 +173,21 @@ def test_what_goes_with_images_and_what_does_not(tmp_path: Path) -> None:
     assert "images" not in config.corpus.columns.identity()
     with_images = load_config(None, ["workspace=x", "corpus.columns.images=[query]", "train.encoder=backbone"])
     assert fingerprint(config.corpus) != fingerprint(with_images.corpus)
+
+
+def test_held_out_images_are_a_collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [encoded(shade) for shade in range(60)]
+    stages_in_process(monkeypatch)
+    config = corpus(tmp_path, pa.array(images, pa.binary()), **{"evaluate.holdout": 6})
+    manifest = ingest(config)
+    [collection] = configured_collections(config)
+    ids, documents = collection.read_documents(0, collection.documents_bytes())
+    assert len(ids) == 60
+    assert {image_bytes(document) for document in documents} == set(images)
+    assert manifest.counts.set_aside["held out"] == 60 - manifest.counts.written > 0
+    (tmp_path / "ws" / "corpus" / "holdout" / "corpus.jsonl").write_text('{"_id": "d", "image": "nowhere.png"}\n')
+    with pytest.raises(DataError, match=r"image of d: cannot be read"):
+        collection.read_documents(0, 100)
 
 
 def test_people_see_a_size_instead_of_letters(tmp_path: Path) -> None:

@@ -125,6 +125,16 @@ def test_a_saved_model_opens_here_and_in_sentence_transformers(
         assert cosines.min() > 0.99999
 
 
+def test_a_tower_that_nothing_goes_through_is_not_trained(folder: str) -> None:
+    for images, frozen in (([], "vis"), (["query", "document"], "text"), (["document"], "logit_scale")):
+        encoder = load_encoder(folder)
+        assert isinstance(encoder, TowersEncoder)
+        encoder.freeze_unused(images)
+        still = {name for name, parameter in encoder.backbone.named_parameters() if not parameter.requires_grad}
+        expected = {name for name, _ in encoder.backbone.named_parameters() if name.startswith((frozen, "logit_scale"))}
+        assert still == expected
+
+
 def test_models_without_a_tower_for_images_are_refused(folder: str, minilm: str) -> None:
     assert isinstance(image_processor(folder, "embed.model"), ImageProcessor)
     with pytest.raises(UsageError, match=r"embed\.model"):
