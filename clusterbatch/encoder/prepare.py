@@ -18,6 +18,7 @@ from clusterbatch.encoder.surrogate import SURROGATES
 from clusterbatch.encoder.tokenizer import Tokenizer
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.encoder.towers import image_processor
+from clusterbatch.errors import UsageError
 from clusterbatch.schema import token_type
 from clusterbatch.store import Artifact
 
@@ -58,6 +59,8 @@ class Preparer:
         self._corpus = corpus
         folder = None if config.model in SURROGATES else resolve_model(config.model, storage)
         self._tokenisation = None if folder is None else _Tokenisation(folder, config)
+        if images and folder is None:
+            raise UsageError(f"embed.model: {config.model} is for texts alone (corpus.columns.images)")
         self._images = {side: image_processor(str(folder), "embed.model") for side in images}
 
     def prepare(self, unit: CorpusUnit, rows: np.ndarray | None = None, sides: Sequence[Side] = SIDES) -> PreparedUnit:
