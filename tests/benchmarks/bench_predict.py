@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_predict CONFIG.yaml [--collection mix_dev] [--rows 80000] [key=value ...]
 
-CONFIG is that of a comparison which is finished; nothing is trained. The prediction is made anew, into a temporary
+CONFIG is that of a comparison; a finished one is only read, and nothing is trained. The prediction is made anew, into a temporary
 workspace, from the corpus and the vectors that the comparison had. The queries of one in-domain collection are told
 apart in two ways: by the source that their ids name, and by the source of the cluster that is nearest to them. What is
 predicted for a segment of queries is the mean over its queries of what is predicted for the nearest source.
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from clusterbatch.config import RunConfig, load_config, with_changes
-from clusterbatch.experiments.compare import comparison_artifact
+from clusterbatch.experiments.compare import compare, comparison_artifact
 from clusterbatch.experiments.comparison import Comparison, read_comparison
 from clusterbatch.experiments.gains import LEAST_QUERIES, segments_of
 from clusterbatch.experiments.predict import predict
@@ -163,7 +163,7 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(options.config, options.overrides)
     artifact = comparison_artifact(config)
-    manifest = artifact.require()
+    manifest = artifact.manifest() or compare(config)
     comparison = read_comparison(config, artifact, manifest)
     name = options.collection
     nearest = clusters_of_queries(comparison, artifact, manifest).get(name)

@@ -63,5 +63,6 @@ CATALOGUE = [
     Benchmark("ingest", "bench_ingest", "", "--rows 2000 20000"),
     Benchmark("capacity", "bench_capacity", "", "--rows 400 800 1600", DATA),
     Benchmark("metrics", "bench_metrics", "", "", DATA),
+    Benchmark("predict", "bench_predict", "{comparison}", "{comparison} --rows 20000", COMPARISON),
     Benchmark("samples", "bench_samples", "{comparison}", "{comparison}", COMPARISON),
 ]
