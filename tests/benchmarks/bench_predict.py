@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.bench_predict CONFIG.yaml [--collection mix_dev] [--rows 80000] [key=value ...]
 
-CONFIG is that of a comparison; a finished one is only read, and nothing is trained. The prediction is made anew, into a temporary
-workspace, from the corpus and the vectors that the comparison had. The queries of one in-domain collection are told
-apart in two ways: by the source that their ids name, and by the source of the cluster that is nearest to them. What is
-predicted for a segment of queries is the mean over its queries of what is predicted for the nearest source.
+CONFIG is that of a comparison; a finished one is only read, and nothing is trained. The prediction is made anew, into a
+temporary workspace, from the corpus and the vectors that the comparison had. The queries of one in-domain collection
+are told apart in two ways: by the source that their ids name, and by the source of the cluster that is nearest to them.
+What is predicted for a segment of queries is the mean over its queries of what is predicted for the nearest source.
 
 JSON lines: each segment's predicted and measured gain; the rank correlation over segments with its interval, beside how
 much of the measured differences is more than noise; and leave-one-source-out: whether a small table of what `predict`
