@@ -61,7 +61,7 @@ class Tokenisation:
 
     def columns(self, rows: pa.Table) -> dict[str, pa.Array]:
         """The training columns of the texts and images of `rows`; of negatives where the rows have some."""
-        found = {}
+        found: dict[str, pa.Array] = {}
         for side in ("query", "document"):
             found |= self._column(side, side, rows[side].to_pylist())
         if "negatives" in rows.column_names:

@@ -65,7 +65,7 @@ class Tokens:
         return Tokens(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
     @staticmethod
-    def from_lists(lists: Sequence[Sequence[int]], dtype: np.dtype | type = np.int32) -> Tokens:
+    def from_lists(lists: Sequence[Sequence[int]] | Sequence[np.ndarray], dtype: np.dtype | type = np.int32) -> Tokens:
         lengths = np.fromiter((len(ids) for ids in lists), np.int64, len(lists))
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         values = np.empty(offsets[-1], dtype)
