@@ -59,7 +59,7 @@ def test_a_job_on_several_nodes(bucket: str, storage: StorageConfig, tmp_path: P
         f"storage.endpoint_url={storage.endpoint_url}",
         # The pairs are made of few words: most of them are near copies of a test text.
         "corpus.decontaminate=exact",
-        "train.steps=6",
+        "train.steps=60",
     ]
     with ray_cluster(include_dashboard=True, dashboard_port=free_port()) as cluster:
         wait_for_job_agents(cluster, checkout)
