@@ -70,9 +70,7 @@ def ray_node(folder: Path, address: str, *words: str, inside: bool = False) -> I
     if inside:
         command = ["ip", "netns", "exec", _NAMESPACE, *command]
     with (folder / f"{address}-{len(words)}.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, **_NODE}, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **_NODE}, start_new_session=True)
     try:
         yield process
     finally:
