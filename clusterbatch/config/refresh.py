@@ -34,7 +34,7 @@ class RefreshConfig(Section):
     # Rows that drift is measured on, at least; 32 of each cluster where that is more.
     sample: int = Field(16_384, ge=256)
     # A round's model goes live when its metric, averaged over the collections, is no more than `margin` below that of
-    # the live one.
+    # the live one, and of the best that went before it: small losses do not add up.
     metric: str = "NDCG@10"
     margin: float = Field(0.005, ge=0)
     # Documents that are indexed with the live model elsewhere, whose re-indexing a promotion costs; unset: the corpus'.

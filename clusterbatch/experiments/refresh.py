@@ -14,7 +14,7 @@ from typing import Any
 
 from clusterbatch.clustering.drift_passes import measure_drift
 from clusterbatch.clustering.previous import Previous
-from clusterbatch.config import RunConfig, with_changes
+from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.corpus.units import corpus_units, read_unit
 from clusterbatch.encoder.hardware import resolve_device
 from clusterbatch.encoder.model import load_encoder
@@ -221,13 +221,17 @@ def _decide(config: RunConfig, workspace: Workspace, base: int, generation: int,
 
 
 def _judged(config: RunConfig, workspace: Workspace, record: Round, made: dict[str, Manifest]) -> Round:
-    """The finished record: is the new model no worse than the live one was?"""
+    """The finished record: is the new model no worse than the live one, and than the best of those before it?"""
     metric = parse_metric(config.refresh.metric).name
     measured = workspace.evaluation(record.base).manifest()
     if measured is None or measured.inputs != made["evaluate"].inputs or not _has(measured, metric):
         # Other collections than then: the live model has to be measured on those of today.
         measured = evaluate(config, generation=record.base, force=True)
     live, own = (mean_value(manifest, metric) for manifest in (measured, made["evaluate"]))
+    measured_on = fingerprint("refresh", metric, made["evaluate"].inputs)
+    before = read_round(workspace, record.base)
+    comparable = before is not None and before.best_value is not None and before.measured_on == measured_on
+    best = max(live, before.best_value) if comparable else live  # type: ignore[union-attr,type-var]
     documents = config.refresh.production_documents
     if documents is None:
         documents = workspace.corpus.require().counts.written
@@ -240,7 +244,9 @@ def _judged(config: RunConfig, workspace: Workspace, record: Round, made: dict[s
             "live_value": live,
             "own_value": own,
             "margin": config.refresh.margin,
-            "promoted": own >= live - config.refresh.margin,
+            "best_value": max(best, own),
+            "measured_on": measured_on,
+            "promoted": own >= best - config.refresh.margin,
             "seconds": {
                 "drift": record.drift.get("seconds", 0.0),
                 **{name: each.seconds for name, each in made.items()},

@@ -31,6 +31,10 @@ class Round(BaseModel):
     metric: str = ""
     live_value: float | None = None
     own_value: float | None = None
+    # The best that this model and those it was trained on from have had, and a fingerprint of what that was measured
+    # on: losses within the margin must not add up over the rounds.
+    best_value: float | None = None
+    measured_on: str = ""
     margin: float = 0.0
     promoted: bool | None = None
     rolled_back: bool = False

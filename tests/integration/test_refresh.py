@@ -146,6 +146,16 @@ def test_a_worse_model_does_not_go_live_and_the_next_round_begins_before_it(
         rollback(config)
 
 
+def test_losses_within_the_margin_do_not_add_up(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of the live model and the new one, round by round.
+    values = iter([0.5, 0.47, 0.47, 0.44])
+    monkeypatch.setattr(module, "mean_value", lambda manifest, metric: next(values))
+    found = refresh(with_changes(config, {"refresh.margin": 0.05, "refresh.when": "never"}))
+    assert [record.promoted for record in found] == [True, False]
+    assert [record.best_value for record in found] == [0.5, 0.5]
+    assert live_generation(Workspace(config)) == 1
+
+
 class _Killed(BaseException):
     pass
 
