@@ -158,8 +158,9 @@ def outcome(config: RunConfig) -> dict[str, Any]:
     found: dict[str, Any] = {name: manifest.counts.model_dump() for name, manifest in manifests.items()}
     for stage in STAGES[:3]:
         artifact = stage.artifact(workspace, 0)
-        # What is rejected or set aside names the files that it comes from.
-        parts = [part for part in manifests[stage.name].parts if part.details.get("role") not in ("rejects", "aside")]
+        # These name the files that rows come from, which lie elsewhere.
+        named = ("rejects", "aside", "files")
+        parts = [part for part in manifests[stage.name].parts if part.details.get("role") not in named]
         found[f"{stage.name} parts"] = [(part.rows, part.checksum) for part in parts]
         for part in parts:
             artifact.read_part(part)
