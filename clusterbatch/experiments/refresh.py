@@ -229,9 +229,9 @@ def _judged(config: RunConfig, workspace: Workspace, record: Round, made: dict[s
         measured = evaluate(config, generation=record.base, force=True)
     live, own = (mean_value(manifest, metric) for manifest in (measured, made["evaluate"]))
     measured_on = fingerprint("refresh", metric, made["evaluate"].inputs)
-    before = read_round(workspace, record.base)
-    comparable = before is not None and before.best_value is not None and before.measured_on == measured_on
-    best = max(live, before.best_value) if comparable else live  # type: ignore[union-attr,type-var]
+    best, before = live, read_round(workspace, record.base)
+    if before is not None and before.best_value is not None and before.measured_on == measured_on:
+        best = max(live, before.best_value)
     documents = config.refresh.production_documents
     if documents is None:
         documents = workspace.corpus.require().counts.written
