@@ -78,29 +78,34 @@ def test_a_killed_driver_goes_on_to_the_same_artifacts(
 ) -> None:
     wanted, all_units = undisturbed
     config = configured(inputs, f"killed-{kills}")
-    # One at random in each equal share of the units, so that every stage has its own. Each kill may leave units that
-    # were done but not yet counted: the last moments must still be reached.
+    # One at random in each equal share of the units, so that every stage has its own.
     numbers, share = random.Random(kills), (len(all_units) - kills * _WORKERS) / kills
     moments = [numbers.randrange(max(1, int(share * kill)), int(share * (kill + 1))) for kill in range(kills)]
     finished: Counter[str] = Counter()
+    killed = 0
     for moment in moments:
         process = start(config)
         assert process.stdout is not None
-        count_until(process.stdout, finished, moment)
+        if not count_until(process.stdout, finished, moment):
+            # Units that were done but not yet counted when a driver was killed have brought the end nearer.
+            assert process.wait() == 0
+            break
         # A group of its own, so that Ray's processes go with it.
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         count_until(process.stdout, finished, None)
+        killed += 1
+    assert killed >= min(kills, 8)
     process = start(config)
     assert process.stdout is not None
     count_until(process.stdout, finished, None)
     assert process.wait() == 0
     twice = finished.total() - len(finished)
     # What the workers were at when they died is lost as well; nobody has reported it.
-    lost = kills * _WORKERS
+    lost = killed * _WORKERS
     print(
-        f"{kills} kills after {moments} of {len(all_units)} units: {twice} units done twice, at most {lost} lost half "
-        f"done, {(twice + lost) / len(all_units):.1%} of the work"
+        f"{killed} kills after {moments[:killed]} of {len(all_units)} units: {twice} units done twice, at most {lost} "
+        f"lost half done, {(twice + lost) / len(all_units):.1%} of the work"
     )
     # A unit that was reported has left its receipt.
     assert twice == 0
@@ -136,14 +141,14 @@ def start(config: RunConfig) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def count_until(lines: IO[str], finished: Counter[str], moment: int | None) -> None:
-    """Counts units as they finish, to the end or until `moment` of them have."""
+def count_until(lines: IO[str], finished: Counter[str], moment: int | None) -> bool:
+    """Counts units as they finish, until `moment` of them have (True) or the process has ended (False)."""
     while moment is None or len(finished) < moment:
         line = lines.readline()
         if not line:
-            assert moment is None, "ended before it could be killed"
-            return
+            return False
         finished[line.strip()] += 1
+    return True
 
 
 def content(config: RunConfig) -> dict[str, list[tuple[str, int, str]]]:
