@@ -136,14 +136,13 @@ def counts(log: list[list[int]], items: int) -> np.ndarray:
 
 
 def write_transformer(folder: Path, texts: list[str], seed: int) -> None:
-    """A folder as transformers writes any BERT: two layers, weights drawn at random, the words of the catalogue and of
-    the configuration's prompts."""
+    """A folder as transformers writes any BERT: two layers, weights drawn at random, the words of the catalogue."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder.mkdir(parents=True, exist_ok=True)
     words = sorted({word for text in texts for word in text.lower().replace("-", " ").split()})
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *";-:", "bought", "next", *words]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *";-", *words]
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
