@@ -80,11 +80,11 @@ def test_recommendation_learns_what_is_bought_next(tmp_path: Path) -> None:
         *WORDS,
     ]
     found = quality(load_config(EXAMPLES / "recommendation.yaml", words))
-    # Words in common lead to what is bought already, and so below or near chance: 10 of 1,536 items.
+    # Words in common lead to what is bought already; counting reaches 0.36, and nobody more than 0.71.
     for start in ("before", "bm25"):
         assert found[start, "HitRate@10"] < 0.1
-    assert found["after", "HitRate@10"] > 0.25
-    assert found["after", "NDCG@10"] > 0.12
+    assert found["after", "HitRate@10"] > 0.4
+    assert found["after", "NDCG@10"] > 0.2
 
 
 def purity(config: RunConfig, words: list[str]) -> float:
