@@ -75,7 +75,7 @@ def test_inconsistent_pairs_are_set_aside_and_counted(tmp_path: Path) -> None:
 def test_what_was_mined_does_not_depend_on_the_order_of_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for name, rows in (("one", 16_384), ("many", 100)):
-        monkeypatch.setattr("clusterbatch.mining.stage._BLOCK_ROWS", rows)
+        monkeypatch.setattr("clusterbatch.mining.gathering._BLOCK_ROWS", rows)
         config = _workspace(tmp_path / name)
         manifest = mine(config)
         assert mine(config).created == manifest.created
