@@ -19,6 +19,13 @@ from clusterbatch.clustering.assigning import AssignWorker
 from clusterbatch.clustering.buckets import BucketPlan, plan_buckets
 from clusterbatch.clustering.cells import Cells, first_level, second_level
 from clusterbatch.clustering.chunks import SampleChunks
+from clusterbatch.clustering.community_passes import (
+    CENTROIDS,
+    LABELS,
+    Communities,
+    CommunitiesWorker,
+    NeighboursWorker,
+)
 from clusterbatch.clustering.fitting import FitJob, FitWorker
 from clusterbatch.clustering.groups import Groups, coarse_clusters, groups_of, layout_of
 from clusterbatch.clustering.labels import LABEL, LabelFitWorker, LabelSumsWorker
@@ -33,6 +40,7 @@ from clusterbatch.clustering.tokenisation import Tokenisation
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import corpus_units
 from clusterbatch.errors import DataError, UsageError
+from clusterbatch.mining.gathering import GatherWorker, blocks
 from clusterbatch.mining.stage import Mined
 from clusterbatch.runtime import Pool, Unit, run_units
 from clusterbatch.schema import VECTORS
@@ -43,6 +51,7 @@ from clusterbatch.store.traffic import carry_over
 from clusterbatch.store.workspace import Workspace
 
 EXCHANGE = "_exchange"
+COMMUNITIES = "communities"
 
 
 @dataclass
@@ -131,6 +140,8 @@ class Passes:
         """The fits of all groups that are split."""
         if layout_of(self.config) == "group":
             return self._label_fits()
+        if self.config.cluster.method == "communities":
+            return self._communities()
         coarse = coarse_clusters(self.groups, self.config.cluster.levels)
         for group, model in self.held.items():
             coarse[group] = len(model.fine) if model.coarse else 0
@@ -206,6 +217,41 @@ class Passes:
         fitted = self._run("fit", units, LabelFitWorker, arguments, self.pool)
         return StoredModels(self.groups, ((self.artifact("fit"), fitted.parts),), labelled=True)
 
+    def _communities(self) -> StoredModels:
+        """Neighbours of all queries, then the graph of each group that is split."""
+        split = np.flatnonzero(self.groups.clusters > 1).tolist()
+        if not split:
+            return StoredModels(self.groups)
+        arguments = {"config": self.config, "generation": self.vectors, "groups": self.groups, "texts": False}
+        gathered = self._run("gather", self.units, GatherWorker, arguments, self.pool)
+        arguments = {
+            "config": self.config,
+            "groups": self.groups,
+            "gathered": self.artifact("gather"),
+            "vectors": gathered.parts,
+        }
+        searched = [unit for unit in blocks(gathered.parts, self.groups) if unit.payload.group in split]
+        found = self._run("neighbours", searched, NeighboursWorker, arguments, self.pool)
+        arguments |= {
+            "neighbours": self.artifact("neighbours"),
+            "neighbours_parts": found.parts,
+            "tasks": len(self.units),
+        }
+        # The largest first: no worker then ends long after the others.
+        units = [Unit(group, int(self.groups.rows[group]), None) for group in split]
+        units.sort(key=lambda unit: -unit.rows)
+        made = self._run(COMMUNITIES, units, CommunitiesWorker, arguments, self.pool)
+        centroids = [part for part in made.parts if part.details["content"] == CENTROIDS]
+        return StoredModels(self.groups, ((self.artifact(COMMUNITIES), centroids),))
+
+    def _placed(self) -> Communities | None:
+        """Where rows were put by their neighbours; None where the nearest centroid decides."""
+        artifact = self.artifact(COMMUNITIES)
+        if not artifact.is_done(self.identity):
+            return None
+        parts = artifact.require().parts
+        return Communities(artifact, [part for part in parts if part.details["content"] == LABELS])
+
     def plan(self, fits: StoredModels) -> BucketPlan:
         """From the sample's shares and the corpus' bytes on storage."""
         models = fits.load()
@@ -234,6 +280,7 @@ class Passes:
             "device": self.device,
             "previous": self.previous,
             "mined": self.mined,
+            "communities": self._placed(),
         }
         return self._run("assign", self.units, AssignWorker, arguments, self.computing_pool)
 
