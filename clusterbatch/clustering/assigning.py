@@ -22,7 +22,7 @@ from clusterbatch.clustering.vectors import SIDES, VectorSource
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import read_unit
 from clusterbatch.errors import DataError
-from clusterbatch.mining.negatives import with_negatives
+from clusterbatch.mining.negatives import with_margins, with_negatives
 from clusterbatch.mining.stage import Mined
 from clusterbatch.runtime import Unit
 from clusterbatch.store import Artifact, Counts, Receipt, Stopwatch
@@ -99,6 +99,8 @@ class AssignWorker:
         """The exchange's columns of a unit's rows, and (rows,) bool: which of them are set aside."""
         rows = read_unit(self._corpus, item.unit, self._columns)
         if mined is not None and self._mined and self._mined.config.negatives:
+            if self._mined.config.margins:
+                rows = with_margins(rows, mined["margins"])
             rows = with_negatives(rows, mined["negatives"])
         vectors = self._vectors.read(item, SIDES) if self._vectors else None
         if vectors is not None and not vectors["pair_id"].equals(rows["pair_id"]):

@@ -132,6 +132,7 @@ class Passes:
             surrogate_dimensions=dimensions,
             surrogate="int8" if config.surrogate == "int8" else "float16",
             negatives="negatives" in self.columns or self.config.mine.negatives > 0,
+            margins=self.config.mine.margins,
             weight="weight" in self.columns,
             images=self.config.corpus.columns.images,
         )

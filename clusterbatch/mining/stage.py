@@ -102,7 +102,7 @@ class Mined:
         return Mined(artifact, manifest.parts, config.mine, manifest.fingerprint, share)
 
     def rows_of(self, task: int) -> pa.Table:
-        """Columns unit, row, rank and, where there are some, negatives, of all rows of a task, in their order."""
+        """Columns unit, row, rank and, where there are some, negatives and margins, of all rows of a task, in order."""
         table = read_bucket(self.artifact, self.parts, task)
         assert table is not None, "every row was searched"
         return table.sort_by([("unit", "ascending"), ("row", "ascending")])

@@ -49,6 +49,9 @@ class MineWorker:
             documents = np.where(chosen < 0, -1, np.take_along_axis(found.ranking.documents, np.maximum(chosen, 0), 1))
             negatives = int((documents >= 0).sum())
             columns["negatives"] = self._texts_of(block.group, documents)
+            if self._config.margins:
+                margins = found.positive[:, None] - np.take_along_axis(found.ranking.scores, np.maximum(chosen, 0), 1)
+                columns["margins"] = _lists(documents >= 0, pa.array(margins[documents >= 0], pa.float32()))
         task = rows["task"].to_numpy()
         part = write_buckets(self._output, unit.number, pa.table(columns), task, self._tasks)
         consistency = self._config.consistency
@@ -79,8 +82,13 @@ class MineWorker:
         column = pa.chunked_array([chunk for each in texts for chunk in each.chunks], pa.string())
         present = documents >= 0
         place = np.searchsorted(wanted, documents[present])
-        offsets = np.concatenate([[0], np.cumsum(present.sum(axis=1))]).astype(np.int32)
-        return pa.ListArray.from_arrays(pa.array(offsets), column.take(pa.array(place)).combine_chunks())
+        return _lists(present, column.take(pa.array(place)).combine_chunks())
+
+
+def _lists(present: np.ndarray, values: pa.Array) -> pa.ListArray:
+    """(Q,) lists of `values`, which are those that are `present` (Q, n), row by row."""
+    offsets = np.concatenate([[0], np.cumsum(present.sum(axis=1))]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
 def _draws(keys: np.ndarray, count: int) -> np.ndarray:

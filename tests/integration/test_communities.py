@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from clusterbatch.clustering import communities
+from clusterbatch.clustering.community_passes import CommunitiesWorker
 from clusterbatch.clustering.shards import ShardReader
 from clusterbatch.clustering.stage import cluster
 from clusterbatch.clustering.vectors import vector_values
@@ -18,7 +19,8 @@ from clusterbatch.experiments.arms import arms_of
 from clusterbatch.experiments.refresh import refresh
 from clusterbatch.mining import gathering
 from clusterbatch.mining.neighbours import GroupKeys, neighbours
-from clusterbatch.store import Manifest
+from clusterbatch.runtime import Unit
+from clusterbatch.store import Manifest, Receipt
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.worker import open_plan
@@ -102,6 +104,24 @@ def test_the_result_does_not_depend_on_blocks_workers_or_order(made, tmp_path, m
     monkeypatch.setattr(gathering, "_BLOCK_ROWS", 100)
     _, again = run(tmp_path / "again")
     assert [part.checksum for part in again.parts] == [part.checksum for part in made[1].parts]
+
+
+def test_an_interrupted_stage_goes_on_to_the_same_result(made, tmp_path, monkeypatch) -> None:
+    original, groups = CommunitiesWorker.process, []
+
+    def dies(worker: CommunitiesWorker, unit: Unit) -> Receipt:
+        groups.append(unit.number)
+        if len(groups) == 2:
+            raise KeyboardInterrupt
+        return original(worker, unit)
+
+    monkeypatch.setattr(CommunitiesWorker, "process", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed")
+    _, again = run(tmp_path / "killed", workers=1)
+    assert [part.checksum for part in again.parts] == [part.checksum for part in made[1].parts]
+    assert len(groups) == 3
+    assert groups[1] == groups[2] != groups[0]
 
 
 def test_a_batch_is_made_of_several_whole_communities_of_one_source(made) -> None:

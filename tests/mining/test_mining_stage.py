@@ -94,6 +94,35 @@ def test_given_negatives_stay_in_front(tmp_path: Path) -> None:
         assert not any(text.startswith("not ") for text in row["negatives"][given:])
 
 
+def test_margins_are_those_of_the_vectors(tmp_path: Path) -> None:
+    config = _workspace(tmp_path, ["negatives"], consistency=None, margins=True)
+    cluster(config)
+    artifact = Workspace(config).clusters()
+    rows = text_rows(artifact).to_pylist()
+    margins = all_runs(ShardReader(artifact), vectors=True)["negative_margins"].to_pylist()
+    embeddings = Workspace(config).embeddings()
+    vectors: dict[str, dict[str, np.ndarray]] = {}
+    for part in embeddings.require().parts:
+        for row in read_parquet(embeddings.folder, part.path).to_pylist():
+            vectors[row["pair_id"]] = {side: np.array(row[f"{side}_vector"]) for side in ("query", "document")}
+    # The same text stands in many rows, each with a vector of its own: the first row's is searched.
+    first: dict[tuple[str, str], str] = {}
+    for row in sorted(rows, key=lambda row: row["pair_id"]):
+        first.setdefault((row["source"], row["document"]), row["pair_id"])
+    mined = 0
+    for row, found in zip(rows, margins, strict=True):
+        assert len(found) == len(row["negatives"])
+        own = vectors[row["pair_id"]]
+        for text, margin in zip(row["negatives"], found, strict=True):
+            if text.startswith("not "):
+                assert np.isnan(margin)
+                continue
+            other = vectors[first[row["source"], text]]["document"]
+            assert margin == pytest.approx(own["query"] @ own["document"] - own["query"] @ other, abs=1e-3)
+            mined += 1
+    assert mined == Workspace(config).mined().require().details["negatives"]
+
+
 def test_nothing_asked_for_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"mine\.negatives or mine\.consistency"):
         mine(_workspace(tmp_path, negatives=0, consistency=None))
