@@ -49,7 +49,7 @@ def mutual_graph(neighbours: np.ndarray) -> sparse.csr_matrix:
     found = neighbours[present]
     directed = sparse.csr_matrix((np.ones(len(found), np.int8), found, starts), shape=(rows, rows))
     mutual = directed.multiply(directed.T.tocsr()).tocsr()
-    alone = sparse.diags_array((np.diff(mutual.indptr) == 0).astype(np.int8)) @ directed
+    alone = sparse.diags_array(np.diff(mutual.indptr) == 0, dtype=np.int8) @ directed
     graph = sparse.csr_matrix(mutual + alone + alone.T)
     graph.data[:] = 1
     graph.sort_indices()
