@@ -43,6 +43,7 @@ from clusterbatch.errors import DataError, UsageError
 from clusterbatch.mining.gathering import GatherWorker, blocks
 from clusterbatch.mining.stage import Mined
 from clusterbatch.runtime import Pool, Unit, run_units
+from clusterbatch.runtime.resources import device_for, gpus_for
 from clusterbatch.schema import VECTORS
 from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
 from clusterbatch.store.exchange import bucket_rows
@@ -104,10 +105,7 @@ class Passes:
 
     @cached_property
     def device(self) -> str:
-        wanted = self.config.cluster.device
-        if wanted != "auto":
-            return wanted
-        return "cuda" if ray.cluster_resources().get("GPU", 0) >= self.config.cluster.gpus_per_worker else "cpu"
+        return device_for(self.config.cluster.device)
 
     @cached_property
     def pool(self) -> Pool:
@@ -116,7 +114,7 @@ class Passes:
     @cached_property
     def computing_pool(self) -> Pool:
         """For passes that multiply matrices."""
-        gpus = self.config.cluster.gpus_per_worker if self.device.startswith("cuda") else 0.0
+        gpus = gpus_for(self.device, self.pool.workers, self.config.cluster.gpus_per_worker)
         return replace(self.pool, gpus=gpus)
 
     @cached_property
