@@ -9,7 +9,6 @@ import pyarrow as pa
 import torch
 
 from clusterbatch.clustering.buckets import BucketPlan
-from clusterbatch.clustering.community_passes import Communities, placed
 from clusterbatch.clustering.features import Features, feature_vectors
 from clusterbatch.clustering.groups import Groups, row_hashes
 from clusterbatch.clustering.labels import LABEL
@@ -36,8 +35,7 @@ class AssignWorker:
     columns: of the corpus, to be read. Columns of the exchange: cluster (numbered through all groups), hash, cosine
     (NaN where not clustered), those of the corpus but for the user's segment, token ids, and the surrogate's vectors
     unless nothing needs them. previous: the generation before, with whose clusters a share of the rows stays; mined:
-    what was mined, whose negatives are taken and whose inconsistent pairs are marked (column `inconsistent`);
-    communities: the clusters of all rows, where their neighbours decide and not the nearest centroid.
+    what was mined, whose negatives are taken and whose inconsistent pairs are marked (column `inconsistent`).
     """
 
     def __init__(
@@ -54,7 +52,6 @@ class AssignWorker:
         device: str,
         previous: Previous | None = None,
         mined: Mined | None = None,
-        communities: Communities | None = None,
     ) -> None:
         torch.set_num_threads(1)
         self._corpus = Workspace(config).corpus
@@ -62,8 +59,8 @@ class AssignWorker:
         self._output, self._fingerprint = output, fingerprint
         self._columns = columns
         self._groups, self._plan, self._models = groups, plan, fits.load()
-        self._communities = communities
-        nearest = {} if communities else self._models
+        self._placed = fits.placed
+        nearest = {} if fits.placed else self._models
         self._assigners = {group: GroupAssigner(model, device) for group, model in nearest.items()}
         self._tokenisation = Tokenisation.of(config)
         self._features: Features = config.cluster.features
@@ -74,11 +71,11 @@ class AssignWorker:
     def process(self, unit: Unit) -> Receipt:
         watch = Stopwatch()
         mined = self._mined.rows_of(unit.number) if self._mined else None
-        communities = self._communities.of_task(unit.number) if self._communities else None
+        placed = self._placed.of_task(unit.number) if self._placed else {}
         parts, first = [], 0
         for item in unit.payload:
             of_item = None if mined is None else mined.slice(first, item.unit.rows)
-            parts.append(self._rows(item, of_item, communities))
+            parts.append(self._rows(item, of_item, placed.get(item.unit.number)))
             first += item.unit.rows
         table = pa.concat_tables([rows for rows, _ in parts]).combine_chunks()
         outlier = np.concatenate([far for _, far in parts])
@@ -93,9 +90,7 @@ class AssignWorker:
         self._output.write_receipt(receipt)
         return receipt
 
-    def _rows(
-        self, item: TaskUnit, mined: pa.Table | None, communities: pa.Table | None
-    ) -> tuple[pa.Table, np.ndarray]:
+    def _rows(self, item: TaskUnit, mined: pa.Table | None, placed: np.ndarray | None) -> tuple[pa.Table, np.ndarray]:
         """The exchange's columns of a unit's rows, and (rows,) bool: which of them are set aside."""
         rows = read_unit(self._corpus, item.unit, self._columns)
         if mined is not None and self._mined and self._mined.config.negatives:
@@ -106,7 +101,7 @@ class AssignWorker:
         if vectors is not None and not vectors["pair_id"].equals(rows["pair_id"]):
             part = item.embeddings.path if item.embeddings else "(computed)"
             raise DataError(f"embeddings: the rows of {part} are not those of unit {item.unit.number} of the corpus")
-        cluster, cosine, outlier = self._assign(item, rows, vectors, communities)
+        cluster, cosine, outlier = self._assign(item, rows, vectors, placed)
         columns = {
             "cluster": cluster,
             "hash": row_hashes(rows["pair_id"], self._seed),
@@ -122,16 +117,16 @@ class AssignWorker:
         return pa.table(columns), outlier
 
     def _assign(
-        self, item: TaskUnit, rows: pa.Table, vectors: pa.Table | None, communities: pa.Table | None
+        self, item: TaskUnit, rows: pa.Table, vectors: pa.Table | None, placed: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(rows,) int64 cluster, numbered through all groups, float32 cosine, bool outlier."""
         groups = self._groups.of_rows(rows["source"])
         cluster = self._plan.first_cluster[groups]
         cosine = np.full(len(groups), np.nan, np.float32)
         outlier = np.zeros(len(groups), bool)
-        stays = placed(communities, item.unit.number, len(groups))
-        if self._kept:
-            stays = self._kept(item, rows["pair_id"], groups)
+        given = self._kept(item, rows["pair_id"], groups) if self._kept else np.full(len(groups), -1)
+        if placed is not None:
+            given[placed[:, 0]] = placed[:, 1]
         for group in np.unique(groups).tolist():
             if group not in self._models:
                 continue
@@ -139,13 +134,13 @@ class AssignWorker:
             of_group = np.flatnonzero(groups == group)
             labels = rows[LABEL].take(pa.array(of_group)) if LABEL in rows.column_names else None
             values = feature_vectors(vectors.take(pa.array(of_group)), self._features)
-            number = stays[of_group]
-            if group in self._assigners:
+            number = given[of_group]
+            stays = np.flatnonzero(number >= 0)
+            if len(stays) < len(number):
                 nearest, cosine[of_group] = self._assigners[group](values, labels)
                 number = np.where(number < 0, nearest, number)
-            given = np.flatnonzero(stays[of_group] >= 0)
-            if len(given):
-                cosine[of_group[given]] = cosine_to(self._models[group], values[given], number[given])
+            if len(stays):
+                cosine[of_group[stays]] = cosine_to(self._models[group], values[stays], number[stays])
             cluster[of_group] += number
             outlier[of_group] = cosine[of_group] < self._models[group].outlier_below
         return cluster, cosine, outlier

@@ -1,9 +1,9 @@
-"""What the passes for communities do with a unit: search the neighbours of a block, then cut a group's graph."""
+"""The passes for communities: rows are gathered by group, neighbours searched, and each group's graph is cut."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +13,17 @@ from clusterbatch.clustering.communities import communities
 from clusterbatch.clustering.features import feature_vectors, unit_length
 from clusterbatch.clustering.groups import Groups, community_size
 from clusterbatch.clustering.packing import packing_order
+from clusterbatch.clustering.stored import PlacedRows, StoredModels
 from clusterbatch.clustering.vectors import vector_column, vector_values
 from clusterbatch.config import RunConfig
-from clusterbatch.mining.gathering import Gathered
+from clusterbatch.mining.gathering import Gathered, GatherWorker, blocks
 from clusterbatch.runtime import Unit
 from clusterbatch.store import Artifact, Counts, Part, Receipt, Stopwatch
-from clusterbatch.store.exchange import iterate_bucket, read_bucket, write_buckets
+from clusterbatch.store.exchange import iterate_bucket, write_buckets
 from clusterbatch.store.tables import write_parquet
+
+if TYPE_CHECKING:
+    from clusterbatch.clustering.passes import Passes
 
 CENTROIDS, LABELS = "centroids", "labels"
 
@@ -147,22 +151,24 @@ class CommunitiesWorker:
         return (feature_vectors(piece, self._config.cluster.features) for piece in self._gathered.pieces(group))
 
 
-@dataclass(frozen=True)
-class Communities:
-    """The community of every row of the groups that are split. Picklable."""
-
-    artifact: Artifact
-    parts: Sequence[Part]
-
-    def of_task(self, task: int) -> pa.Table | None:
-        """unit, row, cluster (inside the group) of a task's rows; None where it has none."""
-        return read_bucket(self.artifact, self.parts, task)
-
-
-def placed(table: pa.Table | None, unit: int, rows: int) -> np.ndarray:
-    """(rows,) int64: the cluster of each row of a unit, by what `of_task` gave; -1 where its group is not split."""
-    found = np.full(rows, -1, np.int64)
-    if table is not None:
-        here = table["unit"].to_numpy() == unit
-        found[table["row"].to_numpy()[here]] = table["cluster"].to_numpy()[here]
-    return found
+def fit_communities(passes: Passes) -> StoredModels:
+    """The passes: neighbours of all queries, then the graph of each group that is split."""
+    config, groups = passes.config, passes.groups
+    split = np.flatnonzero(groups.clusters > 1).tolist()
+    if not split:
+        return StoredModels(groups)
+    arguments: dict[str, Any] = {"config": config, "groups": groups}
+    gathering = {**arguments, "generation": passes.vectors, "texts": False}
+    gathered = passes.run("gather", passes.units, GatherWorker, gathering, passes.pool).parts
+    arguments |= {"gathered": passes.artifact("gather"), "vectors": gathered}
+    searched = [unit for unit in blocks(gathered, groups) if unit.payload.group in split]
+    found = passes.run("neighbours", searched, NeighboursWorker, arguments, passes.pool).parts
+    arguments |= {"neighbours": passes.artifact("neighbours"), "neighbours_parts": found, "tasks": len(passes.units)}
+    # The largest first: no worker then ends long after the others.
+    units = sorted((Unit(group, int(groups.rows[group]), None) for group in split), key=lambda unit: -unit.rows)
+    made = passes.run("communities", units, CommunitiesWorker, arguments, passes.pool).parts
+    artifact = passes.artifact("communities")
+    centroids, labels = (
+        [part for part in made if part.details["content"] == content] for content in (CENTROIDS, LABELS)
+    )
+    return StoredModels(groups, ((artifact, centroids),), placed=PlacedRows(artifact, labels))

@@ -19,13 +19,7 @@ from clusterbatch.clustering.assigning import AssignWorker
 from clusterbatch.clustering.buckets import BucketPlan, plan_buckets
 from clusterbatch.clustering.cells import Cells, first_level, second_level
 from clusterbatch.clustering.chunks import SampleChunks
-from clusterbatch.clustering.community_passes import (
-    CENTROIDS,
-    LABELS,
-    Communities,
-    CommunitiesWorker,
-    NeighboursWorker,
-)
+from clusterbatch.clustering.community_passes import fit_communities
 from clusterbatch.clustering.fitting import FitJob, FitWorker
 from clusterbatch.clustering.groups import Groups, coarse_clusters, groups_of, layout_of
 from clusterbatch.clustering.labels import LABEL, LabelFitWorker, LabelSumsWorker
@@ -40,7 +34,6 @@ from clusterbatch.clustering.tokenisation import Tokenisation
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import corpus_units
 from clusterbatch.errors import DataError, UsageError
-from clusterbatch.mining.gathering import GatherWorker, blocks
 from clusterbatch.mining.stage import Mined
 from clusterbatch.runtime import Pool, Unit, run_units
 from clusterbatch.runtime.resources import device_for, gpus_for
@@ -52,7 +45,6 @@ from clusterbatch.store.traffic import carry_over
 from clusterbatch.store.workspace import Workspace
 
 EXCHANGE = "_exchange"
-COMMUNITIES = "communities"
 
 
 @dataclass
@@ -140,7 +132,7 @@ class Passes:
         if layout_of(self.config) == "group":
             return self._label_fits()
         if self.config.cluster.method == "communities":
-            return self._communities()
+            return fit_communities(self)
         coarse = coarse_clusters(self.groups, self.config.cluster.levels)
         for group, model in self.held.items():
             coarse[group] = len(model.fine) if model.coarse else 0
@@ -168,7 +160,7 @@ class Passes:
             "coarse": above,
             "previous": self.previous,
         }
-        sample = self._run(f"sample{suffix}", self.units, SampleWorker, arguments, self.pool)
+        sample = self.run(f"sample{suffix}", self.units, SampleWorker, arguments, self.pool)
         models = above.load()
         job = FitJob(
             sample=SampleChunks(self.artifact(f"sample{suffix}"), sample.parts, config.features),
@@ -210,46 +202,11 @@ class Passes:
                 "clusters by group: the corpus has no such column (set corpus.columns.group and re-ingest)"
             )
         arguments = {"config": self.config, "generation": self.vectors, "groups": self.groups}
-        sums = self._run("sums", self.units, LabelSumsWorker, arguments, self.pool)
+        sums = self.run("sums", self.units, LabelSumsWorker, arguments, self.pool)
         units = [Unit(group, int(rows), None) for group, rows in enumerate(self.groups.rows)]
         arguments = {"sums": self.artifact("sums"), "sums_parts": sums.parts, "groups": self.groups}
-        fitted = self._run("fit", units, LabelFitWorker, arguments, self.pool)
+        fitted = self.run("fit", units, LabelFitWorker, arguments, self.pool)
         return StoredModels(self.groups, ((self.artifact("fit"), fitted.parts),), labelled=True)
-
-    def _communities(self) -> StoredModels:
-        """Neighbours of all queries, then the graph of each group that is split."""
-        split = np.flatnonzero(self.groups.clusters > 1).tolist()
-        if not split:
-            return StoredModels(self.groups)
-        arguments = {"config": self.config, "generation": self.vectors, "groups": self.groups, "texts": False}
-        gathered = self._run("gather", self.units, GatherWorker, arguments, self.pool)
-        arguments = {
-            "config": self.config,
-            "groups": self.groups,
-            "gathered": self.artifact("gather"),
-            "vectors": gathered.parts,
-        }
-        searched = [unit for unit in blocks(gathered.parts, self.groups) if unit.payload.group in split]
-        found = self._run("neighbours", searched, NeighboursWorker, arguments, self.pool)
-        arguments |= {
-            "neighbours": self.artifact("neighbours"),
-            "neighbours_parts": found.parts,
-            "tasks": len(self.units),
-        }
-        # The largest first: no worker then ends long after the others.
-        units = [Unit(group, int(self.groups.rows[group]), None) for group in split]
-        units.sort(key=lambda unit: -unit.rows)
-        made = self._run(COMMUNITIES, units, CommunitiesWorker, arguments, self.pool)
-        centroids = [part for part in made.parts if part.details["content"] == CENTROIDS]
-        return StoredModels(self.groups, ((self.artifact(COMMUNITIES), centroids),))
-
-    def _placed(self) -> Communities | None:
-        """Where rows were put by their neighbours; None where the nearest centroid decides."""
-        artifact = self.artifact(COMMUNITIES)
-        if not artifact.is_done(self.identity):
-            return None
-        parts = artifact.require().parts
-        return Communities(artifact, [part for part in parts if part.details["content"] == LABELS])
 
     def plan(self, fits: StoredModels) -> BucketPlan:
         """From the sample's shares and the corpus' bytes on storage."""
@@ -279,9 +236,8 @@ class Passes:
             "device": self.device,
             "previous": self.previous,
             "mined": self.mined,
-            "communities": self._placed(),
         }
-        return self._run("assign", self.units, AssignWorker, arguments, self.computing_pool)
+        return self.run("assign", self.units, AssignWorker, arguments, self.computing_pool)
 
     def reduce(self, plan: BucketPlan, exchange: Manifest, done: dict[int, Receipt]) -> list[Receipt]:
         rows = bucket_rows(self.artifact("assign"), exchange.parts)
@@ -302,7 +258,7 @@ class Passes:
     def artifact(self, name: str) -> Artifact:
         return Artifact(self.clusters.folder.child(EXCHANGE, name.replace(" ", "-")), f"clustering pass {name}")
 
-    def _run(self, name: str, units: Sequence[Unit], worker: type, arguments: dict[str, Any], pool: Pool) -> Manifest:
+    def run(self, name: str, units: Sequence[Unit], worker: type, arguments: dict[str, Any], pool: Pool) -> Manifest:
         """One pass, committed; at once when it is whole already."""
         artifact, watch = self.artifact(name), Stopwatch()
         if artifact.is_done(self.identity):
