@@ -76,6 +76,7 @@ def training_schema(
     negatives: bool = False,
     weight: bool = False,
     images: Sequence[str] = (),
+    margins: bool = False,
 ) -> pa.Schema:
     """Of the training columns; vocabulary: of the model to be trained, which decides the type of token ids.
 
@@ -95,6 +96,9 @@ def training_schema(
     if negatives:
         name, kind = content("negative", "document")
         fields.append(pa.field(name, pa.list_(kind)))
+    if margins:
+        # How far the surrogate scores each negative below the positive; NaN for those it did not find.
+        fields.append(pa.field("negative_margins", pa.list_(pa.float32())))
     if weight:
         fields.append(pa.field("weight", pa.float32(), nullable=False))
     if surrogate_dimensions:

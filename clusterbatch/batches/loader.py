@@ -50,8 +50,9 @@ class SliceBatch:
     """The rows of one rank in the global batch of `step`; n of them. Slices follow each other in rank order.
 
     Of images there are pixels, not tokens. negative_tokens holds all hard negatives of row 0, then of row 1, ...;
-    negative_counts (n,) says how many each has. slice_rows: (world_size,) int64, the rows of every rank. query_vector,
-    document_vector: (n, m), as stored.
+    negative_counts (n,) says how many each has, negative_margins (all of them,) float32 how far the surrogate scores
+    each below its row's document, NaN where it did not. slice_rows: (world_size,) int64, the rows of every rank.
+    query_vector, document_vector: (n, m), as stored.
     """
 
     step: int
@@ -67,6 +68,7 @@ class SliceBatch:
     document_vector: np.ndarray | None
     slice_rows: np.ndarray
     composition: Composition
+    negative_margins: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.query_tokens)
@@ -172,6 +174,7 @@ def _decode(table: pa.Table, batch: GlobalBatch, slice_rows: np.ndarray, images:
         document_vector=_matrix(columns.get("document_vector")),
         slice_rows=slice_rows.astype(np.int64),
         composition=Composition.of(batch),
+        negative_margins=_margins(columns.get("negative_margins")),
     )
 
 
@@ -182,6 +185,10 @@ def _inputs(column: pa.Array, images: ImageProcessor | None) -> Tokens | Pixels:
     if images is not None:
         return images.pixels(encoded)
     return Tokens.from_lists([np.frombuffer(image, np.uint8) for image in encoded], np.uint8)
+
+
+def _margins(column: pa.ListArray | None) -> np.ndarray | None:
+    return None if column is None else column.flatten().to_numpy(zero_copy_only=False)
 
 
 def _matrix(column: pa.FixedSizeListArray | None) -> np.ndarray | None:

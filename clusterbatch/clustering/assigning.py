@@ -21,7 +21,7 @@ from clusterbatch.clustering.vectors import SIDES, VectorSource
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import read_unit
 from clusterbatch.errors import DataError
-from clusterbatch.mining.negatives import with_negatives
+from clusterbatch.mining.negatives import with_margins, with_negatives
 from clusterbatch.mining.stage import Mined
 from clusterbatch.runtime import Unit
 from clusterbatch.store import Artifact, Counts, Receipt, Stopwatch
@@ -59,7 +59,9 @@ class AssignWorker:
         self._output, self._fingerprint = output, fingerprint
         self._columns = columns
         self._groups, self._plan, self._models = groups, plan, fits.load()
-        self._assigners = {group: GroupAssigner(model, device) for group, model in self._models.items()}
+        self._placed = fits.placed
+        nearest = {} if fits.placed else self._models
+        self._assigners = {group: GroupAssigner(model, device) for group, model in nearest.items()}
         self._tokenisation = Tokenisation.of(config)
         self._features: Features = config.cluster.features
         self._seed = config.cluster.seed
@@ -69,9 +71,11 @@ class AssignWorker:
     def process(self, unit: Unit) -> Receipt:
         watch = Stopwatch()
         mined = self._mined.rows_of(unit.number) if self._mined else None
+        placed = self._placed.of_task(unit.number) if self._placed else {}
         parts, first = [], 0
         for item in unit.payload:
-            parts.append(self._rows(item, None if mined is None else mined.slice(first, item.unit.rows)))
+            of_item = None if mined is None else mined.slice(first, item.unit.rows)
+            parts.append(self._rows(item, of_item, placed.get(item.unit.number)))
             first += item.unit.rows
         table = pa.concat_tables([rows for rows, _ in parts]).combine_chunks()
         outlier = np.concatenate([far for _, far in parts])
@@ -86,16 +90,18 @@ class AssignWorker:
         self._output.write_receipt(receipt)
         return receipt
 
-    def _rows(self, item: TaskUnit, mined: pa.Table | None) -> tuple[pa.Table, np.ndarray]:
+    def _rows(self, item: TaskUnit, mined: pa.Table | None, placed: np.ndarray | None) -> tuple[pa.Table, np.ndarray]:
         """The exchange's columns of a unit's rows, and (rows,) bool: which of them are set aside."""
         rows = read_unit(self._corpus, item.unit, self._columns)
         if mined is not None and self._mined and self._mined.config.negatives:
+            if self._mined.config.margins:
+                rows = with_margins(rows, mined["margins"])
             rows = with_negatives(rows, mined["negatives"])
         vectors = self._vectors.read(item, SIDES) if self._vectors else None
         if vectors is not None and not vectors["pair_id"].equals(rows["pair_id"]):
             part = item.embeddings.path if item.embeddings else "(computed)"
             raise DataError(f"embeddings: the rows of {part} are not those of unit {item.unit.number} of the corpus")
-        cluster, cosine, outlier = self._assign(item, rows, vectors)
+        cluster, cosine, outlier = self._assign(item, rows, vectors, placed)
         columns = {
             "cluster": cluster,
             "hash": row_hashes(rows["pair_id"], self._seed),
@@ -111,25 +117,29 @@ class AssignWorker:
         return pa.table(columns), outlier
 
     def _assign(
-        self, item: TaskUnit, rows: pa.Table, vectors: pa.Table | None
+        self, item: TaskUnit, rows: pa.Table, vectors: pa.Table | None, placed: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(rows,) int64 cluster, numbered through all groups, float32 cosine, bool outlier."""
         groups = self._groups.of_rows(rows["source"])
         cluster = self._plan.first_cluster[groups]
         cosine = np.full(len(groups), np.nan, np.float32)
         outlier = np.zeros(len(groups), bool)
-        kept = self._kept(item, rows["pair_id"], groups) if self._kept else np.full(len(groups), -1)
+        given = self._kept(item, rows["pair_id"], groups) if self._kept else np.full(len(groups), -1)
+        if placed is not None:
+            given[placed[:, 0]] = placed[:, 1]
         for group in np.unique(groups).tolist():
-            if group not in self._assigners:
+            if group not in self._models:
                 continue
             assert vectors is not None, "clusters need vectors"
             of_group = np.flatnonzero(groups == group)
             labels = rows[LABEL].take(pa.array(of_group)) if LABEL in rows.column_names else None
             values = feature_vectors(vectors.take(pa.array(of_group)), self._features)
-            number, cosine[of_group] = self._assigners[group](values, labels)
-            stays = np.flatnonzero(kept[of_group] >= 0)
+            number = given[of_group]
+            stays = np.flatnonzero(number >= 0)
+            if len(stays) < len(number):
+                nearest, cosine[of_group] = self._assigners[group](values, labels)
+                number = np.where(number < 0, nearest, number)
             if len(stays):
-                number[stays] = kept[of_group[stays]]
                 cosine[of_group[stays]] = cosine_to(self._models[group], values[stays], number[stays])
             cluster[of_group] += number
             outlier[of_group] = cosine[of_group] < self._models[group].outlier_below

@@ -66,6 +66,8 @@ def groups_of(config: RunConfig, corpus: Manifest) -> Groups:
         clusters = np.ones(len(names), np.int64)
     elif config.cluster.clusters is not None:
         clusters = np.clip(rows // _LEAST_SIZE, 1, config.cluster.clusters)
+    elif config.cluster.method == "communities":
+        clusters = -(-rows // mean_size(config))
     else:
         clusters = np.maximum(1, np.round(rows / mean_size(config))).astype(np.int64)
     return Groups(names, rows, clusters)
@@ -74,6 +76,11 @@ def groups_of(config: RunConfig, corpus: Manifest) -> Groups:
 def mean_size(config: RunConfig) -> int:
     """Rows per cluster that the number of clusters follows from: `cluster.mean_size`, else four global batches."""
     return config.cluster.mean_size or _AUTO_BATCHES * config.batches.size
+
+
+def community_size(config: RunConfig, rows: int, clusters: int) -> int:
+    """Rows that a community of a group has, all but the last."""
+    return mean_size(config) if config.cluster.clusters is None else -(-rows // clusters)
 
 
 def coarse_clusters(groups: Groups, levels: Literal[1, 2] | None) -> np.ndarray:

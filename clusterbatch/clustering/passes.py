@@ -19,6 +19,7 @@ from clusterbatch.clustering.assigning import AssignWorker
 from clusterbatch.clustering.buckets import BucketPlan, plan_buckets
 from clusterbatch.clustering.cells import Cells, first_level, second_level
 from clusterbatch.clustering.chunks import SampleChunks
+from clusterbatch.clustering.community_passes import fit_communities
 from clusterbatch.clustering.fitting import FitJob, FitWorker
 from clusterbatch.clustering.groups import Groups, coarse_clusters, groups_of, layout_of
 from clusterbatch.clustering.labels import LABEL, LabelFitWorker, LabelSumsWorker
@@ -121,6 +122,7 @@ class Passes:
             surrogate_dimensions=dimensions,
             surrogate="int8" if config.surrogate == "int8" else "float16",
             negatives="negatives" in self.columns or self.config.mine.negatives > 0,
+            margins=self.config.mine.margins,
             weight="weight" in self.columns,
             images=self.config.corpus.columns.images,
         )
@@ -129,6 +131,8 @@ class Passes:
         """The fits of all groups that are split."""
         if layout_of(self.config) == "group":
             return self._label_fits()
+        if self.config.cluster.method == "communities":
+            return fit_communities(self)
         coarse = coarse_clusters(self.groups, self.config.cluster.levels)
         for group, model in self.held.items():
             coarse[group] = len(model.fine) if model.coarse else 0
@@ -156,7 +160,7 @@ class Passes:
             "coarse": above,
             "previous": self.previous,
         }
-        sample = self._run(f"sample{suffix}", self.units, SampleWorker, arguments, self.pool)
+        sample = self.run(f"sample{suffix}", self.units, SampleWorker, arguments, self.pool)
         models = above.load()
         job = FitJob(
             sample=SampleChunks(self.artifact(f"sample{suffix}"), sample.parts, config.features),
@@ -198,10 +202,10 @@ class Passes:
                 "clusters by group: the corpus has no such column (set corpus.columns.group and re-ingest)"
             )
         arguments = {"config": self.config, "generation": self.vectors, "groups": self.groups}
-        sums = self._run("sums", self.units, LabelSumsWorker, arguments, self.pool)
+        sums = self.run("sums", self.units, LabelSumsWorker, arguments, self.pool)
         units = [Unit(group, int(rows), None) for group, rows in enumerate(self.groups.rows)]
         arguments = {"sums": self.artifact("sums"), "sums_parts": sums.parts, "groups": self.groups}
-        fitted = self._run("fit", units, LabelFitWorker, arguments, self.pool)
+        fitted = self.run("fit", units, LabelFitWorker, arguments, self.pool)
         return StoredModels(self.groups, ((self.artifact("fit"), fitted.parts),), labelled=True)
 
     def plan(self, fits: StoredModels) -> BucketPlan:
@@ -233,7 +237,7 @@ class Passes:
             "previous": self.previous,
             "mined": self.mined,
         }
-        return self._run("assign", self.units, AssignWorker, arguments, self.computing_pool)
+        return self.run("assign", self.units, AssignWorker, arguments, self.computing_pool)
 
     def reduce(self, plan: BucketPlan, exchange: Manifest, done: dict[int, Receipt]) -> list[Receipt]:
         rows = bucket_rows(self.artifact("assign"), exchange.parts)
@@ -254,7 +258,7 @@ class Passes:
     def artifact(self, name: str) -> Artifact:
         return Artifact(self.clusters.folder.child(EXCHANGE, name.replace(" ", "-")), f"clustering pass {name}")
 
-    def _run(self, name: str, units: Sequence[Unit], worker: type, arguments: dict[str, Any], pool: Pool) -> Manifest:
+    def run(self, name: str, units: Sequence[Unit], worker: type, arguments: dict[str, Any], pool: Pool) -> Manifest:
         """One pass, committed; at once when it is whole already."""
         artifact, watch = self.artifact(name), Stopwatch()
         if artifact.is_done(self.identity):

@@ -50,11 +50,19 @@ class ShardLayout:
     weight: bool = False
     # Sides that are images.
     images: Sequence[str] = ()
+    # Whether each negative has its margin to the positive beside it, by the surrogate.
+    margins: bool = False
 
     @property
     def schema(self) -> pa.Schema:
         """Columns of the training file."""
-        return training_schema(self.vocabulary, negatives=self.negatives, weight=self.weight, images=self.images)
+        return training_schema(
+            self.vocabulary,
+            negatives=self.negatives,
+            weight=self.weight,
+            images=self.images,
+            margins=self.margins,
+        )
 
     @property
     def vectors(self) -> SurrogateLayout | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from clusterbatch.clustering.communities import require_partitioner
 from clusterbatch.clustering.groups import layout_of, mean_size
 from clusterbatch.clustering.passes import EXCHANGE, Passes, run_on_worker
 from clusterbatch.clustering.previous import Previous
@@ -34,8 +35,10 @@ def cluster(
     previous: the generation whose clusters these go on from; vectors: the generation whose embeddings are clustered
     (unset: this one's). Where `mine` is on, that is done before.
 
-    Raises UsageError where the embeddings are not of the corpus as it is now.
+    Raises UsageError where the embeddings are not of the corpus as it is now, or METIS is wanted and not there.
     """
+    if config.cluster.method == "communities":
+        require_partitioner()
     workspace, vectors = Workspace(config), generation if vectors is None else vectors
     corpus, embeddings = workspace.corpus.require(), workspace.embeddings(vectors).require()
     if embeddings.inputs.get("corpus") in corpus.earlier:

@@ -6,10 +6,16 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from clusterbatch.config.base import Section, operational
+from clusterbatch.config.base import Section, added, operational
 
 
 class ClusterConfig(Section):
+    # kmeans: rows nearest one centroid. communities: equal groups of `mean_size` mutual neighbours, meant to be small;
+    # each source is searched exactly, in time that grows with the square of its rows, and its graph is one worker's.
+    method: Literal["kmeans", "communities"] = added("kmeans")
+    # Of the documents in order of their score with a query, without those known to answer it: the ranks (from 0) whose
+    # rows are the query's neighbours. The first ones are often answers that nobody judged.
+    neighbour_ranks: tuple[int, int] = added((30, 130))
     # Vectors that are clustered. both: query and document side by side; both_orders: the fit also sees them swapped.
     features: Literal["query", "document", "both", "both_orders"] = "document"
     # Fewer dimensions to cluster in: by PCA fitted to the sample, or by a random projection. Unset: all.
@@ -61,4 +67,11 @@ class ClusterConfig(Section):
             raise ValueError("give clusters or column, not both")
         if self.min_size and self.max_size and 2 * self.min_size > self.max_size:
             raise ValueError("max_size must be at least twice min_size")
+        first, last = self.neighbour_ranks
+        if not 0 <= first < last:
+            raise ValueError(f"neighbour_ranks: expected [first, last) with 0 <= first < last (got {[first, last]})")
+        if self.method == "communities":
+            for key in ("column", "levels", "dimensions", "balanced"):
+                if getattr(self, key):
+                    raise ValueError(f"method: communities has no use for {key}")
         return self

@@ -51,6 +51,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mine.negatives": 1,
         "mine.pick": "balanced",
     },
+    # The same, and the surrogate's margins of those negatives are learned (TAS-B, but the contrastive loss stays).
+    "tas-b": {
+        "batches.stratify": "cluster",
+        "batches.uniform_clusters": True,
+        "batches.clusters_per_batch": 1,
+        "cluster.features": "query",
+        "cluster.clusters": 2000,
+        "mine.negatives": 1,
+        "mine.pick": "balanced",
+        "mine.margins": True,
+        "train.margin_mse": 0.1,
+    },
+    # Batches of several small groups of rows that find each other's documents (B3, Thirukovalluru 2025). A run is a
+    # group, so that the derived clusters_per_batch takes whole ones.
+    "communities": {
+        "batches.stratify": "cluster",
+        "cluster.method": "communities",
+        "cluster.mean_size": 32,
+        "cluster.run_rows": 32,
+    },
     # Is it the order? Clusters in the first half of the steps, in the second, or half of every batch.
     "cluster-first": {
         "batches.stratify": "cluster",

@@ -48,6 +48,12 @@ class RunConfig(Section):
     storage: StorageConfig = StorageConfig()
 
     @model_validator(mode="after")
+    def _margins(self) -> RunConfig:
+        if self.train.margin_mse and not self.mine.margins:
+            raise ValueError("train.margin_mse needs mine.margins")
+        return self
+
+    @model_validator(mode="after")
     def _images(self) -> RunConfig:
         if self.corpus.columns.images:
             # Whether a named model has a tower for images shows when it is looked up.

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from clusterbatch.config.base import Section, operational
+from clusterbatch.config.base import Section, added, operational
 
 
 class MineConfig(Section):
@@ -25,6 +25,8 @@ class MineConfig(Section):
     # margin below it; unset: no limit.
     most_of_positive: float | None = Field(0.95, gt=0, le=1)
     margin: float | None = Field(None, ge=0)
+    # Keeps with each mined negative how far it scores below its row's own document: the teacher of train.margin_mse.
+    margins: bool = added(False)
     # Keeps a pair only if its document is among so many best ones of its query (Nomic, Nussbaum 2024: 2).
     consistency: int | None = Field(None, ge=1)
     seed: int = 0
@@ -35,6 +37,8 @@ class MineConfig(Section):
     def _consistent(self) -> MineConfig:
         if self.last - self.first < max(1, self.negatives):
             raise ValueError("first and last: fewer ranks between them than negatives")
+        if self.margins and not self.negatives:
+            raise ValueError("margins are those of negatives; set negatives")
         return self
 
     @property

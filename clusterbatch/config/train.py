@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from clusterbatch.config.base import Address, ModelName, Section, operational
+from clusterbatch.config.base import Address, ModelName, Section, added, operational
 
 Direction = Literal["query_to_document", "document_to_query", "query_to_query"]
 
@@ -83,6 +83,9 @@ class TrainConfig(Section):
     # Sizes of the nested vectors that are trained as well, the full size among them; unset: the full size only.
     matryoshka: list[int] | None = None
     mask: MaskConfig = MaskConfig()
+    # Weight of the Margin-MSE loss (Hofstaetter 2020) that is added to the contrastive one: the model is to score each
+    # mined negative as far below the positive as the surrogate did. Needs mine.margins; 0: off.
+    margin_mse: float = added(0.0, ge=0)
 
     seed: int = 0
     deterministic: bool = False

@@ -180,13 +180,16 @@ class CapacityModel:
         return each * self._trained_tokens * trained_rows
 
     def clustering_flops(self) -> float:
-        """k-means on the sample, then one product of every row with the centroids that it is compared to."""
+        """k-means on the sample, then one product of every row with the centroids that it is compared to; and where
+        neighbours are searched, of every query with the documents of its source."""
         cluster, k = self.config.cluster, self.clusters_of_source
-        if k <= 1:
-            return 0.0
+        searches = int(self.config.mine.is_on) + int(cluster.method == "communities")
+        searching = 2.0 * self.surrogate.hidden * searches * self.workload.rows**2 / self._groups
+        if k <= 1 or cluster.method == "communities":
+            return searching
         compared = k if k <= _FLAT_CLUSTERS else 2 * math.sqrt(k)
         sample = min(self.workload.rows, self.clusters * cluster.sample_per_centroid)
-        return 2.0 * self.surrogate.hidden * compared * (self.workload.rows + cluster.iterations * sample)
+        return searching + 2.0 * self.surrogate.hidden * compared * (self.workload.rows + cluster.iterations * sample)
 
     def workers(self, stage: str) -> int:
         sections = {"ingest": "corpus"}

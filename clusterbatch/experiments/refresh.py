@@ -96,6 +96,8 @@ def _check(config: RunConfig) -> None:
         raise UsageError(
             f"batches.stratify: refresh makes new clusters, these batches are by {config.batches.stratify}"
         )
+    if config.cluster.method != "kmeans":
+        raise UsageError("cluster.method: refresh goes on from centroids, which communities do not follow; take kmeans")
 
 
 def _last_generation(config: RunConfig, workspace: Workspace) -> int:

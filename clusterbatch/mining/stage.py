@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -13,15 +12,14 @@ from clusterbatch.clustering.groups import Groups
 from clusterbatch.clustering.tasks import tasks
 from clusterbatch.config import MineConfig, RunConfig, fingerprint
 from clusterbatch.errors import UsageError
-from clusterbatch.mining.workers import Block, GatherWorker, MineWorker
-from clusterbatch.runtime import Pool, Unit, ray_session, run_units
+from clusterbatch.mining.gathering import TEXTS, VECTORS, GatherWorker, blocks
+from clusterbatch.mining.workers import MineWorker
+from clusterbatch.runtime import Pool, ray_session, run_units
 from clusterbatch.store import Artifact, Manifest, Part, Stopwatch
 from clusterbatch.store.exchange import read_bucket
 from clusterbatch.store.workspace import Workspace
 
 _EXCHANGE = "_exchange"
-# Queries that one unit searches: each reads the documents of its source once.
-_BLOCK_ROWS = 16_384
 
 
 def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedded: int | None = None) -> Manifest:
@@ -54,7 +52,7 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
         receipts = run_units("mine: gather", units, GatherWorker, gathering, pool, done=ready)
         vectors, texts = (
             [part for receipt in receipts for part in receipt.parts if part.details["holds"] == holds]
-            for holds in ("vectors", "texts")
+            for holds in (VECTORS, TEXTS)
         )
         searching = {
             "config": config.mine,
@@ -86,20 +84,6 @@ def source_groups(corpus: Manifest) -> Groups:
     return Groups(names, np.array([sources[name] for name in names]), np.ones(len(names), np.int64))
 
 
-def blocks(vectors: Sequence[Part], groups: Groups) -> list[Unit]:
-    """Consecutive parts of a group, so many that a unit has about _BLOCK_ROWS queries."""
-    units: list[Unit] = []
-    for group in range(len(groups.names)):
-        rows = np.array([part.details["rows_of"][group] for part in vectors])
-        block = np.cumsum(rows) // _BLOCK_ROWS
-        edges = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(rows)]
-        for first, stop in pairwise(edges):
-            here = int(rows[first:stop].sum())
-            if here:
-                units.append(Unit(len(units), here, Block(group, first, stop)))
-    return units
-
-
 @dataclass(frozen=True)
 class Mined:
     """What was found for the rows of a committed stage. Picklable."""
@@ -118,7 +102,7 @@ class Mined:
         return Mined(artifact, manifest.parts, config.mine, manifest.fingerprint, share)
 
     def rows_of(self, task: int) -> pa.Table:
-        """Columns unit, row, rank and, where there are some, negatives, of all rows of a task, in their order."""
+        """Columns unit, row, rank and, where there are some, negatives and margins, of all rows of a task, in order."""
         table = read_bucket(self.artifact, self.parts, task)
         assert table is not None, "every row was searched"
         return table.sort_by([("unit", "ascending"), ("row", "ascending")])

@@ -11,6 +11,8 @@ own rows, so the ranks' losses and gradients add up to the whole.
 Directions: `query_to_document` always; `document_to_query` adds the same loss with the roles exchanged (the mean of the
 two is taken); `query_to_query` lets the other queries of the batch stand among the negatives of a query (GTE, Li 2023).
 
+With `train.margin_mse` the Margin-MSE of the mined negatives is added, times that weight (margins.py).
+
 Legend: Q this rank's rows of a chunk, D columns of all ranks, E embedding dimensions, B pairs of the global batch.
 """
 
@@ -26,6 +28,7 @@ from torch.nn.functional import normalize, softplus
 
 from clusterbatch.config import TrainConfig
 from clusterbatch.training.gather import World
+from clusterbatch.training.margins import TeacherMargins, margin_mse
 from clusterbatch.training.masks import NEGATIVE, POSITIVE, BatchFacts, Relation
 
 # Elements of the score block that is in memory at a time: 32 MiB in float32, a few times that with its gradient.
@@ -79,11 +82,13 @@ class ContrastiveLoss(nn.Module):
         negatives_of_rank: Sequence[int],
         world: World,
         weight_B: Tensor | None = None,
+        margins: TeacherMargins | None = None,
     ) -> tuple[Tensor, LossStatistics]:
         """This rank's part of the loss (a scalar; sum over ranks = the global loss) and its statistics.
 
         query_QE, document_QE: this rank's rows, unit-norm, (rows_of_rank[rank], E); negative_NE: this rank's hard
         negatives, (negatives_of_rank[rank], E), or None where the data has none. weight_B: weights of all B pairs.
+        margins: the teacher's, of this rank's hard negatives; there with train.margin_mse.
         """
         # One gather for all: documents, hard negatives, and queries where some direction needs them.
         query_BE = world.gather_differentiable(query_QE, rows_of_rank) if self._needs_all_queries else None
@@ -113,6 +118,10 @@ class ContrastiveLoss(nn.Module):
             loss = loss + part / len(dimensions)
             statistics = statistics or found
         assert statistics is not None
+        if margins is not None:
+            assert negative_NE is not None
+            distilled = margin_mse(query_QE, document_QE, negative_NE, margins, weight, self._config.temperature)
+            loss = loss + self._config.margin_mse * distilled
         return loss, statistics
 
     @property

@@ -60,6 +60,8 @@ def train(
         seen = before.details.get("steps_before", 0) + before.details["steps"]
         continued = replace(continued, steps_before=seen)
     inputs = clusters.require()
+    if config.train.margin_mse and not inputs.details["layout"].get("margins"):
+        raise UsageError(f"train.margin_mse: {clusters.folder.uri} was made without mine.margins")
     plan = open_plan(config, clusters, inputs)
     if continued is None:
         steps = config.train.steps or plan.steps_of(config.train.epochs or 1)

@@ -16,6 +16,7 @@ from clusterbatch.encoder.model import Encoder
 from clusterbatch.training.gather import World
 from clusterbatch.training.grad_cache import CachedEmbedding, RandomKey
 from clusterbatch.training.loss import ContrastiveLoss
+from clusterbatch.training.margins import TeacherMargins
 from clusterbatch.training.masks import BatchFacts
 from clusterbatch.training.optimizer import Optimizer
 from clusterbatch.training.preparing import activation_bytes, autocast, micro_batch_tokens, prepare, token_table
@@ -89,6 +90,7 @@ class TrainingStep:
             negatives_of_rank,
             self.world,
             weight,
+            None if self.config.margin_mse == 0 else teacher_margins(batch, self.encoder.device),
         )
         loss.backward()
         embedding.backward()
@@ -139,6 +141,14 @@ class TrainingStep:
         with self._autocast():
             vectors: Tensor = self.encoder(tokens)
         return vectors
+
+
+def teacher_margins(batch: SliceBatch, device: torch.device) -> TeacherMargins:
+    """Of this rank's hard negatives; train() has seen to it that the shards have them."""
+    assert batch.negative_counts is not None
+    assert batch.negative_margins is not None
+    row = torch.from_numpy(np.repeat(np.arange(len(batch)), batch.negative_counts))
+    return TeacherMargins(row.to(device), torch.from_numpy(np.array(batch.negative_margins)).to(device))
 
 
 def gather_facts(batch: SliceBatch, world: World, device: torch.device) -> tuple[BatchFacts, list[int], Tensor | None]:

@@ -71,7 +71,7 @@ def test_the_prediction_names_every_source(config: RunConfig, capsys: pytest.Cap
 
 
 def test_mined_arms_stand_in_a_comparison(config: RunConfig, tmp_path: Path) -> None:
-    words = ["compare.arms=[random,random-mined,cluster-consistent,tas]", "compare.seeds=1", "compare.steps=3"]
+    words = ["compare.arms=[random,random-mined,cluster-consistent,tas,tas-b]", "compare.seeds=1", "compare.steps=3"]
     words += ["compare.points=1", "mine.first=1", "mine.last=8"]
     compared = subjects_config(tmp_path, [*WORDS, *words])
     manifest = compare.compare(compared)

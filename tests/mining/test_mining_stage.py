@@ -75,7 +75,7 @@ def test_inconsistent_pairs_are_set_aside_and_counted(tmp_path: Path) -> None:
 def test_what_was_mined_does_not_depend_on_the_order_of_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for name, rows in (("one", 16_384), ("many", 100)):
-        monkeypatch.setattr("clusterbatch.mining.stage._BLOCK_ROWS", rows)
+        monkeypatch.setattr("clusterbatch.mining.gathering._BLOCK_ROWS", rows)
         config = _workspace(tmp_path / name)
         manifest = mine(config)
         assert mine(config).created == manifest.created
@@ -92,6 +92,35 @@ def test_given_negatives_stay_in_front(tmp_path: Path) -> None:
         given = int(row["pair_id"]) % 3 if int(row["pair_id"]) % 4 else 0
         assert [text.startswith("not ") for text in row["negatives"][:given]] == [True] * given
         assert not any(text.startswith("not ") for text in row["negatives"][given:])
+
+
+def test_margins_are_those_of_the_vectors(tmp_path: Path) -> None:
+    config = _workspace(tmp_path, ["negatives"], consistency=None, margins=True)
+    cluster(config)
+    artifact = Workspace(config).clusters()
+    rows = text_rows(artifact).to_pylist()
+    margins = all_runs(ShardReader(artifact), vectors=True)["negative_margins"].to_pylist()
+    embeddings = Workspace(config).embeddings()
+    vectors: dict[str, dict[str, np.ndarray]] = {}
+    for part in embeddings.require().parts:
+        for row in read_parquet(embeddings.folder, part.path).to_pylist():
+            vectors[row["pair_id"]] = {side: np.array(row[f"{side}_vector"]) for side in ("query", "document")}
+    # The same text stands in many rows, each with a vector of its own: the first row's is searched.
+    first: dict[tuple[str, str], str] = {}
+    for row in sorted(rows, key=lambda row: row["pair_id"]):
+        first.setdefault((row["source"], row["document"]), row["pair_id"])
+    mined = 0
+    for row, found in zip(rows, margins, strict=True):
+        assert len(found) == len(row["negatives"])
+        own = vectors[row["pair_id"]]
+        for text, margin in zip(row["negatives"], found, strict=True):
+            if text.startswith("not "):
+                assert np.isnan(margin)
+                continue
+            other = vectors[first[row["source"], text]]["document"]
+            assert margin == pytest.approx(own["query"] @ own["document"] - own["query"] @ other, abs=1e-3)
+            mined += 1
+    assert mined == Workspace(config).mined().require().details["negatives"]
 
 
 def test_nothing_asked_for_is_a_mistake(tmp_path: Path) -> None:

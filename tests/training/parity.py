@@ -17,6 +17,7 @@ from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.training.gather import World
 from clusterbatch.training.grad_cache import CachedEmbedding, RandomKey
 from clusterbatch.training.loss import ContrastiveLoss
+from clusterbatch.training.margins import TeacherMargins
 from clusterbatch.training.masks import BatchFacts
 from clusterbatch.training.reduce import FlatGradients
 from tests.training.worlds import run_world
@@ -50,6 +51,8 @@ class Batch:
     documents: Tokens
     negatives: Tokens
     bounds: np.ndarray
+    # Of each negative by the teacher; NaN where it has none.
+    margins: np.ndarray
     weight: np.ndarray
     query_hash: np.ndarray
     document_hash: np.ndarray
@@ -65,11 +68,15 @@ def make_batch(rows: int, with_negatives: bool) -> Batch:
     counts = random.integers(1, 4, rows) if with_negatives else np.zeros(rows, np.int64)
     query_hash, document_hash = np.arange(rows) + 100, np.arange(rows) + 900
     query_hash[3], document_hash[5] = query_hash[1], document_hash[2]
+    margins = random.uniform(-0.2, 0.8, int(counts.sum()))
+    # One of several negatives of a row, and the only one of another.
+    margins[random.random(len(margins)) < 0.3] = np.nan
     return Batch(
         queries=texts(rows),
         documents=texts(rows),
         negatives=texts(int(counts.sum())),
         bounds=np.concatenate([[0], np.cumsum(counts)]),
+        margins=margins,
         weight=random.uniform(0.2, 2.0, rows),
         query_hash=query_hash,
         document_hash=document_hash,
@@ -110,6 +117,11 @@ def product_gradient(world: World, batch: Batch, config: TrainConfig) -> tuple[f
         negative_hash=torch.arange(len(batch.negatives)) + 5000 if has_negatives else None,
         document_token_hash=torch.from_numpy(batch.document_hash) if has_negatives else None,
     )
+    margins = None
+    if config.margin_mse:
+        row = np.repeat(np.arange(end - start), np.diff(batch.bounds[start : end + 1]))
+        mine = batch.margins[negative_bounds[world.rank] : negative_bounds[world.rank + 1]]
+        margins = TeacherMargins(torch.from_numpy(row), torch.from_numpy(mine))
     loss, _ = loss_module(
         vectors[0],
         vectors[1],
@@ -119,6 +131,7 @@ def product_gradient(world: World, batch: Batch, config: TrainConfig) -> tuple[f
         np.diff(negative_bounds).tolist(),
         world,
         torch.from_numpy(batch.weight),
+        margins,
     )
     loss.backward()
     embedding.backward()
@@ -133,7 +146,8 @@ def reference_gradient(batch: Batch, config: TrainConfig) -> tuple[float, dict[s
     encoder.table.sparse = False
     log_scale = nn.Parameter(torch.tensor(1 / config.temperature, dtype=torch.float64).log().float().double())
     query, document = encoder(batch.queries), encoder(batch.documents)
-    columns = torch.cat([document, encoder(batch.negatives)]) if len(batch.negatives) else document
+    negative = encoder(batch.negatives) if len(batch.negatives) else document[:0]
+    columns = torch.cat([document, negative])
     rows, scale = len(query), log_scale.exp()
     same = batch.query_hash[:, None] == batch.query_hash[None, :]
     same |= batch.document_hash[:, None] == batch.document_hash[None, :]
@@ -154,11 +168,23 @@ def reference_gradient(batch: Batch, config: TrainConfig) -> tuple[float, dict[s
     loss = entropy(query, columns, extra)
     if "document_to_query" in config.directions:
         loss = (loss + entropy(document, query)) / 2
+    if config.margin_mse:
+        loss = loss + config.margin_mse * _margin_loss(batch, query, document, negative, weight)
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in encoder.named_parameters()}
     if config.learn_temperature:
         gradients["log_scale"] = log_scale.grad
     return loss.item(), gradients
+
+
+def _margin_loss(batch: Batch, query: Tensor, document: Tensor, negative: Tensor, weight: Tensor) -> Tensor:
+    total = query.new_zeros(())
+    for row in range(len(query)):
+        own = [n for n in range(batch.bounds[row], batch.bounds[row + 1]) if not np.isnan(batch.margins[n])]
+        for n in own:
+            student = query[row] @ document[row] - query[row] @ negative[n]
+            total = total + weight[row] / len(own) * ((student - batch.margins[n]) / TEMPERATURE) ** 2
+    return total
 
 
 @dataclass(frozen=True)
@@ -174,20 +200,21 @@ class Parity:
 
 
 def parity_table(sizes: tuple[int, ...] = (1, 2, 4), rows: int = 23) -> list[Parity]:
-    """W x direct, cached x pairs, hard negatives x one direction, all directions."""
+    """W x direct, cached x pairs, hard negatives, those with margins x one direction, all directions."""
     cases = []
-    for with_negatives in (False, True):
-        batch = make_batch(rows, with_negatives)
+    for data, margin_mse in (("pairs", 0.0), ("hard negatives", 0.0), ("margins", 0.3)):
+        batch = make_batch(rows, with_negatives=data != "pairs")
         for directions in (["query_to_document"], ["query_to_document", "document_to_query", "query_to_query"]):
             for backward, activation_bytes in (("direct", 2**30), ("cached", 0)):
                 config = TrainConfig(
                     temperature=TEMPERATURE,
                     learn_temperature=True,
                     directions=directions,
+                    margin_mse=margin_mse,
                     micro_batch_tokens=64,
                     activation_bytes=activation_bytes,
                 )
-                cases.append((batch, config, backward, "hard negatives" if with_negatives else "pairs"))
+                cases.append((batch, config, backward, data))
     table = []
     for size in sizes:
         # One world for all cases: starting processes is what costs here.

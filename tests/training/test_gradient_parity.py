@@ -13,7 +13,7 @@ def table() -> list[Parity]:
 
 
 def test_every_case_is_there(table: list[Parity]) -> None:
-    assert len({(row.ranks, row.backward, row.data, row.directions) for row in table}) == 3 * 2 * 2 * 2
+    assert len({(row.ranks, row.backward, row.data, row.directions) for row in table}) == 3 * 2 * 3 * 2
 
 
 def test_losses_of_all_ranks_add_up_to_the_reference(table: list[Parity]) -> None:
