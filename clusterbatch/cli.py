@@ -18,6 +18,7 @@ from clusterbatch.log import log_context, say
 from clusterbatch.output import (
     print_cluster,
     print_comparison,
+    print_intervals,
     print_prediction,
     print_quality,
     print_removals,
@@ -197,8 +198,17 @@ def _predict(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def _tune(config: RunConfig, options: argparse.Namespace) -> None:
+    from clusterbatch.experiments.refresh_interval import RESULT, tune_refresh
     from clusterbatch.experiments.tune import CHOSEN, tune
 
+    if config.tune.stream is not None:
+        with workspace_lease(config):
+            found = tune_refresh(config, force=options.force)
+        if options.json:
+            print(json.dumps(found))
+            return
+        print_intervals(found, f"{config.workspace}/{RESULT}")
+        return
     with workspace_lease(config):
         found = tune(config, force=options.force)
     if options.json:
