@@ -170,13 +170,18 @@ def _report(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def _compare(config: RunConfig, options: argparse.Namespace) -> None:
-    from clusterbatch.experiments.compare import compare
+    from clusterbatch.experiments.compare import compare, comparison_artifact
     from clusterbatch.experiments.comparison_report import DATA, write_comparison
+    from clusterbatch.experiments.experience import remember
+    from clusterbatch.experiments.predict import predict
     from clusterbatch.experiments.report import write_report
     from clusterbatch.store import Folder
 
     with workspace_lease(config):
-        compare(config, force=options.force)
+        manifest = compare(config, force=options.force)
+        if config.predict.experience is not None:
+            rows = remember(config, comparison_artifact(config), manifest, predict(config)["sources"])
+            say(f"compare   {rows} sources' outcomes are in {config.predict.experience}")
         write_report(config)
         page = write_comparison(config)
     found = Folder(page.rsplit("/", 1)[0], config.storage).read_json(DATA)
