@@ -257,9 +257,9 @@ def _result(config: RunConfig, stream: StreamConfig, artifact: Artifact, arrival
 
 def _mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of one month over the seeds; reclustered becomes the share of them."""
-    found: dict[str, Any] = {
+    found: dict[str, Any] = {"month": rows[0]["month"]} | {
         name: float(np.mean([row[name] for row in rows]))
-        for name in ("month", "rows", "embedded", "reclustered", "drift", "steps", "cost")
+        for name in ("rows", "embedded", "reclustered", "drift", "steps", "cost")
     }
     stages = rows[0]["seconds"]
     return {
