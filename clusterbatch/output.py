@@ -96,10 +96,9 @@ def _print_experience(console: Console, found: dict[str, Any]) -> None:
         table.add_row(name, *estimates, f"{near['source']} ({near['workspace'].rsplit('/', 1)[-1]})", gained)
     console.print(table)
     for arm, row in found["arms"].items():
-        worth = "worth something" if row["error"] < row["guessing"] else "worth nothing"
         console.print(
             f"{arm}: each of them, left out, is missed by {row['error']:.4f} on average; guessing the others' mean "
-            f"misses by {row['guessing']:.4f}, so this is {worth}"
+            f"misses by {row['guessing']:.4f}"
         )
 
 

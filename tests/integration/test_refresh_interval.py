@@ -24,10 +24,11 @@ _STEPS = 3
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     folder = tmp_path_factory.mktemp("stream")
-    words = ["refresh.every_steps=3", "refresh.sample=256", "train.steps=3", "train.workers=1"]
+    words = ["refresh.every_steps=3", "refresh.sample=256", "train.steps=3"]
+    words += ["train.workers=1", "train.checkpoint_every=3", "embed.model=char-ngrams"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SUBJECTS, "gardening", _THIRD)
-        config = subjects_config(folder, [*WORDS, *words, "embed.model=char-ngrams"])
+        config = subjects_config(folder, [*WORDS, *words])
         subjects = list(SUBJECTS)
     rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     arrivals = []
