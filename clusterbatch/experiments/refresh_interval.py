@@ -71,9 +71,12 @@ def tune_refresh(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
                 numbered = enumerate(stream.policies, start=seed * len(stream.policies))
                 pending = [(number, policy) for number, policy in numbered if number not in done]
                 runs = _Runs(config, stream, seed, metric)
-                first = runs.first(artifact.folder) if pending else config
+                # Named by what they are of: months of another configuration that was cut off must not be gone on with.
+                work = artifact.folder.child(_WORK, identity, f"seed={seed}")
+                first = runs.first(work) if pending else config
                 for number, policy in pending:
-                    done[number] = _followed(runs, first, policy, artifact, Receipt(unit=number, fingerprint=identity))
+                    receipt = Receipt(unit=number, fingerprint=identity)
+                    done[number] = _followed(runs, first, policy, work, artifact, receipt)
         runs_of = [receipt.details for _, receipt in sorted(done.items())]
         artifact.commit(
             identity,
@@ -136,9 +139,9 @@ class _Runs:
             },
         )
 
-    def first(self, home: Folder) -> RunConfig:
+    def first(self, work: Folder) -> RunConfig:
         """The first month, the same for all policies."""
-        config = self.month(home.child(_WORK, f"seed={self.seed}", "first").uri, 0, "always")
+        config = self.month(work.child("first").uri, 0, "always")
         for stage in STAGES:
             run_stage(stage, config)
         return config
@@ -149,9 +152,11 @@ class _Runs:
         return with_changes(self._config, {"workspace": workspace, "corpus.paths": paths, "refresh.when": when})
 
 
-def _followed(runs: _Runs, first: RunConfig, policy: Policy, artifact: Artifact, receipt: Receipt) -> Receipt:
+def _followed(
+    runs: _Runs, first: RunConfig, policy: Policy, work: Folder, artifact: Artifact, receipt: Receipt
+) -> Receipt:
     """All months under one policy. Receipt.details: policy, seed, months; its part has every query's score."""
-    home = artifact.folder.child(_WORK, f"seed={runs.seed}", f"policy={receipt.unit}")
+    home = work.child(f"policy={receipt.unit}")
     _copy(Folder(first.workspace, first.storage), home)
     last, config = 0, first
     for month in range(1, len(runs.stream.arrivals)):
