@@ -35,6 +35,7 @@ from clusterbatch.corpus.units import corpus_units
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.mining.stage import Mined
 from clusterbatch.runtime import Pool, Unit, run_units
+from clusterbatch.runtime.resources import device_for, gpus_for
 from clusterbatch.schema import VECTORS
 from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
 from clusterbatch.store.exchange import bucket_rows
@@ -95,10 +96,7 @@ class Passes:
 
     @cached_property
     def device(self) -> str:
-        wanted = self.config.cluster.device
-        if wanted != "auto":
-            return wanted
-        return "cuda" if ray.cluster_resources().get("GPU", 0) >= self.config.cluster.gpus_per_worker else "cpu"
+        return device_for(self.config.cluster.device)
 
     @cached_property
     def pool(self) -> Pool:
@@ -107,7 +105,7 @@ class Passes:
     @cached_property
     def computing_pool(self) -> Pool:
         """For passes that multiply matrices."""
-        gpus = self.config.cluster.gpus_per_worker if self.device.startswith("cuda") else 0.0
+        gpus = gpus_for(self.device, self.pool.workers, self.config.cluster.gpus_per_worker)
         return replace(self.pool, gpus=gpus)
 
     @cached_property

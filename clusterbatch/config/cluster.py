@@ -49,9 +49,9 @@ class ClusterConfig(Section):
     shard_bytes: int = Field(256 * 2**20, ge=2**16)
     workers: int = operational(2, ge=1)
     device: str = operational("auto")
-    # What each worker asks of the cluster; with a GPU it may be a fraction of one.
+    # What each worker asks of the cluster. GPUs unset: one; where there are fewer GPUs than workers, they share them.
     cpus_per_worker: float = operational(0.9, gt=0)
-    gpus_per_worker: float = operational(1.0, gt=0)
+    gpus_per_worker: float | None = operational(None, gt=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> ClusterConfig:

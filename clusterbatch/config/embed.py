@@ -29,9 +29,9 @@ class EmbedConfig(Section):
     # auto: the GPUs of the cluster, where it has any.
     device: str = operational("auto")
     workers: int = operational(2, ge=1)
-    # What each worker asks of the cluster; with a GPU it may be a fraction of one.
+    # What each worker asks of the cluster. GPUs unset: one; where there are fewer GPUs than workers, they share them.
     cpus_per_worker: float = operational(0.9, gt=0)
-    gpus_per_worker: float = operational(1.0, gt=0)
+    gpus_per_worker: float | None = operational(None, gt=0)
     # Processes that read and tokenise ahead of the workers. Unset: none on CPUs, where workers do it themselves at a
     # few per cent of their time; eight for each GPU worker.
     tokenizers: int | None = operational(None, ge=0)

@@ -105,8 +105,8 @@ class TrainConfig(Section):
     # Where figures go beside the JSON lines; mlflow and wandb need their packages and take their own settings from
     # their environment variables.
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = operational(["tensorboard"])
-    # A number, or [fewest, most]: Ray then takes what the cluster has (elastic).
-    workers: WorkerRange = operational((2, 2))
+    # A number, or [fewest, most]: Ray then takes what the cluster has (elastic). Unset: one for each GPU, else two.
+    workers: WorkerRange | None = operational(None)
     # CPU cores that a worker asks for; it computes with as many threads, at least one.
     cpus_per_worker: float = operational(0.9, gt=0)
     # How often lost workers are replaced before the run fails; -1: always.
@@ -140,7 +140,6 @@ class TrainConfig(Section):
             raise ValueError("lora and gradient_checkpointing need encoder: backbone")
         if self.mask.same_query_is_positive and not self.mask.duplicates:
             raise ValueError("mask.same_query_is_positive needs mask.duplicates")
-        fewest, most = self.workers
-        if not 1 <= fewest <= most:
-            raise ValueError(f"workers: expected a number of at least 1, or [fewest, most] (got {[fewest, most]})")
+        if self.workers is not None and not 1 <= self.workers[0] <= self.workers[1]:
+            raise ValueError(f"workers: expected a number of at least 1, or [fewest, most] (got {list(self.workers)})")
         return self

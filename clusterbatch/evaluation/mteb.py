@@ -44,7 +44,7 @@ def evaluate_mteb(config: RunConfig, *, generation: int = 0, force: bool = False
     units = [Unit(number, 1, job) for number, job in enumerate(jobs)]
     arguments = {"artifact": artifact, "fingerprint": identity, "config": config}
     with ray_session(config.ray):
-        pool = Pool(config.evaluate.workers, gpus=gpus_for(config.evaluate.device))
+        pool = Pool(config.evaluate.workers, gpus=gpus_for(config.evaluate.device, config.evaluate.workers))
         receipts = run_units("mteb", units, MtebWorker, arguments, pool, done=done, measured_in="tasks")
     return artifact.commit(
         identity,

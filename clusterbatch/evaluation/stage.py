@@ -52,7 +52,7 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
             units,
             SearchWorker,
             {"artifact": artifact, "fingerprint": identity, "config": config},
-            Pool(config.evaluate.workers, gpus=gpus_for(config.evaluate.device)),
+            Pool(config.evaluate.workers, gpus=gpus_for(config.evaluate.device, config.evaluate.workers)),
             done=receipts,
             measured_in="KiB of documents",
         )

@@ -180,7 +180,8 @@ def _run(
         "metrics": list(dict.fromkeys(metrics)),
         "points": config.compare.points,
     }
-    pool = Pool(config.compare.workers, gpus=gpus_for(config.train.device))
+    workers = config.compare.workers
+    pool = Pool(workers, gpus=gpus_for(config.train.device, workers))
     receipts = run_units("compare", units, TrialWorker, arguments, pool, done=done, measured_in="steps")
     return {**done, **{receipt.unit: receipt for receipt in receipts}}
 

@@ -149,7 +149,8 @@ class _Runs:
             "metrics": [self._metric],
             "points": 1,
         }
-        pool = Pool(self._config.tune.workers, gpus=gpus_for(self._config.train.device))
+        workers = self._config.tune.workers
+        pool = Pool(workers, gpus=gpus_for(self._config.train.device, workers))
         with ray_session(self._config.ray):
             receipts = run_units("tune", units, TrialWorker, arguments, pool, done=done, measured_in="steps")
         found = {}

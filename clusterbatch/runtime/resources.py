@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -30,14 +31,28 @@ class Pool:
         return {name: amount for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount}
 
 
-def gpus_for(device: str) -> float:
-    """GPUs that a worker asks for: one where `device` names it, or says auto and the cluster has any.
+def device_for(device: str) -> str:
+    """What `device` means on this cluster: auto is cuda where any of its nodes has a GPU, and cpu elsewhere.
+
+    The driver need not see a GPU: a head node seldom has one.
+    """
+    if device != "auto":
+        return device
+    return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+
+
+def gpus_for(device: str, workers: int, each: float | None = None) -> float:
+    """GPUs that each of `workers` asks for: `each`, else one; where there are fewer GPUs than workers, they share them.
 
     Ray shows a worker the GPUs it asked for and no others, so what auto means to the worker follows from this.
     """
-    if device == "auto":
-        return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
-    return 1.0 if device.startswith("cuda") else 0.0
+    if not device_for(device).startswith("cuda"):
+        return 0.0
+    if each is not None:
+        return each
+    # None yet on a cluster that starts nodes when asked.
+    gpus = int(ray.cluster_resources().get("GPU", 0)) or workers
+    return 1 / math.ceil(workers / gpus)
 
 
 def check_resources(title: str, workers: int, pool: Pool) -> None:

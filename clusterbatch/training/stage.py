@@ -18,12 +18,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clusterbatch import errors
 from clusterbatch.config import RunConfig, fingerprint
-from clusterbatch.encoder.hardware import resolve_device
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageError, root_cause
 from clusterbatch.log import say
 from clusterbatch.runtime import Pool, ProgressLine, check_resources, ray_session
 from clusterbatch.runtime.metrics import count_retries, step_finished
+from clusterbatch.runtime.resources import device_for
 from clusterbatch.store import Counts, Manifest, Receipt, Stopwatch
 from clusterbatch.store.publishing import publish
 from clusterbatch.store.traffic import Traffic, carry_over, since_last
@@ -123,9 +123,8 @@ def _begin_checkpoints(job: TrainingJob, force: bool) -> None:
 def _fit(job: TrainingJob) -> None:
     """Runs the workers through Ray Train until the last step; raises what stopped them for good."""
     settings = job.config.train
-    device = resolve_device(settings.device)
-    use_gpu = device.type == "cuda"
-    fewest, most = settings.workers
+    use_gpu = device_for(settings.device).startswith("cuda")
+    fewest, most = settings.workers or _all_workers(use_gpu)
     check_resources("train", fewest, Pool(fewest, settings.cpus_per_worker, 1.0 if use_gpu else 0.0))
     # Where the driver is: on any other node it could be lost with that node, and all workers with it.
     beside_us = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -154,6 +153,12 @@ def _fit(job: TrainingJob) -> None:
             raise InfrastructureError(f"train: {_last_line(error)}") from error
         carry_over(ray.get(board.traffic.remote()))
         _raise_fatal(board)
+
+
+def _all_workers(use_gpu: bool) -> tuple[int, int]:
+    """Where `train.workers` is open. GPUs are not shared: NCCL takes no two ranks on one."""
+    workers = max(1, int(ray.cluster_resources().get("GPU", 0))) if use_gpu else 2
+    return workers, workers
 
 
 def _raise_fatal(board: Any) -> None:

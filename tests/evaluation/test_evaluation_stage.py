@@ -36,7 +36,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("clusterbatch.evaluation.stage.run_units", run)
     monkeypatch.setattr("clusterbatch.evaluation.stage.ray_session", lambda config: nullcontext())
-    monkeypatch.setattr("clusterbatch.evaluation.stage.gpus_for", lambda device: 0.0)
+    monkeypatch.setattr("clusterbatch.evaluation.stage.gpus_for", lambda device, workers: 0.0)
 
 
 @pytest.fixture

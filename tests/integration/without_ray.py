@@ -84,6 +84,7 @@ _REPLACEMENTS: dict[str, Any] = {
     "run_units": _run_units,
     "ray_session": lambda config: nullcontext(),
     "run_on_worker": lambda function, argument, pool: function(argument),
-    "gpus_for": lambda device: 0.0,
+    "gpus_for": lambda device, workers, each=None: 0.0,
+    "device_for": lambda device: "cpu" if device == "auto" else device,
     "_fit": _fit,
 }
