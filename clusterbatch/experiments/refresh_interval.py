@@ -29,11 +29,12 @@ from clusterbatch.experiments.intervals import months_of, recommend, summarise
 from clusterbatch.experiments.refresh import refresh
 from clusterbatch.experiments.run import STAGES, run_stage
 from clusterbatch.runtime import lasting_session, ray_session
-from clusterbatch.runtime.resources import gpus_for
+from clusterbatch.runtime.resources import device_for
 from clusterbatch.store import Artifact, Folder, Receipt, Stopwatch
 from clusterbatch.store.rounds import rounds
 from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.stage import all_workers
 
 RESULT = "tune/refresh.json"
 _WORK = "work"
@@ -169,9 +170,11 @@ def _followed(
             refresh(config)
     with ray_session(config.ray):
         prices = config.compare.prices
-        hourly = prices.gpu_hour if gpus_for(config.train.device) else prices.cpu_hour
+        on_gpu = device_for(config.train.device).startswith("cuda")
+        hourly = prices.gpu_hour if on_gpu else prices.cpu_hour
+        _, trainers = config.train.workers or all_workers(on_gpu)
     receipt.parts = [write_parquet(artifact, f"scores-{receipt.unit:03d}", _scores(Workspace(config), runs.metric))]
-    receipt.details = {"policy": policy.name, "seed": runs.seed, "months": _months(config, policy, hourly)}
+    receipt.details = {"policy": policy.name, "seed": runs.seed, "months": _months(config, policy, hourly, trainers)}
     artifact.write_receipt(receipt)
     home.remove()
     return receipt
@@ -197,8 +200,8 @@ def _scores(workspace: Workspace, metric: str) -> pa.Table:
     return pa.concat_tables(tables).sort_by([(name, "ascending") for name in ("month", "collection", "query_id")])
 
 
-def _months(config: RunConfig, policy: Policy, hourly: float) -> list[dict[str, Any]]:
-    """One row a month: what it made and what that cost."""
+def _months(config: RunConfig, policy: Policy, hourly: float, trainers: int) -> list[dict[str, Any]]:
+    """One row a month: what it made and what that cost; hourly: price of a worker, trainers: workers that trained."""
     workspace, found = Workspace(config), []
     versions = workspace.corpus.versions()
     workers = {
@@ -206,7 +209,7 @@ def _months(config: RunConfig, policy: Policy, hourly: float) -> list[dict[str, 
         "drift": config.embed.workers,
         "embed": config.embed.workers,
         "cluster": config.cluster.workers,
-        "train": config.train.workers[1],
+        "train": trainers,
     }
     known = 1
     for record in rounds(workspace):
