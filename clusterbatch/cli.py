@@ -18,6 +18,7 @@ from clusterbatch.log import log_context, say
 from clusterbatch.output import (
     print_cluster,
     print_comparison,
+    print_intervals,
     print_prediction,
     print_quality,
     print_removals,
@@ -181,13 +182,18 @@ def _report(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def _compare(config: RunConfig, options: argparse.Namespace) -> None:
-    from clusterbatch.experiments.compare import compare
+    from clusterbatch.experiments.compare import compare, comparison_artifact
     from clusterbatch.experiments.comparison_report import DATA, write_comparison
+    from clusterbatch.experiments.experience import remember
+    from clusterbatch.experiments.predict import predict
     from clusterbatch.experiments.report import write_report
     from clusterbatch.store import Folder
 
     with workspace_lease(config):
-        compare(config, force=options.force)
+        manifest = compare(config, force=options.force)
+        if config.predict.experience is not None:
+            rows = remember(config, comparison_artifact(config), manifest, predict(config)["sources"])
+            say(f"compare   {rows} sources' outcomes are in {config.predict.experience}")
         write_report(config)
         page = write_comparison(config)
     found = Folder(page.rsplit("/", 1)[0], config.storage).read_json(DATA)
@@ -209,8 +215,17 @@ def _predict(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def _tune(config: RunConfig, options: argparse.Namespace) -> None:
+    from clusterbatch.experiments.refresh_interval import RESULT, tune_refresh
     from clusterbatch.experiments.tune import CHOSEN, tune
 
+    if config.tune.stream is not None:
+        with workspace_lease(config):
+            found = tune_refresh(config, force=options.force)
+        if options.json:
+            print(json.dumps(found))
+            return
+        print_intervals(found, f"{config.workspace}/{RESULT}")
+        return
     with workspace_lease(config):
         found = tune(config, force=options.force)
     if options.json:

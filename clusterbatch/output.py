@@ -21,6 +21,7 @@ _TEXT = (
     "metric",
     "arm",
     "verdict",
+    "refresh",
     "path",
     "reason",
     "pair_id",
@@ -75,6 +76,30 @@ def print_prediction(found: dict[str, Any]) -> None:
     console = _console()
     console.print(table)
     console.print(found["answer"])
+    if "experience" in found:
+        _print_experience(console, found["experience"])
+
+
+def _print_experience(console: Console, found: dict[str, Any]) -> None:
+    """`found`: what experiments.experience.foretell returns."""
+    if not found["arms"]:
+        console.print(f"Earlier comparisons: {found['rows']} sources of other corpora, too few to learn from.")
+        return
+    table = _table(
+        f"Gain in {found['metric']} over {found['baseline']} by {found['rows']} sources of earlier comparisons",
+        *("source", *found["arms"], "nearest of them", "gained"),
+    )
+    for name, row in found["sources"].items():
+        near = row["nearest"]
+        gained = ", ".join(f"{arm} {near['gains'][arm]:+.4f}" for arm in found["arms"])
+        estimates = [f"{row['gains'][arm]:+.4f}" for arm in found["arms"]]
+        table.add_row(name, *estimates, f"{near['source']} ({near['workspace'].rsplit('/', 1)[-1]})", gained)
+    console.print(table)
+    for arm, row in found["arms"].items():
+        console.print(
+            f"{arm}: each of them, left out, is missed by {row['error']:.4f} on average; guessing the others' mean "
+            f"misses by {row['guessing']:.4f}"
+        )
 
 
 def print_tuning(found: dict[str, Any], file: str) -> None:
@@ -88,6 +113,31 @@ def print_tuning(found: dict[str, Any], file: str) -> None:
     console.print(table)
     console.print(f"chosen: {found['chosen']} ({found['why']})")
     console.print(f"configuration: {file}", soft_wrap=True)
+
+
+def print_intervals(found: dict[str, Any], file: str) -> None:
+    """`found`: what experiments.refresh_interval returns; file: where that is."""
+    columns = ["refresh", "month", "rows", "embedded", "new clusters", "old data", "new data", "minutes", "cost"]
+    table = _table(f"{found['metric']} and cost by refresh interval", *columns)
+    for name, policy in found["policies"].items():
+        for row in policy["months"]:
+            figures = [f"{row[key]:,.0f}" for key in ("month", "rows", "embedded")]
+            clusters = {0.0: "", 1.0: "yes"}.get(row["reclustered"], f"{row['reclustered']:.0%} of the seeds")
+            quality = [f"{row['old']:.4f}", f"{row['new']:.4f}"]
+            minutes = f"{sum(row['seconds'].values()) / 60:.1f}"
+            table.add_row(name, *figures, clusters, *quality, minutes, f"{row['cost']:.4g}")
+            name = ""
+        quality = [f"{policy['old']:.4f}", f"{policy['new']:.4f}"]
+        table.add_row("", "mean", "", "", "", *quality, "", f"{policy['cost']:.4g}", end_section=True)
+    console = _console()
+    console.print(table)
+    for name, policy in found["policies"].items():
+        if policy["gain"] is not None:
+            known = policy["low"] is not None
+            interval = f" ({policy['low']:+.4f} to {policy['high']:+.4f})" if known else " (one seed: no interval)"
+            console.print(f"{name}: {policy['gain']:+.4f}{interval} over {next(iter(found['policies']))}")
+    console.print(f"take: {found['chosen']} ({found['why']}; cost in {found['currency']})")
+    console.print(f"figures: {file}", soft_wrap=True)
 
 
 def print_rounds(rounds: Sequence[dict[str, Any]], live: int | None, report: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from clusterbatch.config.base import Section
+from clusterbatch.config.base import Address, Section, operational
 
 
 class PredictConfig(Section):
@@ -14,3 +14,6 @@ class PredictConfig(Section):
     sizes: list[int] = Field([256, 512, 1024, 2048, 4096, 8192], min_length=1)
     # What the mask would leave out, as train.mask.surrogate_margin with surrogate_relative: above 95 % of the positive.
     mask_share: float = Field(0.95, gt=0, le=1)
+    # A file (JSON, local or s3://): `compare` adds what every arm gained, source by source, and what was known of it
+    # before; `predict` says what the rows of other corpora foretell, and how far they miss each other.
+    experience: Address | None = operational(None)

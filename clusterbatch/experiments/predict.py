@@ -19,6 +19,7 @@ from clusterbatch.corpus.units import read_unit
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.encoder.stage import embed
 from clusterbatch.encoder.surrogate import SURROGATES
+from clusterbatch.experiments.experience import foretell
 from clusterbatch.experiments.prediction import Sample, batch_figures, overall, predict_group, verdict_of
 from clusterbatch.mining.stage import source_groups
 from clusterbatch.runtime import Pool, Unit, lasting_session, ray_session, run_units
@@ -33,7 +34,8 @@ _MIXED_ROWS = 4096
 
 
 def predict(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
-    """What `predict/prediction.json` then holds: `answer` and `gain` of the corpus, figures and verdict by source.
+    """What `predict/prediction.json` then holds: `answer` and `gain` of the corpus, figures and verdict by source; with
+    predict.experience also `experience`, what experience.foretell says.
 
     Needs the corpus (ingested here where it is not) and the embedding model; trains nothing.
     """
@@ -57,6 +59,8 @@ def predict(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
         "sources": figures,
         "seconds": round(watch.seconds, 1),
     }
+    if config.predict.experience is not None:
+        result["experience"] = foretell(config, workspace.corpus.require().fingerprint, figures)
     workspace.root.write_json(PREDICTION, result)
     return result
 

@@ -126,7 +126,7 @@ def _fit(job: TrainingJob) -> None:
     """Runs the workers through Ray Train until the last step; raises what stopped them for good."""
     settings = job.config.train
     use_gpu = device_for(settings.device).startswith("cuda")
-    fewest, most = settings.workers or _all_workers(use_gpu)
+    fewest, most = settings.workers or all_workers(use_gpu)
     check_resources("train", fewest, Pool(fewest, settings.cpus_per_worker, 1.0 if use_gpu else 0.0))
     # Where the driver is: on any other node it could be lost with that node, and all workers with it.
     beside_us = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -157,7 +157,7 @@ def _fit(job: TrainingJob) -> None:
         _raise_fatal(board)
 
 
-def _all_workers(use_gpu: bool) -> tuple[int, int]:
+def all_workers(use_gpu: bool) -> tuple[int, int]:
     """Where `train.workers` is open. GPUs are not shared: NCCL takes no two ranks on one."""
     workers = max(1, int(ray.cluster_resources().get("GPU", 0))) if use_gpu else 2
     return workers, workers

@@ -26,14 +26,12 @@ import numpy as np
 from clusterbatch.config import RunConfig, load_config, with_changes
 from clusterbatch.experiments.compare import compare, comparison_artifact
 from clusterbatch.experiments.comparison import Comparison, read_comparison
+from clusterbatch.experiments.experience import FEATURES, features_of, left_out, sources_of_queries
 from clusterbatch.experiments.gains import LEAST_QUERIES, segments_of
 from clusterbatch.experiments.predict import predict
 from clusterbatch.experiments.statistics import Spread, difference
-from clusterbatch.experiments.winners import clusters_of_queries
 from tests.benchmarks.figures import emit
-from tests.benchmarks.ranks import agreement, leave_one_out, left_out
-
-FEATURES = ("gain", "diversity", "hardness", "false negatives", "duplicates", "log rows")
+from tests.benchmarks.ranks import agreement, leave_one_out
 
 
 @dataclass(frozen=True)
@@ -43,19 +41,6 @@ class Segment:
     name: str
     chosen: np.ndarray
     features: np.ndarray
-
-
-def features_of(source: Mapping[str, Any]) -> list[float]:
-    """FEATURES of one source of a prediction: the predicted gain and what else is known before training."""
-    own = source["source"]
-    return [
-        source["gain"],
-        source["diversity"],
-        own["hardness"],
-        own["false_negatives"],
-        source["duplicates"],
-        float(np.log(source["rows"])),
-    ]
 
 
 def segments(names: np.ndarray, nearest: np.ndarray, predicted: Mapping[str, Any]) -> list[Segment]:
@@ -166,10 +151,9 @@ def main() -> None:
     manifest = artifact.manifest() or compare(config)
     comparison = read_comparison(config, artifact, manifest)
     name = options.collection
-    nearest = clusters_of_queries(comparison, artifact, manifest).get(name)
+    nearest = sources_of_queries(comparison, artifact, manifest).get(name)
     if nearest is None:
         parser.error(f"{name}: the comparison has no clusters that queries could be nearest to")
-    nearest = np.array([cluster.rpartition(" ")[0] for cluster in nearest.tolist()])
     predicted = made_predictions(config, options.rows)
     by_id = segments_of(comparison.queries[name], config.report.segment_pattern)
     baselines = [arm.name for arm in comparison.arms if arm.name in ("source", comparison.reference)]

@@ -1,6 +1,6 @@
 """Do rows that are predicted high come out high? Rank correlations with intervals, and leave-one-out, of few rows.
 
-N rows (sources of a corpus), F features of each, A outcomes (arms of a comparison).
+N rows (sources of a corpus), F features of each.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+
+from clusterbatch.experiments.experience import left_out
 
 _RESAMPLES = 2000
 
@@ -34,26 +36,6 @@ def agreement(predicted: np.ndarray, measured: np.ndarray, *, confidence: float 
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
     p = (1 + np.sum(np.abs(permuted) >= abs(rho) - 1e-12)) / (1 + _RESAMPLES)
     return Agreement(rho, float(low), float(high), float(p))
-
-
-def left_out(features: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
-    """(N, A): for each row what a ridge regression on the other rows says of it.
-
-    features: (N, F), outcomes: (N, A). Features are standardised over the other rows; the penalty is their number, as
-    heavy as if each feature had been seen to do nothing as often as it was seen at all: with few rows it must be.
-    """
-    rows = len(features)
-    predicted = np.empty(outcomes.shape)
-    for row in range(rows):
-        others = np.arange(rows) != row
-        mean, scale = features[others].mean(axis=0), features[others].std(axis=0)
-        scaled = (features - mean) / np.where(scale > 0, scale, 1.0)
-        centre = outcomes[others].mean(axis=0)
-        known = scaled[others]
-        penalised = known.T @ known + (rows - 1) * np.eye(known.shape[1])
-        weights = np.linalg.solve(penalised, known.T @ (outcomes[others] - centre))
-        predicted[row] = centre + scaled[row] @ weights
-    return predicted
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from clusterbatch.corpus import ingest, inputs
 from clusterbatch.corpus import passes as corpus_passes
 from clusterbatch.encoder import stage as encoder
 from clusterbatch.evaluation import stage as evaluation
-from clusterbatch.experiments import compare, predict, refresh, tune
+from clusterbatch.experiments import compare, predict, refresh, refresh_interval, tune
 from clusterbatch.mining import stage as mining
 from clusterbatch.runtime import Unit
 from clusterbatch.store import Receipt
@@ -67,6 +67,7 @@ _MODULES = (
     compare,
     predict,
     refresh,
+    refresh_interval,
     tune,
     ingest,
     inputs,
