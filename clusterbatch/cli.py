@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -42,10 +45,14 @@ _STAGES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. Exit codes: 0 done, 1 a bug, 2 usage, 3 data, 4 infrastructure, 130 interrupted."""
+    """Entry point. Exit codes: 0 done, 1 a bug, 2 usage, 3 data, 4 infrastructure, 130 interrupted, 143 terminated."""
     options = _parse(arguments)
     try:
-        options.action(options)
+        with _terminable():
+            options.action(options)
+    except _Terminated:
+        say("clusterbatch: terminated; the same command continues where this one stopped", level="error", exit_code=143)
+        return 143
     except KeyboardInterrupt:
         say(
             "clusterbatch: interrupted; the same command continues where this one stopped", level="error", exit_code=130
@@ -58,6 +65,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"clusterbatch: {cause}", level="error", exit_code=cause.exit_code)
         return cause.exit_code
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as orchestrators send it before they kill: to be left like an interrupt."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

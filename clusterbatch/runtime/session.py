@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -70,8 +72,12 @@ def _start(config: RayConfig) -> None:
     address = config.address or os.environ.get("RAY_ADDRESS")
     for name, value in _LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    on_termination = signal.getsignal(signal.SIGTERM)
     with _without_native_stderr():
         _init(config, address)
+    if callable(on_termination) and threading.current_thread() is threading.main_thread():
+        # Ray takes the signal over, and prints the stack of its core before it exits.
+        signal.signal(signal.SIGTERM, on_termination)
     _quieten()
 
 
