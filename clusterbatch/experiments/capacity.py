@@ -194,7 +194,9 @@ class CapacityModel:
     def workers(self, stage: str) -> int:
         sections = {"ingest": "corpus"}
         workers = getattr(self.config, sections.get(stage, stage)).workers
-        return workers if isinstance(workers, int) else workers[1]
+        # Where training's are open, those of a machine without GPUs.
+        most = workers[1] if isinstance(workers, tuple) else workers
+        return 2 if most is None else most
 
     def rate_name(self, stage: str) -> str:
         return f"train {self.config.train.encoder}" if stage == "train" else stage
