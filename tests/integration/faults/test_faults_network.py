@@ -63,13 +63,17 @@ def far_host() -> Iterator[None]:
 
 @contextmanager
 def ray_node(folder: Path, address: str, *words: str, inside: bool = False) -> Iterator[subprocess.Popen[bytes]]:
-    """`ray start --block`; it and all its processes end with the block."""
+    """`ray start --block`; it and all its processes end with the block.
+
+    `folder` is its own: two nodes that start in one at the same time choose the same names for their sockets.
+    """
+    folder.mkdir()
     ray = str(Path(sys.executable).parent / "ray")
     command = [ray, "start", "--block", "--disable-usage-stats", f"--node-ip-address={address}", *words]
     command += [f"--object-store-memory={STORE_BYTES}", f"--temp-dir={folder}"]
     if inside:
         command = ["ip", "netns", "exec", _NAMESPACE, *command]
-    with (folder / f"{address}-{len(words)}.log").open("wb") as log:
+    with (folder / "start.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **_NODE}, start_new_session=True)
     try:
         yield process
@@ -92,10 +96,10 @@ def two_hosts() -> Iterator[str]:
             port = probe.getsockname()[1]
         address = f"{_NEAR_ADDRESS}:{port}"
         head = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
-        stack.enter_context(ray_node(folder, _NEAR_ADDRESS, *head))
+        stack.enter_context(ray_node(folder / "head", _NEAR_ADDRESS, *head))
         wait_for_port(_NEAR_ADDRESS, port)
-        stack.enter_context(ray_node(folder, _NEAR_ADDRESS, f"--address={address}", "--num-cpus=2"))
-        far = ray_node(folder, _FAR_ADDRESS, f"--address={address}", "--num-cpus=2", inside=True)
+        stack.enter_context(ray_node(folder / "near", _NEAR_ADDRESS, f"--address={address}", "--num-cpus=2"))
+        far = ray_node(folder / "far", _FAR_ADDRESS, f"--address={address}", "--num-cpus=2", inside=True)
         stack.enter_context(far)
         wait_for(lambda: living_nodes(address) == [_NEAR_ADDRESS, _NEAR_ADDRESS, _FAR_ADDRESS])
         yield address
