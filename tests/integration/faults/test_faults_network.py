@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.faults.harness import STORE_BYTES, Driver, Runs, receipts
+from tests.integration.faults.harness import STORE_BYTES, Runs, receipts
 
 pytestmark = pytest.mark.faults
 
@@ -134,8 +134,7 @@ def wait_for(reached: Callable[[], bool]) -> None:
 def test_a_host_that_is_cut_off_and_healed(runs: Runs, two_hosts: str, seconds: int) -> None:
     workspace = runs.begin("embed")
     # More than one node's two CPUs have room for: both hosts work.
-    words = runs.arguments(workspace, "embed.workers=2", "embed.cpus_per_worker=1.5")
-    driver = Driver("embed", words, runs.log(workspace), two_hosts)
+    driver = runs.drive("embed", workspace, two_hosts, "embed.workers=2", "embed.cpus_per_worker=1.5")
     driver.wait_until(lambda: receipts(workspace) >= 3)
     ip("link", "set", _FAR, "down", inside=True)
     time.sleep(seconds)
