@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.faults.harness import STAGES, WORDS, Driver, Runs, write_pairs
+from tests.integration.faults.harness import STAGES, WORDS, Runs, write_pairs
 
 
 @pytest.fixture(scope="session")
@@ -13,5 +13,5 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     write_pairs(folder / "pairs.jsonl")
     runs = Runs(folder, [*WORDS, f"corpus.paths={folder}/pairs.jsonl"])
     for stage in STAGES:
-        Driver(stage, runs.arguments(runs.clean), runs.log(runs.clean), address=None).finish()
+        runs.drive(stage, runs.clean, None).finish()
     return runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from ray.cluster_utils import Cluster
 from clusterbatch.config import RunConfig, load_config
 from clusterbatch.experiments.inspect import inspect_workspace
 from clusterbatch.store import Manifest
+from clusterbatch.store.artifact import RECEIPTS
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.metrics_log import SEGMENTS
 
@@ -44,6 +46,8 @@ WORDS = [
     "train.dropout=0",
 ]
 STAGES = ("ingest", "embed", "cluster", "train")
+# Of a unit with this number, under a name that no other attempt uses.
+_UNITS_PART = re.compile(r".+-\d{8}-[0-9a-f]{8}\.\w+")
 _WORDS = ("alpha", "river", "stone", "matrix", "engine", "garden", "copper", "signal", "winter", "ladder")
 
 
@@ -77,16 +81,50 @@ def ray_cluster(nodes: int = 2, cpus: int = 2, **head: Any) -> Iterator[Cluster]
         cluster.shutdown()
 
 
+class Costs:
+    """What faults cost the runs in a workspace: time without a commit, and units that were done twice."""
+
+    def __init__(self, workspace: Path) -> None:
+        self._workspace = workspace
+        self._commits: set[Path] = set()
+        self._parts: set[Path] = set()
+        self._struck = self._recovered = 0.0
+
+    def strike(self) -> None:
+        """From here on it is counted how long nothing is committed."""
+        self.look()
+        self._struck, self._recovered = time.monotonic(), 0.0
+
+    def look(self) -> None:
+        """To be called again and again: what is committed takes the place of its receipts."""
+        before = len(self._commits)
+        for path in files(self._workspace):
+            if path.suffix == ".json":
+                self._commits.add(path)
+            elif _UNITS_PART.fullmatch(path.name):
+                self._parts.add(path)
+        if len(self._commits) > before and not self._recovered:
+            self._recovered = time.monotonic()
+
+    def __str__(self) -> str:
+        units = {path.with_name(path.name.rsplit("-", 1)[0]) for path in self._parts}
+        recovered, ended = self._recovered - self._struck, time.monotonic() - self._struck
+        return (
+            f"next commit after {recovered:.1f} s, end after {ended:.1f} s; "
+            f"{len(self._parts) - len(units)} of {len(units)} units done twice"
+        )
+
+
 class Driver:
     """`clusterbatch COMMAND ...` in a process of its own, with its output kept."""
 
-    def __init__(self, command: str, words: list[str], log: Path, address: str | None) -> None:
+    def __init__(self, command: str, words: list[str], log: Path, address: str | None, costs: Costs) -> None:
         arguments = [sys.executable, "-m", "clusterbatch.cli", command, *words]
         if address is not None:
             arguments.append(f"ray.address={address}")
         else:
             arguments += ["ray.num_cpus=2", f"ray.object_store_memory={STORE_BYTES}"]
-        self.log = log
+        self.log, self.costs = log, costs
         self.started = time.monotonic()
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
@@ -95,19 +133,25 @@ class Driver:
 
     def wait(self) -> int:
         try:
-            return self.process.wait(timeout=WAIT_SECONDS)
+            return self.process.wait(timeout=self.started + WAIT_SECONDS - time.monotonic())
         except subprocess.TimeoutExpired:
             self.kill_all()
             raise AssertionError(f"hangs\n{self.output}") from None
 
     def finish(self) -> None:
-        """Waits for success, and shows what was said where there is none."""
+        """Waits for success, and shows what was said where there is none. To be called when the fault has struck."""
+        self.costs.strike()
+        while self.process.poll() is None and time.monotonic() - self.started < WAIT_SECONDS:
+            self.costs.look()
+            time.sleep(0.02)
         code = self.wait()
         assert code == 0, f"exit code {code}\n{self.output}"
+        print(self.costs)
 
     def wait_until(self, reached: Callable[[], bool]) -> None:
         """Returns as soon as `reached`; fails where the driver ends before."""
         while not reached():
+            self.costs.look()
             assert self.process.poll() is None, f"ended too early\n{self.output}"
             if time.monotonic() - self.started > WAIT_SECONDS:
                 self.kill_all()
@@ -139,12 +183,16 @@ class Runs:
         self.folder, self.words = folder, words
         self.clean = folder / "undisturbed"
         self._number = 0
+        self._costs: dict[Path, Costs] = {}
 
     def config(self, workspace: Path) -> RunConfig:
         return load_config(None, [*self.words, f"workspace={workspace}"])
 
-    def arguments(self, workspace: Path, *more: str) -> list[str]:
-        return [*self.words, f"workspace={workspace}", *more]
+    def drive(self, stage: str, workspace: Path, address: str | None, *more: str) -> Driver:
+        """A new driver; `more` are words of its own."""
+        costs = self._costs.setdefault(workspace, Costs(workspace))
+        words = [*self.words, f"workspace={workspace}", *more]
+        return Driver(stage, words, workspace.with_suffix(".log"), address, costs)
 
     def begin(self, stage: str) -> Path:
         """A new workspace in which all that comes before `stage` is done."""
@@ -155,9 +203,6 @@ class Runs:
             # Linked, not copied: what is done is never written again.
             (workspace / name).symlink_to(self.clean / name)
         return workspace
-
-    def log(self, workspace: Path) -> Path:
-        return workspace.with_suffix(".log")
 
     def manifest(self, workspace: Path, stage: str) -> Manifest | None:
         place = Workspace(self.config(workspace))
@@ -188,9 +233,15 @@ class Runs:
         assert not left
 
 
+def files(folder: Path) -> Iterator[Path]:
+    """All files below a folder in which others work: folders that go away meanwhile are passed over."""
+    for place, _, names in os.walk(folder):
+        yield from (Path(place) / name for name in names)
+
+
 def receipts(folder: Path) -> int:
     """Receipts anywhere below a folder, those of a stage's passes among them."""
-    return len(list(folder.rglob("_receipts/*.json")))
+    return sum(path.parent.name == RECEIPTS and path.suffix == ".json" for path in files(folder))
 
 
 def training_lines(workspace: Path) -> list[tuple[int, float]]:

@@ -10,13 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.integration.faults.harness import STORE_BYTES, Driver, Runs, receipts
+from tests.integration.faults.harness import STORE_BYTES, Runs, receipts
 
 pytestmark = pytest.mark.faults
 
@@ -62,24 +62,38 @@ def far_host() -> Iterator[None]:
 
 
 @contextmanager
-def ray_node(folder: Path, address: str, *words: str, inside: bool = False) -> Iterator[subprocess.Popen[bytes]]:
-    """`ray start --block`; it and all its processes end with the block."""
+def ray_node(folder: Path, address: str, *words: str, inside: bool = False) -> Iterator[None]:
+    """A node that `ray start --block` has started; it and all its processes end with the block.
+
+    `folder` is its own: two nodes that start in one at the same time choose the same names for their sockets.
+    """
+    folder.mkdir()
     ray = str(Path(sys.executable).parent / "ray")
     command = [ray, "start", "--block", "--disable-usage-stats", f"--node-ip-address={address}", *words]
     command += [f"--object-store-memory={STORE_BYTES}", f"--temp-dir={folder}"]
     if inside:
         command = ["ip", "netns", "exec", _NAMESPACE, *command]
-    with (folder / f"{address}-{len(words)}.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **_NODE}, start_new_session=True)
-    try:
-        yield process
-    finally:
-        process.terminate()
+    log, started = folder / "start.log", time.monotonic()
+    while True:
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command, stdout=file, stderr=file, env={**os.environ, **_NODE}, start_new_session=True
+            )
         try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            while process.poll() is None and b"Ray runtime started" not in log.read_bytes():
+                time.sleep(0.1)
+            if process.poll() is None:
+                yield
+                return
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        # Ray gives a node half a minute to start; on a busy machine that is not always enough.
+        assert time.monotonic() - started < _SECONDS_TO_START, log.read_text()
 
 
 @pytest.fixture
@@ -92,12 +106,14 @@ def two_hosts() -> Iterator[str]:
             port = probe.getsockname()[1]
         address = f"{_NEAR_ADDRESS}:{port}"
         head = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
-        stack.enter_context(ray_node(folder, _NEAR_ADDRESS, *head))
-        wait_for_port(_NEAR_ADDRESS, port)
-        stack.enter_context(ray_node(folder, _NEAR_ADDRESS, f"--address={address}", "--num-cpus=2"))
-        far = ray_node(folder, _FAR_ADDRESS, f"--address={address}", "--num-cpus=2", inside=True)
-        stack.enter_context(far)
-        wait_for(lambda: living_nodes(address) == [_NEAR_ADDRESS, _NEAR_ADDRESS, _FAR_ADDRESS])
+        other = [f"--address={address}", "--num-cpus=2"]
+        stack.enter_context(ray_node(folder / "head", _NEAR_ADDRESS, *head))
+        stack.enter_context(ray_node(folder / "near", _NEAR_ADDRESS, *other))
+        stack.enter_context(ray_node(folder / "far", _FAR_ADDRESS, *other, inside=True))
+        started = time.monotonic()
+        while living_nodes(address) != [_NEAR_ADDRESS, _NEAR_ADDRESS, _FAR_ADDRESS]:
+            assert time.monotonic() - started < _SECONDS_TO_START, "a node has gone"
+            time.sleep(1)
         yield address
 
 
@@ -111,27 +127,11 @@ def living_nodes(address: str) -> list[str]:
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else []
 
 
-def wait_for_port(host: str, port: int) -> None:
-    def answers() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex((host, port)) == 0
-
-    wait_for(answers)
-
-
-def wait_for(reached: Callable[[], bool]) -> None:
-    started = time.monotonic()
-    while not reached():
-        assert time.monotonic() - started < _SECONDS_TO_START, "the cluster does not start"
-        time.sleep(0.5)
-
-
 @pytest.mark.parametrize("seconds", [2, 25], ids=["for two seconds", "until it is given up"])
 def test_a_host_that_is_cut_off_and_healed(runs: Runs, two_hosts: str, seconds: int) -> None:
     workspace = runs.begin("embed")
     # More than one node's two CPUs have room for: both hosts work.
-    words = runs.arguments(workspace, "embed.workers=2", "embed.cpus_per_worker=1.5")
-    driver = Driver("embed", words, runs.log(workspace), two_hosts)
+    driver = runs.drive("embed", workspace, two_hosts, "embed.workers=2", "embed.cpus_per_worker=1.5")
     driver.wait_until(lambda: receipts(workspace) >= 3)
     ip("link", "set", _FAR, "down", inside=True)
     time.sleep(seconds)

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
@@ -29,9 +30,9 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
-def begin(runs: Runs, stage: str, cluster: Cluster, *more: str) -> tuple[Driver, object]:
+def begin(runs: Runs, stage: str, cluster: Cluster, *more: str) -> tuple[Driver, Path]:
     workspace = runs.begin(stage)
-    return Driver(stage, runs.arguments(workspace, *more), runs.log(workspace), cluster.address), workspace
+    return runs.drive(stage, workspace, cluster.address, *more), workspace
 
 
 def test_a_killed_embedding_worker_is_replaced(runs: Runs, cluster: Cluster) -> None:
@@ -86,7 +87,7 @@ def test_a_killed_driver_is_submitted_again_and_continues(runs: Runs, cluster: C
     assert runs.manifest(workspace, stage) is None
     # What the lost driver's workers were doing may still be written.
     time.sleep(1)
-    again = Driver(stage, runs.arguments(workspace), runs.log(workspace), cluster.address)
+    again = runs.drive(stage, workspace, cluster.address)
     again.finish()
     assert done >= wanted
     runs.assert_undisturbed(workspace, stage)
@@ -96,17 +97,17 @@ def test_a_killed_training_driver_is_submitted_again_and_continues(runs: Runs, c
     driver, workspace = begin(runs, "train", cluster)
     driver.wait_until(lambda: checkpoints(workspace) >= 2)
     driver.kill()
-    Driver("train", runs.arguments(workspace), runs.log(workspace), cluster.address).finish()
+    runs.drive("train", workspace, cluster.address).finish()
     runs.assert_undisturbed(workspace, "train")
 
 
 def test_a_whole_machine_that_dies_goes_on_elsewhere(runs: Runs) -> None:
     workspace = runs.begin("embed")
-    local = Driver("embed", runs.arguments(workspace), runs.log(workspace), address=None)
+    local = runs.drive("embed", workspace, None)
     local.wait_until(lambda: receipts(workspace) >= 4)
     local.kill_all()
     with ray_cluster(nodes=1) as other:
-        Driver("embed", runs.arguments(workspace), runs.log(workspace), other.address).finish()
+        runs.drive("embed", workspace, other.address).finish()
     runs.assert_undisturbed(workspace, "embed")
 
 
@@ -127,5 +128,5 @@ def test_an_interrupted_driver_says_so_and_continues(runs: Runs, cluster: Cluste
     driver.kill(signal.SIGINT)
     assert driver.process.returncode == 130
     assert "the same command continues where this one stopped" in driver.last_line
-    Driver("embed", runs.arguments(workspace), runs.log(workspace), cluster.address).finish()
+    runs.drive("embed", workspace, cluster.address).finish()
     runs.assert_undisturbed(workspace, "embed")

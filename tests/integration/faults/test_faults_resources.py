@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.faults.harness import ROOT, Driver, Runs, ray_cluster, receipts
+from tests.integration.faults.harness import ROOT, Runs, ray_cluster, receipts
 
 pytestmark = pytest.mark.faults
 
@@ -49,14 +49,14 @@ def test_a_full_disk_is_one_clear_error_and_no_artifact(runs: Runs) -> None:
     workspace = runs.begin("embed")
     disk = workspace / "generation=000"
     with small_disk(disk, "1m"):
-        driver = Driver("embed", runs.arguments(workspace), runs.log(workspace), address=None)
+        driver = runs.drive("embed", workspace, None)
         assert driver.wait() == 4, driver.output
         assert "No space left on device" in driver.last_line
         assert "Traceback" not in driver.output
         assert runs.manifest(workspace, "embed") is None
         done = receipts(workspace)
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        Driver("embed", runs.arguments(workspace), runs.log(workspace), address=None).finish()
+        runs.drive("embed", workspace, None).finish()
         assert done > 0
         runs.assert_undisturbed(workspace, "embed")
 
@@ -75,7 +75,7 @@ def test_a_full_object_store_spills_and_the_stage_goes_on(runs: Runs) -> None:
             assert hog.stdout is not None
             assert hog.stdout.readline().strip() == "full"
             workspace = runs.begin("embed")
-            Driver("embed", runs.arguments(workspace), runs.log(workspace), cluster.address).finish()
+            runs.drive("embed", workspace, cluster.address).finish()
             hog.communicate("\n", timeout=120)
             assert hog.returncode == 0
         finally:

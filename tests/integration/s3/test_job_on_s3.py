@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -45,7 +46,11 @@ _EXPECTED = {
 }
 
 
-def test_a_job_on_several_nodes(bucket: str, storage: StorageConfig, tmp_path: Path) -> None:
+def test_a_job_on_several_nodes(
+    bucket: str, storage: StorageConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Jobs are started as `python`: this one, also where its environment is not activated.
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     inputs = Folder(f"s3://{bucket}/inputs", storage)
     write_pairs(tmp_path / "pairs.jsonl", 600)
     inputs.write("pairs/pairs.jsonl", (tmp_path / "pairs.jsonl").read_bytes())
