@@ -43,7 +43,7 @@ _STAGES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: 0 done, 1 a bug, 2 usage, 3 data, 4 infrastructure, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         options.action(options)
     except KeyboardInterrupt:
@@ -58,6 +58,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"clusterbatch: {cause}", level="error", exit_code=cause.exit_code)
         return cause.exit_code
     return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options may stand between the words: argparse by itself takes only those before the first of them."""
+    parser = _parser()
+    options, left = parser.parse_known_args(arguments)
+    unknown = [word for word in left if word.startswith("-") or "words" not in options]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if left:
+        options.words += left
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

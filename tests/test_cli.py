@@ -38,6 +38,24 @@ def test_mistakes_are_one_line_and_an_exit_code(
     assert message in lines[0]
 
 
+@pytest.mark.parametrize("place", range(3))
+def test_options_may_stand_anywhere_among_the_words(
+    place: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"workspace={tmp_path}", "cluster.seed=1"]
+    words.insert(place, "--json")
+    assert main(["inspect", *words]) == 0
+    assert json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("words", [["inspect", "a.yaml", "--nonsense"], ["sample", "folder", "a=b"]])
+def test_what_no_command_knows_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
 def test_inspect_says_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", f"workspace={tmp_path}", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -78,6 +78,7 @@ def _identity(
     if previous:
         more.append([previous.fingerprint, previous.keep, *(["frozen"] if previous.frozen else [])])
     more += [["mined", mined.fingerprint]] if mined else []
+    more += [["prompts", tokenisation.prompts]] if tokenisation.prompts else []
     return fingerprint(
         "clusters",
         config.cluster,

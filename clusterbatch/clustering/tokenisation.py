@@ -26,6 +26,8 @@ class Tokenisation:
     max_query_tokens: int
     max_document_tokens: int
     images: tuple[str, ...] = ()
+    # By the names of TrainConfig.named_prompts; what is not named is as the model's own files say.
+    prompts: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, config: RunConfig) -> Tokenisation:
@@ -38,6 +40,7 @@ class Tokenisation:
             train.max_query_tokens,
             train.max_document_tokens,
             tuple(config.corpus.columns.images),
+            tuple(sorted(train.named_prompts.items())),
         )
 
     def __getstate__(self) -> dict[str, object]:
@@ -53,7 +56,7 @@ class Tokenisation:
 
     @cached_property
     def _prompts(self) -> dict[str, str]:
-        return read_layout(self._folder).prompts
+        return read_layout(self._folder).prompts | dict(self.prompts)
 
     @cached_property
     def _kind(self) -> pa.DataType:
@@ -62,20 +65,25 @@ class Tokenisation:
     def columns(self, rows: pa.Table) -> dict[str, pa.Array]:
         """The training columns of the texts and images of `rows`; of negatives where the rows have some."""
         found: dict[str, pa.Array] = {}
+        sources = rows["source"].to_pylist()
         for side in ("query", "document"):
-            found |= self._column(side, side, rows[side].to_pylist())
+            found |= self._column(side, side, rows[side].to_pylist(), sources)
         if "negatives" in rows.column_names:
             negatives = rows["negatives"].combine_chunks()
             lengths = negatives.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
             offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-            [(name, values)] = self._column("negative", "document", negatives.flatten().to_pylist()).items()
+            of_negative = np.repeat(np.array(sources, object), lengths).tolist()
+            texts = negatives.flatten().to_pylist()
+            [(name, values)] = self._column("negative", "document", texts, of_negative).items()
             found[name] = pa.ListArray.from_arrays(pa.array(offsets), values)
         return found
 
-    def _column(self, prefix: str, side: str, texts: list[str]) -> dict[str, pa.Array]:
+    def _column(self, prefix: str, side: str, texts: list[str], sources: list[str]) -> dict[str, pa.Array]:
         """Images as their encoded bytes: what they become is for the model that is trained."""
         if side in self.images:
             return {f"{prefix}_image": pa.array([image_bytes(text) for text in texts], pa.binary())}
         limit = self.max_query_tokens if side == "query" else self.max_document_tokens
-        tokens = self.tokenizer.encode(texts, limit, self._prompts[side])
+        prompts = {source: self._prompts.get(f"{source}-{side}", self._prompts[side]) for source in set(sources)}
+        asked = [prompts[source] + text for source, text in zip(sources, texts, strict=True)]
+        tokens = self.tokenizer.encode(asked, limit)
         return {f"{prefix}_tokens": tokens.to_arrow(self._kind)}

@@ -6,13 +6,18 @@ into overlapping pairs of characters, which needs no dictionary and is what sear
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
 
-import bm25s
 import numpy as np
 import torch
+
+# Where jax is installed bm25s starts it, and jax would take three quarters of a GPU for itself.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import bm25s
 
 from clusterbatch.evaluation.search import Ranking, best_of
 

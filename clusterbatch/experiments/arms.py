@@ -137,14 +137,15 @@ def _serves(layout: RunConfig, arm: RunConfig) -> bool:
 
 
 def _tokenised_alike(one: RunConfig, other: RunConfig) -> bool:
-    keys = ("model", "encoder", "max_query_tokens", "max_document_tokens")
+    keys = ("model", "encoder", "max_query_tokens", "max_document_tokens", "named_prompts")
     return all(getattr(one.train, key) == getattr(other.train, key) for key in keys)
 
 
 def _add(layouts: dict[str, RunConfig], config: RunConfig, arm: RunConfig, stratify: str) -> str:
     tokens = [arm.train.model, arm.train.encoder, arm.train.max_query_tokens, arm.train.max_document_tokens]
     mined = [arm.mine] if arm.mine.is_on else []
-    key = fingerprint(arm.cluster, stratify, tokens, *mined)
+    prompts = [arm.train.named_prompts] if arm.train.named_prompts else []
+    key = fingerprint(arm.cluster, stratify, tokens, *mined, *prompts)
     if key not in layouts:
         layouts[key] = with_changes(
             arm,

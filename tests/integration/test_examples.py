@@ -68,6 +68,25 @@ def test_a_small_clip_learns_captions_of_images(tmp_path: Path) -> None:
         assert purity(config, list(word)) > chance + 0.1
 
 
+def test_recommendation_learns_what_is_bought_next(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    example("recommendation").main(str(data), customers=2_000)
+    words = [
+        f"workspace={tmp_path}/ws",
+        f"corpus.paths={data}/pairs.parquet",
+        f"evaluate.path={data}/held-out-customers",
+        f"train.model={data}/transformer",
+        "train.epochs=3",
+        *WORDS,
+    ]
+    found = quality(load_config(EXAMPLES / "recommendation.yaml", words))
+    # Words in common lead to what is bought already; counting reaches 0.36, and nobody more than 0.71.
+    for start in ("before", "bm25"):
+        assert found[start, "HitRate@10"] < 0.1
+    assert found["after", "HitRate@10"] > 0.4
+    assert found["after", "NDCG@10"] > 0.2
+
+
 def purity(config: RunConfig, words: list[str]) -> float:
     """The share of rows whose word is the most frequent one of their cluster; `words` exclude each other."""
     clusters = Workspace(config).clusters()
