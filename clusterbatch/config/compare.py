@@ -17,6 +17,15 @@ _MASK = {"train.mask.surrogate_margin": -0.05, "train.mask.surrogate_relative": 
 # Share of each source's rows that arms without outliers leave out.
 _OUTLIERS = 0.05
 
+# Query clusters, each as often as any other (topic-aware sampling).
+_TAS = {
+    "batches.stratify": "cluster",
+    "batches.uniform_clusters": True,
+    "batches.clusters_per_batch": 1,
+    "cluster.features": "query",
+    "cluster.clusters": 2000,
+}
+
 # Arms by name: what each changes in the configuration.
 PRESETS: dict[str, dict[str, Any]] = {
     "random": {"batches.stratify": "random"},
@@ -35,29 +44,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "random-mined": {"batches.stratify": "random", "mine.negatives": 1},
     "cluster-consistent": {"batches.stratify": "cluster", "mine.consistency": 20},
     # Query clusters, each as often as any other; and with one negative a row from all over the range of margins.
-    "tas": {
-        "batches.stratify": "cluster",
-        "batches.uniform_clusters": True,
-        "batches.clusters_per_batch": 1,
-        "cluster.features": "query",
-        "cluster.clusters": 2000,
-    },
+    "tas": _TAS,
     "tas-balanced": {
-        "batches.stratify": "cluster",
-        "batches.uniform_clusters": True,
-        "batches.clusters_per_batch": 1,
-        "cluster.features": "query",
-        "cluster.clusters": 2000,
+        **_TAS,
         "mine.negatives": 1,
         "mine.pick": "balanced",
     },
     # The same, and the surrogate's margins of those negatives are learned (TAS-B, but the contrastive loss stays).
     "tas-b": {
-        "batches.stratify": "cluster",
-        "batches.uniform_clusters": True,
-        "batches.clusters_per_batch": 1,
-        "cluster.features": "query",
-        "cluster.clusters": 2000,
+        **_TAS,
         "mine.negatives": 1,
         "mine.pick": "balanced",
         "mine.margins": True,
