@@ -43,6 +43,7 @@ from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.runtime import ray_session
 from clusterbatch.store.workspace import Workspace
 from tests.benchmarks.figures import emit
+from tests.benchmarks.flops import encoder_flops, product_flops
 from tests.benchmarks.memory import PeakMemory
 from tests.data_folder import require_data_folder
 from tests.encoder.corpora import commit_corpus, corpus_table
@@ -114,6 +115,25 @@ def encoder_against_peer(documents: int, rounds: int) -> None:
     emit(f"{figure} best batch size", mine, "rows/s", peer=rates["peer, best batch size"], batch_size=best)
     least = float(np.concatenate(cosines).min())
     emit("embedding, least cosine to SentenceTransformer.encode", least, rows=documents)
+    if device.type == "cpu":
+        share_of_the_machine(encoder, texts, rates)
+
+
+def share_of_the_machine(encoder: Encoder, texts: list[str], rates: dict[str, float]) -> None:
+    """What bounds the ratios: arithmetic that has to be done, against the rate of the machine's own product."""
+    config: Any = encoder.backbone.config
+    dtype = next(encoder.backbone.parameters()).dtype
+    each = encoder_flops(encoder, encoder.tokenizer.encode(texts, MAX_TOKENS)) / len(texts)
+    most = product_flops(config.hidden_size, config.intermediate_size, dtype) / each
+    emit(
+        "embedding, rows/s against those of the product alone",
+        rates["ours"],
+        "rows/s",
+        peer=most,
+        case=str(dtype).removeprefix("torch."),
+        # No encoder without padding can have larger ratios than these here.
+        largest_ratios={name: round(most / rate, 2) for name, rate in rates.items() if name != "ours"},
+    )
 
 
 def stage_against_encoder(pairs: int) -> None:

@@ -23,10 +23,10 @@ import tokenizers
 import torch
 import transformers
 
-from clusterbatch.encoder.model import Encoder, load_encoder
-from clusterbatch.encoder.tokens import Tokens
+from clusterbatch.encoder.model import load_encoder
 from clusterbatch.training.throughput import peak_flops
 from tests.benchmarks.figures import emit
+from tests.benchmarks.flops import encoder_flops
 
 SHAPES = {
     "MiniLM-L6": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
@@ -96,7 +96,7 @@ def against_peer(name: str, folder: str, device: torch.device, texts: Sequence[s
         unpadded=encoder.unpadded,
         rounds=each,
     )
-    share = rates["encoder alone"] * flops(encoder, tokens) / count / peak_flops(device, torch.bfloat16)
+    share = rates["encoder alone"] * encoder_flops(encoder, tokens) / count / peak_flops(device, torch.bfloat16)
     emit("embedding on a GPU, MFU", share, case=name, tokens_per_second=round(rates["encoder alone"]))
     cosines = (ours(sample, budget) * theirs(sample, batch_size)).sum(axis=1)
     emit("embedding on a GPU, least cosine to SentenceTransformer.encode", float(cosines.min()), case=name)
@@ -120,15 +120,6 @@ def seconds(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
-
-
-def flops(encoder: Encoder, tokens: Tokens) -> float:
-    """FLOP of one pass: per token 2 for each weight of the layers, and in each layer 4 d L to attend to L tokens."""
-    config: Any = encoder.backbone.config
-    layers = encoder.backbone.get_submodule("encoder")
-    weights = sum(parameter.numel() for parameter in layers.parameters() if parameter.ndim > 1)
-    attention = 4.0 * config.num_hidden_layers * config.hidden_size * float((tokens.lengths**2).sum())
-    return 2.0 * weights * len(tokens.values) + attention
 
 
 def made_up_texts(count: int) -> list[str]:
