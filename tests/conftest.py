@@ -28,11 +28,10 @@ def ray_local() -> Iterator[None]:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`embed` and `cluster` run their units in this process; fits that are spread over workers still need Ray."""
-    from tests.integration.in_process import without_ray
+    """Stages run in this process; a fit or a training that is told to use several workers still needs Ray."""
+    from tests.without_ray import without_ray
 
-    for module, name, substitute in without_ray():
-        monkeypatch.setattr(module, name, substitute)
+    without_ray(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -18,15 +18,12 @@ from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace
 from tests.clustering.embedded import blobs, embedded_workspace
 from tests.integration.test_cluster_stage import text_rows
-from tests.integration.without_ray import stages_in_process
 
 SOURCES = {"forum": 900, "tiny": 20, "wiki": 600}
 CLUSTER = {"mean_size": 100, "run_rows": 16, "shard_bytes": 2**16, "device": "cpu"}
 
 
-@pytest.fixture(autouse=True)
-def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    stages_in_process(monkeypatch)
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def test_a_fit_keeps_the_numbers_it_begins_with() -> None:

@@ -26,7 +26,7 @@ from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.store import Folder
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
-from tests.integration.without_ray import stages_in_process
+from tests.without_ray import without_ray
 
 
 def encoded(shade: int, kind: str = "PNG", size: tuple[int, int] = (9, 7)) -> bytes:
@@ -56,7 +56,7 @@ def corpus(folder: Path, column: pa.Array, **more: object) -> RunConfig:
 
 def ingested(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict], list[dict]]:
     """Rows and rejects."""
-    stages_in_process(monkeypatch)
+    without_ray(monkeypatch)
     manifest = ingest(config)
     artifact = Workspace(config).corpus
     tables = {
@@ -155,7 +155,7 @@ def test_a_test_collection_keeps_its_images_out_of_training(tmp_path: Path, monk
     (collection / "qrels" / "test.tsv").write_text("q\td\t1\n")
     images = pa.array([encoded(shade) for shade in range(6)], pa.binary())
     config = corpus(tmp_path, images, **{"evaluate.path": collection})
-    stages_in_process(monkeypatch)
+    without_ray(monkeypatch)
     manifest = ingest(config)
     assert manifest.counts.written == 5
     assert manifest.counts.set_aside["copy of a test text"] == 1
@@ -177,7 +177,7 @@ def test_what_goes_with_images_and_what_does_not(tmp_path: Path) -> None:
 
 def test_held_out_images_are_a_collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [encoded(shade) for shade in range(60)]
-    stages_in_process(monkeypatch)
+    without_ray(monkeypatch)
     config = corpus(tmp_path, pa.array(images, pa.binary()), **{"evaluate.holdout": 6})
     manifest = ingest(config)
     [collection] = configured_collections(config)

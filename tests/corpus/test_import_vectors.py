@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
-import pytest
-
 from clusterbatch.corpus.ingest import ingest
-from clusterbatch.encoder import importing
 from clusterbatch.encoder.stage import embed
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
-from tests.corpus.conftest import run_units
 from tests.corpus.test_ingest import configuration, corpus_rows, write_lines
 
 
-def test_embeddings_are_the_vectors_of_the_corpus(
-    tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importing, "run_units", run_units)
-    monkeypatch.setattr(importing, "ray_session", lambda config: nullcontext())
+def test_embeddings_are_the_vectors_of_the_corpus(tmp_path: Path, in_process: None) -> None:
     rows = [{"query": f"q {n}", "document": f"d {n}", "v": [float(n), 1.0]} for n in range(300)]
     config = configuration(
         tmp_path, [write_lines(tmp_path / "x.jsonl", rows)], columns={"vector": "v"}, row_group_rows=64

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +20,6 @@ TOPICS = ["harbour", "volcano", "guitar", "orchard", "glacier", "tractor", "lant
 DOCUMENTS = {f"d{i:03d}": f"{TOPICS[i % 10]} number {i} beside the {TOPICS[(i * 7 + 3) % 10]}" for i in range(120)}
 QUERIES = {f"q{i}": f"a {topic}" for i, topic in enumerate(TOPICS)} | {"d007": "an id that a document has too"}
 JUDGEMENTS = {f"q{i}": {f"d{i:03d}": 2, f"d{i + 10:03d}": 1} for i in range(10)} | {"d007": {"d007": 1, "d001": 1}}
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Units one after the other, backwards, in this process: what is tested here is not Ray."""
-
-    def run(title, units, worker, arguments, pool, *, done, measured_in):
-        only = worker(**arguments)
-        for unit in reversed(units):
-            if unit.number not in done:
-                done[unit.number] = only.process(unit)
-        return [done[unit.number] for unit in units]
-
-    monkeypatch.setattr("clusterbatch.evaluation.stage.run_units", run)
-    monkeypatch.setattr("clusterbatch.evaluation.stage.ray_session", lambda config: nullcontext())
-    monkeypatch.setattr("clusterbatch.evaluation.stage.gpus_for", lambda device, workers: 0.0)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.errors import UsageError
 from clusterbatch.evaluation.mteb import MtebEncoder, evaluate_mteb, load_task
-from tests.in_process import run_in_process
 
 MODEL = "all-MiniLM-L6-v2"
 DOCUMENTS = ["how to bake bread at home", "an anchor holds a ship in the harbour"]
@@ -50,9 +49,8 @@ def fake_mteb() -> ModuleType:
     return module
 
 
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("in_process")
 def test_tasks_are_run_once_and_their_main_score_kept(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
-    run_in_process(monkeypatch)
     monkeypatch.setitem(sys.modules, "mteb", fake_mteb())
     manifest = evaluate_mteb(config)
     assert manifest.details["table"] == [{"task": "Tiny", "model": "before", "metric": "accuracy", "value": 1.0}]

@@ -18,8 +18,8 @@ from clusterbatch.experiments.compare import compare, comparison_artifact
 from clusterbatch.experiments.comparison import read_comparison
 from clusterbatch.experiments.comparison_report import write_comparison
 from clusterbatch.experiments.hardness import hardness, match, with_groups
-from tests.in_process import run_in_process
 from tests.integration.subjects import SUBJECTS, subjects_config
+from tests.without_ray import without_ray
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def config(tmp_path_factory) -> RunConfig:
 def shared_stages(config: RunConfig) -> None:
     """Corpus, embeddings and clusters, made without worker processes: other tests are about those."""
     with pytest.MonkeyPatch.context() as patch:
-        run_in_process(patch)
+        without_ray(patch)
         ingest(config)
         embed(config)
         for layout in arms_of(config)[1].values():
@@ -90,7 +90,7 @@ def test_a_comparison_from_corpus_to_report(config: RunConfig, monkeypatch: pyte
 
 @pytest.mark.usefixtures("ray_local", "shared_stages")
 def test_small_groups_are_made_as_hard_as_clusters(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
-    run_in_process(monkeypatch)
+    without_ray(monkeypatch)
     chosen = ["random", "cluster", "hardness-matched"]
     own = with_changes(config, {"compare": {**config.compare.model_dump(), "arms": dict.fromkeys(chosen)}})
     arms, layouts = arms_of(own)

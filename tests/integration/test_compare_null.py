@@ -14,7 +14,6 @@ from clusterbatch.config import RunConfig, load_config
 from clusterbatch.experiments.compare import compare, comparison_artifact
 from clusterbatch.experiments.comparison import read_comparison
 from clusterbatch.experiments.wording import answer, next_step
-from tests.in_process import run_in_process
 
 PAIRS, QUERIES, DIMENSIONS = 960, 240, 16
 # Ordinary words, which the model knows.
@@ -84,9 +83,8 @@ def config(tmp_path: Path) -> RunConfig:
     )
 
 
-@pytest.mark.usefixtures("ray_local")
-def test_no_gain_is_claimed_where_sources_and_clusters_mean_nothing(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
-    run_in_process(monkeypatch)
+@pytest.mark.usefixtures("in_process")
+def test_no_gain_is_claimed_where_sources_and_clusters_mean_nothing(config: RunConfig):
     manifest = compare(config)
     found = read_comparison(config, comparison_artifact(config), manifest)
     # Training itself does help, and the arms differ: there was something to mistake for a gain.

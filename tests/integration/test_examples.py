@@ -19,14 +19,12 @@ from clusterbatch.evaluation.stage import evaluate
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.stage import train
-from tests.integration.without_ray import WORDS, stages_in_process
+from tests.without_ray import WORDS
 
 EXAMPLES = Path(__file__).parents[2] / "jobs" / "examples"
 
 
-@pytest.fixture(autouse=True)
-def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    stages_in_process(monkeypatch)
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def example(name: str) -> ModuleType:

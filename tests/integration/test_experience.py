@@ -10,13 +10,13 @@ import pytest
 from clusterbatch.cli import main
 from clusterbatch.experiments.experience import FEATURES, read_table
 from tests.integration.subjects import SUBJECTS, subjects_config
-from tests.integration.without_ray import WORDS, stages_in_process
+from tests.without_ray import WORDS, without_ray
 
 
 def test_outcomes_are_kept_and_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stages_in_process(monkeypatch)
+    without_ray(monkeypatch)
     words = ["compare.arms=[random,source,cluster]", "compare.seeds=1", "compare.steps=3", "compare.points=1"]
     words += ["predict.rows=256", f"predict.experience={tmp_path}/table.json"]
     config = subjects_config(tmp_path, [*WORDS, *words])

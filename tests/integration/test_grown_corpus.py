@@ -21,7 +21,7 @@ from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 from tests.integration.subjects import SUBJECTS, subjects_config
 from tests.integration.test_cluster_stage import text_rows
-from tests.integration.without_ray import WORDS, stages_in_process
+from tests.without_ray import WORDS, without_ray
 
 _ROUNDS = ["refresh.rounds=1", "refresh.every_steps=3", "refresh.sample=256", "refresh.margin=1.0", "train.steps=3"]
 
@@ -40,7 +40,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     ]
     (folder / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*more, rows[0]]))
     with pytest.MonkeyPatch.context() as patch:
-        stages_in_process(patch)
+        without_ray(patch)
         for stage in STAGES:
             run_stage(stage, config)
         (folder / "gone.txt").write_text(next(iter(_centroids(config, 0))) + "\n")
@@ -53,7 +53,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 @pytest.fixture
 def config(grown: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A copy of it that a test may change."""
-    stages_in_process(monkeypatch)
+    without_ray(monkeypatch)
     shutil.copytree(grown.workspace, tmp_path / "ws")
     return grown.model_copy(update={"workspace": str(tmp_path / "ws")})
 

@@ -24,7 +24,7 @@ from clusterbatch.store.publishing import live_generation
 from clusterbatch.store.rounds import read_round, rounds, write_round
 from clusterbatch.store.workspace import Workspace
 from tests.integration.subjects import subjects_config
-from tests.integration.without_ray import WORDS, stages_in_process
+from tests.without_ray import WORDS, without_ray
 
 _ROUNDS = ["refresh.rounds=2", "refresh.every_steps=6", "refresh.sample=256", "refresh.margin=1.0", "train.steps=6"]
 _EXACT = ["train.deterministic=true", "train.workers=1", "cluster.surrogate=none", "train.checkpoint_every=2"]
@@ -34,7 +34,7 @@ _EXACT = ["train.deterministic=true", "train.workers=1", "cluster.surrogate=none
 def first(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A workspace with its first generation."""
     with pytest.MonkeyPatch.context() as patch:
-        stages_in_process(patch)
+        without_ray(patch)
         config = subjects_config(tmp_path_factory.mktemp("first"), [*WORDS, *_ROUNDS, *_EXACT])
         for stage in STAGES:
             run_stage(stage, config)
@@ -48,7 +48,7 @@ def refreshed(first: RunConfig) -> RunConfig:
     shutil.copytree(first.workspace, copy)
     config = first.model_copy(update={"workspace": copy})
     with pytest.MonkeyPatch.context() as patch:
-        stages_in_process(patch)
+        without_ray(patch)
         refresh(config)
     return config
 
@@ -56,7 +56,7 @@ def refreshed(first: RunConfig) -> RunConfig:
 @pytest.fixture
 def config(first: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A copy of it that a test may change."""
-    stages_in_process(monkeypatch)
+    without_ray(monkeypatch)
     shutil.copytree(first.workspace, tmp_path / "ws")
     return first.model_copy(update={"workspace": str(tmp_path / "ws")})
 

@@ -15,7 +15,7 @@ from clusterbatch.experiments import refresh_interval as module
 from clusterbatch.experiments.refresh_interval import RESULT, tune_refresh
 from clusterbatch.store.workspace import Workspace
 from tests.integration.subjects import SUBJECTS, subjects_config
-from tests.integration.without_ray import WORDS, stages_in_process
+from tests.without_ray import WORDS, without_ray
 
 _THIRD = "seed soil spade compost hedge rose prune lawn weed pond"
 _STEPS = 3
@@ -40,16 +40,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return with_changes(config, {"tune.stream": stream})
 
 
-@pytest.fixture(autouse=True)
-def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    stages_in_process(monkeypatch)
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 @pytest.fixture(scope="module")
 def found(config: RunConfig) -> dict[str, Any]:
     """The result; the first call is killed in the middle of a round, and a second one goes on."""
     with pytest.MonkeyPatch.context() as patch:
-        stages_in_process(patch)
+        without_ray(patch)
         original, calls = module.refresh, []
 
         def cut_off(changed: RunConfig) -> Any:

@@ -12,7 +12,7 @@ from clusterbatch.experiments import compare, predict, tune
 from clusterbatch.experiments.run import STAGES, run_stage
 from clusterbatch.store.workspace import Workspace
 from tests.integration.subjects import SUBJECTS, subjects_config
-from tests.integration.without_ray import WORDS, stages_in_process
+from tests.without_ray import WORDS, without_ray
 
 _CANDIDATES = (
     "tune.candidates={cluster.mean_size: [40, 80], batches.stratify: [cluster, source], train.temperature: [0.05, 0.1]}"
@@ -22,7 +22,7 @@ _CANDIDATES = (
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     with pytest.MonkeyPatch.context() as patch:
-        stages_in_process(patch)
+        without_ray(patch)
         words = [*WORDS, _CANDIDATES, "tune.keep=4", "tune.steps=6", "tune.reduction=2", "predict.rows=256"]
         config = subjects_config(tmp_path_factory.mktemp("tune"), words)
         for stage in STAGES[:2]:
@@ -30,9 +30,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return config
 
 
-@pytest.fixture(autouse=True)
-def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    stages_in_process(monkeypatch)
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def test_the_best_of_the_ranking_run_and_the_choice_is_written(config: RunConfig) -> None:

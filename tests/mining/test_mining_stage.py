@@ -20,15 +20,12 @@ from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 from tests.clustering.embedded import embedded_workspace
 from tests.integration.test_cluster_stage import all_runs, text_rows
-from tests.integration.without_ray import stages_in_process
 
 SOURCES = {"forum": 500, "wiki": 300, "tiny": 12}
 MINE = {"negatives": 2, "first": 1, "last": 20, "consistency": 3}
 
 
-@pytest.fixture(autouse=True)
-def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    stages_in_process(monkeypatch)
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def _workspace(folder: Path, optional: Sequence[str] = (), **mine_settings: Any) -> RunConfig:

@@ -11,7 +11,6 @@ import pytest
 from clusterbatch.config import RunConfig, StorageConfig
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.store import Folder
-from tests.corpus.conftest import in_process as in_process
 from tests.corpus.test_ingest import corpus_rows, rejects, write_lines
 from tests.integration.s3.fault_proxy import FaultProxy
 from tests.integration.s3.server import S3Server

@@ -20,7 +20,6 @@ from clusterbatch.corpus.ingest import ingest
 from clusterbatch.errors import ClusterbatchError, UsageError
 from clusterbatch.store import Artifact, Counts, Folder, Receipt
 from clusterbatch.store.lease import workspace_lease
-from tests.corpus.conftest import in_process as in_process
 from tests.corpus.test_ingest import corpus_rows, write_lines
 from tests.integration.s3.server import S3Server
 
