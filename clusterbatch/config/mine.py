@@ -29,6 +29,11 @@ class MineConfig(Section):
     margins: bool = added(False)
     # Keeps a pair only if its document is among so many best ones of its query (Nomic, Nussbaum 2024: 2).
     consistency: int | None = Field(None, ge=1)
+    # Sources of more rows than this are searched approximately: the work of an exact search grows with their square.
+    # A worker then holds the documents of one source at a time in memory, 2 bytes a dimension. Unset: all exactly.
+    approximate_above: int | None = added(None, ge=0)
+    # Of the lists that faiss cuts such a source into, 2 for each unit of the root of its rows: how many a query sees.
+    probes: int = added(32, ge=1)
     seed: int = 0
     workers: int = operational(2, ge=1)
     cpus_per_worker: float = operational(0.9, gt=0)

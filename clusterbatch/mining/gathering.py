@@ -14,6 +14,7 @@ from clusterbatch.clustering.tasks import TaskUnit
 from clusterbatch.clustering.vectors import SIDES, VectorSource, vector_values
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import read_unit
+from clusterbatch.mining.approximate import ApproximateIndex, Approximation
 from clusterbatch.mining.neighbours import GroupKeys, Neighbours, neighbours
 from clusterbatch.runtime import Unit
 from clusterbatch.store import Artifact, Counts, Part, Receipt, Stopwatch
@@ -98,11 +99,15 @@ def blocks(vectors: Sequence[Part], groups: Groups) -> list[Unit]:
 
 
 class Gathered:
-    """What was gathered; the rows of a group are numbered in the order of `parts`, those that hold vectors."""
+    """What was gathered; the rows of a group are numbered in the order of `parts`, those that hold vectors.
 
-    def __init__(self, artifact: Artifact, parts: Sequence[Part]) -> None:
-        self._artifact, self._parts = artifact, parts
+    approximate: which groups are not searched exactly; unset: none.
+    """
+
+    def __init__(self, artifact: Artifact, parts: Sequence[Part], approximate: Approximation | None = None) -> None:
+        self._artifact, self._parts, self._approximate = artifact, parts, approximate
         self._keys: tuple[int, GroupKeys] | None = None
+        self._index: tuple[int, ApproximateIndex] | None = None
 
     def rows(self, block: Block) -> pa.Table:
         """The block's own rows."""
@@ -112,16 +117,26 @@ class Gathered:
         """All rows of a group, piece by piece."""
         return iterate_bucket(self._artifact, self._parts, group)
 
-    def search(self, group: int, rows: pa.Table, k: int) -> Neighbours:
-        """The k nearest documents of the queries of `rows`, in their group."""
-        return neighbours(
-            vector_values(rows["query_vector"]),
-            rows["query_hash"].to_numpy(),
-            vector_values(rows["document_vector"]),
-            (vector_values(piece["document_vector"]) for piece in self.pieces(group)),
-            self._group_keys(group),
-            k,
-        )
+    def search(self, group: int, rows: pa.Table, k: int, ranks: int = 0) -> Neighbours:
+        """The k nearest documents of the queries of `rows`, in their group.
+
+        Ranks of their own documents are exact up to `ranks`, or as near to that as an approximate search comes.
+        """
+        query, own = vector_values(rows["query_vector"]), vector_values(rows["document_vector"])
+        hashes, keys = rows["query_hash"].to_numpy(), self._group_keys(group)
+        if self._approximate is not None and self._approximate.above < len(keys.document):
+            return self._group_index(group, keys, self._approximate.probes).search(query, hashes, own, k, ranks)
+        return neighbours(query, hashes, own, self._documents(group), keys, k)
+
+    def _documents(self, group: int) -> Iterator[np.ndarray]:
+        return (vector_values(piece["document_vector"]) for piece in self.pieces(group))
+
+    def _group_index(self, group: int, keys: GroupKeys, probes: int) -> ApproximateIndex:
+        if self._index is None or self._index[0] != group:
+            # The one before goes first: two do not have to fit.
+            self._index = None
+            self._index = group, ApproximateIndex(lambda: self._documents(group), keys, probes)
+        return self._index[1]
 
     def _group_keys(self, group: int) -> GroupKeys:
         """Kept for the next block, which is often of the same group."""

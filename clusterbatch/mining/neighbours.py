@@ -14,7 +14,7 @@ import torch
 from clusterbatch.evaluation.search import Ranking, best_of, merge
 
 # The own document's score comes from another product than the others': rounding must not give it a worse rank.
-_ROUNDING = 1e-5
+ROUNDING = 1e-5
 _QUERY_BLOCK = 1024
 
 
@@ -66,7 +66,7 @@ def neighbours(
     """
     queries = torch.from_numpy(np.ascontiguousarray(query, dtype=np.float32))
     positive = np.einsum("qd,qd->q", query.astype(np.float32), own.astype(np.float32))
-    bound = torch.from_numpy(positive + _ROUNDING)[:, None]
+    bound = torch.from_numpy(positive + ROUNDING)[:, None]
     rank = np.zeros(len(query), np.int64)
     asked, answer = keys.answers(query_hash)
     best: Ranking | None = None

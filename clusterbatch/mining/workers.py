@@ -10,6 +10,7 @@ import torch
 
 from clusterbatch.batches.permutation import mix
 from clusterbatch.config import MineConfig
+from clusterbatch.mining.approximate import Approximation
 from clusterbatch.mining.choose import choose_negatives
 from clusterbatch.mining.gathering import Gathered
 from clusterbatch.runtime import Unit
@@ -31,7 +32,8 @@ class MineWorker:
         fingerprint: str,
     ) -> None:
         torch.set_num_threads(1)
-        self._config, self._artifact, self._gathered = config, gathered, Gathered(gathered, vectors)
+        self._config, self._artifact = config, gathered
+        self._gathered = Gathered(gathered, vectors, approximation(config))
         self._texts, self._tasks = texts, tasks
         self._output, self._fingerprint = output, fingerprint
 
@@ -40,7 +42,7 @@ class MineWorker:
         rows = self._gathered.rows(block)
         # Enough that what is left after the filters can still be chosen from.
         depth = self._config.last if self._config.negatives else 1
-        found = self._gathered.search(block.group, rows, depth)
+        found = self._gathered.search(block.group, rows, depth, self._config.consistency or 0)
         columns = {"unit": rows["unit"], "row": rows["row"], "rank": found.rank.astype(np.int32)}
         negatives = 0
         if self._config.negatives:
@@ -83,6 +85,12 @@ class MineWorker:
         present = documents >= 0
         place = np.searchsorted(wanted, documents[present])
         return _lists(present, column.take(pa.array(place)).combine_chunks())
+
+
+def approximation(config: MineConfig) -> Approximation | None:
+    if config.approximate_above is None:
+        return None
+    return Approximation(config.approximate_above, config.probes)
 
 
 def _lists(present: np.ndarray, values: pa.Array) -> pa.ListArray:

@@ -22,6 +22,7 @@ from clusterbatch.store import Manifest
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 from tests.encoder.corpora import commit_corpus, corpus_table
+from tests.without_ray import without_ray
 
 _ROWS = 150
 
@@ -83,7 +84,9 @@ def test_second_run_does_nothing_and_another_model_is_refused(
 
 def test_tokenisers_ahead_of_the_workers_change_nothing(run: Callable[..., RunConfig], ray_local: None) -> None:
     config = run(workers=1)
-    alone = _vectors(config, embed(config))
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        alone = _vectors(config, embed(config))
     ahead = embed(run(workers=1, tokenizers=1), force=True)
     assert _vectors(config, ahead).equals(alone)
 
@@ -128,7 +131,7 @@ def test_sample_is_uniform_over_rows(run: Callable[..., RunConfig]) -> None:
 
 
 def test_a_vector_that_is_not_finite_fails_with_the_row(
-    run: Callable[..., RunConfig], ray_local: None, tiny: Callable[[str], Path], tmp_path: Path
+    run: Callable[..., RunConfig], in_process: None, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
     encoder = load_encoder(str(tiny("bert")))
     (day,) = encoder.tokenizer.encode(["day"]).values[1:-1][:1]

@@ -88,9 +88,8 @@ def test_a_comparison_from_corpus_to_report(config: RunConfig, monkeypatch: pyte
         compare(config.model_copy(update={"compare": config.compare.model_copy(update={"seeds": 3})}))
 
 
-@pytest.mark.usefixtures("ray_local", "shared_stages")
-def test_small_groups_are_made_as_hard_as_clusters(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
-    without_ray(monkeypatch)
+@pytest.mark.usefixtures("in_process", "shared_stages")
+def test_small_groups_are_made_as_hard_as_clusters(config: RunConfig):
     chosen = ["random", "cluster", "hardness-matched"]
     own = with_changes(config, {"compare": {**config.compare.model_dump(), "arms": dict.fromkeys(chosen)}})
     arms, layouts = arms_of(own)

@@ -82,6 +82,18 @@ def test_what_was_mined_does_not_depend_on_the_order_of_work(tmp_path: Path, mon
     assert np.all(np.diff(found[0]["unit"].to_numpy()) >= 0)
 
 
+def test_an_approximate_search_of_all_lists_mines_the_same(tmp_path: Path) -> None:
+    found = []
+    for name, settings in (("exact", {}), ("approximate", {"approximate_above": 100, "probes": 10**6})):
+        config = _workspace(tmp_path / name, **settings)
+        manifest = mine(config)
+        mined = Mined.of(config, 0)
+        rows = pa.concat_tables([mined.rows_of(task) for task in range(manifest.parts[0].details["buckets"])])
+        rank = np.minimum(rows["rank"].to_numpy(), MINE["last"])
+        found.append(([part.rows for part in manifest.parts], rank.tolist(), rows["negatives"].to_pylist()))
+    assert found[0] == found[1]
+
+
 def test_given_negatives_stay_in_front(tmp_path: Path) -> None:
     config = _workspace(tmp_path, ["negatives"], consistency=None)
     cluster(config)

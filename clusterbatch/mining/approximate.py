@@ -1,0 +1,96 @@
+"""Approximate search of a large group: faiss' inverted file, which scores a query against the documents near it alone.
+
+Legend: Q queries, N rows of the group, D dimensions, K results that are asked of faiss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clusterbatch.evaluation.search import Ranking, merge
+from clusterbatch.mining.neighbours import ROUNDING, GroupKeys, Neighbours
+
+# Lists are 2 sqrt(N), so that choosing among them costs about as much as scoring the rows of some.
+_LISTS_PER_ROOT = 2
+# Rows of the sample that lists are fitted to, for each: faiss asks for 39 at least, and small groups have fewer lists.
+_SAMPLE_PER_LIST = 64
+_LEAST_PER_LIST = 39
+# Answers of one query for which there is room beside the k documents that are not.
+_MOST_ANSWERS = 256
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """above: rows of a group from which on its search is approximate; probes: lists that a query is scored against."""
+
+    above: int
+    probes: int
+
+
+class ApproximateIndex:
+    """The documents of a group, each once, as float16 in memory: N (2 D + 8) bytes.
+
+    chunks: makes the (M, D) document vectors of all rows of the group, in order; they are read twice. The same chunks
+    give the same index: faiss' k-means has a fixed seed, its sample is every so many-th row.
+    """
+
+    def __init__(self, chunks: Callable[[], Iterable[np.ndarray]], keys: GroupKeys, probes: int) -> None:
+        # Here, as it brings a runtime for threads of its own.
+        import faiss
+
+        faiss.omp_set_num_threads(1)
+        self._keys = keys
+        rows = len(keys.document)
+        lists = max(1, min(round(_LISTS_PER_ROOT * rows**0.5), rows // _LEAST_PER_LIST))
+        step = max(1, rows // (_SAMPLE_PER_LIST * lists))
+        sample, start = [], 0
+        for chunk in chunks():
+            sample.append(np.asarray(chunk[-start % step :: step], np.float32))
+            start += len(chunk)
+        training = np.concatenate(sample)
+        dimensions = training.shape[1]
+        # Rows as they are, not as differences to their list's centroid: as float16 they came, nothing is lost.
+        self._lists = faiss.IndexFlatIP(dimensions)
+        kind = faiss.ScalarQuantizer.QT_fp16
+        metric = faiss.METRIC_INNER_PRODUCT
+        self._index: Any = faiss.IndexIVFScalarQuantizer(self._lists, dimensions, lists, kind, metric, False)
+        self._index.train(training)
+        start = 0
+        for chunk in chunks():
+            first = np.flatnonzero(keys.first[start : start + len(chunk)])
+            self._index.add_with_ids(np.asarray(chunk[first], np.float32), first + start)
+            start += len(chunk)
+        self.probes = probes
+
+    @property
+    def probes(self) -> int:
+        """Lists that a query is scored against."""
+        return int(self._index.nprobe)
+
+    @probes.setter
+    def probes(self, count: int) -> None:
+        self._index.nprobe = min(count, int(self._index.nlist))
+
+    def search(self, query: np.ndarray, query_hash: np.ndarray, own: np.ndarray, k: int, ranks: int = 0) -> Neighbours:
+        """As `neighbours`, of what is found: ranks are counted up to `ranks` or k, whichever is more.
+
+        Where a query has more than 256 answers, fewer than k documents may be left of what is found.
+        """
+        query = np.ascontiguousarray(query, np.float32)
+        positive = np.einsum("qd,qd->q", query, own.astype(np.float32))
+        asked, answer = self._keys.answers(query_hash)
+        most = int(np.bincount(asked, minlength=1).max())
+        wanted = min(max(k, ranks) + min(most, _MOST_ANSWERS), int(self._index.ntotal))
+        scores, documents = self._index.search(query, wanted)
+        rank = ((scores > positive[:, None] + ROUNDING) & (documents >= 0)).sum(axis=1).astype(np.int64)
+        scores[documents < 0] = -np.inf
+        # (query, document) as one number: which of the results are answers.
+        rows = len(self._keys.document)
+        pairs = np.arange(len(query))[:, None] * rows + documents
+        scores[np.isin(pairs, asked * rows + answer) & (documents >= 0)] = -np.inf
+        documents[np.isneginf(scores)] = -1
+        return Neighbours(merge([Ranking(scores, documents)], k), positive, rank)
