@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.feature_extraction.text import CountVectorizer
 
 # Counted terms that a cluster keeps.
 _KEPT = 60
@@ -27,6 +26,9 @@ def count_terms(texts_of_cluster: Sequence[Sequence[str]]) -> tuple[list[list[st
     """
     documents = ["\n".join(texts) for texts in texts_of_cluster]
     unspaced = np.array([_is_unspaced(document) for document in documents], bool)
+    # Here: every worker of the stage would wait for it, and only those that write shards count.
+    from sklearn.feature_extraction.text import CountVectorizer
+
     terms: list[list[str]] = [[] for _ in documents]
     counts: list[list[int]] = [[] for _ in documents]
     for kind, vectorizer in (

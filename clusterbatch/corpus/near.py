@@ -6,13 +6,17 @@ Method: MinHash, Broder 1997; locality-sensitive hashing in bands, Leskovec, Raj
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
-from datasketch import MinHash, MinHashLSH
 
 from clusterbatch.corpus.data_uri import is_data_uri
 from clusterbatch.corpus.normalise import normalise
+
+if TYPE_CHECKING:
+    from datasketch import MinHash, MinHashLSH
 
 PERMUTATIONS = 64
 _WORDS = 3
@@ -27,7 +31,7 @@ def signature(text: str, kind: bytes = b"") -> np.ndarray:
     Texts of one `kind` have nothing in common with those of another. The minimum of two signatures, entry by entry, is
     that of both texts together.
     """
-    sketch = _EMPTY.copy()
+    sketch = _empty().copy()
     sketch.update_batch([kind + shingle for shingle in _shingles(normalise(text))])
     return np.asarray(sketch.hashvalues, np.uint64)
 
@@ -39,6 +43,8 @@ def bands(threshold: float) -> list[slice]:
 
 
 def _lsh(threshold: float) -> MinHashLSH:
+    from datasketch import MinHashLSH
+
     # Rather too many candidates than too few: they are compared afterwards.
     return MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
 
@@ -61,7 +67,7 @@ class NearIndex:
 
 
 def _minhash(values: np.ndarray) -> MinHash:
-    sketch = _EMPTY.copy()
+    sketch = _empty().copy()
     sketch.hashvalues = np.asarray(values, np.uint64)
     return sketch
 
@@ -81,4 +87,12 @@ def _hash(data: bytes) -> int:
 
 
 # Copied for each text: making the permutations anew takes longer than using them.
-_EMPTY = MinHash(num_perm=PERMUTATIONS, hashfunc=_hash)
+
+
+@cache
+def _empty() -> MinHash:
+    """Copied for each text: making the permutations anew takes longer than using them."""
+    # Here, as it brings half of SciPy, for which workers that compare nothing would wait.
+    from datasketch import MinHash
+
+    return MinHash(num_perm=PERMUTATIONS, hashfunc=_hash)

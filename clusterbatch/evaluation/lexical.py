@@ -14,11 +14,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-# Where jax is installed bm25s starts it, and jax would take three quarters of a GPU for itself.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
-import bm25s
-
 from clusterbatch.evaluation.search import Ranking, best_of
 
 # Anserini's values for BEIR.
@@ -44,6 +39,10 @@ class LexicalIndex:
     """N documents, in descending order of their ids (see search.py), in memory."""
 
     def __init__(self, documents: Sequence[str]) -> None:
+        # Where jax is installed bm25s starts it, and jax would take three quarters of a GPU for itself.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        import bm25s
+
         self._index = bm25s.BM25(method="lucene", k1=_K1, b=_B)
         self._index.index([words(document) for document in documents], show_progress=False)
         self._documents = len(documents)

@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 
 import ray
-from ray.autoscaler.sdk import request_resources
 
 from clusterbatch.errors import InfrastructureError
 from clusterbatch.log import say
@@ -71,6 +70,9 @@ def check_resources(title: str, workers: int, pool: Pool) -> None:
                 raise InfrastructureError(f"{title}: {shortage}")
             if not asked:
                 asked = True
+                # Only where something is short: it costs each process some tenths of a second.
+                from ray.autoscaler.sdk import request_resources
+
                 say(f"{title}: {shortage}; waiting for nodes")
                 request_resources(bundles=[pool.bundle] * workers)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
