@@ -86,9 +86,6 @@ def _hash(data: bytes) -> int:
     return xxhash.xxh3_64_intdigest(data) & 0xFFFFFFFF
 
 
-# Copied for each text: making the permutations anew takes longer than using them.
-
-
 @cache
 def _empty() -> MinHash:
     """Copied for each text: making the permutations anew takes longer than using them."""

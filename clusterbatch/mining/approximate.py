@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from clusterbatch.config import MineConfig
 from clusterbatch.evaluation.search import Ranking, merge
 from clusterbatch.mining.neighbours import ROUNDING, GroupKeys, Neighbours
 
@@ -29,6 +30,13 @@ class Approximation:
 
     above: int
     probes: int
+
+    @staticmethod
+    def of(config: MineConfig) -> Approximation | None:
+        """What the configuration asks for; None: every search is exact."""
+        if config.approximate_above is None:
+            return None
+        return Approximation(config.approximate_above, config.probes)
 
 
 class ApproximateIndex:

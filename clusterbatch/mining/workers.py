@@ -33,7 +33,7 @@ class MineWorker:
     ) -> None:
         torch.set_num_threads(1)
         self._config, self._artifact = config, gathered
-        self._gathered = Gathered(gathered, vectors, approximation(config))
+        self._gathered = Gathered(gathered, vectors, Approximation.of(config))
         self._texts, self._tasks = texts, tasks
         self._output, self._fingerprint = output, fingerprint
 
@@ -85,12 +85,6 @@ class MineWorker:
         present = documents >= 0
         place = np.searchsorted(wanted, documents[present])
         return _lists(present, column.take(pa.array(place)).combine_chunks())
-
-
-def approximation(config: MineConfig) -> Approximation | None:
-    if config.approximate_above is None:
-        return None
-    return Approximation(config.approximate_above, config.probes)
 
 
 def _lists(present: np.ndarray, values: pa.Array) -> pa.ListArray:
