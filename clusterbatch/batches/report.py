@@ -23,6 +23,8 @@ _MUCH_PACKED = 0.3
 _MUCH_HARDLY_LARGER = 0.05
 _MUCH_READ = 1.1
 _NAMES = 3
+_SUMMED = ("rows", "clusters", "batches", "batches_per_epoch", "leftovers", "repeats")
+_AVERAGED = ("purity", "packed_share", "read_amplification")
 
 
 @dataclass
@@ -50,9 +52,7 @@ def plan_report(plan: BatchPlan, epochs: int = 1) -> dict[str, Any]:
     read_amplification  rows fetched / rows used, by one worker that keeps nothing it has read
     """
     tallies = [_tally(plan, stratum, epochs) for stratum in plan.strata]
-    sources = {
-        stratum.name: _describe(plan, stratum, tally) for stratum, tally in zip(plan.strata, tallies, strict=True)
-    }
+    strata = [_describe(plan, stratum, tally) for stratum, tally in zip(plan.strata, tallies, strict=True)]
     # With weights, strata count as often as their batches are drawn.
     share = plan.quotas / plan.quotas.sum()
     report = {
@@ -64,13 +64,13 @@ def plan_report(plan: BatchPlan, epochs: int = 1) -> dict[str, Any]:
         "steps": epochs * plan.steps_per_epoch,
         "rows": sum(stratum.rows for stratum in plan.strata),
         "purity": _purity(plan, tallies, share),
-        "packed_share": float(share @ [each["packed_share"] for each in sources.values()]),
-        "leftovers": sum(each["leftovers"] for each in sources.values()),
-        "repeats": sum(each["repeats"] for each in sources.values()),
-        "read_amplification": float(share @ [each["read_amplification"] for each in sources.values()]),
+        "packed_share": float(share @ [each["packed_share"] for each in strata]),
+        "leftovers": sum(each["leftovers"] for each in strata),
+        "repeats": sum(each["repeats"] for each in strata),
+        "read_amplification": float(share @ [each["read_amplification"] for each in strata]),
         "pooled": next((list(stratum.sources) for stratum in plan.strata if stratum.name == POOL), []),
         "left_out": plan.left_out,
-        "sources": sources,
+        "sources": _by_source([stratum.name for stratum in plan.strata], strata),
     }
     return {**report, "warnings": _warnings(plan, report)}
 
@@ -187,6 +187,24 @@ def _describe(plan: BatchPlan, stratum: Stratum, tally: _Tally) -> dict[str, Any
         "repeats": batches * plan.config.size - stratum.rows,
         "read_amplification": tally.fetched / tally.rows,
     }
+
+
+def _by_source(names: Sequence[str], strata: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A source that has a stratum for each of its clusters is described as one: sums, and means over its batches."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, each in zip(names, strata, strict=True):
+        before = found.get(name)
+        found[name] = each if before is None else _joined(before, each)
+    return found
+
+
+def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    joined = {key: one[key] + other[key] for key in _SUMMED}
+    joined["clusters_per_batch"] = max(one["clusters_per_batch"], other["clusters_per_batch"])
+    for key in _AVERAGED:
+        weighted = [each[key] * each["batches"] for each in (one, other) if each[key] is not None]
+        joined[key] = sum(weighted) / joined["batches"] if weighted else None
+    return {key: joined[key] for key in one}
 
 
 def _warnings(plan: BatchPlan, report: dict[str, Any]) -> list[str]:

@@ -134,12 +134,16 @@ def _by_cluster(index: ClusterIndex, config: BatchesConfig, pieces: np.ndarray) 
     """
     clusters, cluster = np.unique(index.cluster[pieces] // config.merged_clusters, return_inverse=True)
     rows = np.bincount(cluster, weights=index.rows[pieces], minlength=len(clusters))
-    alone = np.flatnonzero(rows >= config.size)
-    rest = np.flatnonzero(rows < config.size)
-    sets = [pieces[cluster == number] for number in alone.tolist()]
-    if rows[rest].sum() >= config.size or not sets:
-        return [*sets, pieces[np.isin(cluster, rest)]] if len(rest) else sets
-    sets[-1] = pieces[(cluster == alone[-1]) | np.isin(cluster, rest)]
+    fills = rows >= config.size
+    order = np.argsort(cluster, kind="stable")
+    of_cluster = np.split(pieces[order], np.cumsum(np.bincount(cluster, minlength=len(clusters)))[:-1])
+    sets = [of_cluster[number] for number in np.flatnonzero(fills).tolist()]
+    if fills.all():
+        return sets
+    rest = pieces[~fills[cluster]]
+    if rows[~fills].sum() >= config.size or not sets:
+        return [*sets, rest]
+    sets[-1] = np.sort(np.concatenate([sets[-1], rest]))
     return sets
 
 

@@ -15,6 +15,7 @@ from clusterbatch.clustering.statistics import StatisticsJob
 from clusterbatch.clustering.tokenisation import Tokenisation
 from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.errors import DataError, UsageError
+from clusterbatch.log import say
 from clusterbatch.mining.stage import Mined, mine
 from clusterbatch.runtime import ray_session
 from clusterbatch.store import Artifact, Manifest, Part, Receipt, Stopwatch
@@ -63,6 +64,8 @@ def cluster(
         )
     watch = Stopwatch()
     done = artifact.begin(identity, force)
+    for sentence in Tokenisation.of(config).too_long:
+        say(sentence, level="warning")
     with ray_session(config.ray):
         passes = Passes(config, generation, vectors, corpus, embeddings, identity, force, previous, mined)
         fits = passes.fits()
@@ -118,8 +121,10 @@ def _commit(
         config={**passes.config.cluster.identity(), "stratify": layout_of(passes.config)},
         inputs={"corpus": corpus.fingerprint, "embeddings": passes.embeddings.fingerprint},
         seconds=watch.seconds,
+        passes_seconds=_worker_seconds(passes),
         details={
             "layout": asdict(passes.layout),
+            "tokens": Tokenisation.of(passes.config).identity,
             # The generation whose embeddings these clusters are of.
             "vectors": passes.vectors,
             "shards": 1 + flat[-1]["shard"] if flat else 0,
@@ -133,6 +138,12 @@ def _commit(
             write_parquet(artifact, INDEX, index_table(flat), content=INDEX),
         ],
     )
+
+
+def _worker_seconds(passes: Passes) -> float:
+    """Of all passes, which are removed once the clusters are committed."""
+    made = [passes.artifact(name).manifest() for name in passes.clusters.folder.list(EXCHANGE)]
+    return sum(manifest.worker_seconds or 0.0 for manifest in made if manifest is not None)
 
 
 def number_pieces(receipts: Sequence[Receipt]) -> list[list[dict[str, Any]]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from clusterbatch.config import RunConfig, StorageConfig
 from clusterbatch.corpus.data_uri import image_bytes
-from clusterbatch.encoder.layout import read_layout
+from clusterbatch.encoder.layout import Layout, read_layout, shorter
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.tokenizer import Tokenizer
 from clusterbatch.schema import token_type
@@ -55,8 +56,34 @@ class Tokenisation:
         return resolve_model(self.model, self.storage)
 
     @cached_property
+    def _layout(self) -> Layout:
+        return read_layout(self._folder)
+
+    @cached_property
     def _prompts(self) -> dict[str, str]:
-        return read_layout(self._folder).prompts | dict(self.prompts)
+        return self._layout.prompts | dict(self.prompts)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the tokens, by the keys of the configuration: kept with the shards, which are of no use to
+        a model that would be given others."""
+        return {
+            "train.model or train.encoder": self.tokenizer.fingerprint,
+            "train.max_query_tokens": shorter(self.max_query_tokens, self._layout.max_tokens),
+            "train.max_document_tokens": shorter(self.max_document_tokens, self._layout.max_tokens),
+            "train.prompts": self._prompts,
+        }
+
+    @property
+    def too_long(self) -> list[str]:
+        """A sentence for each limit that is beyond the model's own."""
+        own = self._layout.max_tokens
+        limits = {"query": self.max_query_tokens, "document": self.max_document_tokens}
+        return [
+            f"train.max_{side}_tokens: {limit}, but {self.model} takes {own} tokens; its texts are cut there"
+            for side, limit in limits.items()
+            if own is not None and limit > own and side not in self.images
+        ]
 
     @cached_property
     def _kind(self) -> pa.DataType:
@@ -85,5 +112,5 @@ class Tokenisation:
         limit = self.max_query_tokens if side == "query" else self.max_document_tokens
         prompts = {source: self._prompts.get(f"{source}-{side}", self._prompts[side]) for source in set(sources)}
         asked = [prompts[source] + text for source, text in zip(sources, texts, strict=True)]
-        tokens = self.tokenizer.encode(asked, limit)
+        tokens = self.tokenizer.encode(asked, shorter(limit, self._layout.max_tokens))
         return {f"{prefix}_tokens": tokens.to_arrow(self._kind)}

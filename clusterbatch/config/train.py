@@ -8,6 +8,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from clusterbatch.config.base import Address, ModelName, Section, added, operational
 
+# CLIP's limit: below it training gets unstable.
+LEAST_LEARNED_TEMPERATURE = 0.01
+
 Direction = Literal["query_to_document", "document_to_query", "query_to_query"]
 
 
@@ -129,6 +132,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
+        if self.learn_temperature and self.temperature < LEAST_LEARNED_TEMPERATURE:
+            raise ValueError(f"temperature: a learned one begins at {LEAST_LEARNED_TEMPERATURE} or above")
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give epochs or steps, not both")
         if "query_to_document" not in self.directions:

@@ -90,6 +90,11 @@ def read_layout(folder: str | Path) -> Layout:
     )
 
 
+def shorter(*limits: int | None) -> int | None:
+    """The shortest of some limits in tokens; None stands for no limit."""
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The model's own config.json; empty where there is none."""
     config: dict[str, Any] = _read(folder / "config.json") or {}

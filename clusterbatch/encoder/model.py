@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from clusterbatch.encoder.layout import Kind, Layout, read_layout
+from clusterbatch.encoder.layout import Kind, Layout, read_layout, shorter
 from clusterbatch.encoder.microbatch import micro_batches
 from clusterbatch.encoder.packed import PackedStates, pack, pool_packed
 from clusterbatch.encoder.pooling import pool, unit
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Encoder(nn.Module):
     """A backbone with pooling, or a static encoder; always ends in vectors of length 1.
 
-    tokenizer, prompts ('query', 'document') and max_tokens belong to the model and are saved with it; the caller cuts
-    and prompts when it tokenises. Dropout follows `train()` and `eval()`, as in any module.
+    tokenizer, prompts ('query', 'document') and max_tokens belong to the model and are saved with it; which prompt
+    stands before a text is for the caller to say. Dropout follows `train()` and `eval()`, as in any module.
     """
 
     def __init__(
@@ -77,8 +77,11 @@ class Encoder(nn.Module):
         return self.tokenizer.fingerprint
 
     def prepare(self, texts: Sequence[str], max_tokens: int | None, prompt: str = "") -> Tokens | Pixels:
-        """What `encode` takes, of texts; with a tower for images also of images, written as data URIs."""
-        return self.tokenizer.encode(texts, max_tokens, prompt)
+        """What `encode` takes, of texts; with a tower for images also of images, written as data URIs.
+
+        Cut to `max_tokens` or the model's own limit, whichever is shorter.
+        """
+        return self.tokenizer.encode(texts, shorter(max_tokens, self.max_tokens), prompt)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """(N, d) float32 unit vectors, differentiable; padded no further than the longest text given."""

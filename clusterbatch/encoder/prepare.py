@@ -12,7 +12,7 @@ import pyarrow as pa
 from clusterbatch.config import EmbedConfig, StorageConfig
 from clusterbatch.corpus.data_uri import image_bytes
 from clusterbatch.corpus.units import CorpusUnit, read_unit
-from clusterbatch.encoder.layout import read_layout
+from clusterbatch.encoder.layout import read_layout, shorter
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.surrogate import SURROGATES
 from clusterbatch.encoder.tokenizer import Tokenizer
@@ -94,8 +94,7 @@ class _Tokenisation:
     def __init__(self, folder: str, config: EmbedConfig) -> None:
         layout = read_layout(folder)
         self._tokenizer = Tokenizer(folder, special_tokens=layout.kind != "static")
-        limits = [limit for limit in (config.max_tokens, layout.max_tokens) if limit is not None]
-        self._max_tokens = min(limits, default=None)
+        self._max_tokens = shorter(config.max_tokens, layout.max_tokens)
         self._prompts: dict[Side, str] = {
             "query": layout.prompts["query"] if config.query_prompt is None else config.query_prompt,
             "document": layout.prompts["document"] if config.document_prompt is None else config.document_prompt,

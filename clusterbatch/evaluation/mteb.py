@@ -142,9 +142,8 @@ class MtebEncoder:
         """(N, d) float32."""
         kind = "query" if getattr(prompt_type, "value", prompt_type) == "query" else "document"
         texts = [text for batch in inputs for text in batch["text"]]
-        limit = min(self._limits[kind], self._encoder.max_tokens or self._limits[kind])
-        tokens = self._encoder.tokenizer.encode(texts, limit, self._encoder.prompts[kind])
-        return self._encoder.encode(tokens, self._batch_tokens)
+        prepared = self._encoder.prepare(texts, self._limits[kind], self._encoder.prompts[kind])
+        return self._encoder.encode(prepared, self._batch_tokens)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
         """(N, M) cosines: vectors have length 1."""

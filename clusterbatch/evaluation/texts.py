@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from clusterbatch.encoder.layout import shorter
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.pixels import Pixels
 from clusterbatch.encoder.tokens import Tokens
@@ -17,15 +18,14 @@ class Texts:
     def __init__(self, kind: Literal["query", "document"], texts: list[str], max_tokens: int) -> None:
         self._kind: Literal["query", "document"] = kind
         self.texts, self._max_tokens = texts, max_tokens
-        self._tokens: dict[tuple[str, int, str], Tokens | Pixels] = {}
+        self._tokens: dict[tuple[str, int | None, str], Tokens | Pixels] = {}
 
     def tokens(self, encoder: Encoder) -> Tokens | Pixels:
         """Cut to the evaluation's limit or the model's own, whichever is shorter, behind the model's own prompt."""
-        limit = min(self._max_tokens, encoder.max_tokens or self._max_tokens)
         prompt = encoder.prompts[self._kind]
-        key = (encoder.preparation, limit, prompt)
+        key = (encoder.preparation, shorter(self._max_tokens, encoder.max_tokens), prompt)
         if key not in self._tokens:
-            self._tokens[key] = encoder.prepare(self.texts, limit, prompt)
+            self._tokens[key] = encoder.prepare(self.texts, self._max_tokens, prompt)
         return self._tokens[key]
 
     def vectors(self, encoder: Encoder, batch_tokens: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import safetensors
@@ -100,6 +100,10 @@ class Checkpoints:
         copies = {"parameters": _copied(parameters), "moments": _copied(moments)}
         self._pending = self._pool.submit(self._write, manifest, copies)
         return self._pending
+
+    def is_free(self, within: float = 0.0) -> bool:
+        """Whether no checkpoint is being written any more, after at most `within` seconds."""
+        return self._pending is None or not wait([self._pending], within).not_done
 
     def wait(self) -> None:
         if self._pending is not None:

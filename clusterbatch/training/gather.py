@@ -8,13 +8,16 @@ are then summed, not averaged, over ranks (reduce.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_SECONDS_BETWEEN_LOOKS = 0.1
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,9 @@ class World:
         return World()
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """Sums `tensor` over ranks in place."""
-        if self.size > 1:
+        """Sums `tensor`, of one shape everywhere, over ranks in place."""
+        # Gloo takes nothing that is empty, as the hard negatives of a batch may be.
+        if self.size > 1 and tensor.numel():
             dist.all_reduce(tensor)
         return tensor
 
@@ -41,6 +45,23 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
+
+    def copy_from_first_(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrites tensors, of the same shapes everywhere, with those of rank 0."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def wait_until(self, is_ready: Callable[[], bool], device: torch.device) -> None:
+        """Returns on all ranks once it holds on each.
+
+        However long that takes, nobody stays in a collective for it: their time-out is meant for lost ranks.
+        """
+        while self.size > 1:
+            waiting = torch.tensor([float(not is_ready())], device=device)
+            if not self.sum_(waiting).item():
+                return
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def counts(self, count: int, device: torch.device) -> list[int]:
         """`count` of every rank, in rank order."""
@@ -59,6 +80,8 @@ class World:
         if self.size == 1:
             return rows
         longest = max(rows_of_rank)
+        if longest == 0:
+            return rows
         # Collectives want equal sizes; slices differ by a run at most, so the padding is small.
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: len(rows)] = rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +33,8 @@ class LoopSettings:
     run_fingerprint: str
     plan_fingerprint: str
     evaluate_every: int = 1
+    # Seconds that a step may wait for the checkpoint before it to be written; all ranks stand still meanwhile.
+    patience: float = math.inf
 
 
 class TrainingLoop:
@@ -79,10 +82,10 @@ class TrainingLoop:
                 line["score"] = score
             self._record(line)
             # A score is worth a checkpoint: it may be the best.
-            if ending or score is not None or done % settings.checkpoint_every == 0:
+            if ending or score is not None or (done % settings.checkpoint_every == 0 and self._is_free()):
                 self._checkpoint(done, batch.epoch, score)
             if stopping and done < settings.last_step:
-                self._wait()
+                self._wait_together()
                 raise Preempted(f"stopped after step {done}, as asked; its checkpoint is written")
             begun, waited = time.perf_counter(), self._loader.wait_seconds
         self._wait()
@@ -121,6 +124,20 @@ class TrainingLoop:
             score=score,
         )
         self._checkpoints.save(manifest, *training.state())
+
+    def _is_free(self) -> bool:
+        """Storage that takes longer for a checkpoint than lies between two gets fewer of them: the other ranks, in
+        their next collective by now, would take a longer wait for a lost worker."""
+        return self._checkpoints is None or self._checkpoints.is_free(self._settings.patience)
+
+    def _wait_together(self) -> None:
+        """Ray ends all workers as soon as one has raised: nobody may before the checkpoint is written."""
+        try:
+            self._training.world.wait_until(
+                lambda: self._checkpoints is None or self._checkpoints.is_free(), self._device
+            )
+        finally:
+            self._wait()
 
     def _wait(self) -> None:
         if self._checkpoints is not None:

@@ -18,6 +18,7 @@ Legend: Q this rank's rows of a chunk, D columns of all ranks, E embedding dimen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,14 +28,14 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
 from clusterbatch.config import TrainConfig
+from clusterbatch.config.train import LEAST_LEARNED_TEMPERATURE
 from clusterbatch.training.gather import World
 from clusterbatch.training.margins import TeacherMargins, margin_mse
 from clusterbatch.training.masks import NEGATIVE, POSITIVE, BatchFacts, Relation
 
 # Elements of the score block that is in memory at a time: 32 MiB in float32, a few times that with its gradient.
 _BLOCK_ELEMENTS = 2**23
-# What CLIP found training to be stable below; a learned temperature cannot go lower than 0.01.
-_LARGEST_SCALE = 100.0
+_LARGEST_LOG_SCALE = math.log(1 / LEAST_LEARNED_TEMPERATURE)
 # Torch takes softplus(x) = x from 20 on, which costs digits; e^50 is far from float32's limit.
 _SOFTPLUS_LINEAR = 50.0
 
@@ -70,7 +71,13 @@ class ContrastiveLoss(nn.Module):
         return 1.0 / float(self._scale().detach())
 
     def _scale(self) -> Tensor:
-        return self.log_scale.exp().clamp(max=_LARGEST_SCALE)
+        return self.log_scale.exp()
+
+    def limit_temperature_(self) -> None:
+        """Call after every optimizer step. A limit inside the loss would have no gradient beyond it, and a learned
+        temperature that once was there could not return."""
+        if self.log_scale.requires_grad:
+            self.log_scale.data.clamp_(max=_LARGEST_LOG_SCALE)
 
     def forward(
         self,

@@ -9,6 +9,9 @@ surrogate    what the embedding model that clustered the data scores above the p
              (absolute) or times one (relative); NV-Retriever's "positive-aware" mining as a mask
 own score    the same with the scores of the model in training (Qwen3-Embedding: margin 0.1)
 
+Hard negatives are under the first and the last of these. Of their vectors by the surrogate none are kept; what it calls
+an answer is left out when they are mined (mine.most_of_positive, mine.margin).
+
 Legend: Q rows of queries in hand, D document columns in hand, B pairs of the global batch, N hard negatives of the
 global batch, M dimensions of the surrogate's stored vectors. Documents are the B pairs' documents in global order, then
 the N hard negatives in global order.
@@ -57,6 +60,9 @@ class Relation:
         self._facts = facts
         self._own_scores = own_scores
         self._surrogate_limit: Tensor | None = None
+        # Rows whose query stands in the batch more than once.
+        _, number, count = facts.query_hash.unique(return_inverse=True, return_counts=True)
+        self._repeated = (count[number] > 1).nonzero().squeeze(1)
         if config.surrogate_margin is not None:
             assert facts.query_vector is not None
             assert facts.document_vector is not None
@@ -112,7 +118,14 @@ class Relation:
             assert facts.negative_hash is not None
             assert facts.document_token_hash is not None
             # A negative of one row may be the very document of another; its text is known by its token ids only.
-            ignored |= facts.document_token_hash[queries][:, None] == facts.negative_hash[negatives][None, :]
+            negative_hash = facts.negative_hash[negatives]
+            ignored |= facts.document_token_hash[queries][:, None] == negative_hash[None, :]
+            # Or the document of another row that asks the same: few rows do, so the product is small.
+            asking = self._repeated[(self._repeated >= queries.start) & (self._repeated < queries.stop)]
+            if len(asking):
+                same_query = facts.query_hash[asking][:, None] == facts.query_hash[self._repeated][None, :]
+                is_answer = facts.document_token_hash[self._repeated][:, None] == negative_hash[None, :]
+                ignored[asking - queries.start] |= (same_query.float() @ is_answer.float()) > 0
         return ignored.to(torch.int8).mul_(IGNORED)
 
     def _above_own_score(self, queries: slice, scores: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Metrics per step as JSON lines, with every step exactly once whatever crashes in between.
 
 Object storage cannot append, so the lines lie in segments named after their first step: a new one begins with every
-checkpoint, and the current one is written again as it grows. A run that resumes from step s removes the segments that
-begin at or after s: lines beyond the last whole checkpoint are dropped, and those steps are logged anew.
+checkpoint and where one has grown large, and the current one is written again as it grows. A run that resumes from step
+s removes the segments that begin at or after s: lines beyond the last whole checkpoint are dropped, and those steps are
+logged anew.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from clusterbatch.store import Folder
 
 SEGMENTS = "metrics"
 _SECONDS_BETWEEN_WRITES = 10.0
+# The step waits while a segment is written.
+_SEGMENT_BYTES = 2**20
 
 
 class MetricsLog:
@@ -29,7 +32,10 @@ class MetricsLog:
 
     def add(self, line: dict[str, Any]) -> None:
         self._lines.append(json.dumps(line))
-        if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
+        self._bytes += len(self._lines[-1])
+        if self._bytes > _SEGMENT_BYTES:
+            self.cut(line["step"] + 1)
+        elif time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
             self._write()
 
     def cut(self, next_step: int) -> None:
@@ -40,6 +46,7 @@ class MetricsLog:
     def _begin(self, step: int) -> None:
         self._name = f"steps-{step:010d}.jsonl"
         self._lines: list[str] = []
+        self._bytes = 0
         self._written = time.monotonic()
 
     def _write(self) -> None:

@@ -49,6 +49,14 @@ class Optimizer:
             for moment in _MOMENTS
         }
 
+    def blank_state(self) -> dict[str, Tensor]:
+        """Moments of zero, as `state` has them once a step is done."""
+        return {
+            f"{moment}/{name}": torch.zeros_like(parameter)
+            for name, parameter in self._parameters.items()
+            for moment in _MOMENTS
+        }
+
     def load(self, state: dict[str, Tensor], steps_done: int) -> None:
         for name, parameter in self._parameters.items():
             if f"{_MOMENTS[0]}/{name}" not in state:

@@ -17,6 +17,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clusterbatch import errors
+from clusterbatch.batches.curriculum import CurriculumPlan, Plan
+from clusterbatch.clustering.tokenisation import Tokenisation
 from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageError, root_cause
@@ -60,11 +62,13 @@ def train(
         seen = before.details.get("steps_before", 0) + before.details["steps"]
         continued = replace(continued, steps_before=seen)
     inputs = clusters.require()
+    _check_tokens(config, clusters.folder.uri, inputs)
     if config.train.margin_mse and not inputs.details["layout"].get("margins"):
         raise UsageError(f"train.margin_mse: {clusters.folder.uri} was made without mine.margins")
     plan = open_plan(config, clusters, inputs)
     if continued is None:
         steps = config.train.steps or plan.steps_of(config.train.epochs or 1)
+        _check_phases(plan, steps)
     else:
         steps = continued.steps or plan.steps_of(1)
     # A first run's steps are in its configuration.
@@ -108,6 +112,26 @@ def train(
     return manifest
 
 
+def _check_tokens(config: RunConfig, place: str, clusters: Manifest) -> None:
+    """Raises UsageError where the shards hold other tokens than the model would be given from the texts."""
+    kept = clusters.details.get("tokens")
+    wanted = Tokenisation.of(config).identity
+    changed = [] if kept is None else [name for name in wanted if kept[name] != wanted[name]]
+    if changed:
+        raise UsageError(
+            f"{changed[0]}: {place} holds tokens made with another one; run `clusterbatch cluster` again, with --force"
+        )
+
+
+def _check_phases(plan: Plan, steps: int) -> None:
+    """Raises UsageError where training would be over before the last phase of a curriculum begins."""
+    if isinstance(plan, CurriculumPlan) and steps <= plan.first_steps[-1]:
+        raise UsageError(
+            f"batches.curriculum: the last phase begins with step {plan.first_steps[-1]:,}, but the run has {steps:,}; "
+            "give more train.steps or train.epochs (a phase that breaks an epoch off counts as one)"
+        )
+
+
 def _begin_checkpoints(job: TrainingJob, force: bool) -> None:
     """Refuses to go on from, or to write over, the checkpoints of another configuration."""
     latest = job.checkpoints.latest()
@@ -127,6 +151,10 @@ def _fit(job: TrainingJob) -> None:
     settings = job.config.train
     use_gpu = device_for(settings.device).startswith("cuda")
     fewest, most = settings.workers or all_workers(use_gpu)
+    if most > job.config.batches.size:
+        raise UsageError(
+            f"train.workers: {most} workers, but a batch of {job.config.batches.size} pairs has no slice for each"
+        )
     check_resources("train", fewest, Pool(fewest, settings.cpus_per_worker, 1.0 if use_gpu else 0.0))
     # Where the driver is: on any other node it could be lost with that node, and all workers with it.
     beside_us = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

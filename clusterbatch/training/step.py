@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from clusterbatch.batches.loader import SliceBatch
 from clusterbatch.config import TrainConfig
 from clusterbatch.encoder.inputs import Inputs, concatenate, token_ids
 from clusterbatch.encoder.model import Encoder
+from clusterbatch.errors import DataError
 from clusterbatch.training.gather import World
 from clusterbatch.training.grad_cache import CachedEmbedding, RandomKey
 from clusterbatch.training.loss import ContrastiveLoss
@@ -65,7 +67,10 @@ class TrainingStep:
         self._micro_batch_tokens = micro_batch_tokens(config, encoder)
 
     def run(self, batch: SliceBatch, stop_requested: bool = False) -> StepResult:
-        """Trains on the global batch of which `batch` is this rank's slice."""
+        """Trains on the global batch of which `batch` is this rank's slice.
+
+        Raises DataError, on all ranks, where the loss or a gradient is no number any more.
+        """
         start = time.perf_counter()
         kinds = [batch.query_tokens, batch.document_tokens]
         if batch.negative_tokens is not None:
@@ -97,6 +102,7 @@ class TrainingStep:
         self.gradients.reduce(np.append(token_ids(tokens), self.encoder.tokenizer.padding))
         norm = self.gradients.clip(self.config.clip_norm)
         rate = self.optimizer.step(batch.step)
+        self.loss.limit_temperature_()
         own = torch.tensor(
             [tokens.lengths.sum(), self._computed_tokens(embedding, tokens), embedding.kept_share, stop_requested],
             dtype=torch.float64,
@@ -105,12 +111,19 @@ class TrainingStep:
         # One small sum for all figures; it also lets every rank know at once that one of them has to stop.
         sums = self.world.sum_(torch.cat([loss.detach().double()[None], statistics.stack(), own])).tolist()
         total, rows, correct, hardest, ignored, considered, token_count, padded, kept, stops = sums
+        gradient_norm = float(norm)
+        if not (math.isfinite(total) and math.isfinite(gradient_norm)):
+            # The same on all ranks. No later step would be finite, and its checkpoints would replace the good ones.
+            raise DataError(
+                f"train: loss {total}, gradient norm {gradient_norm} in step {batch.step}; "
+                "a lower train.learning_rate, a longer train.warmup or a higher train.temperature may keep them finite"
+            )
         return StepResult(
             loss=total,
             accuracy=correct / rows,
             hardness=hardest / rows,
             mask_rate=ignored / max(1.0, considered),
-            gradient_norm=float(norm),
+            gradient_norm=gradient_norm,
             learning_rate=rate,
             temperature=self.loss.temperature,
             pairs=int(rows),
@@ -124,6 +137,11 @@ class TrainingStep:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(parameters, optimizer moments), the live tensors by name."""
         return {name: parameter.detach() for name, parameter in self.trainable.items()}, self.optimizer.state()
+
+    def blank(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What `state` gives once a step is done, as it is before any."""
+        parameters = {name: parameter.detach() for name, parameter in self.trainable.items()}
+        return parameters, self.optimizer.blank_state()
 
     def load(self, parameters: dict[str, Tensor], moments: dict[str, Tensor], steps_done: int) -> None:
         """What `state` gave, of the same model: copied into the live tensors, which have made `steps_done` steps."""

@@ -28,6 +28,7 @@ from clusterbatch.training.loop import LoopSettings, TrainingLoop
 from clusterbatch.training.metrics_log import MetricsLog
 from clusterbatch.training.model_card import model_card
 from clusterbatch.training.preparing import computing_dtype, finish
+from clusterbatch.training.resuming import Start, resume
 from clusterbatch.training.step import TrainingStep
 from clusterbatch.training.throughput import peak_flops
 from clusterbatch.training.trackers import open_trackers
@@ -123,7 +124,7 @@ def run_worker(
     clusters = job.clusters
     reader = ShardReader(clusters)
     plan = open_plan(config, clusters, clusters.require())
-    first_step = _resume(job, training, plan)
+    first_step = resume(training, lambda: _read_start(job, plan))
     loader = SliceLoader(
         plan,
         reader,
@@ -143,6 +144,7 @@ def run_worker(
         job.fingerprint,
         plan.fingerprint,
         config.train.evaluate_every or job.steps,
+        config.train.collective_timeout / 4,
     )
     is_first = world.rank == 0
     trackers = []
@@ -191,16 +193,13 @@ def upload(source: Path, target: Folder) -> None:
             target.write(path.relative_to(source).as_posix(), path.read_bytes())
 
 
-def _resume(job: TrainingJob, training: TrainingStep, plan: Plan) -> int:
-    """Loads the last whole checkpoint, if there is one; returns the first step to do."""
+def _read_start(job: TrainingJob, plan: Plan) -> Start:
+    """The last whole checkpoint of the run; without one what it begins from."""
     checkpoint, first = job.checkpoints.latest(), job.first_checkpoint
     before = job.continued.steps_before if job.continued and first else 0
     if checkpoint is None:
-        if first is not None:
-            training.load(*first.load(), steps_done=before)
-        return 0
+        return Start(0, before, first.load() if first else None)
     manifest = checkpoint.manifest
     if (manifest.run_fingerprint, manifest.plan_fingerprint) != (job.fingerprint, plan.fingerprint):
         raise UsageError(f"{checkpoint.folder.uri}: a checkpoint of another configuration; pass --force to replace it")
-    training.load(*checkpoint.load(), steps_done=before + manifest.step)
-    return manifest.step
+    return Start(manifest.step, before + manifest.step, checkpoint.load())

@@ -107,3 +107,17 @@ def test_a_good_plan_gives_no_warning() -> None:
     assert report["warnings"] == []
     assert report["purity"] > 0.9
     assert report["packed_share"] < 0.1
+
+
+def test_a_source_with_a_stratum_for_each_cluster_is_described_as_one() -> None:
+    index = make_index([[640, 64, 20, 30], [320, 128, 10]], run_rows=8)
+    plan = BatchPlan(index, BatchesConfig(size=32, uniform_clusters=True, clusters_per_batch=1))
+    assert len(plan.strata) > 2
+    report = plan.report()
+    assert set(report["sources"]) == {"source-0", "source-1"}
+    assert sum(each["rows"] for each in report["sources"].values()) == report["rows"] == index.total_rows
+    assert report["sources"]["source-0"]["clusters"] == 4
+    for name in ("leftovers", "repeats"):
+        assert report[name] == sum(each[name] for each in report["sources"].values())
+    walked = [plan.batch(step).purity for step in range(12 * plan.steps_per_epoch)]
+    assert report["purity"] == pytest.approx(np.mean(walked), rel=0.05)

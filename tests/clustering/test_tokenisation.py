@@ -50,6 +50,15 @@ def test_prompts_of_the_configuration_stand_before_texts(encoder: str) -> None:
     assert [len(of_row) for of_row in found["negative_tokens"].to_pylist()] == [2, 0, 1]
 
 
+@pytest.mark.parametrize("limit", [256, 1024])
+def test_texts_are_cut_where_the_model_ends(limit: int) -> None:
+    """MiniLM says 256; a transformer has no position for what lies beyond its own, and fails there."""
+    train = {"model": MODEL, "encoder": "backbone", "max_document_tokens": limit}
+    config = RunConfig.model_validate({"workspace": "w", "train": train})
+    rows = pa.table({"source": ["long"], "query": ["short"], "document": ["word " * 2000]})
+    assert len(Tokenisation.of(config).columns(rows)["document_tokens"][0]) == 256
+
+
 def test_without_prompts_texts_are_as_they_are() -> None:
     config = RunConfig.model_validate({"workspace": "w", "train": {"model": MODEL}})
     plain = Tokenizer(MODEL, special_tokens=False).encode(ROWS["query"].to_pylist())

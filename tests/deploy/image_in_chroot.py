@@ -86,6 +86,8 @@ def build(dockerfile: Path, base: Path, folder: Path, given: dict[str, str], sha
             else:
                 raise SystemExit(f"{dockerfile}: {word} is not known here")
         stage.run(stage.command)
+        # As `ray up`, and KubeRay before 1.4, start Ray.
+        stage.run(["bash", "--login", "-c", "command -v clusterbatch && command -v ray && command -v rsync"])
         stage.run(
             ["python3", "-c", "import clusterbatch, ray, torch; print(clusterbatch.__version__, torch.__version__)"]
         )

@@ -69,7 +69,7 @@ def small_config(folder: Path, **sections: Any) -> RunConfig:
     )
 
 
-def write_clusters(config: RunConfig, *, negatives: bool = False, weight: bool = False) -> None:
+def write_clusters(config: RunConfig, *, negatives: bool = False, weight: bool = False, **details: Any) -> None:
     """Two sources of a few clusters each, 27 batches of 32 an epoch; a cluster's rows share some of their words."""
     layout = ShardLayout(VOCABULARY, run_rows=8, surrogate_dimensions=SURROGATE, negatives=negatives, weight=weight)
     artifact = Workspace(config).clusters()
@@ -91,7 +91,7 @@ def write_clusters(config: RunConfig, *, negatives: bool = False, weight: bool =
         config={"stratify": "cluster"},
         inputs={},
         seconds=0.0,
-        details={"layout": asdict(layout)},
+        details={"layout": asdict(layout), **details},
         extra_parts=[index],
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,23 @@ def test_nothing_in_a_checkpoint_needs_pickle(tmp_path: Path) -> None:
     checkpoints.wait()
     names = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
     assert names == {".safetensors", ".json"}
+
+
+def test_it_is_free_once_the_files_are_written_and_does_not_wait_longer_than_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(Folder(str(tmp_path)), keep=1)
+    assert checkpoints.is_free()
+    may_write = threading.Event()
+    write = Folder.write
+
+    def slow(self: Folder, name: str, data: bytes) -> None:
+        assert may_write.wait(60)
+        write(self, name, data)
+
+    monkeypatch.setattr(Folder, "write", slow)
+    _save(checkpoints, 1)
+    assert not checkpoints.is_free(within=0.05)
+    may_write.set()
+    assert checkpoints.is_free(within=60)
+    assert checkpoints.latest() is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 from torch import nn
@@ -11,6 +13,41 @@ from clusterbatch.training.reduce import FlatGradients
 from tests.training.worlds import run_world
 
 _COUNTS = [3, 0, 5]
+
+
+def _gather_nothing(world: World) -> tuple[tuple[int, ...], bool]:
+    rows = torch.zeros(0, 2, requires_grad=True)
+    gathered = world.gather_differentiable(rows, [0, 0])
+    # As in a loss whose columns are documents and, here, no hard negatives.
+    columns = torch.cat([torch.ones(1, 2, requires_grad=True), gathered])
+    columns.sum().backward()
+    return tuple(gathered.shape), rows.grad is not None and rows.grad.shape == (0, 2)
+
+
+def test_a_batch_in_which_nobody_has_a_hard_negative_is_gathered_too() -> None:
+    assert run_world(2, _gather_nothing) == [((0, 2), True)] * 2
+
+
+def _wait_and_copy(world: World) -> tuple[float, list[float], int]:
+    begun, asked = time.monotonic(), 0
+
+    def is_ready() -> bool:
+        nonlocal asked
+        asked += 1
+        return world.rank != 1 or time.monotonic() - begun > 1.0
+
+    world.wait_until(is_ready, torch.device("cpu"))
+    seconds = time.monotonic() - begun
+    tensors = [torch.full((2,), float(world.rank)), torch.full((1,), 10.0 + world.rank)]
+    world.copy_from_first_(tensors)
+    return seconds, torch.cat(tensors).tolist(), asked
+
+
+def test_all_wait_for_the_last_in_many_short_looks_and_take_what_the_first_has() -> None:
+    for seconds, copied, asked in run_world(3, _wait_and_copy):
+        assert seconds > 0.9
+        assert asked > 2
+        assert copied == [0.0, 0.0, 10.0]
 
 
 def _gather(world: World) -> tuple[list[list[float]], list[list[float]], list[int]]:

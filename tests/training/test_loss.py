@@ -125,9 +125,24 @@ def test_matryoshka_is_the_mean_over_truncated_and_renormalised_vectors() -> Non
     assert value.item() == pytest.approx((parts[0] + parts[1]).item() / 2, rel=1e-12)
 
 
-def test_a_learned_temperature_stays_above_a_hundredth() -> None:
+def test_a_learned_temperature_stays_above_a_hundredth_and_can_rise_from_there() -> None:
     module = ContrastiveLoss(TrainConfig(temperature=0.05, learn_temperature=True))
     assert module.temperature == pytest.approx(0.05)
     with torch.no_grad():
         module.log_scale.fill_(10.0)
+    module.limit_temperature_()
     assert module.temperature == pytest.approx(0.01)
+    # Unlike directions: a wrong answer scores above the right one, which a higher temperature mends.
+    query, document = torch.eye(2), torch.eye(2).flip(0)
+    loss, _ = module(query, document, None, BatchFacts(torch.arange(2), torch.arange(2)), [2], [0], World())
+    loss.backward()
+    assert module.log_scale.grad is not None
+    assert module.log_scale.grad > 0
+
+
+def test_a_fixed_temperature_is_what_was_asked_for_and_a_learned_one_cannot_begin_below_its_limit() -> None:
+    module = ContrastiveLoss(TrainConfig(temperature=0.002))
+    module.limit_temperature_()
+    assert module.temperature == pytest.approx(0.002)
+    with pytest.raises(ValueError, match="temperature"):
+        TrainConfig(temperature=0.002, learn_temperature=True)

@@ -99,3 +99,19 @@ def test_hard_negatives_that_are_the_rows_own_document_are_ignored() -> None:
 def test_other_queries_are_negatives_but_for_the_query_itself_and_its_duplicates() -> None:
     block = Relation(MaskConfig(), _facts([1, 1, 3], [7, 8, 9])).queries_block(_ALL, _ALL, _NO_SCORES)
     assert block.tolist() == [[I, I, N], [I, I, N], [N, N, I]]
+
+
+def test_a_hard_negative_that_answers_the_same_query_in_another_row_is_ignored() -> None:
+    """Rows 0 and 2 ask the same; the negative with hash 90 is the document of row 2, that with 80 of row 1."""
+    facts = _facts(
+        [1, 2, 1],
+        [7, 8, 9],
+        negative_hash=torch.tensor([90, 80, 55]),
+        document_token_hash=torch.tensor([70, 80, 90]),
+    )
+    relation = Relation(MaskConfig(), facts)
+    whole = relation.block(_ALL, slice(3, 6), _NO_SCORES)
+    assert whole.tolist() == [[I, N, N], [N, I, N], [I, N, N]]
+    for row in range(3):
+        part = relation.block(slice(row, row + 1), slice(3, 6), _NO_SCORES[:1])
+        assert torch.equal(part, whole[row : row + 1])

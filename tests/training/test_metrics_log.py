@@ -3,7 +3,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from clusterbatch.store import Folder
+from clusterbatch.training import metrics_log
 from clusterbatch.training.metrics_log import MetricsLog, read_metrics
 
 
@@ -36,3 +39,20 @@ def test_order_is_that_of_the_steps_not_of_the_names(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     _log(MetricsLog(folder, 0), 0, 300, every=3)
     assert _steps(folder) == list(range(300))
+
+
+def test_a_large_segment_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_log, "_SEGMENT_BYTES", 100)
+    written: list[int] = []
+    write = Folder.write
+    monkeypatch.setattr(Folder, "write", lambda self, name, data: (written.append(len(data)), write(self, name, data)))
+    folder = Folder(str(tmp_path))
+    log = MetricsLog(folder, 0)
+    _log(log, 0, 60, every=1000)
+    log.cut(60)
+    assert _steps(folder) == list(range(60))
+    # Every line once: what was written before is left as it is.
+    assert sum(written) == len(read_metrics(folder))
+    assert max(written) < 200
+    MetricsLog(folder, 60)
+    assert _steps(folder) == list(range(60))

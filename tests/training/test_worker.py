@@ -12,7 +12,7 @@ import torch
 
 from clusterbatch.config import RunConfig
 from clusterbatch.encoder.model import load_encoder
-from clusterbatch.errors import UsageError
+from clusterbatch.errors import DataError, UsageError
 from clusterbatch.training.gather import World
 from clusterbatch.training.validation import Validation
 from tests.training.small_run import (
@@ -139,3 +139,15 @@ def test_adapters_are_trained_alone_and_merged_into_the_model(tmp_path: Path) ->
     changed = {name for name, value in after.items() if not torch.equal(torch.from_numpy(value), before[name])}
     assert changed
     assert all("weight" in name and "embeddings" not in name and "LayerNorm" not in name for name in changed)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoints_before_it(tmp_path: Path) -> None:
+    train = {"steps": 40, "checkpoint_every": 2, "learning_rate": 1e30, "clip_norm": None, "warmup": 0.0}
+    config = small_config(tmp_path, train=train)
+    write_clusters(config)
+    job = small_job(config)
+    with pytest.raises(DataError, match=r"loss nan.* in step \d+.*learning_rate"):
+        train_on_rank(World(), job)
+    for checkpoint in job.checkpoints.whole():
+        parameters, _ = checkpoint.load()
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in parameters.values())

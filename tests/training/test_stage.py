@@ -1,0 +1,53 @@
+"""What the stage refuses before any worker starts: a run that could not be what was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clusterbatch.clustering.tokenisation import Tokenisation
+from clusterbatch.config import with_changes
+from clusterbatch.errors import UsageError
+from clusterbatch.training.stage import train
+from tests.training.small_run import small_config, write_clusters
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"train.max_document_tokens": 12}, "train.max_document_tokens"),
+        ({"train.max_query_tokens": 8}, "train.max_query_tokens"),
+        ({"train.encoder": "static"}, "train.encoder"),
+        ({"train.prompts.query": "ask: "}, "train.prompts"),
+    ],
+)
+def test_shards_of_other_tokens_are_refused_by_the_name_of_the_key(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    """Token ids of one model or length mean nothing to another, and training on them raises nothing by itself."""
+    config = small_config(tmp_path)
+    write_clusters(config, tokens=Tokenisation.of(config).identity)
+    with pytest.raises(UsageError, match=rf"{named}.*clusterbatch cluster"):
+        train(with_changes(config, changes))
+
+
+def test_a_limit_beyond_the_models_own_makes_no_difference(tmp_path: Path) -> None:
+    """The tiny model has 64 positions."""
+    config = small_config(tmp_path, train={"max_document_tokens": 64})
+    longer = with_changes(config, {"train.max_document_tokens": 300})
+    assert Tokenisation.of(longer).identity == Tokenisation.of(config).identity
+    assert Tokenisation.of(config).too_long == []
+    assert "train.max_document_tokens: 300" in Tokenisation.of(longer).too_long[0]
+
+
+@pytest.mark.parametrize("first", [{"steps": 10}, {"epochs": 1}])
+def test_a_run_that_would_end_before_the_last_phase_of_its_curriculum_is_refused(
+    tmp_path: Path, first: dict[str, int]
+) -> None:
+    phases = [{**first, "stratify": "random"}, {"stratify": "cluster"}]
+    config = small_config(tmp_path, train={"steps": None, "epochs": 1}, batches={"curriculum": phases})
+    write_clusters(config)
+    with pytest.raises(UsageError, match=r"batches\.curriculum.*train\.epochs"):
+        train(config)
