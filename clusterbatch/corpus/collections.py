@@ -58,7 +58,7 @@ def collection_in(folder: Folder, number: int, split: str | None) -> PairCollect
     Judgements: those of `split` (qrels/SPLIT.tsv, qrels.SPLIT.tsv), by default the training ones, else all there are.
     Raises UsageError where the split is not there.
     """
-    entries = folder.find()
+    entries = folder.find(linked_folders=True)
     for layout in _LAYOUTS:
         found = {role: [entry for entry in entries if pattern.match(entry.name)] for role, pattern in layout.items()}
         if not all(found.values()):

@@ -50,7 +50,7 @@ def find_inputs(
             if collection is not None:
                 collections.append(collection)
                 continue
-            entries = [entry for entry in folder.find() if _is_wanted(entry.name)]
+            entries = [entry for entry in folder.find(linked_folders=True) if _is_wanted(entry.name)]
         if not entries:
             raise UsageError(f"{key}: {path}: no such file, or no file there that could be read as pairs")
         for file in _input_files(folder, entries):

@@ -8,16 +8,22 @@ trained on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
 from clusterbatch.corpus.docstrings import equal_shares
+from clusterbatch.store.artifact import Artifact, Part
+from clusterbatch.store.tables import read_parquet
 
 # At most this share of a source is held out.
 _LARGEST_SHARE = 0.1
+# Sketches that are read, and then merged, at once: merging sorts all that was merged before.
+_AT_ONCE = 16
 _SEED = np.uint64(0x9E3779B97F4A7C15)
 SPLITS = ("dev", "test")
 
@@ -79,14 +85,23 @@ def sketch(pairs: pa.Table, most: int) -> pa.Table:
     return pairs.select(SKETCH.names).take(pa.array(kept)).cast(SKETCH)
 
 
+def read_sketches(parts: Sequence[tuple[Artifact, Part]]) -> Iterator[pa.Table]:
+    """The sketches that the units of pass 1 left, each in the artifact that it is named with."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        # A few at a time, so that what was read does not pile up.
+        for start in range(0, len(parts), _AT_ONCE):
+            placed = parts[start : start + _AT_ONCE]
+            yield from pool.map(lambda item: read_parquet(item[0].folder, item[1]), placed)
+
+
 def choose(sketches: Iterable[pa.Table], total: int) -> HeldOut:
     """About `total` documents, in equal shares of the sources (at least one of each that has two, at most a tenth).
 
     `sketches` were made with most = `total`.
     """
-    merged = SKETCH.empty_table()
-    for table in sketches:
-        merged = sketch(pa.concat_tables([merged, table]), total)
+    merged, waiting = SKETCH.empty_table(), iter(sketches)
+    while some := list(islice(waiting, _AT_ONCE)):
+        merged = sketch(pa.concat_tables([merged, *some]), total)
     if not merged.num_rows:
         return NOTHING
     keys = _keys(merged["document_hash"].to_numpy())

@@ -7,8 +7,11 @@ file cannot fill the memory.
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import posixpath
+import re
 import struct
 import warnings
 import zlib
@@ -22,6 +25,7 @@ from PIL import Image
 from clusterbatch.config import ColumnsConfig
 from clusterbatch.corpus.data_uri import data_uri, image_bytes, is_data_uri
 from clusterbatch.corpus.rows import Chunk, Reject, shown
+from clusterbatch.errors import InfrastructureError, UsageError
 from clusterbatch.store.filesystem import Folder
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -29,6 +33,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MOST_PIXELS = 2**26
 _MOST_BYTES = 64 * 2**20
 _FETCHERS = 8
+# No address has these: NUL, and halves of characters.
+_IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
+# Failures that are the address' fault, not that of the disk it leads to.
+_MISLED = (errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
 # What decoders raise on damaged data, beside their own errors, which are OSErrors.
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 
@@ -115,16 +123,32 @@ def _fetch(address: str, base: Folder) -> bytes:
             return image_bytes(address)
         except ValueError as error:
             raise ImageError(str(error)) from None
+    if not address.strip():
+        raise ImageError("empty or whitespace")
+    if _IMPOSSIBLE.search(address):
+        raise ImageError("characters that cannot be part of an address")
     scheme = address.partition("://")[0] if "://" in address else ""
     if scheme not in ("", "file", "s3", "s3a"):
         raise ImageError(f"{scheme}:// addresses are not fetched, only local ones and s3://")
     if ".." in address.split("/"):
         raise ImageError("'..' cannot be part of an address")
     if scheme or address.startswith("/"):
-        base, address = Folder(posixpath.dirname(address), base.storage), posixpath.basename(address)
+        try:
+            base, address = Folder(posixpath.dirname(address), base.storage), posixpath.basename(address)
+        except UsageError as error:
+            raise ImageError(str(error)) from None
     try:
-        if base.size(address) > _MOST_BYTES:
+        size = base.size(address)
+        # Folders cannot be read, pipes and devices may have no end.
+        if base.is_local and not os.path.isfile(base.path(address)):
+            raise ImageError("not a file")
+        if size > _MOST_BYTES:
             raise ImageError(f"more than {_MOST_BYTES:,} bytes")
         return base.read(address)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(f"cannot be read ({type(error).__name__})") from None
+    except InfrastructureError as error:
+        cause = error.__cause__
+        if base.is_local and isinstance(cause, OSError) and cause.errno in _MISLED:
+            raise ImageError(f"cannot be read ({cause.strerror})") from None
+        raise

@@ -41,7 +41,7 @@ def ingest(config: RunConfig, *, generation: int = 0, force: bool = False, appen
     """
     if not config.corpus.paths:
         raise UsageError(f"corpus.paths: must be given (files, folders, globs, or {DOCSTRINGS})")
-    inputs, tests = _inputs(config), _tests(config)
+    inputs, tests = _inputs(config, force), _tests(config)
     if config.corpus.columns.images and inputs.collections:
         raise UsageError("corpus.columns.images: images are read from files of pairs, not from a collection's")
     # The built-in sample, where it had to be mined, has its own manifest and its own seconds.
@@ -110,11 +110,11 @@ def _append(
     return manifest
 
 
-def _inputs(config: RunConfig) -> Inputs:
+def _inputs(config: RunConfig, force: bool) -> Inputs:
     paths = []
     for path in config.corpus.paths:
         if path == DOCSTRINGS:
-            ensure_sample(config)
+            ensure_sample(config, force)
             path = Workspace(config).sample.folder.child(PAIRS).uri
         paths.append(path)
     return find_inputs(config.corpus, paths, config.storage)

@@ -19,7 +19,7 @@ from clusterbatch.config import CorpusConfig
 from clusterbatch.corpus.collections import CollectionSlice, Role
 from clusterbatch.corpus.readers.dispatch import opened
 from clusterbatch.corpus.readers.jsonl import lines_of, parse_object
-from clusterbatch.corpus.readers.records import RowError
+from clusterbatch.corpus.readers.records import RowError, check_unicode
 from clusterbatch.corpus.rejecting import REJECTED, rejected
 from clusterbatch.corpus.rows import BrokenFileError, Chunk, Reject, shown
 from clusterbatch.corpus.sink import REJECTS, PairSink, Sorting
@@ -68,7 +68,7 @@ class ScatterWorker:
         seen = 0
         try:
             with opened(item.piece.file, self._artifact.folder.storage) as (_, file):
-                for position, values in enumerate(parsed_lines(file, item)):
+                for position, values in enumerate(parsed_lines(file, item, to_store=True)):
                     seen += 1
                     if isinstance(values, Reject):
                         rejects.append(values)
@@ -232,8 +232,11 @@ def with_reason(rows: pa.Table, reason: str, content: pa.ChunkedArray) -> pa.Tab
     return pa.table(columns, schema=REJECTED)
 
 
-def parsed_lines(file: BinaryIO, item: CollectionSlice) -> Iterator[dict[str, Any] | Reject | None]:
-    """Values of each line that is one; None for a judgement that says "not relevant"."""
+def parsed_lines(
+    file: BinaryIO, item: CollectionSlice, to_store: bool = False
+) -> Iterator[dict[str, Any] | Reject | None]:
+    """Values of each line that is one; None for a judgement that says "not relevant". `to_store` wants texts that can
+    be written: Unicode."""
     whole = not item.piece.file.name.endswith((".jsonl", ".tsv"))
     lines = (line for line in lines_of(file, None if whole else item.piece) if line.strip())
     if item.role == "judgements":
@@ -245,6 +248,8 @@ def parsed_lines(file: BinaryIO, item: CollectionSlice) -> Iterator[dict[str, An
     for position, line in enumerate(lines):
         try:
             values = parse(line)
+            for name, text in (values or {}).items() if to_store else ():
+                check_unicode(name, text)
         except RowError as error:
             yield Reject(position, str(error), shown(line.decode("utf-8", "backslashreplace")))
             continue

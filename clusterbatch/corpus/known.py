@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clusterbatch.corpus.near_pairs import ENTRIES, entries
-from clusterbatch.corpus.sink import Sorting
+from clusterbatch.corpus.sink import DROPPED, Sorting
 from clusterbatch.corpus.units import CorpusUnit, corpus_units, live_rows, read_unit
 from clusterbatch.errors import DataError
 from clusterbatch.runtime import Unit
@@ -27,8 +27,8 @@ from clusterbatch.store.exchange import read_bucket, write_buckets
 from clusterbatch.store.filesystem import Folder
 from clusterbatch.store.tables import read_parquet, write_parquet
 
-# Roles of parts: hashes of pairs that are there already; lists of dropped rows.
-KNOWN, DROPPED = "known", "deleted"
+# The role of parts with hashes of pairs that are there already; lists of dropped rows have `DROPPED` as theirs.
+KNOWN = "known"
 
 _PAIR = ["document_hash", "query_hash"]
 # Bits of the filter for each of the new documents, and at most: 128 MiB. What it lets through too much costs reading.

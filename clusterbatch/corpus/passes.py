@@ -10,28 +10,32 @@ from typing import Any
 
 import numpy as np
 
-from clusterbatch.config import RunConfig
+from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.corpus.collecting import CollectionWorker
 from clusterbatch.corpus.collections import CollectionSlice, PairCollection, Role, plan_collections
 from clusterbatch.corpus.decontamination import Contamination, TestTextsWorker, plan_test_texts
 from clusterbatch.corpus.finding import Inputs
 from clusterbatch.corpus.growth import Growth
-from clusterbatch.corpus.holdout import HeldOut, choose
+from clusterbatch.corpus.holdout import HeldOut, choose, read_sketches
 from clusterbatch.corpus.inputs import Slice, plan_units
 from clusterbatch.corpus.joining import DocumentWorker, QueryWorker, ScatterWorker
 from clusterbatch.corpus.known import KNOWN, Known, KnownWorker, part_units
 from clusterbatch.corpus.near_pairs import ENTRIES, NearDuplicates, NearPairsWorker
 from clusterbatch.corpus.origins import Origins
 from clusterbatch.corpus.reading import ReadWorker
-from clusterbatch.corpus.sink import HASHES, REJECTS, SKETCH, Sorting
-from clusterbatch.corpus.sizing import bucket_count, held_out_documents, near_bucket_count
+from clusterbatch.corpus.rejecting import NOTHING, broken_files
+from clusterbatch.corpus.sink import HASHES, REJECTS, SKETCH
+from clusterbatch.corpus.sizing import bucket_count, read_bytes, sorting
 from clusterbatch.corpus.units import PAIRS
 from clusterbatch.corpus.writing import Exclusions, Rejected, WriteWorker
 from clusterbatch.runtime import Pool, Unit, run_units
 from clusterbatch.store.artifact import Artifact, Part, Receipt
 from clusterbatch.store.exchange import bucket_rows
-from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.traffic import Traffic, carry_over
+
+# Raised where units of the passes become others or leave something else: a run that was cut off and goes on with
+# another version of this code begins its passes anew.
+_PASSES = 2
 
 
 @dataclass
@@ -57,13 +61,18 @@ class Passes:
         self._there = Artifact(self.exchange.child("known"), "known pairs")
         # Of every pass that reads input: receipts, and the artifact their parts are in.
         self._read: list[tuple[Artifact, list[Receipt]]] = []
+        self._input_bytes = sum(file.size for file in self.inputs)
+        known_bytes = self.growth.base.details["input_bytes"] if self.growth else None
+        self._sorting = sorting(self.config, self._input_bytes, known_bytes)
         self._first_slice = 0
+        self._broken = NOTHING
         self.known: list[Receipt] = []
 
     @property
     def rows_read(self) -> int:
-        """Rows of the input: those that arrive at the last pass, and those that left on the way."""
-        return sum(
+        """Rows of the input: those that arrive at the last pass, and those that left on the way. What cannot be read of
+        a file counts as one."""
+        return self._broken.num_rows + sum(
             receipt.counts.read if place in (self._rows, self._paired) else receipt.counts.rejected + _aside(receipt)
             for place, receipts in self._read
             for receipt in receipts
@@ -95,8 +104,8 @@ class Passes:
         self._first_slice = len(planned)
         scattered = Artifact(self.exchange.child("scattered"), "texts by id")
         joined = Artifact(self.exchange.child("joined"), "judgements with documents")
-        common = {"fingerprint": self.identity, "buckets": buckets}
-        receipts = self._run("ingest: scatter", _units(planned), ScatterWorker, scattered, {**common}, "bytes")
+        common = {"buckets": buckets}
+        receipts = self._run("ingest: scatter", _units(planned), ScatterWorker, scattered, common, "bytes")
         by_role: dict[Role, list[Part]] = {
             role: _parts(receipts, role) for role in ("documents", "queries", "judgements")
         }
@@ -114,7 +123,6 @@ class Passes:
             QueryWorker,
             self._paired,
             {
-                "fingerprint": self.identity,
                 "scattered": scattered,
                 "joined": joined,
                 "config": corpus,
@@ -128,10 +136,12 @@ class Passes:
 
     def read(self) -> None:
         """Pairs of the other files."""
-        planned = plan_units(self.inputs.files, self.config.corpus.unit_bytes, self._first_slice)
-        arguments = {"fingerprint": self.identity, "config": self.config.corpus, "sorting": self._sorting}
+        unit_bytes = read_bytes(self._input_bytes, self.config.corpus.unit_bytes)
+        planned = plan_units(self.inputs.files, unit_bytes, self._first_slice)
+        arguments = {"config": self.config.corpus, "sorting": self._sorting}
         receipts = self._run("ingest: read", _units(planned), ReadWorker, self._rows, arguments, "bytes")
         self._read.append((self._rows, receipts))
+        self._broken = broken_files(receipts)
 
     def look_up(self) -> None:
         """What the corpus has already, where it grows."""
@@ -143,11 +153,10 @@ class Passes:
             KnownWorker,
             self._there,
             {
-                "fingerprint": self.identity,
                 "corpus": self.growth.corpus,
                 "output": self.artifact,
                 "dropping": self.growth.dropping,
-                "hashes": [(place, part) for place, receipts in self._read for part in _parts(receipts, HASHES)],
+                "hashes": self._placed(HASHES),
                 "sorting": self._sorting,
             },
             "rows",
@@ -155,20 +164,20 @@ class Passes:
 
     def write(self, done: dict[int, Receipt]) -> list[Receipt]:
         """The corpus itself, bucket by bucket, and in a last unit what was rejected on the way."""
-        pairs = [(place, part) for place, receipts in self._read for part in _parts(receipts, PAIRS)]
-        rejects = [(place, part) for place, receipts in self._read for part in _parts(receipts, REJECTS)]
-        rows = np.zeros(self._buckets, np.int64)
+        rejects = self._placed(REJECTS)
+        rows = np.zeros(self._sorting.buckets, np.int64)
         for place, receipts in self._read:
             parts = _parts(receipts, PAIRS)
             rows += bucket_rows(place, parts) if parts else 0
         units = [Unit(bucket, int(count), "bucket") for bucket, count in enumerate(rows)]
         aside = sum((Counter(receipt.counts.set_aside) for _, all in self._read for receipt in all), Counter[str]())
-        units.append(Unit(len(rows), sum(part.rows for _, part in rejects), Rejected(tuple(rejects), dict(aside))))
+        gathered = sum(part.rows for _, part in rejects) + self._broken.num_rows
+        units.append(Unit(len(rows), gathered, Rejected(tuple(rejects), self._broken, dict(aside))))
         arguments = {
             "artifact": self.artifact,
             "fingerprint": self.identity,
             "config": self.config.corpus,
-            "pairs": pairs,
+            "pairs": self._placed(PAIRS),
             "origins": Origins.of_receipts(receipt for _, receipts in self._read for receipt in receipts),
             "dimensions": self.dimensions,
             "exclusions": Exclusions(
@@ -177,7 +186,6 @@ class Passes:
                 self._near_duplicates(),
                 None if self.growth else self._leftovers,
                 self._known() if self.growth else None,
-                tuple(self.config.corpus.drop_sources),
             ),
         }
         return run_units("ingest: write", units, WriteWorker, arguments, self._pool, done=done)
@@ -202,8 +210,7 @@ class Passes:
         """What the corpus holds out already, else what is chosen from the candidates that the units of pass 1 left."""
         if self.growth:
             return self.growth.held_out
-        parts = [(place, part) for place, receipts in self._read for part in _parts(receipts, SKETCH)]
-        return choose((read_parquet(place.folder, part) for place, part in parts), self._held_out)
+        return choose(read_sketches(self._placed(SKETCH)), self._sorting.held_out)
 
     def _known(self) -> Known:
         return Known(self._there, tuple(_parts(self.known, KNOWN)))
@@ -219,7 +226,7 @@ class Passes:
             plan_test_texts(self.tests, corpus.unit_bytes),
             TestTextsWorker,
             place,
-            {"fingerprint": self.identity, "collections": self.tests},
+            {"collections": self.tests},
             "bytes",
         )
         threshold = corpus.near_threshold if corpus.decontaminate == "near" else None
@@ -237,42 +244,17 @@ class Passes:
             NearPairsWorker,
             place,
             {
-                "fingerprint": self.identity,
-                "parts": [*self._known_entries(), *self._entries()],
+                "parts": [*((self._there, part) for part in _parts(self.known, ENTRIES)), *self._placed(ENTRIES)],
                 "threshold": threshold,
-                "buckets": self._buckets,
+                "buckets": self._sorting.buckets,
             },
             "buckets",
         )
         return NearDuplicates(place, tuple(part for receipt in receipts for part in receipt.parts))
 
-    def _entries(self) -> list[tuple[Artifact, Part]]:
-        return [(place, part) for place, receipts in self._read for part in _parts(receipts, ENTRIES)]
-
-    def _known_entries(self) -> list[tuple[Artifact, Part]]:
-        return [(self._there, part) for part in _parts(self.known, ENTRIES)]
-
-    @property
-    def _held_out(self) -> int:
-        return 0 if self.growth else held_out_documents(self.config)
-
-    @property
-    def _sorting(self) -> Sorting:
-        corpus = self.config.corpus
-        wanted = corpus.near_duplicates == "set_aside"
-        # Pairs that are there already are compared as well.
-        known = bucket_count(self.growth.base.details["input_bytes"], corpus.part_bytes) if self.growth else 0
-        return Sorting(
-            buckets=self._buckets,
-            held_out=self._held_out,
-            near_threshold=corpus.near_threshold if wanted else None,
-            near_buckets=near_bucket_count(self._buckets + known),
-            hashes=self.growth is not None,
-        )
-
-    @property
-    def _buckets(self) -> int:
-        return bucket_count(sum(file.size for file in self.inputs), self.config.corpus.part_bytes)
+    def _placed(self, role: str) -> list[tuple[Artifact, Part]]:
+        """The parts of a role that the passes over the input have left."""
+        return [(place, part) for place, receipts in self._read for part in _parts(receipts, role)]
 
     @property
     def _pool(self) -> Pool:
@@ -287,14 +269,15 @@ class Passes:
         arguments: dict[str, Any],
         measured_in: str,
     ) -> list[Receipt]:
+        identity = fingerprint("passes", _PASSES, self.identity)
         receipts = run_units(
             title,
             units,
             worker,
-            {"artifact": artifact, **arguments},
+            {"artifact": artifact, "fingerprint": identity, **arguments},
             self._pool,
             # What other work that was cut off has left is of no use to anybody.
-            done=artifact.begin(self.identity, force=True),
+            done=artifact.begin(identity, force=True),
             measured_in=measured_in,
         )
         # These receipts go with the exchange; what their units asked of storage belongs to the corpus.

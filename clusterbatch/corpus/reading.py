@@ -20,7 +20,8 @@ from clusterbatch.store.filesystem import Folder
 
 
 class ReadWorker:
-    """Reads one unit, a list of slices. Its receipt tells the rows of each slice, so that positions can be summed."""
+    """Reads one unit, a list of slices. Its receipt tells the rows of each slice, so that positions can be summed, and
+    which slices could not be read to their end."""
 
     def __init__(self, artifact: Artifact, fingerprint: str, config: CorpusConfig, sorting: Sorting) -> None:
         self._artifact = artifact
@@ -30,23 +31,26 @@ class ReadWorker:
 
     def process(self, unit: Unit) -> Receipt:
         stopwatch = Stopwatch()
+        broken: list[tuple[int, str, str]] = []
         sink = PairSink(self._artifact, unit.number, self._sorting)
-        slices = [(piece.number, piece.file.uri, self._read(piece, sink)) for piece in unit.payload]
+        slices = [(piece.number, piece.file.uri, self._read(piece, sink, broken)) for piece in unit.payload]
         receipt = Receipt(
             unit=unit.number,
             fingerprint=self._fingerprint,
             parts=sink.finish(),
             counts=sink.counts,
             seconds=stopwatch.seconds,
-            details={"slices": slices, "cut": sink.cut, "dimensions": sink.dimensions},
+            details={"slices": slices, "cut": sink.cut, "dimensions": sink.dimensions, "broken": broken},
         )
         self._artifact.write_receipt(receipt)
         return receipt
 
-    def _read(self, piece: Slice, sink: PairSink) -> int:
-        """Puts the slice's rows into the sink; returns how many there were."""
+    def _read(self, piece: Slice, sink: PairSink, broken: list[tuple[int, str, str]]) -> int:
+        """Puts the slice's rows into the sink, as many as can be read; returns how many there were.
+
+        broken: gains slice, file and reason where not all could be read.
+        """
         before = sink.counts.read
-        broken = 0
         base = Folder(posixpath.dirname(piece.file.uri), self._artifact.folder.storage)
         try:
             for chunk in read_slice(piece, self._config, self._artifact.folder.storage):
@@ -58,8 +62,6 @@ class ReadWorker:
                 raise DataError(
                     f"{piece.file.uri}: {error} (corpus.on_error: reject goes on without such files)"
                 ) from error
-            # Whatever was read before the break stays; a file that is broken as a whole is listed once.
-            if piece.start == 0:
-                sink.refuse_rest(piece.number, str(error))
-                broken = 1
-        return sink.counts.read - before - broken
+            # Whatever was read before the break stays.
+            broken.append((piece.number, piece.file.uri, str(error)))
+        return sink.counts.read - before

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from clusterbatch.corpus.rows import Reject
+from clusterbatch.store.artifact import Receipt
 
 REJECTED = pa.schema(
     [
         pa.field("slice", pa.int64()),
-        # Zero-based position in the slice; null where the rest of the file is meant.
+        # Zero-based position in the slice; null where what cannot be read of a file is meant.
         pa.field("position", pa.int64()),
         pa.field("reason", pa.string()),
         pa.field("content", pa.string()),
     ]
 )
+
+
+NOTHING = REJECTED.empty_table()
 
 
 def rejected(slices: np.ndarray, positions: np.ndarray | None, rejects: Sequence[Reject]) -> pa.Table:
@@ -29,3 +33,17 @@ def rejected(slices: np.ndarray, positions: np.ndarray | None, rejects: Sequence
         "content": [reject.content for reject in rejects],
     }
     return pa.table(columns, schema=REJECTED)
+
+
+def broken_files(receipts: Iterable[Receipt]) -> pa.Table:
+    """What the units of pass 1 could not read, a table of `REJECTED`: one row for each file and reason.
+
+    Every slice that breaks tells why, for a file may be sound before and after it; one that is broken as a whole tells
+    the same in all its slices.
+    """
+    first: dict[tuple[str, str], int] = {}
+    for receipt in receipts:
+        for number, file, reason in receipt.details.get("broken", []):
+            first.setdefault((file, reason), number)
+    slices = np.fromiter(first.values(), np.int64, len(first))
+    return rejected(slices, None, [Reject(None, reason) for _, reason in first])

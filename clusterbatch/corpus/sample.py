@@ -63,14 +63,17 @@ def write_sample(folder: Folder, pairs: int, seed: int) -> SampleSummary:
     return SampleSummary(sources, len(test), len(mined))
 
 
-def ensure_sample(config: RunConfig) -> Manifest:
-    """The workspace's sample, mined unless it is there already; packages installed since do not change it."""
+def ensure_sample(config: RunConfig, force: bool = False) -> Manifest:
+    """The workspace's sample, mined unless it is there already; packages installed since do not change it.
+
+    force: replaces one of another size or seed, else a UsageError.
+    """
     artifact = Workspace(config).sample
     identity = fingerprint("sample", config.corpus.sample_pairs, config.corpus.sample_seed)
     manifest = artifact.manifest()
     if manifest is not None and manifest.fingerprint == identity:
         return manifest
-    artifact.begin(identity)
+    artifact.begin(identity, force)
     return _commit_sample(config, artifact, identity)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 from clusterbatch.corpus.holdout import sketch
 from clusterbatch.corpus.near_pairs import ENTRIES, entries
 from clusterbatch.corpus.rejecting import rejected
-from clusterbatch.corpus.rows import Reject
 from clusterbatch.corpus.units import PAIRS
 from clusterbatch.corpus.validate import Validated
 from clusterbatch.store.artifact import Artifact, Counts, Part
@@ -27,8 +26,10 @@ DOCUMENT_VECTOR = "document_vector"
 SKETCH = "sketch"
 # And of those that hold the hashes of the documents.
 HASHES = "hashes"
-# Rows are written out when this many bytes wait, so that a file that cannot be cut needs no more memory than others.
-_FLUSH_BYTES = 32 * 2**20
+# Why valid rows are not in the corpus that are of a source it is not to have, or were taken out again.
+DROPPED = "deleted"
+# Entries for near duplicates take several times their pairs' bytes: they are made of so many bytes of pairs at a time.
+_NEAR_BYTES = 32 * 2**20
 
 # From the rows of a chunk (n,) int64 to the slices they came from and their positions in them, both (n,) int64.
 Locate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -40,14 +41,18 @@ class Sorting:
 
     `held_out` documents are to be held out (0: none). Pairs from the similarity `near_threshold` on count as near
     duplicates (None: they are not looked for) and meet in `near_buckets`. `hashes`: whether to leave those of the
-    documents, by which rows that the corpus has already are found.
+    documents, by which rows that the corpus has already are found. Rows are written out when `flush_bytes` of them
+    wait, so that a file that cannot be cut needs no more memory than others. Rows of the sources `dropped` go no
+    further, so that nothing is held out for them or counts as their copy.
     """
 
     buckets: int
     held_out: int
     near_threshold: float | None
     near_buckets: int
-    hashes: bool = False
+    hashes: bool
+    flush_bytes: int
+    dropped: tuple[str, ...]
 
 
 class PairSink:
@@ -67,22 +72,28 @@ class PairSink:
         self.dimensions: Counter[str] = Counter()
 
     def add(self, valid: Validated, locate: Locate) -> None:
+        table, kept = self._without_dropped(valid)
         self.counts += Counts(
-            read=len(valid.rows) + len(valid.rejects), written=len(valid.rows), rejected=len(valid.rejects)
+            read=len(valid.rows) + len(valid.rejects),
+            written=len(kept),
+            rejected=len(valid.rejects),
+            set_aside=dict(+Counter({DROPPED: len(valid.rows) - len(kept)})),
         )
         self.cut += valid.cut
-        if len(valid.rows):
-            if DOCUMENT_VECTOR in valid.table.column_names:
-                lengths = pc.list_value_length(valid.table[DOCUMENT_VECTOR]).to_pylist()
+        if len(kept):
+            if DOCUMENT_VECTOR in table.column_names:
+                lengths = pc.list_value_length(table[DOCUMENT_VECTOR]).to_pylist()
                 self.dimensions.update(str(length) for length in lengths)
-            slices, positions = locate(valid.rows)
-            table = valid.table.append_column("slice", pa.array(slices)).append_column("position", pa.array(positions))
+            slices, positions = locate(kept)
+            table = table.append_column("slice", pa.array(slices)).append_column("position", pa.array(positions))
             self._pairs.append(table)
             self._bytes += table.nbytes
         if valid.rejects:
             rows = np.array([reject.row for reject in valid.rejects], np.int64)
-            self._reject(*locate(rows), valid.rejects)
-        if self._bytes >= _FLUSH_BYTES:
+            refused = rejected(*locate(rows), valid.rejects)
+            self._rejects.append(refused)
+            self._bytes += refused.nbytes
+        if self._bytes >= self._sorting.flush_bytes:
             self._flush()
 
     def refuse(self, rejects: pa.Table) -> None:
@@ -92,15 +103,12 @@ class PairSink:
             self._rejects.append(rejects)
             self._bytes += rejects.nbytes
 
-    def refuse_rest(self, piece: int, reason: str) -> None:
-        """What follows in this slice's file cannot be read; counts as one row."""
-        self.counts += Counts(read=1, rejected=1)
-        self._reject(np.array([piece]), None, [Reject(None, reason)])
-
-    def _reject(self, slices: np.ndarray, positions: np.ndarray | None, rejects: Sequence[Reject]) -> None:
-        table = rejected(slices, positions, rejects)
-        self._rejects.append(table)
-        self._bytes += table.nbytes
+    def _without_dropped(self, valid: Validated) -> tuple[pa.Table, np.ndarray]:
+        """The valid rows of all other sources, and their positions."""
+        if not (self._sorting.dropped and len(valid.rows)):
+            return valid.table, valid.rows
+        dropped = pc.is_in(valid.table["source"], pa.array(self._sorting.dropped, pa.string())).to_numpy()
+        return valid.table.filter(pa.array(~dropped)), valid.rows[~dropped]
 
     def finish(self) -> list[Part]:
         self._flush()
@@ -120,7 +128,8 @@ class PairSink:
                 hashes = pa.table({"document_hash": table["document_hash"].unique()})
                 self._parts.append(write_parquet(self._exchange, f"hashes-{self._unit:08d}", hashes, role=HASHES))
             if self._sorting.near_threshold is not None:
-                self._parts.append(self._write_near(table, self._sorting.near_threshold))
+                for piece in _pieces(table):
+                    self._parts.append(self._write_near(piece, self._sorting.near_threshold))
         if self._rejects:
             table = pa.concat_tables(self._rejects)
             self._parts.append(write_parquet(self._exchange, f"rejects-{self._unit:08d}", table, role=REJECTS))
@@ -130,3 +139,9 @@ class PairSink:
         table, count = entries(pairs, threshold), self._sorting.near_buckets
         buckets = (table["band"].to_numpy() % np.uint64(count)).astype(np.int64)
         return write_buckets(self._exchange, self._unit, table, buckets, count, role=ENTRIES)
+
+
+def _pieces(pairs: pa.Table) -> Iterator[pa.Table]:
+    """The rows in order, about `_NEAR_BYTES` at a time."""
+    rows = -(-pairs.num_rows // max(1, pairs.nbytes // _NEAR_BYTES))
+    return (pairs.slice(start, rows) for start in range(0, pairs.num_rows, rows))

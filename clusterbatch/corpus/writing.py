@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from clusterbatch.config import CorpusConfig
 from clusterbatch.corpus.decontamination import EXACT, NEAR, Contamination
 from clusterbatch.corpus.holdout import HeldOut
-from clusterbatch.corpus.known import DROPPED, Known
+from clusterbatch.corpus.known import Known
 from clusterbatch.corpus.near_pairs import NEAR_PAIR, NearDuplicates
 from clusterbatch.corpus.origins import Origins
 from clusterbatch.corpus.rows import optional_columns, shown
@@ -39,16 +39,20 @@ Placed = tuple[Artifact, Part]
 
 @dataclass(frozen=True)
 class Rejected:
-    """The work of gathering what the passes before have rejected, and counting what they set aside."""
+    """The work of gathering what the passes before have rejected, and counting what they set aside.
+
+    broken: what could not be read of files, a table of `rejecting.REJECTED`.
+    """
 
     parts: tuple[Placed, ...]
+    broken: pa.Table
     set_aside: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Exclusions:
     """Valid pairs that are not trained on: what is held out, what is too close to a test collection, and what the
-    corpus has already or is not to have."""
+    corpus has already."""
 
     held_out: HeldOut
     contamination: Contamination | None
@@ -56,7 +60,6 @@ class Exclusions:
     # Where the buckets leave what becomes the held-out collection; None where there is one already.
     leftovers: Artifact | None
     known: Known | None
-    sources: tuple[str, ...]
 
 
 class WriteWorker:
@@ -135,10 +138,6 @@ class WriteWorker:
         else."""
         aside: Counter[str] = Counter()
         parts: list[Part] = []
-        # Kept nowhere, or in the held-out collection.
-        dropped = pc.is_in(pairs["source"], pa.array(self._exclusions.sources, pa.string())).to_numpy()
-        aside[DROPPED] = int(dropped.sum())
-        pairs = pairs.filter(pa.array(~dropped))
         if self._exclusions.leftovers:
             held_out = self._exclusions.held_out.mask(pairs)
             aside[HELD_OUT] = int(held_out.sum())
@@ -187,15 +186,17 @@ class WriteWorker:
         parts: list[Part] = []
         reasons: Counter[str] = Counter()
         waiting: list[pa.Table] = []
-        for position, (artifact, part) in enumerate(work.parts):
-            waiting.append(read_parquet(artifact.folder, part))
-            last = position == len(work.parts) - 1
+        tables = chain((read_parquet(artifact.folder, part) for artifact, part in work.parts), [work.broken])
+        for position, rejected in enumerate(tables):
+            waiting.append(rejected)
+            last = position == len(work.parts)
             if last or sum(table.nbytes for table in waiting) >= self._config.part_bytes:
                 table = pa.concat_tables(waiting)
                 waiting = []
-                reasons.update(table["reason"].to_pylist())
-                parts.append(self._write_rejects(number, table, table["reason"], table["content"]))
-        total = sum(part.rows for _, part in work.parts)
+                if table.num_rows:
+                    reasons.update(table["reason"].to_pylist())
+                    parts.append(self._write_rejects(number, table, table["reason"], table["content"]))
+        total = sum(part.rows for _, part in work.parts) + work.broken.num_rows
         read = total + sum(work.set_aside.values())
         counts = Counts(read=read, rejected=total, set_aside=work.set_aside)
         return self._receipt(number, parts, counts, Counter(), reasons)

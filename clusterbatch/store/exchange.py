@@ -2,15 +2,16 @@
 
 Map side: each unit writes one file whose rows are sorted by bucket, one Arrow IPC stream per bucket, and behind them a
 table that says where each bucket lies. Reduce side: a bucket looks itself up in every unit's table and reads its byte
-range of every file. Memory is one unit, then one bucket: the tables, which grow as units times buckets, are on storage
-alone. Rows of a bucket come in unit order, inside a unit in their own order, so the result does not depend on the
-schedule.
+range of every file. Memory is one unit, then one bucket: the tables, which grow as units times buckets, are on storage,
+and of them a process keeps what it has read last. Rows of a bucket come in unit order, inside a unit in their own
+order, so the result does not depend on the schedule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,12 @@ import xxhash
 from clusterbatch.errors import DataError
 from clusterbatch.store.artifact import Artifact, Part
 from clusterbatch.store.checksum import DamagedError, read_verified
+from clusterbatch.store.filesystem import Folder
 
 _READERS = 8
+# Entries of a part that are read together (2 KiB), and how many such readings are kept (16 MiB): workers take buckets
+# in turn, so one that asks for a bucket soon asks for another a little behind it.
+_ENTRIES, _KEPT = 64, 8192
 # A bucket's entry in the table, little-endian unsigned 64-bit integers: first byte, byte after its last, rows, and
 # XXH3-64 of the bytes followed by the three numbers before, so that a damaged entry is noticed as well.
 _ENTRY = np.dtype([("start", "<u8"), ("end", "<u8"), ("rows", "<u8"), ("checksum", "<u8")])
@@ -117,22 +122,38 @@ def _may_have(parts: Sequence[Part], bucket: int) -> list[Part]:
 def _read_piece(artifact: Artifact, part: Part, bucket: int) -> pa.Table | None:
     """The rows of one bucket in one part; None where it has none."""
     table_start = part.bytes - part.details["buckets"] * _ENTRY.itemsize
-    place = table_start + bucket * _ENTRY.itemsize
+    first = bucket // _ENTRIES * _ENTRIES
+    place = table_start + first * _ENTRY.itemsize
     entry = np.zeros(1, _ENTRY)[0]
 
     def read() -> bytes:
         nonlocal entry
-        entry = np.frombuffer(artifact.folder.read(part.path, place, place + _ENTRY.itemsize), _ENTRY)[0]
+        places = (place, min(place + _ENTRIES * _ENTRY.itemsize, part.bytes))
+        entry = _some_entries(artifact.folder, part.path, *places)[bucket - first]
         start, end = int(entry["start"]), int(entry["end"])
         return artifact.folder.read(part.path, start, end) if start < end <= table_start else b""
 
+    def is_whole(data: bytes) -> bool:
+        if _checksum(data, entry) == entry["checksum"]:
+            return True
+        # It may be the entry that was damaged on its way.
+        _some_entries.cache_clear()
+        return False
+
     try:
-        data = read_verified(read, lambda data: _checksum(data, entry) == entry["checksum"])
+        data = read_verified(read, is_whole)
     except FileNotFoundError:
         raise DataError(f"{artifact.folder.uri}/{part.path}: missing, but named in a receipt") from None
     except (DamagedError, ValueError, IndexError):
         raise DataError(f"{artifact.folder.uri}/{part.path}: damaged in bucket {bucket} (checksum differs)") from None
     return pa.ipc.open_stream(data).read_all() if entry["rows"] else None
+
+
+# Parts never change: their names are used once.
+@lru_cache(maxsize=_KEPT)
+def _some_entries(folder: Folder, path: str, start: int, end: int) -> np.ndarray:
+    """The entries in bytes [start, end) of a part, not checked."""
+    return np.frombuffer(folder.read(path, start, end), _ENTRY)
 
 
 def _read_table(artifact: Artifact, part: Part) -> np.ndarray:

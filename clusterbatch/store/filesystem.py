@@ -8,10 +8,11 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
@@ -148,10 +149,16 @@ class Folder:
         times = [entry.get("LastModified", entry.get("mtime", 0.0)) for entry in entries]
         return max((time.timestamp() if isinstance(time, datetime) else float(time) for time in times), default=None)
 
-    def find(self, pattern: str | None = None) -> Sequence[Entry]:
-        """All files below this folder, or those that match a glob `pattern` relative to it, sorted by name."""
+    def find(self, pattern: str | None = None, *, linked_folders: bool = False) -> Sequence[Entry]:
+        """All files below this folder, or those that match a glob `pattern` relative to it, sorted by name.
+
+        A local link to a file is that file. What lies behind links to folders is found on request alone, and not by
+        patterns: who removes what is found here must not remove it there.
+        """
         base = self.path()
-        if pattern is None:
+        if self.is_local:
+            found = self._call(pattern or "", lambda: _local_files(base, pattern, linked_folders))
+        elif pattern is None:
             found = self._call("", lambda: self.filesystem.find(base, detail=True))
         else:
             found = self._call(pattern, lambda: self.filesystem.glob(f"{base}/{pattern}", detail=True))
@@ -234,6 +241,35 @@ def _holds_too_much(path: str, is_local: bool) -> bool:
         return "/" not in path.strip("/")
     wanted = Path(os.path.realpath(path))
     return any(kept.is_relative_to(wanted) for kept in (Path.home(), Path.cwd()))
+
+
+def _local_files(base: str, pattern: str | None, linked_folders: bool) -> dict[str, Any]:
+    """What fsspec tells of the files below a folder, by path."""
+    filesystem = LocalFileSystem()
+    paths = _paths_below(base, linked_folders) if pattern is None else filesystem.glob(f"{base}/{pattern}")
+    found = {}
+    for path in paths:
+        # Listed, a link is no file to fsspec; asked for by its path, it is what it leads to (nothing, if nowhere).
+        with suppress(OSError):
+            found[path] = filesystem.info(path)
+    return found
+
+
+def _paths_below(base: str, linked_folders: bool) -> Iterator[str]:
+    """Paths of all files below a folder, then, if so asked, of those behind links to folders. No folder comes twice, so
+    that links in a circle end."""
+    seen: set[str] = set()
+    waiting = [base]
+    while waiting:
+        links: list[str] = []
+        for folder, folders, names in chain.from_iterable(map(os.walk, waiting)):
+            if (place := os.path.realpath(folder)) in seen:
+                folders.clear()
+                continue
+            seen.add(place)
+            yield from (os.path.join(folder, name) for name in names)
+            links += (path for name in folders if os.path.islink(path := os.path.join(folder, name)))
+        waiting = sorted(links) if linked_folders else []
 
 
 def normalise_uri(uri: str) -> str:

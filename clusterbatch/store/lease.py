@@ -43,11 +43,13 @@ class Lease(BaseModel):
     # Tells apart processes that got the same number one after the other.
     started: str
     until: float
+    # What gave `process` its number, see `_numbering`; empty in leases of earlier versions.
+    numbering: str = ""
 
     @property
     def is_over(self) -> bool:
-        """Expired, or of a process of this machine that is gone."""
-        here = self.host == socket.gethostname()
+        """Expired, or of a process that is gone, which can be told only where its number means the same as here."""
+        here = self.numbering != "" and self.numbering == _numbering()
         return time.time() > self.until or (here and _start_of(self.process) != self.started)
 
 
@@ -114,6 +116,7 @@ def _acquire(folder: Folder) -> Lease:
         process=process,
         started=_start_of(process) or "",
         until=time.time() + _SECONDS,
+        numbering=_numbering(),
     )
     _write(folder, lease)
     time.sleep(_PAUSE_LOCAL if folder.is_local else _PAUSE_REMOTE)
@@ -184,18 +187,21 @@ def _write(folder: Folder, lease: Lease) -> None:
 
 
 def _start_of(process: int) -> str | None:
-    """When a process of this machine began, as the kernel counts; None where there is none with this number."""
+    """When a process began, as the kernel counts; None where there is none with this number, or no /proc (macOS)."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
-        return stat.rpartition(")")[2].split()[19]
     except OSError:
-        pass
-    if os.path.isdir("/proc/self"):
         return None
-    try:  # no /proc: macOS
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "unknown"
+    return stat.rpartition(")")[2].split()[19]
+
+
+def _numbering() -> str:
+    """What numbers processes here: this start of the kernel, in this PID namespace. Empty where that cannot be told.
+
+    A host's name would not do: containers on its network share the name, but not the numbers.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""

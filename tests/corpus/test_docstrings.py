@@ -8,10 +8,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from clusterbatch.corpus import docstrings
-from clusterbatch.corpus.docstrings import docstring_pairs, equal_shares, mine, split_docstring
+from clusterbatch.config import DOCSTRINGS, RunConfig
+from clusterbatch.corpus import docstrings, sample
+from clusterbatch.corpus.docstrings import MinedPair, docstring_pairs, equal_shares, mine, split_docstring
+from clusterbatch.corpus.ingest import ingest
 from clusterbatch.corpus.normalise import normalise, pair_id, text_hash
 from clusterbatch.corpus.sample import write_sample
+from clusterbatch.errors import UsageError
 from clusterbatch.store import Folder
 
 
@@ -104,3 +107,29 @@ def test_the_same_text_for_a_reader_is_the_same_text() -> None:
     assert text_hash("one") != text_hash("two")
     assert pair_id("s", "a", "b") != pair_id("s", "ab", "") != pair_id("sa", "b", "")
     assert len(pair_id("s", "a", "b")) == 32
+
+
+def test_force_replaces_a_sample_of_another_size_and_mines_only_then(
+    tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mined: list[int] = []
+
+    def mine(pairs: int, seed: int) -> list[MinedPair]:
+        mined.append(pairs)
+        return [MinedPair("package", f"summary {number}", f"body {number}") for number in range(pairs)]
+
+    monkeypatch.setattr(sample, "mine", mine)
+
+    def config(pairs: int) -> RunConfig:
+        settings = {"paths": [DOCSTRINGS], "sample_pairs": pairs}
+        return RunConfig.model_validate(
+            {"workspace": str(tmp_path / "ws"), "corpus": settings, "evaluate": {"holdout": 0}}
+        )
+
+    # One pair in fifteen is the test collection's.
+    assert ingest(config(150)).counts.written == 140
+    with pytest.raises(UsageError, match="--force"):
+        ingest(config(300))
+    assert ingest(config(300), force=True).counts.written == 280
+    assert ingest(config(300), force=True).counts.written == 280
+    assert mined == [150, 300]

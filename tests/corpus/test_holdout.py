@@ -152,3 +152,55 @@ def test_similarity_is_estimated_about_right() -> None:
     index = NearIndex([signature("日本語の文章には空白がないので文字の並びで比べる。" * 3)], 0.8)
     assert index.has_near("日本語の文章には空白がないので文字の並びで比べる。" * 3 + "はい")
     assert not index.has_near("まったく別の文章であり、似ているところはほとんどない。" * 3)
+
+
+def test_a_test_text_that_is_not_unicode_is_compared_like_others(tmp_path: Path, in_process: None) -> None:
+    text = "a long enough text about the harbour and the boats that come home with their nets in the evening"
+    folder = tmp_path / "test-collection"
+    write_lines(folder / "corpus.jsonl", [f'{{"_id": "d", "text": "{text} \\ud83d"}}'])
+    write_lines(folder / "queries.jsonl", [{"_id": "q", "text": "what about it"}])
+    write_lines(folder / "qrels/test.tsv", ["q\td\t1"])
+    rows = [{"query": "a question", "document": text}, {"query": "another question", "document": "another answer"}]
+    config = RunConfig.model_validate(
+        {
+            "workspace": str(tmp_path / "ws"),
+            "corpus": {"paths": [str(write_lines(tmp_path / "pairs.jsonl", rows))]},
+            "evaluate": {"path": [str(folder)]},
+        }
+    )
+    manifest = ingest(config)
+    assert manifest.counts.set_aside == {"near copy of a test text": 1}
+    assert [row["query"] for row in corpus_rows(config, manifest)] == ["another question"]
+
+
+def test_a_corpus_without_a_source_is_that_of_the_other_files(tmp_path: Path, in_process: None) -> None:
+    """Nothing is held out of the source, and none of its rows takes the place of another's."""
+    numbers = random.Random(4)
+    long = " ".join(f"word{numbers.randrange(5000)}" for _ in range(60))
+    gone: list[Any] = [{"query": f"gone {n}", "document": f"an answer that is gone {n}"} for n in range(100)]
+    stay: list[Any] = [{"query": f"stays {n}", "document": f"an answer that stays {n}"} for n in range(100)]
+    near = {"query": f"who asks for {long}", "document": long}
+    gone += [stay[7], near]
+    stay.append({"query": f"{near['query']} now", "document": f"{long} now"})
+    # Its rows come first.
+    write_lines(tmp_path / "in/a-gone.jsonl", gone)
+    write_lines(tmp_path / "in/stays.jsonl", stay)
+
+    def outcome(paths: str, **corpus: Any) -> tuple[Any, dict[str, int], dict[str, str]]:
+        workspace = tmp_path / f"ws-{len(corpus)}"
+        config = RunConfig.model_validate(
+            {
+                "workspace": str(workspace),
+                "corpus": {"paths": [f"{tmp_path}/in/{paths}"], "near_duplicates": "set_aside", **corpus},
+                "evaluate": {"holdout": 20},
+            }
+        )
+        manifest = ingest(config)
+        rows = sorted((row["query"], row["document"], row["source"]) for row in corpus_rows(config, manifest))
+        folder = workspace / "corpus/holdout"
+        return rows, manifest.counts.set_aside, {path.name: path.read_text() for path in folder.rglob("*.*")}
+
+    rows, aside, collection = outcome("stays.jsonl")
+    assert aside["held out"] > 5
+    dropped = outcome("*.jsonl", drop_sources=["a-gone"])
+    assert dropped == (rows, {**aside, "deleted": 102}, collection)

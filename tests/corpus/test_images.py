@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import struct
 import zlib
 from contextlib import suppress
@@ -120,6 +121,30 @@ def test_addresses_that_lead_nowhere_are_rejected(tmp_path: Path, monkeypatch: p
     reasons = [row["reason"] for row in sorted(rejects, key=lambda row: row["row"])]
     assert ["cannot be read" in reasons[0], "'..'" in reasons[1], "https://" in reasons[2]] == [True] * 3
     assert all("base64" in reason for reason in reasons[3:])
+
+
+def test_addresses_of_what_is_no_file_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = {
+        "": "empty or whitespace",
+        " \t": "empty or whitespace",
+        "more": "not a file",
+        ".": "not a file",
+        "pipe": "not a file",
+        "a.png/b.png": "cannot be read (NotADirectoryError)",
+        "a\0b.png": "characters that cannot be part of an address",
+        "x" * 300: "cannot be read (File name too long)",
+        "loop.png": "cannot be read (Too many levels of symbolic links)",
+        "s3://key:secret@bucket/a.png": "s3:// address: credentials come from the environment, not from the address",
+    }
+    config = corpus(tmp_path, pa.array([*reasons, "a.png"]))
+    (tmp_path / "in" / "a.png").write_bytes(encoded(1))
+    (tmp_path / "in" / "more").mkdir()
+    (tmp_path / "in" / "loop.png").symlink_to("loop.png")
+    os.mkfifo(tmp_path / "in" / "pipe")
+    rows, rejects = ingested(config, monkeypatch)
+    assert len(rows) == 1
+    found = [row["reason"] for row in sorted(rejects, key=lambda row: row["row"])]
+    assert found == [f"document: {reason}" for reason in reasons.values()]
 
 
 def test_equal_images_are_duplicates_and_their_letters_are_not_folded(

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from clusterbatch.config import RunConfig
+from clusterbatch.corpus import passes, sizing
 from clusterbatch.corpus.ingest import ingest
+from clusterbatch.corpus.sizing import flush_bytes, read_bytes
 from clusterbatch.corpus.units import corpus_units, read_unit
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store import Manifest
@@ -101,6 +103,45 @@ def test_a_beir_folder_is_joined(tmp_path: Path, in_process: None) -> None:
     assert manifest.counts.read == 106
 
 
+def test_texts_of_a_collection_that_are_not_unicode_are_rejected(tmp_path: Path, in_process: None) -> None:
+    folder = tmp_path / "cut"
+    write_lines(folder / "corpus.jsonl", [{"_id": f"d{n}", "text": f"text {n}"} for n in range(3)])
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "d3", "text": "cut emoji \\ud83d"}\n{"_id": "\\udc00", "text": "a text"}\n')
+    write_lines(folder / "queries.jsonl", [{"_id": f"q{n}", "text": f"query {n}"} for n in range(4)])
+    write_lines(folder / "qrels/train.tsv", [f"q{n}\td{n}\t1" for n in range(4)])
+    config = configuration(tmp_path, [folder])
+    manifest = ingest(config)
+    assert {row["query"] for row in corpus_rows(config, manifest)} == {"query 0", "query 1", "query 2"}
+    refused = {(Path(row["file"]).name, row["row"]): row for row in rejects(config, manifest)}
+    assert set(refused) == {("corpus.jsonl", 3), ("corpus.jsonl", 4), ("train.tsv", 3)}
+    assert refused["corpus.jsonl", 3]["reason"].startswith("text: invalid")
+    assert refused["corpus.jsonl", 4]["reason"].startswith("id: invalid")
+    assert "cut emoji" in refused["corpus.jsonl", 3]["content"]
+
+
+def test_links_are_read_like_what_they_lead_to(tmp_path: Path, in_process: None) -> None:
+    """As a Hugging Face cache lays a snapshot out; and a collection of links, in a folder that is one."""
+    blobs = tmp_path / "blobs"
+    write_lines(blobs / "6f2a", [{"query": "a question", "document": "an answer"}])
+    write_lines(blobs / "91bc", [{"query": "another question", "document": "another answer"}])
+    write_lines(blobs / "d", [{"_id": "d", "text": "a text"}])
+    write_lines(blobs / "q", [{"_id": "q", "text": "a query"}])
+    write_lines(blobs / "judged/train.tsv", ["q\td\t1"])
+    snapshot, collection = tmp_path / "snapshots/main/data", tmp_path / "collection"
+    for folder, links in (
+        (snapshot, {"train-00000.jsonl": "6f2a", "train-00001.jsonl": "91bc"}),
+        (collection, {"corpus.jsonl": "d", "queries.jsonl": "q", "qrels": "judged"}),
+    ):
+        folder.mkdir(parents=True)
+        for name, blob in links.items():
+            (folder / name).symlink_to(blobs / blob)
+    everything = {("a question", "train"), ("another question", "train"), ("a query", "collection")}
+    for number, path in enumerate((tmp_path / "snapshots", snapshot / "*.jsonl")):
+        config = configuration(tmp_path / f"{number}", [path, collection])
+        assert {(row["query"], row["source"]) for row in corpus_rows(config, ingest(config))} == everything
+
+
 def test_ms_marco_files_are_joined(tmp_path: Path, in_process: None) -> None:
     folder = tmp_path / "msmarco"
     write_lines(folder / "collection.tsv", [f'{n}\t"Passage {n} with a quote' for n in range(50)])
@@ -185,3 +226,48 @@ def test_vectors_in_parquet_files(tmp_path: Path, in_process: None) -> None:
     found = sorted(corpus_rows(config, ingest(config)), key=lambda row: row["query"])
     assert [row["query_vector"] for row in found] == [[1.0, 0.0], [0.0, 1.0]]
     assert [row["document_vector"] for row in found] == [[0.0, 1.0], [1.0, 0.0]]
+
+
+def test_a_large_input_is_read_in_fewer_units_and_gives_the_same_corpus(
+    tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in range(3):
+        rows: list[Any] = [{"query": f"query {row}", "document": f"document {row % 300} {file}"} for row in range(900)]
+        rows[31] = "not json"
+        write_lines(tmp_path / f"in/site-{file}.jsonl", rows)
+    units: dict[str, int] = {}
+    run_units = passes.run_units
+
+    def counting(title: str, planned: Any, *arguments: Any, **options: Any) -> Any:
+        units[title] = len(planned)
+        return run_units(title, planned, *arguments, **options)
+
+    monkeypatch.setattr(passes, "run_units", counting)
+
+    def outcome(name: str) -> list[list[dict[str, Any]]]:
+        config = configuration(tmp_path, [tmp_path / "in"], unit_bytes=4096, part_bytes=2**16, row_group_rows=64)
+        config = config.model_copy(update={"workspace": str(tmp_path / name)})
+        manifest = ingest(config)
+        refused = sorted(rejects(config, manifest), key=lambda row: (row["file"], row["row"]))
+        return [corpus_rows(config, manifest), refused]
+
+    small = outcome("small")
+    assert units["ingest: read"] > 30
+    monkeypatch.setattr(sizing, "_MOST_PARTS", 4)
+    assert outcome("large") == small
+    assert units["ingest: read"] <= 6
+    # Several parts of one unit.
+    monkeypatch.setattr(sizing, "_LEAST_WAITING", 2**12)
+    monkeypatch.setattr(sizing, "_MOST_WAITING", 2**12)
+    assert outcome("bounded") == small
+
+
+def test_parts_of_the_first_pass_are_few_as_far_as_memory_allows() -> None:
+    unit, least, most = 32 * 2**20, 32 * 2**20, 256 * 2**20
+    for gigabytes in (0.001, 1, 30):
+        assert (read_bytes(int(gigabytes * 2**30), unit), flush_bytes(int(gigabytes * 2**30))) == (unit, least)
+    for gigabytes in (60, 130, 300, 3000):
+        size = gigabytes * 2**30
+        assert size / read_bytes(size, unit) <= 4096
+        # Where three bytes of text come of one of input.
+        assert 3 * size / flush_bytes(size) <= 4097 or flush_bytes(size) == most

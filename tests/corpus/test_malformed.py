@@ -13,9 +13,10 @@ import pytest
 
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.ingest import ingest
+from clusterbatch.errors import DataError
 from tests.corpus.malformed import KINDS
 from tests.corpus.reading import read
-from tests.corpus.test_ingest import corpus_rows, rejects
+from tests.corpus.test_ingest import configuration, corpus_rows, rejects
 
 FILES = 1000
 
@@ -87,3 +88,45 @@ def test_flipped_bytes_in_parquet_footers_are_reasons_not_exceptions(tmp_path: P
             # The input has no checksums: what can still be read is taken.
             assert len(outcome.rows) + len(outcome.rejects) == 50
     assert broken > 30
+
+
+def large_parquet(file: Path) -> None:
+    """4,000 rows in 8 row groups of about 50 KB."""
+    numbers = random.Random(0)
+    columns = {
+        name: [f"{name} {row} {numbers.getrandbits(200):x}" for row in range(4000)] for name in ("query", "document")
+    }
+    pq.write_table(pa.table(columns), file, row_group_size=500)
+
+
+def test_what_is_lost_in_the_middle_of_a_file_is_told(tmp_path: Path, in_process: None) -> None:
+    file = tmp_path / "pairs.parquet"
+    large_parquet(file)
+    group = pq.ParquetFile(file).metadata.row_group(3)
+    data = bytearray(file.read_bytes())
+    for column in (group.column(0), group.column(1)):
+        start = column.dictionary_page_offset or column.data_page_offset
+        data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    file.write_bytes(data)
+    config = configuration(tmp_path, [file], on_error="reject", unit_bytes=len(data) // 12 + 1)
+    manifest = ingest(config)
+    found = {int(row["query"].split()[1]) for row in corpus_rows(config, manifest)}
+    assert found == set(range(4000)) - set(range(1500, 2000))
+    [reject] = rejects(config, manifest)
+    assert (Path(reject["file"]).name, reject["row"]) == ("pairs.parquet", None)
+    assert reject["reason"] in manifest.details["rejects"]
+    assert (manifest.counts.read, manifest.counts.written, manifest.counts.rejected) == (3501, 3500, 1)
+    with pytest.raises(DataError, match=r"pairs\.parquet"):
+        ingest(configuration(tmp_path, [file], unit_bytes=len(data) // 12 + 1), force=True)
+
+
+def test_a_file_that_is_broken_as_a_whole_has_one_line(tmp_path: Path, in_process: None) -> None:
+    for name in ("one", "two"):
+        large_parquet(tmp_path / f"{name}.parquet")
+        data = (tmp_path / f"{name}.parquet").read_bytes()
+        (tmp_path / f"{name}.parquet").write_bytes(data[:-200])
+    (tmp_path / "good.jsonl").write_text('{"query": "a question", "document": "an answer"}\n')
+    config = configuration(tmp_path, [tmp_path / "*.*"], on_error="reject", unit_bytes=len(data) // 5)
+    manifest = ingest(config)
+    assert sorted(Path(row["file"]).name for row in rejects(config, manifest)) == ["one.parquet", "two.parquet"]
+    assert (manifest.counts.read, manifest.counts.written) == (3, 1)

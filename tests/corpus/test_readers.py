@@ -151,6 +151,8 @@ def test_source_is_a_constant_a_column_or_the_name_of_the_file(tmp_path: Path) -
         (b'{"query": "a", "document": "\\ud800"}', "document: invalid bytes"),
         (b'{"query": "a", "document": "' + b"x" * 101 + b'"}', "document: more than 100 characters"),
         (b"[" * 100_000, "not JSON: nested too deeply"),
+        (b'{"query": "a", "document": "b", "n": ' + b"9" * 5000 + b"}", "an integer with too many digits"),
+        (b'{"query": "a", "document": "b", "pair_id": 1' + b"0" * 4999 + b"}", "an integer with too many digits"),
     ],
 )
 def test_each_bad_line_is_rejected_with_its_place_and_reason(tmp_path: Path, line: bytes, reason: str) -> None:
@@ -162,6 +164,22 @@ def test_each_bad_line_is_rejected_with_its_place_and_reason(tmp_path: Path, lin
     assert reject.row == 1
     assert reject.reason.startswith(reason)
     assert reject.content
+
+
+def test_numbers_beyond_what_can_be_stored_are_rejected(tmp_path: Path) -> None:
+    large = 10**400
+    lines = [{"query": f"q{row}", "document": "d", "w": 1, "v": [1.0]} for row in range(3)]
+    lines[1]["w"], lines[2]["v"] = large, [large]
+    (tmp_path / "x.jsonl").write_bytes(json_lines(lines))
+    outcome = read(tmp_path / "x.jsonl", columns={"weight": "w", "vector": "v"})
+    assert [row["query"] for row in outcome.rows] == ["q0"]
+    assert [reject.reason for reject in outcome.rejects] == [
+        "weight: an integer that is too large",
+        "vector: an integer that is too large",
+    ]
+    (tmp_path / "x.csv").write_bytes(b"query,document,v\nq,d," + b"[" * 100_000 + b"\n")
+    [reject] = read(tmp_path / "x.csv", columns={"vector": "v"}).rejects
+    assert reject.reason == "vector: str instead of a list of numbers"
 
 
 def test_long_text_is_cut_by_default(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store import Artifact, Counts, Folder, Receipt
 from clusterbatch.store.exchange import bucket_rows, read_bucket, write_buckets
 from clusterbatch.store.tables import read_parquet, write_parquet
+from clusterbatch.store.traffic import since_last
 
 TABLE = pa.table({"number": np.arange(5000), "text": [f"text {number}" for number in range(5000)]})
 
@@ -52,6 +53,21 @@ def test_a_lost_row_fails_the_commit(tmp_path: Path) -> None:
     lost = Receipt(unit=0, fingerprint="one", counts=Counts(read=3, written=1, rejected=1))
     with pytest.raises(DataError, match="3 rows read but 2 accounted for"):
         artifact(tmp_path).commit("one", [lost], config={}, inputs={}, seconds=0.0)
+
+
+def test_seconds_of_workers_are_those_of_all_sessions(tmp_path: Path) -> None:
+    it = artifact(tmp_path)
+    for unit, seconds in enumerate((40.0, 50.0)):
+        it.write_receipt(Receipt(unit=unit, fingerprint="one", seconds=seconds))
+    # Another session finds these done, and makes the last.
+    done = it.begin("one")
+    last = Receipt(unit=2, fingerprint="one", seconds=4.0)
+    manifest = it.commit("one", [*done.values(), last], config={}, inputs={}, seconds=4.5)
+    assert (it.require().seconds, it.require().worker_seconds) == (4.5, 94.0)
+    # A manifest of before such seconds were kept.
+    before = manifest.model_dump(mode="json", exclude={"worker_seconds"})
+    it.folder.write_json("manifest.json", before)
+    assert it.require().worker_seconds is None
 
 
 @pytest.mark.parametrize("position", [4, 2000, -1])
@@ -111,6 +127,32 @@ def test_a_damaged_bucket_names_its_part(tmp_path: Path, position: int, damaged:
     with pytest.raises(DataError, match=rf"{part.path}: damaged in bucket {damaged}"):
         read_bucket(it, [part], damaged)
     assert read_bucket(it, [part], 1 - damaged) == TABLE.slice(2500 * (1 - damaged), 2500)
+
+
+def test_where_buckets_lie_is_read_for_many_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = artifact(tmp_path)
+    bucket = np.arange(5000) % 50
+    parts = [write_buckets(it, unit, TABLE, bucket, 50) for unit in range(3)]
+    since_last()
+    for number in range(50):
+        found = read_bucket(it, parts, number)
+        assert found is not None
+        assert found["number"].to_pylist() == 3 * list(range(number, 5000, 50))
+    assert since_last().reads == 3 * (50 + 1)
+    # What was damaged on its way is not kept.
+    other = write_buckets(it, 3, TABLE, bucket, 50)
+    original, reads = Folder.read, 0
+
+    def read(folder: Folder, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        nonlocal reads
+        reads += 1
+        data = original(folder, name, start, end)
+        return bytes([data[0] ^ 0x40]) + data[1:] if reads == 1 else data
+
+    monkeypatch.setattr(Folder, "read", read)
+    found = read_bucket(it, [other], 0)
+    assert found is not None
+    assert found["number"].to_pylist() == list(range(0, 5000, 50))
 
 
 def test_rows_of_buckets_are_counted_without_reading_them(tmp_path: Path) -> None:

@@ -61,6 +61,9 @@ def parse_object(line: bytes, encoding: str = "utf-8") -> dict[str, Any]:
         raise RowError(f"invalid {encoding.upper()} at byte {error.start} of the line") from None
     except (json.JSONDecodeError, RecursionError) as error:
         raise RowError(f"not JSON: {getattr(error, 'msg', 'nested too deeply')}") from None
+    except ValueError:
+        # Python converts no integer of thousands of digits.
+        raise RowError("an integer with too many digits") from None
     if not isinstance(value, dict):
         raise RowError(f"not a JSON object but {type(value).__name__}")
     return value

@@ -71,7 +71,7 @@ class ChunkBuilder:
         for name, value in values.items():
             for text in value if isinstance(value, list) else [value]:
                 if isinstance(text, str):
-                    _check_unicode(name, text)
+                    check_unicode(name, text)
                     self._characters += len(text)
         self._rows.append(row)
         self._values.append(values)
@@ -116,6 +116,8 @@ def _weight(value: Any) -> float:
         weight = float(value)
     except (TypeError, ValueError):
         raise RowError(f"weight: {value!r} is not a number") from None
+    except OverflowError:
+        raise RowError("weight: an integer that is too large") from None
     if not math.isfinite(weight) or weight < 0:
         raise RowError(f"weight: {value!r} is not a finite number of at least 0")
     return weight
@@ -126,11 +128,14 @@ def _vector(value: Any) -> list[float]:
         # CSV has no lists; JSON's notation is what tools write there.
         numbers = json.loads(value) if isinstance(value, str) else value
         return [float(number) for number in numbers]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         raise RowError(f"vector: {type(value).__name__} instead of a list of numbers") from None
+    except OverflowError:
+        raise RowError("vector: an integer that is too large") from None
 
 
-def _check_unicode(name: str, text: str) -> None:
+def check_unicode(name: str, text: str) -> None:
+    """Raises RowError where a text has lone surrogates, which no column can hold."""
     if not text.isascii():
         try:
             text.encode()
