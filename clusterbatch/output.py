@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from clusterbatch.store.cleaning import Removal
@@ -49,7 +48,7 @@ def print_comparison(found: dict[str, Any], page: str) -> None:
     """`found`: what a comparison's data file holds."""
     table = _table("Quality by arm", "arm", "verdict", "value", "difference", "interval", "p corrected", "minutes")
     for row in found["arms"]:
-        interval = f"{row['low']:+.4f} … {row['high']:+.4f}" if row["low"] is not None else ""
+        interval = "" if row["difference"] is None else _interval(row)
         figures = [f"{row[key]:{form}}" if row[key] is not None else "" for key, form in _COMPARED]
         table.add_row(row["arm"], row["verdict"], *figures[:2], interval, *figures[2:])
     console = _console()
@@ -134,7 +133,8 @@ def print_intervals(found: dict[str, Any], file: str) -> None:
     for name, policy in found["policies"].items():
         if policy["gain"] is not None:
             known = policy["low"] is not None
-            interval = f" ({policy['low']:+.4f} to {policy['high']:+.4f})" if known else " (one seed: no interval)"
+            unknown = " (one seed, or one query: no interval)"
+            interval = f" ({policy['low']:+.4f} to {policy['high']:+.4f})" if known else unknown
             console.print(f"{name}: {policy['gain']:+.4f}{interval} over {next(iter(found['policies']))}")
     console.print(f"take: {found['chosen']} ({found['why']}; cost in {found['currency']})")
     console.print(f"figures: {file}", soft_wrap=True)
@@ -215,11 +215,11 @@ def print_cluster(cluster: dict[str, Any]) -> None:
         *(f"neighbour: {near['cluster']}, cosine {_cosine(near['cosine'])}" for near in cluster["neighbours"]),
     ]
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
     for title, rows in (("Nearest the centroid", cluster["near"]), ("Farthest from it", cluster["far"])):
         table = _table(title, "cosine", "pair_id", "query", "document")
         for row in rows:
-            table.add_row(_cosine(row["cosine"]), *(escape(row[key]) for key in ("pair_id", "query", "document")))
+            table.add_row(_cosine(row["cosine"]), *(row[key] for key in ("pair_id", "query", "document")))
         console.print(table)
 
 
@@ -238,10 +238,16 @@ def print_removals(removals: Sequence[Removal], removed: bool) -> None:
     console.print(f"{len(removals)} places, {total:,.1f} MiB" + ("" if removed else "; pass --yes to remove them"))
 
 
+def _interval(row: dict[str, Any]) -> str:
+    """A dash where there was one seed, or one query of a collection."""
+    return "–" if row["low"] is None else f"{row['low']:+.4f} … {row['high']:+.4f}"
+
+
 def _console() -> Console:
+    # Names and paths are the user's: what looks like markup in them is not.
+    console = Console(markup=False, emoji=False)
     # Where nobody looks at a terminal (a log, a pipe), eighty columns would only break words.
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
+    return console if console.is_terminal else Console(markup=False, emoji=False, width=120)
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -2,7 +2,7 @@
 
 The machine is timed on a little of the very work. Twice: before the corpus is embedded, to choose the sample, and when
 clusters are there, to choose the steps by what time is left. What is decided is written down, so that an interrupted
-comparison goes on with the same.
+comparison goes on with the same; another comparison, and one that is forced, decides anew.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ import torch
 from clusterbatch.batches.curriculum import Plan
 from clusterbatch.batches.loader import SliceLoader
 from clusterbatch.clustering.shards import ShardReader
-from clusterbatch.config import RunConfig, with_changes
+from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.corpus.units import corpus_units
 from clusterbatch.encoder.embedder import UnitEmbedder
 from clusterbatch.encoder.hardware import resolve_device
-from clusterbatch.encoder.model import load_encoder
-from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.surrogate import SURROGATES
 from clusterbatch.evaluation.measure import LoadedCollection
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.experiments.arms import Arm
+from clusterbatch.experiments.trial import starting_encoder
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.gather import World
 from clusterbatch.training.step import TrainingStep
@@ -50,11 +49,14 @@ def decided(config: RunConfig) -> RunConfig:
     return with_changes(config, root.read_json(name)) if root.exists(name) else config
 
 
-def choose_sample(config: RunConfig, spent: float) -> RunConfig:
+def choose_sample(config: RunConfig, spent: float, *, force: bool = False) -> RunConfig:
     """`config` with compare.sample set so that embedding takes a fair share of the budget; `spent`: seconds so far.
 
-    Needs the ingested corpus. Without a budget nothing is changed.
+    Needs the ingested corpus. Without a budget nothing is changed. force: what has been decided before, here and in
+    `choose_steps`, does not count.
     """
+    if force and config.compare.budget is not None:
+        Workspace(config).root.remove(_name(config))
     if config.compare.budget is None or decided(config) is not config:
         return decided(config)
     share = 1.0
@@ -108,7 +110,11 @@ def _decide(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 
 def _name(config: RunConfig) -> str:
-    return f"compare/budget-{config.compare.budget:g}.json"
+    """Of the file of decisions, by what they are made for: all that says which trials run and how long each takes."""
+    # Both are always decided, whatever was asked for.
+    asked = config.compare.model_copy(update={"sample": None, "points": 1})
+    key = fingerprint("budget", asked, config.embed, config.batches, config.train, config.evaluate)
+    return f"compare/budget-{config.compare.budget:g}-{key}.json"
 
 
 def _seconds_a_row(config: RunConfig) -> float:
@@ -136,11 +142,7 @@ def _timed_measurement(config: RunConfig) -> tuple[float, float]:
         for collection in configured_collections(config)
     ]
     start = time.perf_counter()
-    model = load_encoder(
-        resolve_model(config.train.model, config.storage),
-        config.train.encoder,
-        device=resolve_device(config.train.device),
-    )
+    model = starting_encoder(config, resolve_device(config.train.device))
     starting, measuring = time.perf_counter() - start, 0.0
     for collection in loaded:
         measure = partial(collection.measure, model, batch_tokens=config.embed.batch_tokens)
@@ -153,11 +155,7 @@ def _timed_measurement(config: RunConfig) -> tuple[float, float]:
 
 def _seconds_a_step(config: RunConfig, plan: Plan, reader: ShardReader) -> float:
     """Of training, by one process."""
-    encoder = load_encoder(
-        resolve_model(config.train.model, config.storage),
-        config.train.encoder,
-        device=resolve_device(config.train.device),
-    )
+    encoder = starting_encoder(config, resolve_device(config.train.device))
     training = TrainingStep(encoder, config.train, _TIMED_STEPS, World())
     vectors = config.train.mask.surrogate_margin is not None
     batches = iter(SliceLoader(plan, reader, 0, 1, 0, _TIMED_STEPS, vectors=vectors, images=encoder.images))

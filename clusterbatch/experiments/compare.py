@@ -24,6 +24,7 @@ from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.experiments.arms import Arm, arms_of, clustered_layout, with_phases
 from clusterbatch.experiments.budget import choose_sample, choose_steps
+from clusterbatch.experiments.costs import shared_costs
 from clusterbatch.experiments.hardness import hardness, match, spaced
 from clusterbatch.experiments.sampling import sample_corpus, sample_home
 from clusterbatch.experiments.segments import SEGMENTS, query_segments
@@ -49,8 +50,8 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
 
     Manifest.details: `trials` by number, what each trial's receipt says; `main`, the numbers of those that the verdict
     rests on; `steps`; `arms` by name, {strategy, pairs a step, mean purity, hardness, layout, what it uses}; `chosen`
-    learning rate and temperature by arm; `swept`, whether they were chosen here; `seconds` and `traffic` of the shared
-    stages; `collections`. Parts: every trial's scores, and `segments`, the cluster that each query is nearest to.
+    learning rate and temperature by arm; `swept`, whether they were chosen here; costs.shared_costs; `collections`.
+    Parts: every trial's scores, and `segments`, the cluster that each query is nearest to.
     """
     watch = Stopwatch()
     metrics = [parse_metric(name).name for name in (config.compare.decide.metric, *config.evaluate.metrics)]
@@ -58,13 +59,13 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
         if config.reuse.corpus is None:
             ingest(config)
         collections = configured_collections(config)
-        config = choose_sample(config, watch.seconds)
+        config = choose_sample(config, watch.seconds, force=force)
         if config.compare.sample:
             sample_corpus(config, config.compare.sample, config.compare.sample_by)
         data = with_sample(config)
-        reused = Workspace(config).embeddings().require() if config.reuse.embeddings else None
         # The vectors of a sample come with its rows.
-        embeddings = reused if reused and not config.compare.sample else embed(data)
+        reused = config.reuse.embeddings and not config.compare.sample
+        embeddings = Workspace(config).embeddings().require() if reused else embed(data)
         arms, layouts = arms_of(data)
         clusters = {name: cluster(layout) for name, layout in layouts.items()}
         arms = match(arms, layouts)
@@ -128,15 +129,7 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
             },
             "chosen": {name: {"learning_rate": rate, "temperature": heat} for name, (rate, heat) in chosen.items()},
             "swept": bool(trials.sweep()),
-            "seconds": {
-                # Of a sample its share of what the corpus took.
-                "embed": reused.seconds * (config.compare.sample or 1.0) if reused else embeddings.seconds,
-                "cluster": {name: manifest.seconds for name, manifest in clusters.items()},
-            },
-            "traffic": {
-                "embed": embeddings.traffic.model_dump(),
-                "cluster": {name: manifest.traffic.model_dump() for name, manifest in clusters.items()},
-            },
+            **shared_costs(config, data, layouts, clusters),
             "collections": [collection.name for collection in collections],
         },
         extra_parts=[write_parquet(artifact, SEGMENTS, segments, content=SEGMENTS)] if segments else [],

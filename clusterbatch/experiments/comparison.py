@@ -13,34 +13,18 @@ import pyarrow as pa
 from clusterbatch.config import RunConfig
 from clusterbatch.config.compare import DecideConfig
 from clusterbatch.evaluation.metrics import parse_metric
+from clusterbatch.experiments.costs import Cost, cost_of
 from clusterbatch.experiments.statistics import Spread, difference, holm, mean_spread, randomisation_p
 from clusterbatch.experiments.trials import is_for_tuning
-from clusterbatch.experiments.verdict import Verdict, decide
+from clusterbatch.experiments.verdict import Outcome, Verdict, decide
 from clusterbatch.store import Artifact, Manifest
 from clusterbatch.store.tables import read_parquet
-from clusterbatch.store.traffic import Traffic
 
 # An arm that costs less than this much more is no dearer: seconds of training scatter.
 _DEARER = 1.25
 
 # (S, Q) scores by (collection, metric).
 Scores = dict[tuple[str, str], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one run of an arm with the shared stages that it needs: worker hours (a core's or a GPU's) and their price.
-
-    seconds: of its training alone; shared_seconds: of embedding and clustering, 0 where the arm needs neither; traffic:
-    what the run and those stages asked of storage; device: `cpu` or `cuda`, what it trained on and the hours are of.
-    """
-
-    seconds: float
-    shared_seconds: float
-    hours: float
-    price: float
-    traffic: Traffic
-    device: str
 
 
 @dataclass(frozen=True)
@@ -108,9 +92,13 @@ class Comparison:
 
     @property
     def best(self) -> ArmResult:
-        """Of the candidates that pay the one with the highest mean; where none does, of all candidates."""
-        paying = [arm for arm in self.candidates if arm.verdict and arm.verdict.outcome == "pays"]
-        return max(paying or self.candidates, key=lambda arm: arm.spread.mean)
+        """The candidate with the highest mean of those that pay; where none does, of those that are not decided yet,
+        for one of them may; else of all."""
+
+        def of(outcome: Outcome) -> list[ArmResult]:
+            return [arm for arm in self.candidates if arm.verdict and arm.verdict.outcome == outcome]
+
+        return max(of("pays") or of("cannot tell yet") or self.candidates, key=lambda arm: arm.spread.mean)
 
     @property
     def decisive(self) -> ArmResult:
@@ -153,7 +141,7 @@ def read_comparison(config: RunConfig, artifact: Artifact, manifest: Manifest) -
     of_arm = {name: [trial for trial in trained if trial["arm"] == name] for name in details["arms"]}
     untrained = _point(next(trial for trial in trials if not trial["steps"])["curve"], 0, metric)
     steps = sorted({point["step"] for trial in trained for point in trial["curve"]})
-    costs = {name: _cost(config, details, name, of_arm[name]) for name in of_arm}
+    costs = {name: cost_of(config, details, name, of_arm[name]) for name in of_arm}
 
     def deciding(name: str) -> list[np.ndarray]:
         return [scores[name][collection, metric] for collection in collections]
@@ -241,27 +229,6 @@ def _point(curve: Sequence[Mapping[str, Any]], step: int, metric: str) -> float:
 def _p_value(gain: Spread) -> float:
     value = gain.p_value()
     return 1.0 if math.isnan(value) else value
-
-
-def _cost(config: RunConfig, details: Mapping[str, Any], name: str, trials: Sequence[Mapping[str, Any]]) -> Cost:
-    arm, seconds = details["arms"][name], details["seconds"]
-    training = float(np.mean([trial["seconds_training"] for trial in trials]))
-    embedding = seconds["embed"] if arm["uses_embeddings"] else 0.0
-    clustering = seconds["cluster"][arm["layout"]] if arm["uses_clusters"] else 0.0
-    hours = (training + embedding * config.embed.workers + clustering * config.cluster.workers) / 3600
-    own = [Traffic(**trial["traffic"]) for trial in trials]
-    traffic = Traffic(**{key: round(np.mean([getattr(each, key) for each in own])) for key in Traffic.model_fields})
-    shared = details["traffic"]
-    if arm["uses_embeddings"]:
-        traffic += Traffic(**shared["embed"])
-    if arm["uses_clusters"]:
-        traffic += Traffic(**shared["cluster"][arm["layout"]])
-    prices = config.compare.prices
-    device = trials[0]["device"]
-    hourly = prices.gpu_hour if device == "cuda" else prices.cpu_hour
-    storage = traffic.reads / 1e6 * prices.million_reads + traffic.writes / 1e6 * prices.million_writes
-    storage += traffic.bytes_read / 2**30 * prices.gibibyte_read
-    return Cost(training, embedding + clustering, hours, hours * hourly + storage, traffic, device)
 
 
 def _extra(costs: Mapping[str, Cost], name: str, reference: str) -> float:

@@ -27,12 +27,15 @@ def segments_of(queries: Iterable[str], pattern: str) -> np.ndarray:
     return np.array([match[1] if match else "" for match in matches])
 
 
-def paired_interval(after: np.ndarray, before: np.ndarray) -> tuple[float, float]:
+def paired_interval(after: np.ndarray, before: np.ndarray) -> tuple[float, float] | None:
     """Interval of the mean difference for other queries of the same kind (paired t, scipy); (Q,) scores each.
 
-    Another seed of the training is another matter: `compare` measures that.
+    None of a single query, which says nothing of any other. Another seed of the training is another matter: `compare`
+    measures that.
     """
-    if len(after) < 2 or np.array_equal(after, before):
+    if len(after) < 2:
+        return None
+    if np.array_equal(after, before):
         return 0.0, 0.0
     low, high = stats.ttest_rel(after, before).confidence_interval(_CONFIDENCE)
     return float(low), float(high)
@@ -40,16 +43,16 @@ def paired_interval(after: np.ndarray, before: np.ndarray) -> tuple[float, float
 
 def query_gains(
     config: RunConfig, generation: int
-) -> tuple[dict[tuple[str, str], tuple[float, float]], list[dict[str, Any]]]:
-    """Intervals by (collection, metric); and, for the first metric, one row per segment: {collection, segment, queries,
-    gain, low, high}, the best first. Empty where an evaluation lacks before or after."""
+) -> tuple[dict[tuple[str, str], tuple[float, float] | None], list[dict[str, Any]]]:
+    """Intervals by (collection, metric), None of a single query; and, for the first metric, one row per segment:
+    {collection, segment, queries, gain, low, high}, the best first. Empty where an evaluation lacks before or after."""
     artifact = Workspace(config).evaluation(generation)
     manifest = artifact.require()
     if not {BEFORE, AFTER} <= set(manifest.details["models"]):
         return {}, []
     table = read_scores(artifact, manifest)
     keys = list(dict.fromkeys((row["collection"], row["metric"]) for row in manifest.details["table"]))
-    intervals: dict[tuple[str, str], tuple[float, float]] = {}
+    intervals: dict[tuple[str, str], tuple[float, float] | None] = {}
     segments: list[dict[str, Any]] = []
     leading = keys[0][1]
     for collection, metric in keys:
@@ -65,8 +68,9 @@ def query_gains(
         for name in sorted(set(names.tolist()) - {""}):
             chosen = names == name
             if chosen.sum() >= LEAST_QUERIES:
-                low, high = paired_interval(own[chosen], reference[chosen])
+                interval = paired_interval(own[chosen], reference[chosen])
+                assert interval is not None, "a segment has several queries"
                 gain = float(np.mean(own[chosen] - reference[chosen]))
                 entry = {"collection": collection, "segment": name, "queries": int(chosen.sum())}
-                segments.append({**entry, "gain": gain, "low": low, "high": high})
+                segments.append({**entry, "gain": gain, "low": interval[0], "high": interval[1]})
     return intervals, sorted(segments, key=lambda row: -row["gain"])

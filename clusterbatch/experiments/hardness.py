@@ -24,7 +24,7 @@ _MOST_GROUPS = 64
 
 def hardness(config: RunConfig, clusters: RunConfig, steps: int | None = None) -> float | None:
     """Mean over evenly spaced steps of a run of `steps` (of one epoch, where none are given) with the plan of `config`
-    on the clusters of the workspace of `clusters`; None where these keep no vectors."""
+    on the clusters of the workspace of `clusters`; None where these keep no vectors, or batches no negatives."""
     artifact = Workspace(clusters).clusters()
     if clusters.cluster.surrogate == "none":
         return None
@@ -32,7 +32,8 @@ def hardness(config: RunConfig, clusters: RunConfig, steps: int | None = None) -
     found = []
     for step in spaced(steps or plan.steps_per_epoch, _STEPS):
         found += [_of_batch(batch) for batch in SliceLoader(plan, reader, 0, 1, step, step + 1, vectors=True)]
-    return float(np.mean(found))
+    known = [each for each in found if each is not None]
+    return float(np.mean(known)) if known else None
 
 
 def spaced(steps: int, most: int) -> list[int]:
@@ -68,7 +69,7 @@ def _matched(arm: Arm, layout: RunConfig, wanted: float | None) -> Arm:
     return candidates[int(np.argmin(distance))]
 
 
-def _of_batch(batch: SliceBatch) -> float:
+def _of_batch(batch: SliceBatch) -> float | None:
     assert batch.query_vector is not None
     assert batch.document_vector is not None
     scores = batch.query_vector.astype(np.float32) @ batch.document_vector.astype(np.float32).T
@@ -76,4 +77,6 @@ def _of_batch(batch: SliceBatch) -> float:
     same |= batch.query_hash[:, None] == batch.query_hash[None, :]
     scores[same] = -np.inf
     highest = scores.max(1)
-    return float(highest[np.isfinite(highest)].mean())
+    # A row whose text all others repeat has no negative.
+    highest = highest[np.isfinite(highest)]
+    return float(highest.mean()) if len(highest) else None

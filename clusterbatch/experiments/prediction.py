@@ -20,6 +20,9 @@ from clusterbatch.clustering.sums import LocalRows
 
 # Fewer sampled rows per cluster, and clusters would be of the sample's noise.
 _LEAST_SAMPLED = 32
+# Clusters of fewer batches than this do not pay, however hard their rows would be for each other: their batches repeat,
+# and much of them is packed with what remains of others.
+LEAST_BATCHES = 2
 # Rows of a cluster that are scored with each other.
 _MOST_SCORED = 512
 # Tukey's fence: so many quartile distances below the lower quartile of the cosines to centroids.
@@ -99,39 +102,46 @@ def batch_figures(
 
 
 def predict_group(
-    sample: Sample, rows: int, features: np.ndarray, sizes: Sequence[int], *, seed: int, **batches: Any
+    sample: Sample, rows: int, features: np.ndarray, sizes: Sequence[int], *, seed: int, batch: int, **batches: Any
 ) -> dict[str, Any]:
     """Figures of one source of `rows` rows, from its sample.
 
-    features: (N, D) what would be clustered; `batches`: of batch_figures. Returns diversity (1 - mean cosine of two of
-    its documents), duplicates, outliers (shares), source (figures of batches of all of it), clusters (by size, a
-    string; sizes that do not split it or need more sample have no entry) and too_small (sizes for the sample).
+    features: (N, D) what would be clustered; `batch` and `batches`: of batch_figures. Returns diversity (1 - mean
+    cosine of two of its documents), duplicates, outliers (shares), source (figures of batches of all of it), clusters
+    (by size, a string; sizes that do not split it, are hardly larger than a batch or need more sample have no entry),
+    below_batch and too_small (sizes for the batch and for the sample), and divisible: whether clusters of any size
+    that pays could split it.
     """
     order = np.random.default_rng(seed).permutation(len(sample))
     sample, features = sample.take(order), features[order].astype(np.float32)
     mean = sample.document.astype(np.float64).mean(axis=0)
-    count = len(sample)
+    count, least_size = len(sample), LEAST_BATCHES * batch
     found: dict[str, Any] = {
         "rows": rows,
         "sampled": count,
         # Without the rows' cosine to themselves.
         "diversity": 1 - float((count * mean @ mean - 1) / max(count - 1, 1)),
         "duplicates": 1 - len(np.unique(sample.document_hash)) / count,
-        "source": asdict(batch_figures(sample, np.zeros(count, int), **batches)),
+        "source": asdict(batch_figures(sample, np.zeros(count, int), batch=batch, **batches)),
         "clusters": {},
+        "below_batch": [],
         "too_small": [],
+        "divisible": round(rows / least_size) > 1,
         "outliers": 0.0,
     }
     for size in sorted(sizes, reverse=True):
         clusters = round(rows / size)
         if clusters < 2:
             continue
+        if size < least_size:
+            found["below_batch"].append(size)
+            continue
         if count < _LEAST_SAMPLED * clusters:
             found["too_small"].append(size)
             continue
         centers = fit(LocalRows.of(features, clusters=clusters), FitSettings(clusters, seed=seed)).centers
         assigned = Assigner(centers.centroids)(features)
-        figures = batch_figures(sample, assigned.labels.numpy(), **batches)
+        figures = batch_figures(sample, assigned.labels.numpy(), batch=batch, **batches)
         found["clusters"][str(size)] = asdict(figures)
         low, high = np.quantile(assigned.cosine.numpy(), [0.25, 0.75])
         found["outliers"] = float(np.mean(assigned.cosine.numpy() < low - _FENCE * (high - low)))
@@ -143,7 +153,12 @@ def verdict_of(group: Mapping[str, Any]) -> tuple[str, float, str]:
     if not group["clusters"]:
         if group["too_small"]:
             return "cannot tell", 0.0, "the sample is too small for these cluster sizes (predict.rows)"
-        return "does not pay", 0.0, "too few rows to be split"
+        if not group["below_batch"]:
+            return "does not pay", 0.0, "too few rows to be split"
+        why = "clusters would be hardly larger than a batch"
+        if group["divisible"]:
+            return "cannot tell", 0.0, f"{why}; try larger ones (predict.sizes)"
+        return "does not pay", 0.0, why
     size, best = max(group["clusters"].items(), key=lambda entry: entry[1]["difficulty"])
     gain = best["difficulty"] - group["source"]["difficulty"]
     if group["duplicates"] > _DUPLICATES:
@@ -169,7 +184,8 @@ def overall(groups: Mapping[str, Mapping[str, Any]], mixed: BatchFigures) -> dic
     if share >= 0.5:
         answer = f"Clusters will probably help: they make batches harder in sources that hold {share:.0%} of the rows."
     elif share + unknown >= 0.5:
-        answer = f"Cannot tell: sources with {unknown:.0%} of the rows need a larger sample (predict.rows)."
+        answer = f"Cannot tell: sources with {unknown:.0%} of the rows need a larger sample or larger clusters"
+        answer += " (predict.rows, predict.sizes)."
     else:
         answer = f"Clusters will probably not help: only sources with {share:.0%} of the rows gain from them."
     if source - mixed.difficulty < _HARDER and len(groups) > 1:

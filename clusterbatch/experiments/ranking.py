@@ -14,7 +14,7 @@ from clusterbatch.clustering.groups import mean_size
 from clusterbatch.clustering.kmeans import FitSettings, fit
 from clusterbatch.clustering.sums import LocalRows
 from clusterbatch.config import RunConfig
-from clusterbatch.experiments.prediction import Sample
+from clusterbatch.experiments.prediction import LEAST_BATCHES, Sample
 
 _LEAST_SAMPLED = 32
 _MOST_SCORED = 512
@@ -33,18 +33,21 @@ def rank_score(config: RunConfig, sources: Sequence[SourceSample]) -> float:
     """Nats: the loss that negatives short of the own document would cause in a batch, less what false ones would.
 
     True negatives that score high are what clusters are for; those that score as high as the answer itself and are not
-    masked are what makes them fail. Sources count by their rows.
+    masked are what makes them fail. Sources count by their rows. Clusters of fewer than two batches have the score of
+    batches of the whole source: how hard the rows of one are for each other is no credit to batches that are put
+    together from several.
     """
     scores = [_source_score(config, source) for source in sources]
     return float(np.average(scores, weights=[source.rows for source in sources]))
 
 
 def _source_score(config: RunConfig, source: SourceSample) -> float:
-    sample, size = source.sample, mean_size(config)
+    sample, size = source.sample, mean_size(config) * config.batches.merged_clusters
     # What the sample is too small for is ranked as what it just suffices for.
     clusters = min(max(1, round(source.rows / size)), len(sample) // _LEAST_SAMPLED)
     label = np.zeros(len(sample), np.int64)
-    if config.batches.stratify == "cluster" and clusters >= 2:
+    fills = size >= LEAST_BATCHES * config.batches.size
+    if config.batches.stratify == "cluster" and fills and clusters >= 2:
         vectors = feature_vectors(source.table, config.cluster.features)
         centers = fit(LocalRows.of(vectors, clusters=clusters), FitSettings(clusters, seed=config.cluster.seed)).centers
         label = Assigner(centers.centroids)(vectors).labels.numpy()

@@ -1,17 +1,18 @@
 """Is a difference between two arms real, how large, and what would settle it?
 
-An arm is measured with S seeds on Q queries of each of C collections. Two things could have fallen out otherwise: the
-queries that somebody happened to judge, and the seeds. With d[s, q] the difference of a query's score under seed s,
+An arm is measured with S seeds on Q[c] queries of each of C collections. Two things could have fallen out otherwise:
+the queries that somebody happened to judge, and the seeds. With d[s, q] the difference of a query's score under seed s,
 the mean difference has variance
 
-    V = V_queries + V_seeds,   V_queries = var over q of mean over s d[s, q], divided by Q,
-                               V_seeds   = var over s of mean over q d[s, q], divided by S,
+    V = V[1] + ... + V[C] + V_seeds,   V[c]    = var over q of c of mean over s d[s, q], divided by Q[c] C^2,
+                                       V_seeds = var over s of mean over c and q d[s, q], divided by S,
 
 a sum that errs on the safe side, for what seeds do to single queries is in both. Intervals are t intervals with
 Satterthwaite's degrees of freedom (Satterthwaite 1946, "An approximate distribution of estimates of variance
-components"). The randomisation test asks only about queries: given these trained models, would a random relabelling
-of the two arms, query by query, differ so much? Several arms against one baseline: Holm's correction of p values, and
-intervals at the level alpha / arms, so that all hold together.
+components"): every collection is a component of its own, for the variance of five queries is not known any better
+because another collection has a thousand. The randomisation test asks only about queries: given these trained models,
+would a random relabelling of the two arms, query by query, differ so much? Several arms against one baseline: Holm's
+correction of p values, and intervals at the level alpha / arms, so that all hold together.
 
 Collections count alike, whatever their number of queries (BEIR's average).
 """
@@ -32,24 +33,41 @@ _MOST_SEEDS = 1000
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean of a quantity and what it is uncertain by; `queries` and `seeds` are how many there were."""
+    """Mean of a quantity and what it is uncertain by.
+
+    of_queries: for each collection what its queries add to the variance, and how many they are. The variance of a
+    single query, or seed, is NaN.
+    """
 
     mean: float
-    variance_queries: float
+    of_queries: tuple[tuple[float, int], ...]
     variance_seeds: float
-    queries: int
     seeds: int
 
     @property
+    def queries(self) -> int:
+        """Of all collections."""
+        return sum(queries for _, queries in self.of_queries)
+
+    @property
+    def variance_queries(self) -> float:
+        return sum(variance for variance, _ in self.of_queries)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is an interval at all: one seed, or one query of a collection, says nothing of any other."""
+        return self.seeds > 1 and all(queries > 1 for _, queries in self.of_queries)
+
+    @property
     def freedom(self) -> float:
-        """Satterthwaite's degrees of freedom; NaN with one seed or query, of which no spread can be known."""
-        if self.seeds < 2 or self.queries < 2:
+        """Satterthwaite's degrees of freedom; NaN where the spread is not known."""
+        if not self.is_known:
             return math.nan
         total = self.variance_queries + self.variance_seeds
         if total == 0:
             return float(self.seeds - 1)
-        parts = self.variance_queries**2 / (self.queries - 1) + self.variance_seeds**2 / (self.seeds - 1)
-        return total**2 / parts
+        parts = sum(variance**2 / (queries - 1) for variance, queries in self.of_queries)
+        return total**2 / (parts + self.variance_seeds**2 / (self.seeds - 1))
 
     @property
     def error(self) -> float:
@@ -77,32 +95,33 @@ class Spread:
     def seeds_needed(self, margin: float, confidence: float) -> int | None:
         """Seeds that make the interval's half width at most `margin`; None where seeds alone never do."""
         for seeds in range(max(2, self.seeds), _MOST_SEEDS):
-            if self._with(seeds, self.queries).half_width(confidence) <= margin:
+            if self._with(seeds).half_width(confidence) <= margin:
                 return seeds
         return None
 
     def queries_needed(self, margin: float, confidence: float) -> int | None:
         """Queries (in proportion, over all collections) that do the same; None where queries alone never do."""
-        for factor in np.geomspace(1, 1000, 61):
-            queries = math.ceil(self.queries * factor)
-            if self._with(self.seeds, queries).half_width(confidence) <= margin:
-                return queries
+        for factor in np.geomspace(1, 1000, 61).tolist():
+            grown = self._with(self.seeds, factor)
+            if grown.half_width(confidence) <= margin:
+                return grown.queries
         return None
 
     def both_needed(self, margin: float, confidence: float) -> tuple[int, int] | None:
         """Seeds and queries, grown by the same factor, that do the same; None where even a thousand seeds do not."""
         for seeds in range(max(2, self.seeds), _MOST_SEEDS):
-            queries = math.ceil(self.queries * seeds / self.seeds)
-            if self._with(seeds, queries).half_width(confidence) <= margin:
-                return seeds, queries
+            grown = self._with(seeds, seeds / self.seeds)
+            if grown.half_width(confidence) <= margin:
+                return seeds, grown.queries
         return None
 
-    def _with(self, seeds: int, queries: int) -> Spread:
+    def _with(self, seeds: int, factor: float = 1.0) -> Spread:
+        """What so many seeds, and `factor` times the queries of every collection, would leave of it."""
+        grown = [(variance, queries, math.ceil(queries * factor)) for variance, queries in self.of_queries]
         return Spread(
             self.mean,
-            self.variance_queries * self.queries / queries,
+            tuple((variance * queries / more, more) for variance, queries, more in grown),
             self.variance_seeds * self.seeds / seeds,
-            queries,
             seeds,
         )
 
@@ -117,15 +136,17 @@ def mean_spread(scores: Sequence[np.ndarray]) -> Spread:
     collections, seeds = len(scores), len(scores[0])
     of_query = [each.mean(0) for each in scores]
     of_seed = np.mean([each.mean(1) for each in scores], axis=0)
-    queries = sum(len(each) for each in of_query)
-    variance_queries = sum(each.var(ddof=1) / len(each) for each in of_query if len(each) > 1) / collections**2
     return Spread(
         mean=float(np.mean([each.mean() for each in of_query])),
-        variance_queries=float(variance_queries),
-        variance_seeds=float(of_seed.var(ddof=1) / seeds) if seeds > 1 else math.nan,
-        queries=queries,
+        of_queries=tuple((_variance_of_mean(each) / collections**2, len(each)) for each in of_query),
+        variance_seeds=_variance_of_mean(of_seed),
         seeds=seeds,
     )
+
+
+def _variance_of_mean(values: np.ndarray) -> float:
+    """NaN of a single value."""
+    return float(values.var(ddof=1) / len(values)) if len(values) > 1 else math.nan
 
 
 def randomisation_p(arm: Sequence[np.ndarray], baseline: Sequence[np.ndarray], seed: int = 0) -> float:

@@ -11,7 +11,8 @@ from clusterbatch.experiments.wording import Language, verdict_word
 
 
 def arm_rows(comparison: Comparison, language: Language) -> list[dict[str, Any]]:
-    """One row per arm; None where a figure does not exist (the baseline's own difference, an interval of one seed)."""
+    """One row per arm; None where a figure does not exist (the baseline's own difference, an interval of one seed or of
+    a collection of one query)."""
     return [_row(comparison, arm, language) for arm in comparison.arms]
 
 
@@ -32,7 +33,7 @@ def _row(comparison: Comparison, arm: ArmResult, language: Language) -> dict[str
         [comparison.scores[arm.name][name, comparison.metric].mean(1) for name in comparison.collections], 0
     )
     gain = arm.gain
-    low, high = gain.interval(comparison.simultaneous) if gain and several else (None, None)
+    low, high = gain.interval(comparison.simultaneous) if gain and gain.is_known else (None, None)
     reach = steps_to_reach(comparison, arm, float(comparison.baseline.curve[-1].mean()))
     ahead = arm.curve.mean(1) - comparison.baseline.curve.mean(1)
     return {
@@ -45,7 +46,7 @@ def _row(comparison: Comparison, arm: ArmResult, language: Language) -> dict[str
         "low": low,
         "high": high,
         "p_randomisation": arm.p_randomisation,
-        "p_corrected": arm.p_corrected if several else None,
+        "p_corrected": arm.p_corrected if arm.spread.is_known else None,
         # The first point of the curves, and the last two: whether an advantage grows or melts.
         "early": float(ahead[1]) if gain else None,
         "late": float(ahead[-2:].mean()) if gain else None,
@@ -71,9 +72,7 @@ def _row(comparison: Comparison, arm: ArmResult, language: Language) -> dict[str
 
 def _price_of_steps(arm: ArmResult, share: float) -> float:
     """Of the shared stages and a share of the training."""
-    # Requests are shared out like hours: they are the smaller part of the price.
-    training = arm.cost.price * arm.cost.seconds / 3600 / arm.cost.hours if arm.cost.hours else 0.0
-    return arm.cost.price - (1 - share) * training
+    return arm.cost.price - (1 - share) * arm.cost.training_price
 
 
 def _price_per_point(comparison: Comparison, arm: ArmResult) -> float | None:

@@ -9,25 +9,25 @@ from clusterbatch.config.compare import DecideConfig
 from clusterbatch.experiments.statistics import Spread
 
 Outcome = Literal["pays", "does not pay", "cannot tell yet"]
-Reason = Literal["gain", "no gain", "too dear", "wide interval", "one seed"]
+Reason = Literal["gain", "no gain", "too dear", "wide interval", "one seed", "one query"]
 
 
 @dataclass(frozen=True)
 class Verdict:
     """`low`, `high`: interval of the gain that holds for all arms together. `extra_cost`: share of the baseline's.
 
-    `detectable`: smallest true gain that this experiment would have confirmed in 80 of 100 cases. `seeds_needed`,
-    `queries_needed`: what of one alone would settle an open case; `both_needed`: what of both together would. None
-    where that would not, or nothing is open.
+    `detectable`: smallest true gain that this experiment would have confirmed in 80 of 100 cases. None, as is the
+    interval, where the spread is not known. `seeds_needed`, `queries_needed`: what of one alone would settle an open
+    case; `both_needed`: what of both together would. None where that would not, or nothing is open.
     """
 
     outcome: Outcome
     reason: Reason
     gain: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     extra_cost: float
-    detectable: float
+    detectable: float | None
     seeds_needed: int | None = None
     queries_needed: int | None = None
     both_needed: tuple[int, int] | None = None
@@ -41,8 +41,9 @@ def decide(gain: Spread, extra_cost: float, arms: int, rule: DecideConfig) -> Ve
     """
     confidence = 1 - (1 - rule.confidence) / arms
     if gain.seeds < 2:
-        nan = float("nan")
-        return Verdict("cannot tell yet", "one seed", gain.mean, nan, nan, extra_cost, nan, seeds_needed=3)
+        return Verdict("cannot tell yet", "one seed", gain.mean, None, None, extra_cost, None, seeds_needed=3)
+    if not gain.is_known:
+        return Verdict("cannot tell yet", "one query", gain.mean, None, None, extra_cost, None)
     low, high = gain.interval(confidence)
     detectable = gain.detectable(confidence)
     # A gain of nothing is not a gain, even where the user asks for none.

@@ -41,7 +41,7 @@ def clusters_of_queries(comparison: Comparison, artifact: Artifact, manifest: Ma
 
 def segment_rows(comparison: Comparison, segments: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Gain of the decisive arm by collection and segment, the best first: {collection, segment, queries, gain, low,
-    high}. Queries of the segment '' and segments of few queries are left out."""
+    high}; low and high are None with one seed. Queries of the segment '' and segments of few queries are left out."""
     arm, metric = comparison.decisive.name, comparison.metric
     rows = []
     for collection, of_query in segments.items():
@@ -51,7 +51,7 @@ def segment_rows(comparison: Comparison, segments: Mapping[str, np.ndarray]) -> 
             if chosen.sum() < LEAST_QUERIES:
                 continue
             spread = difference([own[:, chosen]], [reference[:, chosen]])
-            low, high = spread.interval(comparison.confidence)
+            low, high = spread.interval(comparison.confidence) if spread.is_known else (None, None)
             entry = {"collection": collection, "segment": segment, "queries": int(chosen.sum())}
             rows.append({**entry, "gain": spread.mean, "low": low, "high": high})
     return sorted(rows, key=lambda row: -row["gain"])

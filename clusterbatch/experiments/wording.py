@@ -26,16 +26,17 @@ def figures(comparison: Comparison, config: RunConfig) -> dict[str, str]:
         "baseline": f"{comparison.baseline.spread.mean:.4f}",
         "untrained": f"{comparison.untrained:.4f}",
         "gain": f"{verdict.gain:+.4f}",
-        "low": f"{verdict.low:+.4f}",
-        "high": f"{verdict.high:+.4f}",
+        "low": _figure(verdict.low, "+.4f"),
+        "high": _figure(verdict.high, "+.4f"),
         "confidence": f"{100 * comparison.confidence:g} %",
         "min_gain": f"{config.compare.decide.min_gain:.4f}",
         "max_cost": f"{100 * (config.compare.decide.max_cost or 0):.0f} %",
-        "detectable": f"{verdict.detectable:.4f}",
+        "detectable": _figure(verdict.detectable, ".4f"),
         "factor": f"{1 + verdict.extra_cost:.1f}",
         "seeds": str(arm.spread.seeds),
         "queries": f"{arm.spread.queries:,}",
         "collections": ", ".join(comparison.collections),
+        "of_one_query": ", ".join(name for name in comparison.collections if len(comparison.queries[name]) == 1),
         "runs": str(len(comparison.arms) * arm.spread.seeds),
         "steps": f"{comparison.steps[-1]:,}",
         "minutes": f"{arm.cost.seconds / 60:.1f}",
@@ -70,8 +71,8 @@ def further(comparison: Comparison, language: Language) -> str:
         arm=arm.name,
         best=best.name,
         gain=f"{over.gain:+.4f}",
-        low=f"{over.low:+.4f}",
-        high=f"{over.high:+.4f}",
+        low=_figure(over.low, "+.4f"),
+        high=_figure(over.high, "+.4f"),
         times=f"{over.extra_cost + 1:.1f}",
     )
 
@@ -102,7 +103,9 @@ def meeting_sentences(comparison: Comparison, config: RunConfig, language: Langu
     """Sentences with the measured figures in them, for somebody who has to speak about it."""
     words, values = PHRASES[language], figures(comparison, config)
     setup = "say setup" if _masks(comparison.decisive) == _masks(comparison.baseline) else "say setup, other masks"
-    return [words[key].format(**values) for key in (setup, f"say {_reason(comparison)}", "say cost", "say doubt")]
+    verdict = comparison.decisive.verdict
+    doubt = "say doubt" if verdict and verdict.detectable is not None else "say doubt, unknown"
+    return [words[key].format(**values) for key in (setup, f"say {_reason(comparison)}", "say cost", doubt)]
 
 
 def larger_batches(comparison: Comparison, language: Language) -> list[str]:
@@ -125,6 +128,11 @@ def larger_batches(comparison: Comparison, language: Language) -> list[str]:
     if found.same_compute is not None:
         sentences.append(words["same compute"].format(**values))
     return sentences
+
+
+def _figure(value: float | None, form: str) -> str:
+    """A dash where it is not known; no sentence about such a case has it."""
+    return "–" if value is None else f"{value:{form}}"
 
 
 def _masks(arm: ArmResult) -> dict[str, object]:

@@ -86,7 +86,9 @@ class Manifest(BaseModel):
     kind: str
     fingerprint: str
     created: str
+    # Wall time of the session that wrote it; and of all units in whichever session, by all workers (None: not known).
     seconds: float
+    worker_seconds: float | None = None
     counts: Counts
     parts: list[Part]
     config: dict[str, Any] = {}
@@ -192,12 +194,14 @@ class Artifact:
         config: dict[str, Any],
         inputs: dict[str, str],
         seconds: float,
+        passes_seconds: float = 0.0,
         details: dict[str, Any] | None = None,
         extra_parts: Iterable[Part] = (),
     ) -> Manifest:
         """Checks that no row is lost, writes the manifest, then drops the receipts.
 
         `seconds` is the wall time of this session's work; what earlier, interrupted sessions spent is in the receipts.
+        `passes_seconds`: of the workers of earlier passes that are not kept.
         """
         ordered = sorted(receipts, key=lambda receipt: receipt.unit)
         counts = sum((receipt.counts for receipt in ordered), Counts())
@@ -207,6 +211,7 @@ class Artifact:
             fingerprint=fingerprint,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
+            worker_seconds=round(passes_seconds + sum(receipt.seconds for receipt in ordered), 3),
             counts=counts,
             parts=[*(part for receipt in ordered for part in receipt.parts), *extra_parts],
             config=config,

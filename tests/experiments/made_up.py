@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from clusterbatch.config.compare import DecideConfig
-from clusterbatch.experiments.comparison import ArmResult, Comparison, Cost
+from clusterbatch.experiments.comparison import ArmResult, Comparison
+from clusterbatch.experiments.costs import Cost
 from clusterbatch.experiments.statistics import difference, holm, mean_spread, randomisation_p
 from clusterbatch.experiments.verdict import decide
 from clusterbatch.store.traffic import Traffic
@@ -73,6 +74,7 @@ def made_up_comparison(
                 0.0 if arm == reference else 30.0,
                 (hours or {}).get(arm, 0.02),
                 0.001,
+                0.0008,
                 Traffic(reads=900, writes=40, bytes_read=3 * 2**20),
                 "cpu",
             ),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from clusterbatch.config import RunConfig, load_config
+from clusterbatch.config import RunConfig, load_config, with_changes
+from clusterbatch.encoder.model import Encoder
 from clusterbatch.experiments import budget
 from clusterbatch.experiments.arms import Arm
 from clusterbatch.experiments.budget import choose_sample, choose_steps, decided
@@ -58,6 +60,62 @@ def test_what_was_decided_stands_when_an_interrupted_comparison_goes_on(config: 
     chosen = steps(sampled, spent=300.0)
     assert steps(choose_sample(config, spent=1.0), spent=2.0).compare == chosen.compare
     assert decided(config).compare == chosen.compare
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"compare.arms": ["random", "source"]},
+        {"compare.seeds": 5},
+        {"compare.steps": 30},
+        {"compare.learning_rates": [0.01, 0.02]},
+        {"train.model": "another"},
+        {"train.steps": 30},
+        {"batches.size": 64},
+        {"compare.budget": BUDGET + 60},
+    ],
+)
+def test_what_was_decided_is_not_for_another_comparison(config: RunConfig, changes: dict[str, Any]):
+    chosen = steps(choose_sample(config, spent=100.0), spent=300.0)
+    other = with_changes(config, changes)
+    assert decided(other) is other
+    again = steps(choose_sample(other, spent=100.0), spent=300.0)
+    assert again.compare.budget is None
+    assert (again.compare.arms, again.compare.seeds) == (other.compare.arms, other.compare.seeds)
+    # Each has its own.
+    assert decided(other).compare == again.compare
+    assert decided(config).compare == chosen.compare
+
+
+def test_steps_that_are_asked_for_later_are_not_those_of_before(config: RunConfig):
+    assert steps(choose_sample(config, spent=100.0), spent=300.0).compare.steps > 30
+    asked = with_changes(config, {"compare.steps": 30})
+    assert steps(choose_sample(asked, spent=100.0), spent=300.0).compare.steps == 30
+
+
+def test_force_decides_anew(config: RunConfig):
+    first = choose_sample(config, spent=100.0)
+    steps(first, spent=300.0)
+    again = choose_sample(config, spent=400.0, force=True)
+    assert again.compare.sample < first.compare.sample
+    chosen = steps(again, spent=500.0)
+    assert decided(config).compare == chosen.compare
+    assert chosen.compare.sample == again.compare.sample
+
+
+def test_what_is_timed_is_measured_behind_the_prompts_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+
+    class Collection:
+        def __init__(self, *_: Any) -> None: ...
+
+        def measure(self, encoder: Encoder, **_: Any) -> None:
+            seen.append(encoder.prompts["query"])
+
+    monkeypatch.setattr(budget, "configured_collections", lambda config: [None])
+    monkeypatch.setattr(budget, "LoadedCollection", Collection)
+    budget._timed_measurement(load_config(None, [f"workspace={tmp_path}", "train.prompts.query=ask"]))
+    assert set(seen) == {"ask"}
 
 
 def test_no_more_is_done_than_was_asked_for(config: RunConfig):

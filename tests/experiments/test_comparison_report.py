@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ import pytest
 from clusterbatch.config import RunConfig, load_config
 from clusterbatch.experiments import comparison_report
 from clusterbatch.experiments.clusterviews import Example, MappedCluster
+from clusterbatch.experiments.comparison import Comparison
 from clusterbatch.experiments.comparison_report import Views
+from clusterbatch.experiments.figures import Plot
 from clusterbatch.experiments.outliers import Outlier
 from clusterbatch.experiments.phrases import PHRASES
 from clusterbatch.experiments.tables import arm_rows, steps_to_reach
@@ -30,11 +33,10 @@ def page(request, tmp_path_factory) -> Path:
     config = load_config(
         None, [f"workspace={folder}", f"report.language={request.param}", "compare.arms=[random,cluster]"]
     )
-    write(config, folder)
-    return folder / "compare" / "report" / "index.html"
+    return write(config, made_up_comparison({"random": 0.0, "cluster": 0.03}))
 
 
-def write(config: RunConfig, folder: Path) -> None:
+def write(config: RunConfig, comparison: Comparison) -> Path:
     manifest = Manifest(
         kind="comparison",
         fingerprint="0" * 16,
@@ -58,11 +60,9 @@ def write(config: RunConfig, folder: Path) -> None:
         patch.setattr(
             comparison_report, "comparison_artifact", lambda config: type("A", (), {"require": lambda self: manifest})()
         )
-        patch.setattr(
-            comparison_report, "read_comparison", lambda *_: made_up_comparison({"random": 0.0, "cluster": 0.03})
-        )
+        patch.setattr(comparison_report, "read_comparison", lambda *_: comparison)
         patch.setattr(comparison_report, "_views", lambda *_: views)
-        comparison_report.write_comparison(config)
+        return Path(comparison_report.write_comparison(config))
 
 
 def test_nothing_is_loaded_from_elsewhere_and_text_is_escaped(page: Path):
@@ -80,6 +80,52 @@ def test_nothing_is_loaded_from_elsewhere_and_text_is_escaped(page: Path):
     }
     for plot in ("learning-curves", "gains", "cluster-map"):
         assert (page.parent / "figures" / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def no_figure_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn for the page alone: their files take most of a report's time."""
+    monkeypatch.setattr(Plot, "file", lambda self, extension: b"")
+
+
+@pytest.mark.usefixtures("no_figure_files")
+@pytest.mark.parametrize("language", ["en", "ja"])
+@pytest.mark.parametrize("few", [{"seeds": 1}, {"queries": 1}])
+def test_what_is_not_known_has_no_figure(language: str, few: dict[str, int], tmp_path: Path):
+    words = [f"workspace={tmp_path}", f"report.language={language}", "compare.arms=[random,cluster]"]
+    page = write(load_config(None, words), made_up_comparison({"random": 0.0, "cluster": 0.03}, **few))
+    for file in ("index.html", "decision.html", "report.md", "comparison.json"):
+        assert not re.search(r"\bnan\b", (page.parent / file).read_text(encoding="utf-8"), re.IGNORECASE), file
+    found = json.loads((page.parent / "comparison.json").read_text())
+    cluster = found["arms"][1]
+    assert cluster["difference"] is not None
+    assert (cluster["low"], cluster["high"], cluster["p_corrected"]) == (None, None, None)
+    assert cluster["outcome"] == "cannot tell yet"
+    assert all(row["low"] is None for row in found["segments"])
+    assert '">–</td>' in page.read_text(encoding="utf-8")
+    assert "| – |" in (page.parent / "report.md").read_text(encoding="utf-8")
+    assert PHRASES[language]["say doubt, unknown"] in (page.parent / "decision.html").read_text(encoding="utf-8")
+
+
+def test_a_collection_of_one_query_is_named():
+    comparison = made_up_comparison({"random": 0.0, "cluster": 0.03}, queries=1)
+    config = load_config(None, ["workspace=/tmp/none"])
+    for language in ("en", "ja"):
+        assert "indoors, outdoors" in answer(comparison, config, language)
+        assert "indoors, outdoors" in next_step(comparison, config, language)
+
+
+@pytest.mark.usefixtures("no_figure_files")
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_with_a_sweep_it_is_said_which_figures_are_of_which_queries(language: str, tmp_path: Path):
+    words = [f"workspace={tmp_path}", f"report.language={language}", "compare.arms=[random,cluster]"]
+    page = write(load_config(None, words), replace(made_up_comparison({"random": 0.0, "cluster": 0.03}), swept=True))
+    phrases = PHRASES[language]
+    # Curves, and what is read off them, are of all queries: scores on the way are not kept by query.
+    for key in ("learning_curves", "early", "late", "trend", "reach"):
+        assert phrases[key].lower() in phrases["swept_text"].lower()
+    for file in (page, page.parent / "report.md"):
+        assert phrases["swept_text"] in file.read_text(encoding="utf-8").replace("&#39;", "'")
 
 
 def test_the_table_in_markdown_has_a_column_for_every_collection(page: Path):
@@ -124,6 +170,21 @@ def test_what_costs_more_must_pay_over_what_costs_less():
     assert further(much, "en") == ""
     # At the same price there is no reason to take less.
     assert made_up_comparison({"random": 0.0, "source": 0.03, "cluster": 0.032}).decisive.name == "cluster"
+
+
+def test_what_is_undecided_comes_before_what_is_decided_against():
+    comparison = made_up_comparison({"random": 0.0, "source": 0.004, "cluster": 0.03})
+    verdicts = {"source": ("cannot tell yet", "wide interval"), "cluster": ("does not pay", "too dear")}
+    arms = [comparison.baseline]
+    for name, (outcome, reason) in verdicts.items():
+        arm = comparison.arm(name)
+        arms.append(replace(arm, verdict=replace(arm.verdict, outcome=outcome, reason=reason)))
+    comparison = replace(comparison, arms=arms)
+    assert comparison.arm("cluster").spread.mean > comparison.arm("source").spread.mean
+    assert comparison.decisive.name == "source"
+    config = load_config(None, ["workspace=/tmp/none"])
+    assert answer(comparison, config, "en").startswith("Not decided yet: source batches")
+    assert "Stay" not in next_step(comparison, config, "en")
 
 
 @pytest.mark.parametrize("gain", [0.0, -0.03])

@@ -52,6 +52,16 @@ def test_smaller_clusters_rank_higher_until_the_negatives_are_false() -> None:
     assert random < _score(clean, **{"cluster.mean_size": 4000}) < _score(clean, **{"cluster.mean_size": 1000})
 
 
+def test_clusters_that_do_not_fill_batches_rank_like_batches_of_the_source() -> None:
+    clean = _source(0.3)
+    small = {"batches.size": 1024, "cluster.mean_size": 256}
+    source = _score(clean, **{"batches.size": 1024, "batches.stratify": "source"})
+    assert _score(clean, **small) == source
+    assert _score(clean, **{**small, "cluster.mean_size": 2048}) > source
+    # Eight neighbours that count as one are such a cluster.
+    assert _score(clean, **{**small, "batches.merged_clusters": 8}) > source
+
+
 def test_a_mask_helps_where_negatives_are_false() -> None:
     # Queries lie so far off that other documents of the topic score as high as their own.
     noisy = _source(1.5)

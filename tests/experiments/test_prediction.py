@@ -62,6 +62,27 @@ def test_what_cannot_be_known_is_said() -> None:
     assert verdict_of(_group(_sample(topics), rows=300))[0] == "does not pay"
 
 
+@pytest.mark.parametrize(
+    ("rows", "sizes", "outcome"),
+    [
+        # As large as a batch: no clusters of it fill two.
+        (1024, (256, 512), "does not pay"),
+        # Larger clusters might pay, but are not among the sizes.
+        (20_000, (256, 512, 1024), "cannot tell"),
+    ],
+)
+def test_clusters_hardly_larger_than_a_batch_get_no_credit(rows: int, sizes: tuple[int, ...], outcome: str) -> None:
+    topics, _ = blobs(1024, 16, 24, seed=3, spread=0.5)
+    sample = _sample(topics)
+    found = predict_group(sample, rows, sample.document, sizes, seed=0, **{**BATCH, "batch": 1024})
+    assert found["clusters"] == {}
+    assert found["below_batch"] == sorted(sizes, reverse=True)
+    verdict, gain, why = verdict_of(found)
+    assert (verdict, gain) == (outcome, 0.0)
+    assert "hardly larger than a batch" in why
+    assert ("predict.sizes" in why) == (outcome == "cannot tell")
+
+
 def test_a_source_of_repeats_is_sent_back() -> None:
     topics, _ = blobs(1500, 16, 24, seed=3)
     found = _group(_sample(topics, repeats=2))

@@ -105,6 +105,27 @@ def test_interval_is_the_paired_t_interval():
     expected = stats.ttest_rel(one, two).confidence_interval(0.95)
     assert paired_interval(one, two) == pytest.approx((expected.low, expected.high))
     assert paired_interval(one, one) == (0.0, 0.0)
+    # One query, however much it gained, says nothing of another.
+    assert paired_interval(np.array([0.9]), np.array([0.1])) is None
+
+
+def test_one_query_has_a_difference_and_no_interval(tmp_path: Path):
+    config = load_config(None, [f"workspace={tmp_path}/ws"])
+    evaluation = Workspace(config).evaluation()
+    values = {"before": 0.0, "after": 0.6309}
+    parts = [
+        write_parquet(evaluation, f"scores-docs.{model}", scores_table("docs", model, {"NDCG@10": [value]}, ["q"]))
+        for model, value in values.items()
+    ]
+    row = {"collection": "docs", "metric": "NDCG@10", "queries": 1, "documents": 5}
+    table = [{**row, "model": model, "value": value} for model, value in values.items()]
+    done = Receipt(unit=0, fingerprint="e" * 16, counts=Counts(read=5, written=5))
+    details = {"table": table, "models": ["before", "after"]}
+    evaluation.commit("e" * 16, [done], config={}, inputs={}, seconds=1.5, details=details, extra_parts=parts)
+    page = Path(write_report(config)).read_text(encoding="utf-8")
+    assert "+0.6309" in page
+    assert "+0.0000" not in page
+    assert '<td data-value="">–</td>' in page
 
 
 def test_segments_come_from_ids_of_the_samples_form_only():

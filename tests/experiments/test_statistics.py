@@ -48,6 +48,30 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     assert covered >= 255
 
 
+@pytest.mark.parametrize("queries", [(5, 1000), (1000, 1000)])
+def test_intervals_over_several_collections_hold_as_often_as_they_say(queries: tuple[int, ...]):
+    rng = np.random.default_rng(6)
+    covered, repeats = 0, 600
+    for _ in range(repeats):
+        shift = 0.002 * rng.normal(size=(3, 1))
+        spread = mean_spread([0.1 * rng.normal(size=(1, each)) + shift for each in queries])
+        low, high = spread.interval(0.95)
+        covered += low <= 0 <= high
+    # 95 % of 600 is 570, with a standard deviation of 5.3.
+    assert covered >= 0.93 * repeats
+
+
+def test_a_collection_of_one_query_has_no_interval_and_no_verdict():
+    rng = np.random.default_rng(7)
+    spread = mean_spread([0.5 + 0.01 * rng.normal(size=(3, 1)), 0.5 + 0.01 * rng.normal(size=(3, 1000))])
+    assert not spread.is_known
+    assert math.isnan(spread.freedom)
+    assert all(math.isnan(end) for end in spread.interval(0.95))
+    verdict = decide(spread, 0.0, 1, DecideConfig())
+    assert (verdict.outcome, verdict.reason) == ("cannot tell yet", "one query")
+    assert (verdict.low, verdict.high, verdict.detectable) == (None, None, None)
+
+
 def test_collections_count_alike_whatever_their_size():
     small, large = np.full((2, 10), 0.4), np.full((2, 1000), 0.2)
     assert mean_spread([small, large]).mean == pytest.approx(0.3)
@@ -67,19 +91,28 @@ def test_holm_against_hand_calculation():
 
 
 def test_needed_seeds_and_queries_really_narrow_the_interval():
-    spread = Spread(0.01, variance_queries=4e-6, variance_seeds=9e-6, queries=400, seeds=3)
+    spread = Spread(0.01, of_queries=((4e-6, 400),), variance_seeds=9e-6, seeds=3)
     seeds = spread.seeds_needed(0.006, 0.95)
     assert seeds is not None
-    narrowed = Spread(0.01, 4e-6, 9e-6 * 3 / seeds, 400, seeds)
+    narrowed = Spread(0.01, ((4e-6, 400),), 9e-6 * 3 / seeds, seeds)
     assert narrowed.half_width(0.95) <= 0.006
-    assert Spread(0.01, 4e-6, 9e-6 * 3 / (seeds - 1), 400, seeds - 1).half_width(0.95) > 0.006
+    assert Spread(0.01, ((4e-6, 400),), 9e-6 * 3 / (seeds - 1), seeds - 1).half_width(0.95) > 0.006
     # No number of seeds removes what the queries leave open.
     assert spread.seeds_needed(0.003, 0.95) is None
     assert spread.queries_needed(0.003, 0.95) is None
     # Both together do.
     seeds, queries = spread.both_needed(0.003, 0.95)
     assert queries == math.ceil(400 * seeds / 3)
-    assert Spread(0.01, 4e-6 * 400 / queries, 9e-6 * 3 / seeds, queries, seeds).half_width(0.95) <= 0.003
+    assert Spread(0.01, ((4e-6 * 400 / queries, queries),), 9e-6 * 3 / seeds, seeds).half_width(0.95) <= 0.003
+
+
+def test_needed_queries_are_those_of_all_collections_in_proportion():
+    of_queries = ((4e-6, 20), (1e-8, 1000))
+    queries = Spread(0.01, of_queries, variance_seeds=1e-8, seeds=5).queries_needed(0.002, 0.95)
+    assert queries is not None
+    factor = queries / 1020
+    grown = tuple((variance / factor, round(count * factor)) for variance, count in of_queries)
+    assert Spread(0.01, grown, 1e-8, 5).half_width(0.95) == pytest.approx(0.002, rel=0.2)
 
 
 @pytest.mark.parametrize(
@@ -87,15 +120,16 @@ def test_needed_seeds_and_queries_really_narrow_the_interval():
     [(0.05, "pays", "gain"), (-0.02, "does not pay", "no gain"), (0.006, "cannot tell yet", "wide interval")],
 )
 def test_verdicts(gain, outcome, reason):
-    verdict = decide(Spread(gain, 1e-6, 1e-6, 1000, 5), 0.5, 2, DecideConfig(min_gain=0.005))
+    verdict = decide(Spread(gain, ((1e-6, 1000),), 1e-6, 5), 0.5, 2, DecideConfig(min_gain=0.005))
     assert (verdict.outcome, verdict.reason) == (outcome, reason)
     assert verdict.low < gain < verdict.high
 
 
 def test_a_gain_that_costs_too_much_does_not_pay():
     rule = DecideConfig(min_gain=0.005, max_cost=0.2)
-    assert decide(Spread(0.05, 1e-6, 1e-6, 1000, 5), 0.5, 1, rule).reason == "too dear"
-    assert decide(Spread(0.05, 1e-6, 1e-6, 1000, 5), 0.1, 1, rule).outcome == "pays"
+    spread = Spread(0.05, ((1e-6, 1000),), 1e-6, 5)
+    assert decide(spread, 0.5, 1, rule).reason == "too dear"
+    assert decide(spread, 0.1, 1, rule).outcome == "pays"
 
 
 def test_one_seed_never_decides():
