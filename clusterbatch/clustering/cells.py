@@ -19,7 +19,8 @@ class Cells:
     """C cells of one level; all arrays are (C,).
 
     group: the group of each; coarse: its coarse cluster there (0 on the first level); clusters: how many it is split
-    into; sampled: rows of its sample, about; share: which that is of its rows; chunks: in how many the sample is cut.
+    into; sampled: rows of its sample, about; share: of its group's rows that are sampled, the same for all cells of a
+    group; chunks: in how many the sample is cut.
     """
 
     group: np.ndarray
@@ -53,7 +54,8 @@ def first_level(groups: Groups, coarse: np.ndarray, sample_per_centroid: int) ->
     split = np.flatnonzero(groups.clusters > 1)
     clusters = np.where(coarse > 0, coarse, groups.clusters)[split]
     wanted = np.maximum(clusters * sample_per_centroid, _LEAST_SAMPLE)
-    return _cells(split, np.zeros_like(split), clusters, groups.rows[split], wanted)
+    share = np.minimum(1.0, wanted / groups.rows[split])
+    return _cells(split, np.zeros_like(split), clusters, groups.rows[split], wanted, share)
 
 
 def second_level(
@@ -62,21 +64,21 @@ def second_level(
     sample_per_centroid: int,
     held: Mapping[int, np.ndarray] = {},
 ) -> Cells:
-    """A cell for every coarse cluster.
+    """A cell for every coarse cluster, also for one that has no rows (where documents repeat, centroids may coincide).
 
     coarse_shares: by group, each coarse cluster's share of its rows; held: by group, how many fine clusters each has
     where that is given, else they follow from the shares.
     """
-    columns: list[list[np.ndarray]] = [[], [], [], [], []]
+    columns: list[list[np.ndarray]] = [[], [], [], [], [], []]
     for number, shares in sorted(coarse_shares.items()):
         fine = held[number] if number in held else apportion(int(groups.clusters[number]), shares)
-        # One share of the sample for the whole group: the coarse cluster of a row is known only once it was read.
-        wanted = shares * groups.clusters[number] * sample_per_centroid
-        values = (np.full(len(shares), number), np.arange(len(shares)), fine, shares * groups.rows[number], wanted)
-        for column, value in zip(columns, values, strict=True):
+        rows, wanted = shares * groups.rows[number], shares * groups.clusters[number] * sample_per_centroid
+        # One for the whole group: the coarse cluster of a row is known only once it was read.
+        share = min(1.0, groups.clusters[number] * sample_per_centroid / groups.rows[number])
+        cells = np.full(len(shares), number), np.arange(len(shares)), fine, rows, wanted, np.full(len(shares), share)
+        for column, value in zip(columns, cells, strict=True):
             column.append(value)
-    group, coarse, clusters, rows, wanted_rows = map(np.concatenate, columns)
-    return _cells(group, coarse, clusters, rows, wanted_rows)
+    return _cells(*map(np.concatenate, columns))
 
 
 def apportion(total: int, shares: np.ndarray) -> np.ndarray:
@@ -89,8 +91,14 @@ def apportion(total: int, shares: np.ndarray) -> np.ndarray:
     return floor + 1
 
 
-def _cells(group: np.ndarray, coarse: np.ndarray, clusters: np.ndarray, rows: np.ndarray, wanted: np.ndarray) -> Cells:
+def _cells(
+    group: np.ndarray,
+    coarse: np.ndarray,
+    clusters: np.ndarray,
+    rows: np.ndarray,
+    wanted: np.ndarray,
+    share: np.ndarray,
+) -> Cells:
     sampled = np.minimum(rows, wanted).astype(float)
-    share = np.divide(sampled, rows, out=np.zeros(len(rows)), where=rows > 0)
     counts = [chunk_count(int(n), int(k)) for n, k in zip(sampled, clusters, strict=True)]
     return Cells(group, coarse, clusters, sampled, share, np.array(counts, np.int64))

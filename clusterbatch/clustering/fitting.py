@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from clusterbatch.clustering.groups import Groups
 from clusterbatch.clustering.kmeans import Fit, FitSettings, counted, fit
 from clusterbatch.clustering.models import GroupModel
 from clusterbatch.clustering.packing import packing_order
-from clusterbatch.clustering.sums import Centers, Chunk, LocalRows, Rows, chunks_head
+from clusterbatch.clustering.sums import Centers, Chunk, LocalRows, Rows, chunks_head, is_weightless
 from clusterbatch.clustering.vectors import vector_column, vector_values
 from clusterbatch.config import ClusterConfig
 from clusterbatch.encoder.hardware import inference_dtype, resolve_device
@@ -27,6 +27,7 @@ from clusterbatch.store.tables import read_parquet, write_parquet
 
 if TYPE_CHECKING:
     from clusterbatch.clustering.previous import Previous
+    from clusterbatch.clustering.stored import StoredModels
 
 # Rows that a projection is fitted to.
 _PROJECTION_ROWS = 32_768
@@ -36,7 +37,8 @@ _PROJECTION_ROWS = 32_768
 class FitJob:
     """What the fits of one level have in common. Picklable.
 
-    level: 1, or 2 where cells are coarse clusters; matrices: by group, projections that the first level has fitted.
+    level: 1, or 2 where cells are coarse clusters; above: the fits of the first level, where this is the second;
+    matrices: by group, projections that those have.
     """
 
     sample: SampleChunks
@@ -47,6 +49,7 @@ class FitJob:
     config: ClusterConfig
     device: str
     level: int
+    above: StoredModels
     matrices: Mapping[int, np.ndarray]
     # Groups whose clusters go on from the generation before, under their numbers.
     held: frozenset[int] = frozenset()
@@ -67,12 +70,28 @@ class FitJob:
             balanced=self.config.balanced,
         )
 
+    def counting(self, cell: int) -> FitJob:
+        """This job, or one that counts rows by their number where all those of the cell have weight 0."""
+        if not is_weightless(self.sample.read(bucket) for bucket in self.buckets(cell)):
+            return self
+        return replace(self, sample=_UnweightedChunks(self.sample.artifact, self.sample.parts, self.sample.features))
+
     def fit(self, cell: int, rows: Rows, matrix: np.ndarray | None) -> Fit:
         """Of a cell's rows, which were projected by `matrix`."""
-        kept = self._kept(cell, "centroids")
-        if kept is None:
-            return fit(rows, self.settings(cell), self.initial(cell, matrix))
-        return counted(rows, _centers(kept), self.settings(cell).dtype)
+        kept, dtype = self._kept(cell, "centroids"), self.settings(cell).dtype
+        if kept is not None:
+            return counted(rows, _centers(kept), dtype)
+        if not rows.chunk_rows:
+            return counted(rows, self._unsampled(cell), dtype)
+        return fit(rows, self.settings(cell), self.initial(cell, matrix))
+
+    def _unsampled(self, cell: int) -> Centers:
+        """Of a coarse cluster that no row of the sample is in: its own centroid, once, or as often as it has clusters
+        that go on from the generation before."""
+        group = int(self.cells.group[cell])
+        centroid = self.above.load()[group].fine[0].centroids[self.cells.coarse[cell]]
+        numbers = int(self.cells.clusters[cell]) if group in self.held else 1
+        return Centers(np.tile(centroid, (numbers, 1)))
 
     def _kept(self, cell: int, content: str) -> pa.Table | None:
         """What the generation before has of a cell whose centroids stay as they are; None where it has none."""
@@ -121,21 +140,23 @@ class FitJob:
         order = np.arange(len(centroids)) if goes_on else packing_order(centroids, found.sums.counts)
         columns = {
             "centroid": vector_column(centroids[order]),
-            "sampled": found.sums.counts[order],
+            # Rows, whatever they weigh: by these shards are planned.
+            "sampled": found.sums.rows[order].astype(np.float64),
             "bias": pa.nulls(len(order), pa.float32()) if bias is None else bias[order],
         }
         group = self.groups.names[self.cells.group[cell]]
         details = {"group": group, "level": self.level, "coarse": int(self.cells.coarse[cell])}
         share = self.config.drop_outliers
+        # Centroids that nobody was near have no quality: the summary is of the others.
+        quality: dict[str, Any] = {"mean_cosine": found.mean_cosine, "rounds": len(found.history)} if rows else {}
         parts = [
             write_parquet(
                 self.output,
                 f"centroids-{cell:05d}",
                 pa.table(columns),
                 content="centroids",
-                mean_cosine=found.mean_cosine,
-                rounds=len(found.history),
                 outlier_below=-2.0 if share is None else found.sums.quantile(share),
+                **quality,
                 **details,
             )
         ]
@@ -164,6 +185,14 @@ class FitWorker:
         found = self._job.fit(unit.number, LocalRows(chunks, self._job.device), matrix)
         rows = sum(len(vectors) for vectors, _ in chunks)
         return self._job.write(unit.number, found, matrix, rows, watch.seconds)
+
+
+class _UnweightedChunks(SampleChunks):
+    """The same rows, each counted once."""
+
+    def read(self, bucket: int) -> Chunk:
+        vectors, _ = super().read(bucket)
+        return vectors, None
 
 
 def _centers(table: pa.Table) -> Centers:

@@ -80,8 +80,15 @@ def counted(rows: Rows, centers: Centers, dtype: torch.dtype) -> Fit:
     """Centres that stay as they are, with the sums of the rows that are nearest to each."""
     chunks = list(range(len(rows.chunk_rows)))
     if not chunks:
-        shape = centers.centroids.shape
-        return Fit(centers, PartialSums(np.zeros(shape[0]), np.zeros(shape), 0.0, np.zeros(COSINE_BINS, np.int64)))
+        clusters, dimensions = centers.centroids.shape
+        nothing = PartialSums(
+            np.zeros(clusters, np.int64),
+            np.zeros(clusters),
+            np.zeros((clusters, dimensions)),
+            0.0,
+            np.zeros(COSINE_BINS, np.int64),
+        )
+        return Fit(centers, nothing)
     return Fit(centers, rows.partial_sums(centers, chunks, dtype))
 
 
@@ -146,9 +153,8 @@ def _rounds(chunks: int, passes: int, most_parts: int) -> Iterator[list[int]]:
 
 
 def _decayed(kept: PartialSums, found: PartialSums) -> PartialSums:
-    return PartialSums(
-        found.counts + _MEMORY * kept.counts, found.sums + _MEMORY * kept.sums, found.cosine, found.histogram
-    )
+    counts, sums = found.counts + _MEMORY * kept.counts, found.sums + _MEMORY * kept.sums
+    return PartialSums(found.rows, counts, sums, found.cosine, found.histogram)
 
 
 def _update(centroids: np.ndarray, kept: PartialSums, random: np.random.Generator, reseed: bool) -> np.ndarray:

@@ -45,6 +45,10 @@ from clusterbatch.store.traffic import carry_over
 from clusterbatch.store.workspace import Workspace
 
 EXCHANGE = "_exchange"
+# Text that a bucket has at most, about: sorting holds it twice.
+_BUCKET_TEXT = 2**30
+# Of text to its compressed bytes, at most; usually it is three. Images as text have a third more bytes than as files.
+_EXPANSION, _IMAGE_EXPANSION = 4.0, 4 / 3
 
 
 @dataclass
@@ -171,6 +175,7 @@ class Passes:
             config=config,
             device=self.device,
             level=level,
+            above=above,
             matrices={group: model.matrix for group, model in models.items() if model.matrix is not None},
             held=frozenset(self.held),
             frozen=self.previous if self.previous and self.previous.frozen else None,
@@ -191,7 +196,7 @@ class Passes:
         large = [cell for cell in order if cell_bytes[cell] > distributed.LOCAL_BYTES]
         for cell in large:
             if cell not in done:
-                done[cell] = distributed.fit_distributed(job, cell, self.computing_pool)
+                done[cell] = distributed.fit_distributed(job.counting(cell), cell, self.computing_pool)
         units = [Unit(cell, max(1, int(cells.sampled[cell])), None) for cell in order]
         receipts = run_units(name, units, FitWorker, {"job": job}, self.computing_pool, done=done)
         return _carried(job.output.commit(self.identity, receipts, config={}, inputs={}, seconds=watch.seconds))
@@ -214,15 +219,25 @@ class Passes:
         # Compressed text has about a third of its characters' bytes; a token is about four characters and two bytes.
         pairs = {unit.path for unit in corpus_units(self.corpus)}
         stored = sum(part.bytes for part in self.corpus.parts if part.path in pairs)
-        tokens = 1.5 * stored / max(1, self.corpus.counts.written)
+        rows = max(1, self.corpus.counts.written)
+        tokens = 1.5 * stored / rows
         longest = 2 * (self.config.train.max_query_tokens + self.config.train.max_document_tokens)
         # Images are what they were; written as text they had a third more bytes, which compression takes back.
-        content = stored / max(1, self.corpus.counts.written) if self.layout.images else min(tokens, longest)
+        content = stored / rows if self.layout.images else min(tokens, longest)
         each = content + 4 * (self.layout.surrogate_dimensions or 0)
+        # Tokens are cut, but all of the text comes along. A bucket has one and a quarter shards' bytes at most; where
+        # so many rows would have too much text, they count for more.
+        each = max(each, 1.25 * self.config.cluster.shard_bytes * self._text_bytes(stored / rows) / _BUCKET_TEXT)
         shares = [models[group].shares if group in models else np.ones(1) for group in range(len(self.groups.names))]
         sizes = [each * rows * share for rows, share in zip(self.groups.rows, shares, strict=True)]
         aside = (self.config.cluster.drop_outliers or 0.0) + (self.mined.inconsistent_share if self.mined else 0.0)
         return plan_buckets(sizes, self.config.cluster.shard_bytes, aside)
+
+    def _text_bytes(self, stored: float) -> float:
+        """Of a row in the shuffle, at most, where its pair takes `stored` bytes; a mined negative is as long."""
+        vectors = 2 * len(VECTORS) * (self.corpus.details.get("dimensions") or 0)
+        expansion = _IMAGE_EXPANSION if self.layout.images else _EXPANSION
+        return expansion * max(0.0, stored - vectors) * (1 + self.config.mine.negatives)
 
     def assign(self, fits: StoredModels, plan: BucketPlan) -> Manifest:
         arguments = {

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from clusterbatch.clustering.bounds import merge_small, split_large
 from clusterbatch.clustering.buckets import BucketPlan
 from clusterbatch.clustering.facts import cluster_facts
-from clusterbatch.clustering.features import feature_vectors, unit_length
+from clusterbatch.clustering.features import Features, feature_sides, feature_vectors, unit_length
 from clusterbatch.clustering.groups import Groups
 from clusterbatch.clustering.shards import ShardLayout, ShardWriter
 from clusterbatch.clustering.surrogate import SurrogateEncoder, squared_errors
@@ -28,6 +28,8 @@ from clusterbatch.store.tables import write_parquet
 
 OUTLIERS = "outliers"
 _TEXT = ["pair_id", "source", "query", "document", "negatives"]
+# Bytes of a text column that stand in one piece: the offsets of its type reach 2 GiB.
+_PIECE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class ReduceWorker:
         for shard, writer in enumerate(self._written(bucket, table)):
             parts += writer.write(job.output, f"bucket-{bucket:05d}-{shard}", shard=shard)
             pieces += [{**piece, "shard": shard} for piece in writer.pieces]
-        facts = cluster_facts(table, pieces, job.config.features)
+        facts = cluster_facts(_widened(table), pieces, job.config.features)
         facts_part = write_parquet(job.facts, f"facts-{bucket:05d}", facts)
         return Receipt(
             unit=bucket,
@@ -118,10 +120,10 @@ class ReduceWorker:
         if config.max_size is not None:
             for number in np.unique(cluster).tolist():
                 rows = np.flatnonzero(cluster == number)
-                vectors = partial(feature_vectors, table.take(pa.array(rows)), config.features)
-                part[rows] = split_large(len(rows), config.max_size, vectors)
-            # Parts of a cluster that is spread over several buckets are clusters of their own.
-            part += bucket * (part.max() + 1) if alone else 0
+                part[rows] = split_large(len(rows), config.max_size, partial(_features, table, rows, config.features))
+            # Parts of a cluster that is spread over several buckets are clusters of their own: no two buckets may
+            # share a number.
+            part += bucket << 32 if alone else 0
         for name, values in (("cluster", cluster), ("part", part)):
             table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
         return _sorted(table)
@@ -169,6 +171,12 @@ class ReduceWorker:
 _STORED = "stored:"
 
 
+def _features(table: pa.Table, rows: np.ndarray, features: Features) -> np.ndarray:
+    """(len(rows), D) float32: what of these rows is clustered. Their texts are not gathered with it."""
+    sides = table.select([f"{side}_vector" for side in feature_sides(features)])
+    return feature_vectors(sides.take(pa.array(rows)), features)
+
+
 def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
     return {name: table[name] for name in table.column_names}
 
@@ -176,7 +184,39 @@ def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
 def _sorted(table: pa.Table) -> pa.Table:
     """By cluster, part, hash and, as hashes may collide, pair_id."""
     keys = [name for name in ("cluster", "part", "hash", "pair_id") if name in table.column_names]
-    return table.take(pc.sort_indices(table, [(name, "ascending") for name in keys])).combine_chunks()
+    order = pc.sort_indices(table, [(name, "ascending") for name in keys])
+    text = [name for name in _TEXT if name in table.column_names]
+    ordered = table.drop_columns(text).take(order).combine_chunks()
+    for name in text:
+        column = table[name]
+        wide = column.cast(_wide(column.type)).combine_chunks()
+        ordered = ordered.append_column(name, pa.chunked_array(_taken(wide, order, column.type), column.type))
+    return ordered
+
+
+def _taken(wide: pa.Array, order: pa.Array, kind: pa.DataType) -> list[pa.Array]:
+    """The rows of `order` as `kind`, in as many pieces as that needs: Arrow gathers rows with their own type's offsets,
+    and the texts of a bucket may be more than 32 bits reach."""
+    found = wide.take(order)
+    if found.nbytes <= _PIECE_BYTES or len(order) == 1:
+        return [found.cast(kind)]
+    # Not both at once.
+    del found
+    middle = len(order) // 2
+    return [*_taken(wide, order[:middle], kind), *_taken(wide, order[middle:], kind)]
+
+
+def _widened(table: pa.Table) -> pa.Table:
+    """With texts of types that rows can be taken from however much text there is; they are not copied."""
+    fields = [field.with_type(_wide(field.type)) if field.name in _TEXT else field for field in table.schema]
+    return table.cast(pa.schema(fields))
+
+
+def _wide(kind: pa.DataType) -> pa.DataType:
+    """Of strings and lists of them: the same with offsets of 64 bits."""
+    if pa.types.is_list(kind):
+        return pa.large_list(kind.value_field.with_type(_wide(kind.value_type)))
+    return pa.large_string()
 
 
 def _pieces(cluster: np.ndarray, part: np.ndarray, target_rows: int) -> Iterator[tuple[int, int]]:

@@ -30,7 +30,8 @@ class Centers:
 class PartialSums:
     """What a chunk contributes under given centres: mergeable by addition."""
 
-    counts: np.ndarray  # (K,) float64, weight of the rows nearest each centroid
+    rows: np.ndarray  # (K,) int64, rows nearest each centroid
+    counts: np.ndarray  # (K,) float64, their weight
     sums: np.ndarray  # (K, D) their weighted sum: float32 of a chunk, float64 once merged
     cosine: float  # weighted sum of the rows' cosine to their centroid
     histogram: np.ndarray  # (COSINE_BINS,) int64, rows by cosine
@@ -49,8 +50,11 @@ def merge(parts: Iterable[PartialSums]) -> PartialSums:
     """Their sum, taken in their order: rounding then does not depend on who computed what when."""
     iterator = iter(parts)
     first = next(iterator)
-    merged = PartialSums(first.counts.copy(), first.sums.astype(np.float64), first.cosine, first.histogram.copy())
+    merged = PartialSums(
+        first.rows.copy(), first.counts.copy(), first.sums.astype(np.float64), first.cosine, first.histogram.copy()
+    )
     for part in iterator:
+        merged.rows += part.rows
         merged.counts += part.counts
         merged.sums += part.sums
         merged.cosine += part.cosine
@@ -78,7 +82,7 @@ def chunk_sums(assigner: Assigner, vectors: np.ndarray, weights: np.ndarray | No
         cosine = cosine * weight
     bins = ((found.cosine + 1) * (COSINE_BINS / 2)).long().clamp_(0, COSINE_BINS - 1)
     histogram = torch.bincount(bins, minlength=COSINE_BINS)
-    return PartialSums(counts.numpy(), sums.numpy(), float(cosine.sum()), histogram.numpy())
+    return PartialSums(rows_of_cluster.numpy(), counts.numpy(), sums.numpy(), float(cosine.sum()), histogram.numpy())
 
 
 class Rows(Protocol):
@@ -106,7 +110,7 @@ class LocalRows:
     """All chunks in this process."""
 
     def __init__(self, chunks: Sequence[Chunk], device: str = "cpu") -> None:
-        self._chunks = chunks
+        self._chunks = [(vectors, None) for vectors, _ in chunks] if is_weightless(chunks) else chunks
         self._device = device
 
     @classmethod
@@ -126,6 +130,11 @@ class LocalRows:
     def partial_sums(self, centers: Centers, chunks: Sequence[int], dtype: torch.dtype) -> PartialSums:
         assigner = Assigner(centers.centroids, centers.bias, dtype=dtype, device=self._device)
         return merge(chunk_sums(assigner, *self._chunks[chunk]) for chunk in chunks)
+
+
+def is_weightless(chunks: Iterable[Chunk]) -> bool:
+    """Whether all rows have weight 0. They then count by their number: by weight, no centroid would ever move."""
+    return all(weights is not None and not weights.any() for vectors, weights in chunks if len(vectors))
 
 
 def chunks_head(chunks: Iterable[Chunk], count: int) -> tuple[np.ndarray, np.ndarray | None]:

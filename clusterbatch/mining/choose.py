@@ -9,6 +9,9 @@ import numpy as np
 
 from clusterbatch.config.mine import MineConfig
 
+# Pairs of a query's candidates that are compared at once, in a few arrays of a byte each.
+_BLOCK_PAIRS = 2**24
+
 
 def choose_negatives(scores: np.ndarray, positive: np.ndarray, draws: np.ndarray, config: MineConfig) -> np.ndarray:
     """(Q, config.negatives) int64 positions among the candidates, -1 where there are not so many.
@@ -52,5 +55,12 @@ def _turn_in_bin(margins: np.ndarray, draws: np.ndarray, allowed: np.ndarray, bi
     with np.errstate(invalid="ignore"):
         place = np.nan_to_num((margins - low) / np.maximum(high - low, 1e-9) * bins, posinf=0, neginf=0)
     bin_of = np.clip(place.astype(np.int64), 0, bins - 1)
-    same = (bin_of[:, :, None] == bin_of[:, None, :]) & allowed[:, None, :]
-    return (same & (draws[:, None, :] < draws[:, :, None])).sum(axis=2)
+    turn = np.empty(margins.shape, np.int64)
+    queries = max(1, _BLOCK_PAIRS // margins.shape[1] ** 2)
+    for start in range(0, len(margins), queries):
+        block = slice(start, start + queries)
+        bins_QK, draws_QK = bin_of[block], draws[block]
+        earlier = (bins_QK[:, :, None] == bins_QK[:, None, :]) & allowed[block, None, :]
+        earlier &= draws_QK[:, None, :] < draws_QK[:, :, None]
+        turn[block] = earlier.sum(axis=2)
+    return turn

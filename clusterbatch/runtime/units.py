@@ -20,7 +20,7 @@ from clusterbatch import errors
 from clusterbatch.errors import ClusterbatchError, InfrastructureError, root_cause
 from clusterbatch.runtime import metrics
 from clusterbatch.runtime.progress import ProgressLine
-from clusterbatch.runtime.resources import Pool, check_resources
+from clusterbatch.runtime.resources import Pool, check_bundles
 from clusterbatch.store.artifact import Receipt
 
 _BUG = "bug"
@@ -105,16 +105,18 @@ def _stream(
     ahead: Ahead | None,
 ) -> Any:
     workers = min(pool.workers, len(pending))
-    check_resources(title, workers, pool)
+    bundles = [pool.bundle] * workers
+    if ahead:
+        # Both pools run at once.
+        preparers = min(ahead.pool.workers, len(pending))
+        bundles += [ahead.pool.bundle] * preparers
+    check_bundles(title, bundles)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     items = [{"unit": pickle.dumps(unit)} for unit in pending]
     dataset = ray.data.from_items(items, override_num_blocks=len(pending))
     if ahead:
-        preparers = min(ahead.pool.workers, len(pending))
-        # Both pools run at once.
-        check_resources(title, workers + preparers, Pool(workers + preparers, max(pool.cpus, ahead.pool.cpus)))
         dataset = dataset.map_batches(
             _AheadAdapter,
             fn_constructor_kwargs={"preparer": ahead.preparer, "arguments": dict(ahead.arguments)},

@@ -40,14 +40,15 @@ def embedded_workspace(
     row_group_rows: int = 256,
     optional: Sequence[str] = (),
     spread: float = 0.2,
+    weightless: Sequence[str] = (),
     settings: dict[str, Any] | None = None,
 ) -> RunConfig:
     """Writes corpus and embeddings with `rows` per source, sources mixed; returns the run's configuration.
 
-    spread: how far queries lie from their documents.
+    spread: how far queries lie from their documents; weightless: sources whose rows all have weight 0.
     """
     config = RunConfig.model_validate({"workspace": uri, **(settings or {})})
-    table, queries, documents = _rows(rows, centres, dimensions, optional, spread)
+    table, queries, documents = _rows(rows, centres, dimensions, optional, spread, weightless)
     workspace = Workspace(config)
     corpus_parts, embeddings_parts = [], []
     edges = np.linspace(0, table.num_rows, parts + 1).astype(int)
@@ -78,7 +79,12 @@ def embedded_workspace(
 
 
 def _rows(
-    rows: dict[str, int], centres: int, dimensions: int, optional: Sequence[str], spread: float
+    rows: dict[str, int],
+    centres: int,
+    dimensions: int,
+    optional: Sequence[str],
+    spread: float,
+    weightless: Sequence[str],
 ) -> tuple[pa.Table, np.ndarray, np.ndarray]:
     random = np.random.default_rng(7)
     source = random.permutation(np.repeat(list(rows), list(rows.values())))
@@ -105,7 +111,8 @@ def _rows(
             [f"not {WORDS[row % 10]}"] * int(row % 3) if row % 4 else None for row in range(len(source))
         ]
     if "weight" in optional:
-        columns["weight"] = (1 + np.arange(len(source)) % 3).astype(np.float32)
+        weights = np.where(np.isin(source, list(weightless)), 0, 1 + np.arange(len(source)) % 3)
+        columns["weight"] = weights.astype(np.float32)
     if "group" in optional:
         columns["group"] = [f"user-{centre % 3}" for centre in label]
     return pa.table(columns, schema=corpus_schema(optional)), queries, documents

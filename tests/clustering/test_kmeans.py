@@ -43,6 +43,8 @@ def test_sums_of_a_chunk_are_those_of_a_loop(rows: int, clusters: int, weighted:
     np.testing.assert_allclose(found.sums, sums, atol=1e-4)
     assert found.cosine == pytest.approx(cosine, abs=1e-3)
     assert found.histogram.sum() == rows
+    labels = (vectors @ centroids.T).argmax(axis=1)
+    assert found.rows.tolist() == np.bincount(labels, minlength=clusters).tolist()
 
 
 class _Elsewhere:
@@ -102,6 +104,15 @@ def test_weights_count_as_copies() -> None:
     weighted = fit(LocalRows.of(vectors, weights, clusters=3), FitSettings(3, passes=9, restarts=3))
     heavy = vectors[weights > 1]
     assert mean_cosine(weighted.centers.centroids, heavy) > mean_cosine(plain.centers.centroids, heavy)
+
+
+def test_rows_without_any_weight_count_by_their_number() -> None:
+    vectors, _ = blobs(4000, 8, 16, seed=4, spread=0.5)
+    plain, weightless = (
+        fit(LocalRows.of(vectors, weights, clusters=8), FitSettings(8)) for weights in (None, np.zeros(4000))
+    )
+    assert np.array_equal(plain.centers.centroids, weightless.centers.centroids)
+    assert weightless.sums.rows.sum() == 4000
 
 
 def test_restarts_keep_the_best() -> None:

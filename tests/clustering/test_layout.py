@@ -72,6 +72,14 @@ def test_cells_of_two_levels_want_the_sample_of_the_fine_clusters() -> None:
     assert second.first_of_group(2).tolist() == [0, -1]
 
 
+def test_a_coarse_cluster_without_rows_does_not_decide_on_the_sample() -> None:
+    groups = Groups(["a"], np.array([100_000]), np.array([16]))
+    cells = second_level(groups, {0: np.array([0.0, 0.25, 0.75])}, 64)
+    np.testing.assert_allclose(cells.share, 16 * 64 / 100_000)
+    assert cells.sampled[0] == 0
+    assert cells.sampled.sum() == pytest.approx(16 * 64)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 40, 5000])
 def test_the_packing_order_is_a_permutation_of_near_steps(count: int) -> None:
     centroids = unit(count, 6, 0)

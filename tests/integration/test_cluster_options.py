@@ -5,6 +5,8 @@ They run their units in this process, one after the other: what the workers do i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,15 +25,18 @@ from clusterbatch.store import Manifest
 from clusterbatch.store.artifact import MANIFEST
 from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace
-from tests.clustering.embedded import embedded_workspace
+from tests.clustering import embedded
+from tests.clustering.embedded import blobs, embedded_workspace
 from tests.integration.test_cluster_stage import SETTINGS, SOURCES, all_runs, text_rows
 
 TOTAL = sum(SOURCES.values())
 
 
-def run(uri: Any, *, optional: list[str] | None = None, **cluster_settings: Any) -> tuple[RunConfig, Manifest]:
+def run(
+    uri: Any, *, optional: Sequence[str] = (), weightless: Sequence[str] = (), **cluster_settings: Any
+) -> tuple[RunConfig, Manifest]:
     settings = {"cluster": {**SETTINGS["cluster"], **cluster_settings}}
-    config = embedded_workspace(str(uri), SOURCES, optional=optional or [], settings=settings)
+    config = embedded_workspace(str(uri), SOURCES, optional=optional, weightless=weightless, settings=settings)
     return config, cluster(config)
 
 
@@ -81,6 +86,33 @@ def test_two_levels_find_the_same_kind_of_clusters(tmp_path, in_process) -> None
     rows = text_rows(Workspace(config).clusters())
     assert min(row["mean_cosine"] for row in inspect_source(config, "forum")) > 0.7
     assert rows.num_rows == TOTAL
+
+
+def test_two_levels_where_nearly_all_documents_repeat(tmp_path, in_process, monkeypatch) -> None:
+    # Three vectors for more coarse centroids: nobody chooses some of those.
+    monkeypatch.setattr(embedded, "blobs", partial(blobs, spread=0.0))
+    settings = {"cluster": {**SETTINGS["cluster"], "levels": 2, "mean_size": 20}}
+    config = embedded_workspace(str(tmp_path), {"forum": 1200}, centres=3, settings=settings)
+    manifest = cluster(config)
+    assert manifest.counts.written == 1200
+    rows = text_rows(Workspace(config).clusters())
+    assert len(set(rows["pair_id"].to_pylist())) == 1200
+    assert min(rows["cosine"].to_pylist()) > 0.999
+    assert manifest.details["fit"]["forum"]["mean_cosine"] > 0.999
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_source_whose_rows_have_no_weight_is_clustered_as_any_other(tmp_path, in_process, levels) -> None:
+    settings = {"levels": levels, "drop_outliers": 0.05}
+    plain, _ = run(tmp_path / "plain", **settings)
+    weightless, manifest = run(tmp_path / "weightless", optional=["weight"], weightless=["forum", "tiny"], **settings)
+    assert manifest.counts.written + manifest.counts.set_aside["outlier"] == TOTAL
+    assert sizes(weightless)["forum"] == sizes(plain)["forum"]
+    for part in manifest.parts:
+        # Rows, not their weights: shards are planned by these. All rows of a source so small are in its sample.
+        if part.details.get("content") == "centroids" and levels == 1:
+            sampled = read_parquet(Workspace(weightless).clusters().folder, part)["sampled"].to_numpy()
+            assert sampled.sum() == SOURCES[part.details["group"]]
 
 
 def test_the_users_own_clusters(tmp_path, in_process) -> None:

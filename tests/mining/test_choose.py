@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 
 from clusterbatch.config import MineConfig
+from clusterbatch.mining import choose
 from clusterbatch.mining.choose import choose_negatives
 
 RANDOM = np.random.default_rng(0)
@@ -21,6 +23,12 @@ def _choose(scores: np.ndarray, positive: Any, **settings: Any) -> np.ndarray:
     config = MineConfig.model_validate({"negatives": 4, "first": 3, "last": 30, "most_of_positive": None, **settings})
     draws = np.random.default_rng(1).random(scores.shape)
     return choose_negatives(scores, np.broadcast_to(np.float32(positive), len(scores)), draws, config)
+
+
+def _choose_slice(scores: np.ndarray, rows: slice, **settings: Any) -> np.ndarray:
+    config = MineConfig.model_validate({"negatives": 4, "most_of_positive": None, **settings})
+    draws = np.random.default_rng(1).random(scores.shape)
+    return choose_negatives(scores[rows], np.full(len(scores[rows]), 0.9, np.float32), draws[rows], config)
 
 
 def test_hardest_are_the_first_of_the_range() -> None:
@@ -46,6 +54,21 @@ def test_balanced_takes_one_of_each_quarter_of_the_margins() -> None:
         margins = 0.9 - row[chosen]
         edges = np.clip(((margins - 0.1) / 0.3 * 4).astype(int), 0, 3)
         assert sorted(edges.tolist()) == [0, 1, 2, 3]
+
+
+def test_many_queries_take_little_memory_and_choose_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = _scores(3000, 64)
+    scores[::7, 40:] = -np.inf
+    settings = {"pick": "balanced", "last": 60, "margin": 0.1}
+    alone = np.concatenate([_choose_slice(scores, slice(row, row + 1), **settings) for row in range(200)])
+    monkeypatch.setattr(choose, "_BLOCK_PAIRS", 2**18)
+    tracemalloc.start()
+    together = _choose_slice(scores, slice(0, 3000), **settings)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.array_equal(together[:200], alone)
+    # A flag for each pair of a query's candidates, of all queries at once, would be more than that.
+    assert peak < 3000 * 64 * 64
 
 
 def test_limits_follow_the_positive() -> None:

@@ -1,11 +1,13 @@
 import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
 
 from clusterbatch.errors import DataError, InfrastructureError
-from clusterbatch.runtime import Pool, Unit, run_units
+from clusterbatch.runtime import Ahead, Pool, Unit, run_units
+from clusterbatch.runtime import units as motor
 from clusterbatch.store import Artifact, Counts, Folder, Receipt
 
 
@@ -61,3 +63,14 @@ def test_a_killed_worker_costs_no_unit(tmp_path: Path) -> None:
 def test_what_can_never_be_scheduled_fails_in_one_line(tmp_path: Path, pool: Pool, words: str) -> None:
     with pytest.raises(InfrastructureError, match=words):
         run_units("squares", units(60), Squares, {"folder": Folder(str(tmp_path))}, pool)
+
+
+def test_workers_and_those_who_prepare_for_them_each_want_a_place(tmp_path: Path, monkeypatch) -> None:
+    def check(title: str, bundles: list[dict[str, float]]) -> None:
+        raise InfrastructureError(f"{title}: {bundles}")
+
+    monkeypatch.setattr(motor, "check_bundles", check)
+    ahead = Ahead(Squares, {}, Pool(3, cpus=0.5))
+    wanted = [{"CPU": 2.0, "GPU": 1.0}, *[{"CPU": 0.5}] * 3]
+    with pytest.raises(InfrastructureError, match=re.escape(f"squares: {wanted}")):
+        run_units("squares", units(9), Squares, {"folder": Folder(str(tmp_path))}, Pool(1, 2.0, 1.0), ahead=ahead)
