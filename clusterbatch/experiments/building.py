@@ -1,8 +1,9 @@
 """New clusters while training goes on: a thread measures drift, embeds and clusters; rounds of training never wait.
 
 A generation's clusters are built from the model that its round begins with, while that round trains on the clusters
-there are. The first round that begins after they are whole trains on them. Which it trains on is written down before it
-starts, so a run that is resumed does the same again; and a build that fails costs nothing but itself.
+there are. The first round that begins after they are whole trains on them, which may be the next call's. Which it
+trains on is written down before it starts, so a run that is resumed does the same again; and a build that fails costs
+nothing but itself.
 """
 
 from __future__ import annotations
@@ -27,14 +28,13 @@ class Builder:
         self._thread: threading.Thread | None = None
 
     def begin(self, generation: int, base: int) -> None:
-        """Starts a build unless one is under way, and goes on with one that an earlier call has not finished."""
+        """Starts a build unless one is under way or this one is over, and goes on with one that an earlier call has not
+        finished."""
         if self._thread is not None and self._thread.is_alive():
             return
-        unfinished = self._unfinished(generation)
-        if unfinished is not None:
-            generation, base = unfinished
-        self._thread = threading.Thread(target=self._run, args=(generation, base), name="refresh-build", daemon=True)
-        self._thread.start()
+        journal = self._journal(generation)
+        if journal is None or not journal["done"]:
+            self._start(*(self._unfinished(generation) or (generation, base)))
 
     def newest(self, before: int) -> tuple[int, dict[str, Any]] | None:
         """The latest generation below `before` whose clusters are whole, and the drift measured for them."""
@@ -44,10 +44,18 @@ class Builder:
                 return generation, (journal or {}).get("drift", {})
         return None
 
-    def wait(self) -> None:
-        """Until no build is under way."""
+    def finish(self, before: int) -> None:
+        """Waits until no build is under way; `before`: the generation that follows the last one."""
+        unfinished = self._unfinished(before)
+        if self._thread is None and unfinished is not None:
+            # The call that goes on here had made all its rounds when it was cut off.
+            self._start(*unfinished)
         if self._thread is not None:
             self._thread.join()
+
+    def _start(self, generation: int, base: int) -> None:
+        self._thread = threading.Thread(target=self._run, args=(generation, base), name="refresh-build", daemon=True)
+        self._thread.start()
 
     def _run(self, generation: int, base: int) -> None:
         folder = self._workspace.refresh(generation)

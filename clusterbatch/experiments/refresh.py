@@ -32,7 +32,7 @@ from clusterbatch.log import say
 from clusterbatch.runtime import lasting_session, ray_session
 from clusterbatch.store import Manifest
 from clusterbatch.store.publishing import live_generation, publish
-from clusterbatch.store.rounds import Round, read_round, rollback_target, rounds, write_round
+from clusterbatch.store.rounds import Round, next_generation, read_round, rollback_target, rounds, write_round
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.stage import train
 from clusterbatch.training.worker import Continuation
@@ -43,13 +43,15 @@ _SAMPLE = "_sample"
 # Seeds of generations lie so far apart that no user's seeds meet them.
 _SEED_STRIDE = 1_000_003
 _TIMED_DOCUMENTS = 256
+# Keys of `evaluate` that no value of a metric depends on; what the collections hold is among the inputs.
+_NOT_IN_VALUES = ("path", "holdout", "models", "metrics", "unit_bytes")
 
 
 def refresh(config: RunConfig, *, force: bool = False) -> list[Round]:
     """Makes `refresh.rounds` generations more, or those that are left of an interrupted call; returns all rounds.
 
-    Runs the first generation's stages before where they have not run. Raises UsageError before any work where the
-    metric that decides is not measured.
+    Runs the first generation's stages before where they have not run, and waits in the end for clusters that are built
+    for the next call. Raises UsageError before any work where the metric that decides is not measured.
     """
     _check(config)
     workspace = Workspace(config)
@@ -61,10 +63,10 @@ def refresh(config: RunConfig, *, force: bool = False) -> list[Round]:
         # Opened once: two threads must not both start it.
         with ray_session(config.ray) if config.refresh.asynchronous else nullcontext():
             builder = Builder(workspace, partial(_build, config, workspace)) if config.refresh.asynchronous else None
-            while (generation := _next_generation(workspace)) <= last:
-                _round(config, workspace, generation, force, builder, is_last=generation == last)
+            while (generation := next_generation(workspace)) <= last:
+                _round(config, workspace, generation, force, builder)
             if builder is not None:
-                builder.wait()
+                builder.finish(generation)
     workspace.root.remove(CALL)
     return rounds(workspace)
 
@@ -106,19 +108,12 @@ def _last_generation(config: RunConfig, workspace: Workspace) -> int:
         last = int(workspace.root.read_json(CALL)["last"])
         say(f"refresh   goes on with the call that was to end with generation {last}")
         return last
-    last = _next_generation(workspace) + config.refresh.rounds - 1
+    last = next_generation(workspace) + config.refresh.rounds - 1
     workspace.root.write_json(CALL, {"last": last})
     return last
 
 
-def _next_generation(workspace: Workspace) -> int:
-    """The first that is not over."""
-    return 1 + sum(record.promoted is not None for record in rounds(workspace))
-
-
-def _round(
-    config: RunConfig, workspace: Workspace, generation: int, force: bool, builder: Builder | None, is_last: bool
-) -> None:
+def _round(config: RunConfig, workspace: Workspace, generation: int, force: bool, builder: Builder | None) -> None:
     record = read_round(workspace, generation)
     base = record.base if record else live_generation(workspace) or 0
     changed = _config_of(config, workspace, base, generation)
@@ -126,7 +121,8 @@ def _round(
         record = _decide(changed, workspace, base, generation, builder)
         write_round(workspace, record)
         workspace.refresh(generation).remove(_SAMPLE)
-    if builder is not None and not is_last:
+    # A round that was decided before builds were asked for makes its own clusters.
+    if builder is not None and record.clusters != generation:
         builder.begin(generation, base)
     made: dict[str, Manifest] = {}
     if record.clusters == generation:
@@ -225,12 +221,11 @@ def _decide(config: RunConfig, workspace: Workspace, base: int, generation: int,
 def _judged(config: RunConfig, workspace: Workspace, record: Round, made: dict[str, Manifest]) -> Round:
     """The finished record: is the new model no worse than the live one, and than the best of those before it?"""
     metric = parse_metric(config.refresh.metric).name
-    measured = workspace.evaluation(record.base).manifest()
-    if measured is None or measured.inputs != made["evaluate"].inputs or not _has(measured, metric):
-        # Other collections than then: the live model has to be measured on those of today.
+    measured, measured_on = workspace.evaluation(record.base).manifest(), _measured_on(made["evaluate"], metric)
+    if measured is None or not _has(measured, metric) or _measured_on(measured, metric) != measured_on:
+        # Other collections or settings than then: the live model has to be measured as the new one was.
         measured = evaluate(config, generation=record.base, force=True)
     live, own = (mean_value(manifest, metric) for manifest in (measured, made["evaluate"]))
-    measured_on = fingerprint("refresh", metric, made["evaluate"].inputs)
     best, before = live, read_round(workspace, record.base)
     if before is not None and before.best_value is not None and before.measured_on == measured_on:
         best = max(live, before.best_value)
@@ -257,6 +252,12 @@ def _judged(config: RunConfig, workspace: Workspace, record: Round, made: dict[s
             "reindex_seconds": round(documents * _document_seconds(config, workspace, record.generation), 1),
         }
     )
+
+
+def _measured_on(manifest: Manifest, metric: str) -> str:
+    """Equal where two evaluations' values of the metric may be compared: the same collections, measured alike."""
+    settings = {key: value for key, value in manifest.config["evaluate"].items() if key not in _NOT_IN_VALUES}
+    return fingerprint("refresh", metric, manifest.inputs, settings)
 
 
 def mean_value(manifest: Manifest, metric: str) -> float:

@@ -66,14 +66,16 @@ class TrialWorker:
 
     def process(self, unit: Unit) -> Receipt:
         """Receipt.details: trial, arm, seed, steps, device, seconds_training, seconds_measuring, losses [[step, loss]],
-        curve [{step, collection, metric, value}]. Its part has every query's score at the end."""
+        curve [{step, collection, metric, value}]. Its part has every query's score at the end.
+
+        All is measured behind the prompts of training, also the model untrained: before and after differ by the
+        training alone, not by what the model is given.
+        """
         trial: Trial = unit.payload
         watch = Stopwatch()
         prepare_torch(trial.config)
         device = resolve_device(trial.config.train.device)
-        encoder = load_encoder(
-            resolve_model(trial.config.train.model, trial.config.storage), trial.config.train.encoder, device=device
-        )
+        encoder = starting_encoder(trial.config, device)
         curve: list[dict[str, Any]] = []
         losses: list[list[float]] = []
         trained = 0.0
@@ -171,6 +173,13 @@ class TrialWorker:
             }
             for (number, metric), values in scores.items()
         ]
+
+
+def starting_encoder(config: RunConfig, device: torch.device) -> Encoder:
+    """The model that a trial's training starts from, with the prompts that it is trained behind."""
+    encoder = load_encoder(resolve_model(config.train.model, config.storage), config.train.encoder, device=device)
+    encoder.prompts.update(config.train.named_prompts)
+    return encoder
 
 
 def _load_parameters(encoder: Encoder, parameters: Mapping[str, torch.Tensor]) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from clusterbatch.batches.curriculum import Plan
 from clusterbatch.clustering.stage import cluster
 from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.corpus.ingest import ingest
+from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.encoder.stage import embed
 from clusterbatch.errors import UsageError
 from clusterbatch.evaluation.metrics import parse_metric
@@ -119,28 +121,29 @@ class _Runs:
         self._collections = configured_collections(config)
         if not self._collections:
             raise UsageError("evaluate.path: tune needs a development collection")
-        first = arms[0][0]
-        artifact = Workspace(self._layouts[first.layout]).clusters()
-        plan = open_plan(first.config, artifact, artifact.require())
+        plan = self._plan(arms[0][0])
         self.steps = config.tune.steps or config.train.steps or plan.steps_of(config.train.epochs or 1)
+        self._identities = {arm.name: self._identity(arm) for arm in arms[0]}
 
     def rung(self, names: list[str], steps: int) -> dict[str, dict[str, Any]]:
         """By name {steps, value, seconds}: the mean over collections and seeds, and seconds of training one run."""
-        seeds = range(self._config.tune.seeds)
-        inputs = [
-            [
-                name,
-                self._arms[name].config.train,
-                Workspace(self._layouts[self._arms[name].layout]).clusters().require().fingerprint,
-            ]
-            for name in names
-        ]
-        identity = fingerprint("tune", steps, inputs, [each.identity() for each in self._collections], self._metric)
+        seeds = self._config.tune.seeds
+        identity = fingerprint(
+            "tune",
+            steps,
+            # Runs are numbered by candidate and seed: with others a number means another run.
+            [self._identities[name] for name in names],
+            seeds,
+            self._config.evaluate,
+            self._config.embed.batch_tokens,
+            [each.identity() for each in self._collections],
+            self._metric,
+        )
         artifact = Artifact(Workspace(self._config).root.child("tune", f"runs-{steps}"), "runs of tune")
         done = artifact.begin(identity, self._force)
         units = [
             Unit(number, steps, self._trial(name, seed, steps, identity))
-            for number, (name, seed) in enumerate((name, seed) for name in names for seed in seeds)
+            for number, (name, seed) in enumerate((name, seed) for name in names for seed in range(seeds))
         ]
         arguments = {
             "artifact": artifact,
@@ -161,12 +164,22 @@ class _Runs:
             found[name] = {"steps": steps, "value": float(np.mean(values)), "seconds": round(seconds, 2)}
         return found
 
+    def _plan(self, arm: Arm) -> Plan:
+        artifact = Workspace(self._layouts[arm.layout]).clusters()
+        return open_plan(arm.config, artifact, artifact.require())
+
+    def _identity(self, arm: Arm) -> str:
+        """Of a candidate's runs but for steps and seed. The plan's has the clusters in it."""
+        model = model_fingerprint(resolve_model(arm.config.train.model, self._config.storage))
+        return fingerprint("candidate", arm.name, arm.config.train, self._plan(arm).fingerprint, model)
+
     def _trial(self, name: str, seed: int, steps: int, identity: str) -> Trial:
         arm = self._arms[name]
         config = with_changes(
             arm.config,
             {
-                "workspace": f"{self._config.workspace}/tune/runs-{steps}/{name}.seed={seed}",
+                # Named by what it is of: a run of another configuration that was cut off must not be gone on with.
+                "workspace": f"{self._config.workspace}/tune/runs-{steps}/{identity}/{name}.seed={seed}",
                 "reuse.clusters": self._layouts[arm.layout].workspace,
                 "train.seed": seed,
                 "batches.seed": seed,

@@ -32,7 +32,7 @@ class Round(BaseModel):
     live_value: float | None = None
     own_value: float | None = None
     # The best that this model and those it was trained on from have had, and a fingerprint of what that was measured
-    # on: losses within the margin must not add up over the rounds.
+    # on, and how: losses within the margin must not add up over the rounds.
     best_value: float | None = None
     measured_on: str = ""
     margin: float = 0.0
@@ -69,6 +69,11 @@ def rounds(workspace: Workspace) -> list[Round]:
     while (record := read_round(workspace, len(found) + 1)) is not None:
         found.append(record)
     return found
+
+
+def next_generation(workspace: Workspace) -> int:
+    """The first whose round is not over."""
+    return 1 + sum(record.promoted is not None for record in rounds(workspace))
 
 
 def rollback_target(workspace: Workspace) -> int | None:

@@ -10,14 +10,23 @@ import pytest
 from clusterbatch.clustering.stage import cluster
 from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.corpus.ingest import ingest
+from clusterbatch.encoder.model import Encoder, load_encoder
+from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.stage import embed
 from clusterbatch.errors import UsageError
+from clusterbatch.evaluation.measure import LoadedCollection
+from clusterbatch.evaluation.metrics import parse_metric
+from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.experiments import compare as module
 from clusterbatch.experiments.arms import arms_of
 from clusterbatch.experiments.compare import compare, comparison_artifact
 from clusterbatch.experiments.comparison import read_comparison
 from clusterbatch.experiments.comparison_report import write_comparison
 from clusterbatch.experiments.hardness import hardness, match, with_groups
+from clusterbatch.experiments.trial import TrialWorker
+from clusterbatch.experiments.trials import Trials
+from clusterbatch.store import Artifact, Folder
+from clusterbatch.store.workspace import Workspace
 from tests.integration.subjects import SUBJECTS, subjects_config
 from tests.without_ray import without_ray
 
@@ -86,6 +95,50 @@ def test_a_comparison_from_corpus_to_report(config: RunConfig, monkeypatch: pyte
     assert compare(config).created == manifest.created
     with pytest.raises(UsageError, match="another configuration"):
         compare(config.model_copy(update={"compare": config.compare.model_copy(update={"seeds": 3})}))
+
+
+@pytest.mark.usefixtures("in_process", "shared_stages")
+def test_trials_measure_behind_the_prompts_of_training(config: RunConfig, tmp_path: Path):
+    words = {"train.prompts.query": "simmer anchor tide bake ", "train.device": "cpu", "train.trackers": []}
+    own = with_changes(config, words)
+    arms, layouts = arms_of(own)
+    for layout in layouts.values():
+        cluster(layout)
+    [collection] = configured_collections(own)
+    trials = Trials(own, arms, layouts, 6, "with prompts")
+    worker = TrialWorker(Artifact(Folder(str(tmp_path)), "trials"), "with prompts", [collection], ["NDCG@10"], 1)
+    untrained, trained, *_ = trials.main({arm.name: trials.settings(arm)[0] for arm in arms})
+    found = [worker.process(unit).details["curve"][-1]["value"] for unit in (untrained, trained)]
+
+    loaded = LoadedCollection(collection, own.evaluate.max_query_tokens, own.evaluate.max_document_tokens)
+
+    def measured(encoder: Encoder) -> float:
+        metric = parse_metric("NDCG@10")
+        return float(loaded.measure(encoder, [metric], own.evaluate.top_k, own.embed.batch_tokens)["NDCG@10"].mean())
+
+    # What training leaves has the prompts among its files, whoever loads it.
+    result = Workspace(trained.payload.config).trained_model()
+    assert found[1] == measured(load_encoder(resolve_model(result.uri)))
+    start = load_encoder(resolve_model(own.train.model), "static")
+    without = measured(start)
+    start.prompts["query"] = own.train.prompts.query or ""
+    assert found[0] == measured(start) != without
+
+
+@pytest.mark.usefixtures("in_process", "shared_stages")
+@pytest.mark.parametrize("force", [False, True])
+def test_what_a_budget_was_turned_into_is_decided_anew_by_force(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, force: bool
+):
+    class Decided(Exception):
+        pass
+
+    def choose(config: RunConfig, spent: float, *, force: bool = False) -> RunConfig:
+        raise Decided(force)
+
+    monkeypatch.setattr(module, "choose_sample", choose)
+    with pytest.raises(Decided, match=str(force)):
+        compare(config, force=force)
 
 
 @pytest.mark.usefixtures("in_process", "shared_stages")

@@ -107,6 +107,16 @@ def test_new_rows_join_the_clusters_there_are(config: RunConfig) -> None:
     assert [each["written"] for each in versions["embed"] or []] == [320, 359]
 
 
+def test_clusters_built_beside_one_call_bring_new_rows_to_the_next(config: RunConfig) -> None:
+    workspace, each = Workspace(config), with_changes(config, {"refresh.asynchronous": True})
+    refresh(each)
+    assert workspace.train(1).require().inputs["clusters"] == workspace.clusters(0).require().fingerprint
+    refresh(each)
+    taken = workspace.clusters(1).require()
+    assert workspace.train(2).require().inputs["clusters"] == taken.fingerprint
+    assert taken.counts.written == len(_centroids(config, 1)) == 358
+
+
 def test_a_fixed_surrogate_embeds_new_rows_alone(config: RunConfig) -> None:
     workspace = Workspace(config)
     [record] = refresh(with_changes(config, {"refresh.surrogate": "char-ngrams"}))

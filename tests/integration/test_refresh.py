@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from clusterbatch.experiments import refresh as module
 from clusterbatch.experiments.refresh import refresh, rollback
 from clusterbatch.experiments.run import STAGES, run_stage
 from clusterbatch.store.publishing import live_generation
-from clusterbatch.store.rounds import read_round, rounds, write_round
+from clusterbatch.store.rounds import read_round, rounds
 from clusterbatch.store.workspace import Workspace
 from tests.integration.subjects import subjects_config
 from tests.without_ray import WORDS, without_ray
@@ -229,56 +226,27 @@ def test_what_cannot_be_refreshed_is_said_at_once(config: RunConfig) -> None:
             refresh(with_changes(config, changes))
 
 
-def test_clusters_that_are_built_meanwhile_are_taken_by_the_next_round(
-    config: RunConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("changes", "measured_anew"),
+    [
+        ({"evaluate.max_query_tokens": 2}, True),
+        ({"evaluate.max_document_tokens": 8}, True),
+        ({"evaluate.ignore_identical_ids": False}, True),
+        ({"evaluate.metrics": ["NDCG@10", "MRR@10"], "evaluate.models": ["after"], "evaluate.unit_bytes": 2048}, False),
+    ],
+)
+def test_models_are_compared_where_they_were_measured_alike(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], measured_anew: bool
 ) -> None:
-    workspace, original = Workspace(config), module.train
-    built = threading.Event()
-    tried = []
-
-    def build(*arguments: Any) -> dict[str, Any]:
-        tried.append(arguments[2])
-        if len(tried) == 1:
-            raise RuntimeError("no room")
-        found = _build(*arguments)
-        built.set()
-        return found
-
-    def train(changed: RunConfig, *, generation: int, **options: Any) -> Any:
-        manifest = original(changed, generation=generation, **options)
-        # The second round's steps end after the build, those of the first not.
-        if generation == 2:
-            assert built.wait(120)
-        elif generation == 1:
-            _wait_until(lambda: bool(tried))
-        return manifest
-
-    _build = module._build
-    monkeypatch.setattr(module, "_build", build)
-    monkeypatch.setattr(module, "train", train)
-    found = refresh(with_changes(config, {"refresh.asynchronous": True, "refresh.rounds": 3}))
-    # The first build failed, the second was ready when round 3 began; every round was trained and measured.
-    assert tried == [1, 2]
-    assert "no room" in capsys.readouterr().err
-    assert [record.clusters for record in found] == [0, 0, 2]
-    assert [record.steps_meanwhile for record in found] == [0, 0, 6]
-    assert found[2].reclustered
-    assert found[2].drift["drift"] >= 0
-    assert all(record.promoted for record in found)
-    assert workspace.train(3).require().inputs["clusters"] == workspace.clusters(2).require().fingerprint
-    # What was decided is replayed, whatever has been built since.
-    record = found[2].model_copy(update={"promoted": None})
-    write_round(workspace, record.model_copy(update={"clusters": 0, "reclustered": False}))
-    for made in ("train", "evaluation"):
-        shutil.rmtree(f"{config.workspace}/generation=003/{made}")
-    workspace.root.write_json(module.CALL, {"last": 3})
-    again = refresh(with_changes(config, {"refresh.asynchronous": True}))
-    assert again[2].clusters == 0
-    assert workspace.train(3).require().inputs["clusters"] == workspace.clusters(0).require().fingerprint
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    # Of the live model and the new one, round by round.
+    values = iter([0.5, 0.47, 0.47, 0.44])
+    monkeypatch.setattr(module, "mean_value", lambda manifest, metric: next(values))
+    once = with_changes(config, {"refresh.rounds": 1, "refresh.margin": 0.05, "refresh.when": "never"})
+    refresh(once)
+    changed = with_changes(once, changes)
+    found = refresh(changed)
+    live = Workspace(config).evaluation(1).require()
+    assert (live.config["evaluate"] == changed.evaluate.identity()) == measured_anew
+    # The best of before holds only where it was measured in the same way.
+    assert found[1].best_value == (0.47 if measured_anew else 0.5)
+    assert found[1].promoted == measured_anew

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clusterbatch.cli import main
-from clusterbatch.config import RunConfig, load_config
-from clusterbatch.experiments import compare, predict, tune
+from clusterbatch.config import RunConfig, load_config, with_changes
+from clusterbatch.errors import UsageError
+from clusterbatch.experiments import compare, predict, trial, tune
 from clusterbatch.experiments.run import STAGES, run_stage
 from clusterbatch.store.workspace import Workspace
 from tests.integration.subjects import SUBJECTS, subjects_config
@@ -50,6 +53,55 @@ def test_the_best_of_the_ranking_run_and_the_choice_is_written(config: RunConfig
     # Again: no run is done twice.
     again = tune.tune(config)
     assert {**again, "seconds": 0} == {**found, "seconds": 0}
+
+
+def _rung(config: RunConfig) -> dict[str, Any]:
+    """Short runs of two candidates, apart from those of a whole tuning."""
+    changed = with_changes(config, {"tune.candidates": {"train.temperature": [0.05, 0.1]}})
+    candidates = {tune.name_of(changes): changes for changes in changed.tune.combinations}
+    runs = tune._Runs(changed, tune._arms(changed, candidates), "NDCG@10", force=False)
+    return runs.rung(list(candidates), 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batches.size": 16},
+        {"batches.random_share": 0.5},
+        {"tune.seeds": 2},
+        {"evaluate.max_document_tokens": 4},
+        {"evaluate.ignore_identical_ids": False},
+    ],
+)
+def test_runs_of_another_configuration_are_not_gone_on_with(config: RunConfig, changes: dict[str, Any]) -> None:
+    found = _rung(config)
+    assert _rung(config) == found
+    with pytest.raises(UsageError, match="another configuration"):
+        _rung(with_changes(config, changes))
+
+
+def test_runs_of_other_weights_are_not_gone_on_with(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    _rung(config)
+    monkeypatch.setattr(tune, "model_fingerprint", lambda folder: "of other files in the same folder")
+    with pytest.raises(UsageError, match="another configuration"):
+        _rung(config)
+
+
+def test_a_run_that_was_cut_off_is_not_gone_on_with_in_another_configuration(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(config.workspace, tmp_path / "ws", ignore=shutil.ignore_patterns("tune"))
+    own = config.model_copy(update={"workspace": str(tmp_path / "ws")})
+
+    def cut_off(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    # Its checkpoints are there, its receipt is not.
+    with monkeypatch.context() as patch:
+        patch.setattr(trial.TrialWorker, "_measure", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            _rung(with_changes(own, {"train.learning_rate": 0.02}))
+    assert set(_rung(own)) == {"temperature=0.05", "temperature=0.1"}
 
 
 def test_the_prediction_names_every_source(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
