@@ -45,7 +45,7 @@ def _grow(config: RunConfig, rows: pa.Table, drop: list[str], folder: Path) -> N
         version,
         Dropping([str(file)], [], corpus.folder),
         [],
-        Sorting(buckets=1, held_out=0, near_threshold=None, near_buckets=1),
+        Sorting(1, 0, near_threshold=None, near_buckets=1, hashes=False, flush_bytes=2**20, dropped=()),
     )
     receipts = [found.process(unit) for unit in part_units(base)]
     version.base = without_dropped(base, receipts, version.path)
