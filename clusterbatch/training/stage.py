@@ -17,8 +17,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clusterbatch import errors
-from clusterbatch.batches.curriculum import CurriculumPlan, Plan
-from clusterbatch.clustering.tokenisation import Tokenisation
 from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageError, root_cause
@@ -30,6 +28,7 @@ from clusterbatch.store import Counts, Manifest, Receipt, Stopwatch
 from clusterbatch.store.publishing import publish
 from clusterbatch.store.traffic import Traffic, carry_over, since_last
 from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.checks import check_phases, check_tokens
 from clusterbatch.training.gather import World
 from clusterbatch.training.loop import log_line
 from clusterbatch.training.metrics_log import SEGMENTS, read_metrics
@@ -62,13 +61,13 @@ def train(
         seen = before.details.get("steps_before", 0) + before.details["steps"]
         continued = replace(continued, steps_before=seen)
     inputs = clusters.require()
-    _check_tokens(config, clusters.folder.uri, inputs)
+    check_tokens(config, clusters.folder.uri, inputs)
     if config.train.margin_mse and not inputs.details["layout"].get("margins"):
         raise UsageError(f"train.margin_mse: {clusters.folder.uri} was made without mine.margins")
     plan = open_plan(config, clusters, inputs)
     if continued is None:
         steps = config.train.steps or plan.steps_of(config.train.epochs or 1)
-        _check_phases(plan, steps)
+        check_phases(plan, steps)
     else:
         steps = continued.steps or plan.steps_of(1)
     # A first run's steps are in its configuration.
@@ -110,26 +109,6 @@ def train(
     artifact.folder.remove(SEGMENTS)
     artifact.folder.remove(_RAY_FOLDER)
     return manifest
-
-
-def _check_tokens(config: RunConfig, place: str, clusters: Manifest) -> None:
-    """Raises UsageError where the shards hold other tokens than the model would be given from the texts."""
-    kept = clusters.details.get("tokens")
-    wanted = Tokenisation.of(config).identity
-    changed = [] if kept is None else [name for name in wanted if kept[name] != wanted[name]]
-    if changed:
-        raise UsageError(
-            f"{changed[0]}: {place} holds tokens made with another one; run `clusterbatch cluster` again, with --force"
-        )
-
-
-def _check_phases(plan: Plan, steps: int) -> None:
-    """Raises UsageError where training would be over before the last phase of a curriculum begins."""
-    if isinstance(plan, CurriculumPlan) and steps <= plan.first_steps[-1]:
-        raise UsageError(
-            f"batches.curriculum: the last phase begins with step {plan.first_steps[-1]:,}, but the run has {steps:,}; "
-            "give more train.steps or train.epochs (a phase that breaks an epoch off counts as one)"
-        )
 
 
 def _begin_checkpoints(job: TrainingJob, force: bool) -> None:
