@@ -1,0 +1,29 @@
+"""What would train without an error, but not on what was asked for: refused before a worker starts."""
+
+from __future__ import annotations
+
+from clusterbatch.batches.curriculum import CurriculumPlan, Plan
+from clusterbatch.clustering.tokenisation import Tokenisation
+from clusterbatch.config import RunConfig
+from clusterbatch.errors import UsageError
+from clusterbatch.store import Manifest
+
+
+def check_tokens(config: RunConfig, place: str, clusters: Manifest) -> None:
+    """Raises UsageError where the shards hold other tokens than the model would be given from the texts."""
+    kept = clusters.details.get("tokens")
+    wanted = Tokenisation.of(config).identity
+    changed = [] if kept is None else [name for name in wanted if kept.get(name) != wanted[name]]
+    if changed:
+        raise UsageError(
+            f"{changed[0]}: {place} holds tokens made with another one; run `clusterbatch cluster` again, with --force"
+        )
+
+
+def check_phases(plan: Plan, steps: int) -> None:
+    """Raises UsageError where training would be over before the last phase of a curriculum begins."""
+    if isinstance(plan, CurriculumPlan) and steps <= plan.first_steps[-1]:
+        raise UsageError(
+            f"batches.curriculum: the last phase begins with step {plan.first_steps[-1]:,}, but the run has {steps:,}; "
+            "give more train.steps or train.epochs (a phase that breaks an epoch off counts as one)"
+        )
