@@ -14,8 +14,9 @@ from sentence_transformers import SentenceTransformer
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import PACKAGED, resolve_model
 
-_ROWS = 2000
-# Whole documents cost ten times a query, and two hundred of them have every length there is.
+# `bench_embedding encoder` compares thousands.
+_ROWS = 500
+# Whole documents cost ten times a query, and fifty of them have every length there is.
 _DOCUMENTS = 0.1
 
 

@@ -18,9 +18,11 @@ import pytest
 
 from clusterbatch.config import RunConfig
 from clusterbatch.experiments.run import STAGES
+from clusterbatch.runtime import metrics
 from clusterbatch.store.workspace import Workspace
 from tests.corpus.test_ingest import write_lines
 from tests.encoder.models import make_model
+from tests.without_ray import without_ray
 
 _ROOT = Path(__file__).parents[2]
 _KILLED = STAGES[:3]
@@ -62,12 +64,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(inputs: Path) -> tuple[RunConfig, list[str]]:
-    """A run that nothing happens to, and its units in the order in which they finished."""
+    """A run that nothing happens to, without Ray, and its units in the order in which they finished."""
     config = configured(inputs, "undisturbed")
-    process = start(config)
-    assert process.stdout is not None
-    units = [line.strip() for line in process.stdout]
-    assert process.wait() == 0
+    units: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        patch.setattr(metrics, "unit_finished", lambda title, receipt, waiting: units.append(f"{title} {receipt.unit}"))
+        for stage in _KILLED:
+            stage.function(config)
     assert len(units) == len(set(units)) > 60
     return config, units
 
@@ -126,8 +130,14 @@ def configured(inputs: Path, name: str) -> RunConfig:
                 "row_group_rows": 64,
                 "workers": _WORKERS,
             },
-            "embed": {"model": str(inputs / "model"), "max_tokens": 32, "workers": _WORKERS},
-            "cluster": {"mean_size": 60, "run_rows": 16, "shard_bytes": 2**16, "workers": _WORKERS},
+            "embed": {
+                "model": str(inputs / "model"),
+                "max_tokens": 32,
+                "workers": _WORKERS,
+                "tokenizers": 0,
+                "device": "cpu",
+            },
+            "cluster": {"mean_size": 60, "run_rows": 16, "shard_bytes": 2**16, "workers": _WORKERS, "device": "cpu"},
             "train": {"model": str(inputs / "model")},
             "evaluate": {"holdout": 200},
             "ray": {"num_cpus": 2, "object_store_memory": 100 * 2**20},
