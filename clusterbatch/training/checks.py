@@ -1,4 +1,4 @@
-"""What would train without an error, but not on what was asked for: refused before a worker starts."""
+"""What would fail late, or train on something else than was asked for: refused before a worker starts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from clusterbatch.clustering.tokenisation import Tokenisation
 from clusterbatch.config import RunConfig
 from clusterbatch.errors import UsageError
 from clusterbatch.store import Manifest
+
+
+def check_workers(config: RunConfig) -> None:
+    """Raises UsageError where a batch has not a row for each worker."""
+    workers, size = config.train.workers, config.batches.size
+    if workers is not None and max(workers) > size:
+        raise UsageError(f"train.workers: {max(workers)} workers, but a batch has {size} pairs (batches.size)")
 
 
 def check_tokens(config: RunConfig, place: str, clusters: Manifest) -> None:

@@ -60,9 +60,10 @@ class Relation:
         self._facts = facts
         self._own_scores = own_scores
         self._surrogate_limit: Tensor | None = None
-        # Rows whose query stands in the batch more than once.
-        _, number, count = facts.query_hash.unique(return_inverse=True, return_counts=True)
-        self._repeated = (count[number] > 1).nonzero().squeeze(1)
+        if facts.negative_hash is not None:
+            # Rows whose query stands in the batch more than once.
+            _, number, count = facts.query_hash.unique(return_inverse=True, return_counts=True)
+            self._repeated = (count[number] > 1).nonzero().squeeze(1)
         if config.surrogate_margin is not None:
             assert facts.query_vector is not None
             assert facts.document_vector is not None

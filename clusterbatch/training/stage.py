@@ -28,7 +28,7 @@ from clusterbatch.store import Counts, Manifest, Receipt, Stopwatch
 from clusterbatch.store.publishing import publish
 from clusterbatch.store.traffic import Traffic, carry_over, since_last
 from clusterbatch.store.workspace import Workspace
-from clusterbatch.training.checks import check_phases, check_tokens
+from clusterbatch.training.checks import check_phases, check_tokens, check_workers
 from clusterbatch.training.gather import World
 from clusterbatch.training.loop import log_line
 from clusterbatch.training.metrics_log import SEGMENTS, read_metrics
@@ -61,6 +61,7 @@ def train(
         seen = before.details.get("steps_before", 0) + before.details["steps"]
         continued = replace(continued, steps_before=seen)
     inputs = clusters.require()
+    check_workers(config)
     check_tokens(config, clusters.folder.uri, inputs)
     if config.train.margin_mse and not inputs.details["layout"].get("margins"):
         raise UsageError(f"train.margin_mse: {clusters.folder.uri} was made without mine.margins")
@@ -130,10 +131,6 @@ def _fit(job: TrainingJob) -> None:
     settings = job.config.train
     use_gpu = device_for(settings.device).startswith("cuda")
     fewest, most = settings.workers or all_workers(use_gpu)
-    if most > job.config.batches.size:
-        raise UsageError(
-            f"train.workers: {most} workers, but a batch of {job.config.batches.size} pairs has no slice for each"
-        )
     check_resources("train", fewest, Pool(fewest, settings.cpus_per_worker, 1.0 if use_gpu else 0.0))
     # Where the driver is: on any other node it could be lost with that node, and all workers with it.
     beside_us = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -102,3 +102,18 @@ def test_the_copied_files_make_a_whole_package(tmp_path: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md"
     }
     assert packed == wanted
+
+
+def test_login_shells_find_ray_and_ray_up_finds_rsync() -> None:
+    """`ray up`, and KubeRay before 1.4, start Ray by `bash --login`, whose PATH comes from /etc/profile."""
+    [line] = [line for line in DOCKERFILE.read_text().splitlines() if "/etc/profile.d/" in line]
+    [command] = re.findall(r'echo "(.*)" >', line)
+    path = subprocess.run(
+        ["bash", "-c", f'eval "{command}"; echo "$PATH"'],
+        env={"PATH": "/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert path.stdout.split(":")[0] == "/opt/clusterbatch/bin"
+    assert re.search(r"apt-get install .*\brsync\b", DOCKERFILE.read_text())

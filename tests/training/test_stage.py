@@ -51,3 +51,10 @@ def test_a_run_that_would_end_before_the_last_phase_of_its_curriculum_is_refused
     write_clusters(config)
     with pytest.raises(UsageError, match=r"batches\.curriculum.*train\.epochs"):
         train(config)
+
+
+def test_more_workers_than_a_batch_has_rows_are_refused(tmp_path: Path) -> None:
+    config = small_config(tmp_path, train={"workers": [2, 33]})
+    write_clusters(config)
+    with pytest.raises(UsageError, match=r"train\.workers: 33 workers.*32 pairs"):
+        train(config)
