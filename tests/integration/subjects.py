@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clusterbatch.config import RunConfig, load_config
+from tests.encoder.models import make_static
 
 SUBJECTS = {
     "cooking": "simmer onion butter pepper oven roast flour garlic sauce bake",
@@ -15,7 +16,7 @@ SUBJECTS = {
 
 
 def subjects_config(folder: Path, words: Sequence[str] = ()) -> RunConfig:
-    """Writes 320 pairs and 40 judged queries below `folder`; a run's configuration over them, static encoder."""
+    """Writes 320 pairs and 40 judged queries below `folder`; a run's configuration over them, small static encoders."""
     pairs, documents, queries, judgements = [], [], [], ["query-id\tcorpus-id\tscore"]
     for source, line in SUBJECTS.items():
         terms = line.split()
@@ -44,6 +45,8 @@ def subjects_config(folder: Path, words: Sequence[str] = ()) -> RunConfig:
     ):
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (collection / "qrels" / "test.tsv").write_text("\n".join(judgements) + "\n")
+    vocabulary = " ".join([*SUBJECTS.values(), "note about and with entry page", *map(str, range(160))]).split()
+    model = make_static(vocabulary, folder / "model")
     return load_config(
         None,
         [
@@ -52,9 +55,11 @@ def subjects_config(folder: Path, words: Sequence[str] = ()) -> RunConfig:
             f"evaluate.path={collection}",
             "evaluate.top_k=10",
             "evaluate.metrics=[NDCG@10]",
+            f"embed.model={model}",
             "embed.max_tokens=16",
             "cluster.mean_size=40",
             "batches.size=32",
+            f"train.model={model}",
             "train.learning_rate=0.01",
             *words,
         ],

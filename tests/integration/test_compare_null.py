@@ -14,9 +14,9 @@ from clusterbatch.config import RunConfig, load_config
 from clusterbatch.experiments.compare import compare, comparison_artifact
 from clusterbatch.experiments.comparison import read_comparison
 from clusterbatch.experiments.wording import answer, next_step
+from tests.encoder.models import make_static
 
 PAIRS, QUERIES, DIMENSIONS = 960, 240, 16
-# Ordinary words, which the model knows.
 COLOURS = ["red", "green", "blue", "white", "black", "brown", "pink", "grey", "silver", "gold"]
 THINGS = [
     "table",
@@ -73,6 +73,7 @@ def config(tmp_path: Path) -> RunConfig:
             "corpus.columns.query_vector=query_vector",
             f"evaluate.path={folder}",
             "evaluate.metrics=[NDCG@10]",
+            f"train.model={make_static(WORDS, tmp_path / 'model')}",
             "cluster.mean_size=96",
             "batches.size=32",
             "train.learning_rate=0.005",
