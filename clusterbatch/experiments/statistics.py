@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 _RESAMPLES = 4999
 _POWER = 0.8
@@ -79,7 +79,8 @@ class Spread:
         return self.mean - half, self.mean + half
 
     def half_width(self, confidence: float) -> float:
-        return float(stats.t.ppf((1 + confidence) / 2, self.freedom)) * self.error
+        # What stats.t.ppf calls, without its checks: which seeds would do is asked of hundreds of spreads.
+        return float(special.stdtrit(self.freedom, (1 + confidence) / 2)) * self.error
 
     def p_value(self) -> float:
         """Two-sided, of a mean of zero."""

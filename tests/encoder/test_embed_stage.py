@@ -53,7 +53,7 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     return column.flatten().to_numpy().reshape(len(column), -1)
 
 
-def test_one_part_a_unit_in_the_corpus_order(run: Callable[..., RunConfig], ray_local: None) -> None:
+def test_one_part_a_unit_in_the_corpus_order(run: Callable[..., RunConfig], in_process: None) -> None:
     config = run(workers=2)
     manifest = embed(config)
     corpus = Workspace(config).corpus
@@ -83,11 +83,11 @@ def test_second_run_does_nothing_and_another_model_is_refused(
 
 
 def test_tokenisers_ahead_of_the_workers_change_nothing(run: Callable[..., RunConfig], ray_local: None) -> None:
-    config = run(workers=1)
+    config = run(workers=2)
     with pytest.MonkeyPatch.context() as patch:
         without_ray(patch)
         alone = _vectors(config, embed(config))
-    ahead = embed(run(workers=1, tokenizers=1), force=True)
+    ahead = embed(run(workers=2, tokenizers=1), force=True)
     assert _vectors(config, ahead).equals(alone)
 
 

@@ -74,6 +74,7 @@ def _wait_for_receipts(config: RunConfig, count: int) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_killed_worker(workspaces: Callable[[str], RunConfig], ray_local: None) -> None:
     undisturbed = workspaces("undisturbed")
     with pytest.MonkeyPatch.context() as patch:

@@ -76,7 +76,7 @@ def undisturbed(inputs: Path) -> tuple[RunConfig, list[str]]:
     return config, units
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("kills", [pytest.param(1, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.faults)])
 def test_a_killed_driver_goes_on_to_the_same_artifacts(
     inputs: Path, undisturbed: tuple[RunConfig, list[str]], kills: int
 ) -> None:

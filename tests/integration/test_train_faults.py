@@ -17,16 +17,17 @@ from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.stage import train
 from clusterbatch.training.worker import TrainingJob
 from tests.training.small_run import model_weights, same_bits, small_config, write_clusters
+from tests.without_ray import without_ray
 
 _STEPS = 120
 _SECONDS = 400
 
 
-def _config(tmp_path: Path, name: str) -> RunConfig:
+def _config(tmp_path: Path, name: str, workers: int = 2) -> RunConfig:
     config = small_config(
         tmp_path,
         workspace=str(tmp_path / name),
-        train={"steps": _STEPS, "trackers": ["tensorboard"], "cpus_per_worker": 0.5},
+        train={"steps": _STEPS, "workers": workers, "trackers": ["tensorboard"], "cpus_per_worker": 0.5},
     )
     write_clusters(config)
     return config
@@ -78,14 +79,19 @@ class _Disturber(threading.Thread):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> RunConfig:
-    config = _config(tmp_path_factory.mktemp("undisturbed"), "workspace")
-    train(config)
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """One worker, in this process."""
+    config = _config(tmp_path_factory.mktemp("finished"), "workspace", workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        train(config)
     return config
 
 
-def test_lost_workers_are_replaced_and_nothing_else_changes(tmp_path: Path, undisturbed: RunConfig) -> None:
-    config = _config(tmp_path, "disturbed")
+@pytest.mark.slow
+def test_lost_workers_are_replaced_and_nothing_else_changes(tmp_path: Path, ray_local: None) -> None:
+    undisturbed, config = _config(tmp_path, "undisturbed"), _config(tmp_path, "disturbed")
+    train(undisturbed)
     disturber = _Disturber(config, [(30, signal.SIGKILL), (70, signal.SIGTERM)])
     manifest = train(config)
     disturber.join()
@@ -100,20 +106,19 @@ def test_lost_workers_are_replaced_and_nothing_else_changes(tmp_path: Path, undi
     assert len(names) == 3
 
 
-def test_a_finished_run_is_not_run_again_and_another_configuration_does_not_replace_it(undisturbed: RunConfig) -> None:
-    before = Workspace(undisturbed).train().require()
-    start = time.perf_counter()
-    assert train(undisturbed) == before
-    assert time.perf_counter() - start < 5
-    other = undisturbed.model_copy(update={"train": undisturbed.train.model_copy(update={"learning_rate": 1e-4})})
+def test_a_finished_run_is_not_run_again_and_another_configuration_does_not_replace_it(finished: RunConfig) -> None:
+    before = Workspace(finished).train().require()
+    # Neither Ray nor a worker: nothing is replaced here.
+    assert train(finished) == before
+    other = finished.model_copy(update={"train": finished.train.model_copy(update={"learning_rate": 1e-4})})
     with pytest.raises(UsageError, match="another"):
         train(other)
 
 
-def test_the_model_loads_in_sentence_transformers_and_has_a_card(undisturbed: RunConfig) -> None:
+def test_the_model_loads_in_sentence_transformers_and_has_a_card(finished: RunConfig) -> None:
     from sentence_transformers import SentenceTransformer
 
-    folder = Workspace(undisturbed).model.path()
+    folder = Workspace(finished).model.path()
     assert SentenceTransformer(folder, device="cpu").encode(["word1 word2"]).shape == (1, 32)
     card = Path(folder, "README.md").read_text()
     assert "830 (query, document) pairs of 2 sources" in card

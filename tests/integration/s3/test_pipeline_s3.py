@@ -22,12 +22,14 @@ from clusterbatch.store.workspace import Workspace
 from tests.encoder.models import make_model
 from tests.integration.s3.fault_proxy import FaultProxy
 from tests.integration.s3.server import S3Server
+from tests.without_ray import without_ray
 
 pytestmark = pytest.mark.s3
 
 _ROOT = Path(__file__).parents[3]
 _WORDS = [
     "embed.max_tokens=16",
+    "embed.tokenizers=0",
     "corpus.unit_bytes=32768",
     "corpus.row_group_rows=64",
     "cluster.mean_size=100",
@@ -62,7 +64,7 @@ class Disk:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Disk:
+def small(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Disk:
     """Few pairs and a tiny model of random weights: the ways of the bytes are the same."""
     folder = tmp_path_factory.mktemp("small")
     model = make_model("bert", folder / "model")
@@ -70,13 +72,19 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Disk:
 
 
 @pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Disk:
+def sample(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Disk:
     return disk(tmp_path_factory.mktemp("sample"), 1500, [])
 
 
 def disk(folder: Path, pairs: int, words: list[str]) -> Disk:
+    """Without worker processes, but for the two that train."""
     write_sample(Folder(str(folder / "inputs")), pairs, 0)
-    config = run(f"{folder}/run", f"{folder}/inputs", StorageConfig(), words)
+    config = load_config(None, words_of(f"{folder}/run", f"{folder}/inputs", StorageConfig(), words))
+    for stage in STAGES:
+        with pytest.MonkeyPatch.context() as patch:
+            if stage.name != "train":
+                without_ray(patch)
+            stage.function(config)
     return Disk(folder / "inputs", words, outcome(config))
 
 
@@ -128,14 +136,7 @@ def check_counted(wanted: Disk, s3_server: S3Server, storage: StorageConfig, buc
 
 def run(workspace: str, inputs: str, storage: StorageConfig, more: list[str]) -> RunConfig:
     """`clusterbatch run` in a process of its own: its workers inherit the credentials."""
-    words = [
-        *_WORDS,
-        *more,
-        f"workspace={workspace}",
-        f"corpus.paths={inputs}/{PAIRS}/",
-        f"evaluate.path={inputs}/{COLLECTION}",
-    ]
-    words += [f"storage.{name}={value}" for name, value in storage.model_dump(exclude_defaults=True).items()]
+    words = words_of(workspace, inputs, storage, more)
     environment = {**os.environ, "PYTHONPATH": str(_ROOT), "RAY_ADDRESS": ""}
     command = [sys.executable, "-m", "clusterbatch.cli", "run", *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -143,6 +144,17 @@ def run(workspace: str, inputs: str, storage: StorageConfig, more: list[str]) ->
     assert "Traceback" not in done.stderr
     print(done.stderr)
     return load_config(None, words)
+
+
+def words_of(workspace: str, inputs: str, storage: StorageConfig, more: list[str]) -> list[str]:
+    return [
+        *_WORDS,
+        *more,
+        f"workspace={workspace}",
+        f"corpus.paths={inputs}/{PAIRS}/",
+        f"evaluate.path={inputs}/{COLLECTION}",
+        *(f"storage.{name}={value}" for name, value in storage.model_dump(exclude_defaults=True).items()),
+    ]
 
 
 def upload(source: Path, target: Folder) -> None:
