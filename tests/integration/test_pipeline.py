@@ -151,6 +151,7 @@ with lasting_session():
 """
 
 
+@pytest.mark.slow
 def test_the_drivers_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     # A quick surrogate with long vectors: what would show on the driver costs little to make.
     words = ["alpha", "beta", "gamma", "delta", "omega", "sigma"]

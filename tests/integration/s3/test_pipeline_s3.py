@@ -88,6 +88,7 @@ def disk(folder: Path, pairs: int, words: list[str]) -> Disk:
     return Disk(folder / "inputs", words, outcome(config))
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_run_on_disk(
     small: Disk, s3_server: S3Server, storage: StorageConfig, bucket: str
 ) -> None:
