@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from clusterbatch.config import RunConfig
+from clusterbatch.encoder.hardware import resolve_device
+from clusterbatch.encoder.model import Encoder, load_encoder
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import UsageError
 from clusterbatch.store import Folder
@@ -21,13 +24,15 @@ BM25 = "bm25"
 class EvaluatedModel:
     """`label` as tables show it, `name` as `encoder.resolve` takes it, `version` identifies its weights.
 
-    encoder: None takes what the folder holds. BM25 has no weights: its name is empty.
+    encoder: None takes what the folder holds. BM25 has no weights: its name is empty. prompts: (name, prompt), in place
+    of those of the model's own files.
     """
 
     label: str
     name: str
     encoder: Literal["static", "backbone"] | None
     version: str
+    prompts: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_lexical(self) -> bool:
@@ -46,9 +51,19 @@ def evaluated_models(config: RunConfig, generation: int) -> list[EvaluatedModel]
     return models
 
 
-def identities(models: Sequence[EvaluatedModel]) -> list[list[str | None]]:
+def identities(models: Sequence[EvaluatedModel]) -> list[list[Any]]:
     """What a fingerprint needs to know of them: their weights, not their place."""
-    return [[model.label, model.version, model.encoder] for model in models]
+    return [
+        [model.label, model.version, model.encoder, *([dict(model.prompts)] if model.prompts else [])]
+        for model in models
+    ]
+
+
+def load(model: EvaluatedModel, config: RunConfig) -> Encoder:
+    folder = resolve_model(model.name, config.storage)
+    encoder = load_encoder(folder, model.encoder, device=resolve_device(config.evaluate.device))
+    encoder.prompts.update(model.prompts)
+    return encoder
 
 
 def _model(name: str, config: RunConfig, generation: int) -> EvaluatedModel:
@@ -56,15 +71,19 @@ def _model(name: str, config: RunConfig, generation: int) -> EvaluatedModel:
     if name == BM25:
         return EvaluatedModel(BM25, "", None, "")
     if name == BEFORE:
-        return EvaluatedModel(BEFORE, config.train.model, kind, _version(config.train.model, config))
+        # Before and after differ by the training alone, not by what the model is given. Prompts of single sources are
+        # saved with the trained model, but no evaluation uses them.
+        prompts = tuple(config.train.prompts.model_dump(exclude_none=True).items())
+        return EvaluatedModel(BEFORE, config.train.model, kind, _version(config.train.model, config), prompts)
     if name == AFTER:
         trained = workspace.train(generation).require()
         # Its own, for which model is live is decided by what this finds.
         return EvaluatedModel(AFTER, workspace.trained_model(generation).uri, kind, trained.fingerprint)
-    folder = Folder(name, config.storage) if "://" in name or name.startswith((".", "/", "~")) else None
     place = name
-    if folder is not None and folder.exists("model/modules.json"):
-        place = folder.child("model").uri
+    if "://" in name or os.path.isdir(os.path.expanduser(name)):
+        folder = Folder(name, config.storage)
+        # Absolute: workers have other working directories.
+        place = (folder.child("model") if folder.exists("model/modules.json") else folder).uri
     label = name.rstrip("/").rsplit("/", 1)[-1]
     return EvaluatedModel(label, place, None, _version(place, config))
 

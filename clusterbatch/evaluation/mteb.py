@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 
 from clusterbatch.config import RunConfig, fingerprint
-from clusterbatch.encoder.hardware import resolve_device
-from clusterbatch.encoder.model import Encoder, load_encoder
-from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.encoder.model import Encoder
 from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageError
-from clusterbatch.evaluation.models import EvaluatedModel, evaluated_models, identities
+from clusterbatch.evaluation.models import EvaluatedModel, evaluated_models, identities, load
 from clusterbatch.runtime import Pool, Unit, ray_session, run_units
 from clusterbatch.runtime.resources import gpus_for
 from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
@@ -84,12 +82,9 @@ class MtebWorker:
         return receipt
 
     def _score(self, task: Any, model: EvaluatedModel) -> dict[str, Any]:
-        settings, storage = self._config.evaluate, self._config.storage
-        encoder = load_encoder(
-            resolve_model(model.name, storage), model.encoder, device=resolve_device(settings.device)
-        )
+        settings = self._config.evaluate
         wrapped = MtebEncoder(
-            encoder,
+            load(model, self._config),
             model.label,
             model.version,
             settings.max_query_tokens,

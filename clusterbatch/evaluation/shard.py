@@ -10,12 +10,10 @@ import pyarrow as pa
 import torch
 
 from clusterbatch.config import RunConfig
-from clusterbatch.encoder.hardware import resolve_device
-from clusterbatch.encoder.model import Encoder, load_encoder
-from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.encoder.model import Encoder
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.lexical import LexicalIndex
-from clusterbatch.evaluation.models import EvaluatedModel
+from clusterbatch.evaluation.models import EvaluatedModel, load
 from clusterbatch.evaluation.search import Ranking, descending_ids, identical_ids, search
 from clusterbatch.evaluation.texts import Texts
 from clusterbatch.runtime import Unit
@@ -98,10 +96,7 @@ class SearchWorker:
             held = sum(_weight_bytes(encoder) for encoder in self._encoders.values())
             if held > _KEPT_BYTES:
                 self._encoders.clear()
-            folder = resolve_model(model.name, self._config.storage)
-            self._encoders[model] = load_encoder(
-                folder, model.encoder, device=resolve_device(self._config.evaluate.device)
-            )
+            self._encoders[model] = load(model, self._config)
         return self._encoders[model]
 
     def _write(

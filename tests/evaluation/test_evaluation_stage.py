@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from clusterbatch.config import RunConfig, load_config
+from clusterbatch.config import RunConfig, load_config, with_changes
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.save import save_model
 from clusterbatch.errors import DataError, UsageError
+from clusterbatch.evaluation.models import evaluated_models, identities
 from clusterbatch.evaluation.results import read_scores
 from clusterbatch.evaluation.shard import CANDIDATES
 from clusterbatch.evaluation.stage import evaluate
@@ -101,6 +102,45 @@ def test_a_finished_evaluation_is_not_repeated_and_another_one_is_refused(config
     values["evaluate"]["metrics"] = ["NDCG@5"]
     with pytest.raises(UsageError, match="another configuration"):
         evaluate(RunConfig.model_validate(values))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_before_stands_behind_the_prompts_of_training(config: RunConfig):
+    def values(table: list[dict]) -> dict[str, float]:
+        return {row["model"]: row["value"] for row in table if row["metric"] == "NDCG@10"}
+
+    without = values(evaluate(config).details["table"])
+    own = with_changes(config, {"train.prompts.query": "glacier tractor lantern "})
+    found = values(evaluate(own, force=True).details["table"])
+    # The same prompt among the files of the model that is trained does the same.
+    encoder = load_encoder(resolve_model(config.train.model), "static")
+    encoder.prompts["query"] = "glacier tractor lantern "
+    folder = f"{config.workspace}/behind"
+    save_model(encoder, folder)
+    given = values(evaluate(with_changes(config, {"evaluate.models": [folder]}), force=True).details["table"])
+    assert found["before"] == given["behind"] != without["before"]
+    # What was trained has its prompts with it.
+    assert found["after"] == without["after"]
+
+
+def test_an_evaluation_without_prompts_has_the_identity_that_it_always_had(config: RunConfig):
+    def identity(**changes: str) -> list[int]:
+        models = evaluated_models(with_changes(config, {f"train.{key}": value for key, value in changes.items()}), 0)
+        return [len(each) for each in identities(models)]
+
+    assert identity() == identity(learning_rate="0.1") == [3, 3]
+    assert identity(**{"prompts.query": ""}) == [4, 3]
+
+
+def test_a_workspace_may_be_named_by_a_relative_path(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    workspace = Path(config.workspace)
+    save_model(load_encoder(resolve_model(config.train.model), "static"), workspace / "model")
+    monkeypatch.chdir(workspace.parent)
+    for name, place in (("ws", "ws/model"), ("./ws/", "ws/model"), ("ws/model", "ws/model")):
+        [model] = evaluated_models(with_changes(config, {"evaluate.models": [name]}), 0)
+        # Absolute: workers have other working directories.
+        assert model.name == str(workspace.parent / place)
+        assert model.label == Path(name).name
 
 
 @pytest.mark.usefixtures("in_process")

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from clusterbatch.config import RunConfig, load_config
+from clusterbatch.config import RunConfig, load_config, with_changes
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.errors import UsageError
@@ -57,6 +57,19 @@ def test_tasks_are_run_once_and_their_main_score_kept(config: RunConfig, monkeyp
     assert evaluate_mteb(config).created == manifest.created
     with pytest.raises(UsageError, match="no task 'Huge'"):
         load_task("Huge")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_before_stands_behind_the_prompts_of_training(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    fake = fake_mteb()
+    own = fake.evaluate
+    fake.evaluate = lambda model, task, **options: (  # type: ignore[attr-defined]
+        seen.append(dict(model._encoder.prompts)) or own(model, task, **options)
+    )
+    monkeypatch.setitem(sys.modules, "mteb", fake)
+    evaluate_mteb(with_changes(config, {"train.prompts.document": "read: "}))
+    assert seen == [{"query": "", "document": "read: "}]
 
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
