@@ -159,7 +159,7 @@ def fit_communities(passes: Passes) -> StoredModels:
         return StoredModels(groups)
     arguments: dict[str, Any] = {"config": config, "groups": groups}
     gathering = {**arguments, "generation": passes.vectors, "texts": False}
-    gathered = passes.run("gather", passes.units, GatherWorker, gathering, passes.pool).parts
+    gathered = passes.run("gather", passes.units, GatherWorker, gathering, passes.reading_pool).parts
     arguments |= {"gathered": passes.artifact("gather"), "vectors": gathered}
     searched = [unit for unit in blocks(gathered, groups) if unit.payload.group in split]
     found = passes.run("neighbours", searched, NeighboursWorker, arguments, passes.pool).parts

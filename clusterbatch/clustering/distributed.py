@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import ray
@@ -13,12 +15,15 @@ from clusterbatch.clustering.chunks import SampleChunks
 from clusterbatch.clustering.features import project
 from clusterbatch.clustering.fitting import FitJob
 from clusterbatch.clustering.sums import Centers, Chunk, PartialSums, chunk_sums, chunks_head, merge
+from clusterbatch.encoder.hardware import inference_dtype, resolve_device
 from clusterbatch.errors import InfrastructureError
 from clusterbatch.runtime import Pool, check_resources
 from clusterbatch.store import Receipt, Stopwatch
 
 # Samples larger than this are spread over the workers; smaller ones are fitted whole, side by side.
 LOCAL_BYTES = 256 * 2**20
+
+DtypeName = Literal["auto", "float32", "bfloat16"]
 
 
 def fit_distributed(job: FitJob, cell: int, pool: Pool) -> Receipt:
@@ -28,6 +33,9 @@ def fit_distributed(job: FitJob, cell: int, pool: Pool) -> Receipt:
     matrix = job.matrix(cell, (job.sample.read(bucket) for bucket in buckets))
     rows = RemoteRows(job.sample, buckets, matrix, pool, job.device)
     try:
+        # The driver multiplies nothing, and may see no GPU to tell by what those of the workers multiply.
+        config = job.config.model_copy(update={"dtype": rows.dtype(job.config.dtype)})
+        job = replace(job, device="cpu", config=config)
         found = job.fit(cell, rows, matrix)
         return job.write(cell, found, matrix, sum(rows.chunk_rows), watch.seconds)
     except ray.exceptions.RayActorError as error:
@@ -56,6 +64,11 @@ class RemoteRows:
         self.chunk_rows = [count for count in rows if count]
         self._round = 0
 
+    def dtype(self, name: DtypeName) -> DtypeName:
+        """What 'auto' means where the products are made."""
+        answer: DtypeName = ray.get(self.actors[0].dtype.remote(name))
+        return answer
+
     def head(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
         return chunks_head((_read(self._sample, bucket, self._matrix) for _, bucket in self._held), count)
 
@@ -80,6 +93,10 @@ class _ChunkHolder:
         self._sample, self._matrix, self._device = sample, matrix, device
         self._chunks: dict[int, Chunk] = {}
         self._assigner: tuple[int, Assigner] | None = None
+
+    def dtype(self, name: DtypeName) -> DtypeName:
+        bfloat16 = inference_dtype(name, resolve_device(self._device)) == torch.bfloat16
+        return "bfloat16" if bfloat16 else "float32"
 
     def count(self, bucket: int) -> int:
         return len(self._chunk(bucket)[0])

@@ -17,6 +17,7 @@ from clusterbatch.clustering.tasks import TaskUnit, tasks
 from clusterbatch.clustering.vectors import SIDES, VectorSource, vector_column, vector_values
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import read_unit
+from clusterbatch.encoder.placement import embedding_pool
 from clusterbatch.runtime import Pool, Unit, ray_session, run_units
 from clusterbatch.store import Artifact, Counts, Folder, Part, Receipt, Stopwatch
 from clusterbatch.store.exchange import read_bucket, write_buckets
@@ -43,7 +44,6 @@ def measure_drift(config: RunConfig, generation: int, previous: Previous, folder
     # A sample of an earlier version of the corpus is of no use.
     done = artifact.begin(identity, force=True)
     with ray_session(config.ray):
-        pool = Pool(config.embed.workers, config.embed.cpus_per_worker)
         arguments = {
             "config": config,
             "generation": generation,
@@ -55,12 +55,14 @@ def measure_drift(config: RunConfig, generation: int, previous: Previous, folder
         }
         # Units without kept vectors: those of the new generation are made for the sample alone.
         units = tasks(corpus, None)
-        sampled = run_units("drift sample", units, DriftSampleWorker, arguments, pool, done=done)
+        sampled = run_units(
+            "drift sample", units, DriftSampleWorker, arguments, embedding_pool(config.embed), done=done
+        )
         parts = [part for receipt in sampled for part in receipt.parts]
         each = [Unit(group, int(groups.rows[group] * share) + 1, None) for group in range(len(groups.names))]
-        measured = run_units(
-            "drift", each, DriftWorker, {"sample": artifact, "parts": parts, "features": config.cluster.features}, pool
-        )
+        arguments = {"sample": artifact, "parts": parts, "features": config.cluster.features}
+        pool = Pool(config.embed.workers, config.embed.cpus_per_worker)
+        measured = run_units("drift", each, DriftWorker, arguments, pool)
     found = [GroupDrift(**receipt.details["drift"]) for receipt in measured if receipt.details["drift"]]
     return {**merge_drifts(found), "sampled": sum(part.rows for part in parts), "seconds": round(watch.seconds, 3)}
 

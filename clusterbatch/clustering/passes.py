@@ -33,6 +33,7 @@ from clusterbatch.clustering.tasks import tasks
 from clusterbatch.clustering.tokenisation import Tokenisation
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.units import corpus_units
+from clusterbatch.encoder.placement import embedding_pool
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.mining.stage import Mined
 from clusterbatch.runtime import Pool, Unit, run_units
@@ -114,6 +115,16 @@ class Passes:
         return replace(self.pool, gpus=gpus)
 
     @cached_property
+    def reading_pool(self) -> Pool:
+        """For passes that read vectors: where those are not kept, they embed."""
+        return self.pool if self._vectors_are_kept else embedding_pool(self.config.embed)
+
+    @cached_property
+    def _vectors_are_kept(self) -> bool:
+        of_previous = self.previous.parts if self.previous else ()
+        return self.embeddings.details.get("persisted", True) and None not in of_previous
+
+    @cached_property
     def layout(self) -> ShardLayout:
         config = self.config.cluster
         dimensions: int | None = None
@@ -164,7 +175,7 @@ class Passes:
             "coarse": above,
             "previous": self.previous,
         }
-        sample = self.run(f"sample{suffix}", self.units, SampleWorker, arguments, self.pool)
+        sample = self.run(f"sample{suffix}", self.units, SampleWorker, arguments, self.reading_pool)
         models = above.load()
         job = FitJob(
             sample=SampleChunks(self.artifact(f"sample{suffix}"), sample.parts, config.features),
@@ -207,7 +218,7 @@ class Passes:
                 "clusters by group: the corpus has no such column (set corpus.columns.group and re-ingest)"
             )
         arguments = {"config": self.config, "generation": self.vectors, "groups": self.groups}
-        sums = self.run("sums", self.units, LabelSumsWorker, arguments, self.pool)
+        sums = self.run("sums", self.units, LabelSumsWorker, arguments, self.reading_pool)
         units = [Unit(group, int(rows), None) for group, rows in enumerate(self.groups.rows)]
         arguments = {"sums": self.artifact("sums"), "sums_parts": sums.parts, "groups": self.groups}
         fitted = self.run("fit", units, LabelFitWorker, arguments, self.pool)
@@ -240,6 +251,7 @@ class Passes:
         return expansion * max(0.0, stored - vectors) * (1 + self.config.mine.negatives)
 
     def assign(self, fits: StoredModels, plan: BucketPlan) -> Manifest:
+        pool = self.computing_pool if self._vectors_are_kept else self.reading_pool
         arguments = {
             "config": self.config,
             "generation": self.vectors,
@@ -248,11 +260,11 @@ class Passes:
             "fits": fits,
             "plan": plan,
             "with_vectors": bool(fits.levels) or self.layout.vectors is not None,
-            "device": self.device,
+            "device": self.device if pool.gpus or not self.device.startswith("cuda") else "cpu",
             "previous": self.previous,
             "mined": self.mined,
         }
-        return self.run("assign", self.units, AssignWorker, arguments, self.computing_pool)
+        return self.run("assign", self.units, AssignWorker, arguments, pool)
 
     def reduce(self, plan: BucketPlan, exchange: Manifest, done: dict[int, Receipt]) -> list[Receipt]:
         rows = bucket_rows(self.artifact("assign"), exchange.parts)

@@ -74,6 +74,8 @@ class Previous:
         units = corpus_units(corpus)
         persisted = embeddings.details.get("persisted", True)
         embed = EmbedConfig.model_validate(embeddings.config) if embeddings.config else config.embed
+        # What vectors are computed on is today's choice: the machines of then may be gone.
+        embed = embed.model_copy(update={"device": config.embed.device})
         return Previous(
             config=config.model_copy(update={"embed": embed}),
             generation=generation,

@@ -22,6 +22,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def visible_device(name: str) -> torch.device:
+    """As resolve_device, but the CPU where no GPU is visible here: for small work beside that of workers with GPUs.
+
+    The driver does such work, on a head node that seldom has a GPU.
+    """
+    return resolve_device(name if torch.cuda.is_available() or not name.startswith("cuda") else "cpu")
+
+
 def inference_dtype(name: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
     """'auto' is bf16 where the hardware multiplies it, else float32: emulated bf16 is slower than float32."""
     if name != "auto":

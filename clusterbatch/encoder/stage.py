@@ -13,11 +13,12 @@ from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.corpus.units import corpus_units
 from clusterbatch.encoder.embedder import UnitEmbedder, surrogate_artifact
 from clusterbatch.encoder.importing import import_vectors
+from clusterbatch.encoder.placement import embedding_pool
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.encoder.surrogate import SAMPLE_PAIRS, SURROGATES
 from clusterbatch.encoder.workers import EmbedWorker, FitSurrogateWorker, PrepareWorker, TrialWorker
 from clusterbatch.runtime import Ahead, Pool, Unit, ray_session, run_units
-from clusterbatch.runtime.resources import device_for, gpus_for
+from clusterbatch.runtime.resources import device_for
 from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
 from clusterbatch.store.versions import made_before
 from clusterbatch.store.workspace import Workspace
@@ -169,11 +170,9 @@ def _all_in_one(units: Sequence[Unit]) -> Unit:
 def _placement(config: RunConfig, corpus: Artifact) -> tuple[str, Pool, Ahead | None]:
     """The device of the workers, what each asks of the cluster, and who tokenises ahead of them."""
     settings = config.embed
-    device = device_for(settings.device)
-    gpus = gpus_for(device, settings.workers, settings.gpus_per_worker)
-    pool = Pool(settings.workers, settings.cpus_per_worker, gpus)
+    device, pool = device_for(settings.device), embedding_pool(settings)
     tokenizers = settings.tokenizers or 0
-    if settings.tokenizers is None and gpus:
+    if settings.tokenizers is None and pool.gpus:
         left = int((ray.cluster_resources().get("CPU", 0) - pool.workers * pool.cpus) / Pool.cpus)
         tokenizers = min(_TOKENIZERS_PER_GPU_WORKER * pool.workers, max(left, 0))
     arguments = {"corpus": corpus, "config": config}

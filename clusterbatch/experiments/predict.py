@@ -16,6 +16,7 @@ from clusterbatch.clustering.vectors import SIDES, VectorSource, vector_values
 from clusterbatch.config import EmbedConfig, RunConfig, fingerprint
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.corpus.units import read_unit
+from clusterbatch.encoder.placement import embedding_pool
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.encoder.stage import embed
 from clusterbatch.encoder.surrogate import SURROGATES
@@ -77,8 +78,8 @@ def draw_sample(config: RunConfig, force: bool) -> tuple[Artifact, list[Part], G
     identity = fingerprint("predict", config.embed, vectors, corpus.fingerprint, shares.tolist())
     done = artifact.begin(identity, force)
     arguments = {"config": config, "groups": groups, "shares": shares, "output": artifact, "fingerprint": identity}
-    pool = Pool(config.embed.workers, config.embed.cpus_per_worker)
     with ray_session(config.ray):
+        pool = Pool(config.embed.workers, config.embed.cpus_per_worker) if embeddings else embedding_pool(config.embed)
         receipts = run_units("predict: sample", tasks(corpus, embeddings), SampleVectors, arguments, pool, done=done)
     return artifact, [part for receipt in receipts for part in receipt.parts], groups
 

@@ -16,7 +16,7 @@ from clusterbatch.clustering.drift_passes import measure_drift
 from clusterbatch.clustering.previous import Previous
 from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.corpus.units import corpus_units, read_unit
-from clusterbatch.encoder.hardware import resolve_device
+from clusterbatch.encoder.hardware import visible_device
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.stage import is_embedded
@@ -277,7 +277,7 @@ def _document_seconds(config: RunConfig, workspace: Workspace, generation: int) 
         raise DataError(f"{workspace.corpus.folder.uri}: the corpus has no rows")
     texts = read_unit(workspace.corpus, units[0], ["document"])["document"].slice(0, _TIMED_DOCUMENTS).to_pylist()
     folder = resolve_model(workspace.trained_model(generation).uri, config.storage)
-    encoder = load_encoder(folder, device=resolve_device(config.embed.device))
+    encoder = load_encoder(folder, device=visible_device(config.embed.device))
     begun = time.perf_counter()
     tokens = encoder.prepare(texts, config.evaluate.max_document_tokens, encoder.prompts["document"])
     encoder.encode(tokens, config.embed.batch_tokens)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from clusterbatch.clustering.vectors import vector_values
 from clusterbatch.config import RunConfig
-from clusterbatch.encoder.hardware import resolve_device
+from clusterbatch.encoder.hardware import visible_device
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.surrogate import SURROGATES
@@ -43,7 +43,7 @@ def query_segments(config: RunConfig, clusters: Artifact, collections: Sequence[
     if not names or own_vectors or config.embed.model in SURROGATES:
         return empty
     folder = resolve_model(config.embed.model, config.storage)
-    encoder = load_encoder(folder, device=resolve_device(config.embed.device), packed=True)
+    encoder = load_encoder(folder, device=visible_device(config.embed.device), packed=True)
     if encoder.dimensions != centroids.shape[1]:
         return empty
     found = [empty]

@@ -11,6 +11,7 @@ import pyarrow as pa
 from clusterbatch.clustering.groups import Groups
 from clusterbatch.clustering.tasks import tasks
 from clusterbatch.config import MineConfig, RunConfig, fingerprint
+from clusterbatch.encoder.placement import embedding_pool
 from clusterbatch.errors import UsageError
 from clusterbatch.mining.gathering import TEXTS, VECTORS, GatherWorker, blocks
 from clusterbatch.mining.workers import MineWorker
@@ -49,7 +50,8 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
         arguments = {"output": exchange, "fingerprint": identity, "groups": groups}
         ready = exchange.begin(identity, force)
         gathering = {"config": config, "generation": embedded, **arguments}
-        receipts = run_units("mine: gather", units, GatherWorker, gathering, pool, done=ready)
+        gathering_pool = pool if embeddings.details.get("persisted", True) else embedding_pool(config.embed)
+        receipts = run_units("mine: gather", units, GatherWorker, gathering, gathering_pool, done=ready)
         vectors, texts = (
             [part for receipt in receipts for part in receipt.parts if part.details["holds"] == holds]
             for holds in (VECTORS, TEXTS)

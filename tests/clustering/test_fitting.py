@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+from clusterbatch.clustering import distributed
 from clusterbatch.clustering.cells import Cells
 from clusterbatch.clustering.chunks import SampleChunks
 from clusterbatch.clustering.fitting import FitJob, FitWorker, read_models
 from clusterbatch.clustering.groups import Groups
 from clusterbatch.clustering.stored import StoredModels
+from clusterbatch.clustering.sums import Centers, LocalRows, PartialSums
 from clusterbatch.clustering.vectors import vector_column
 from clusterbatch.config import ClusterConfig
-from clusterbatch.runtime import Unit
+from clusterbatch.runtime import Pool, Unit
 from clusterbatch.store import Artifact, Folder
 from clusterbatch.store.exchange import write_buckets
 from clusterbatch.store.tables import read_parquet
@@ -82,3 +86,30 @@ def test_shares_are_of_rows_and_a_cell_without_any_keeps_its_coarse_centroid(job
 def test_clusters_that_go_on_keep_their_numbers_where_no_row_is_left(job: FitJob) -> None:
     [part] = FitWorker(replace(job, held=frozenset([0]))).process(Unit(3, 1, None)).parts
     assert read_parquet(job.output.folder, part)["sampled"].to_pylist() == [0, 0]
+
+
+def test_a_large_fit_goes_by_what_its_workers_multiply_with(job: FitJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver, which sees no GPU, deals out the work of those that have one."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    dtypes = []
+
+    class Rows(LocalRows):
+        def __init__(self, sample: SampleChunks, buckets: range, matrix: None, pool: Pool, device: str) -> None:
+            assert device == "cuda"
+            super().__init__([sample.read(bucket) for bucket in buckets])
+
+        def dtype(self, name: str) -> str:
+            return "bfloat16"
+
+        def partial_sums(self, centers: Centers, chunks: Sequence[int], dtype: torch.dtype) -> PartialSums:
+            dtypes.append(dtype)
+            return super().partial_sums(centers, chunks, torch.float32)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(distributed, "RemoteRows", Rows)
+    auto = replace(job, device="cuda", config=ClusterConfig(dtype="auto"))
+    receipt = distributed.fit_distributed(auto, 2, Pool(1))
+    assert receipt.counts.written == 3
+    assert set(dtypes) == {torch.bfloat16}
