@@ -22,7 +22,7 @@ from clusterbatch.clustering.shards import ShardReader
 from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.corpus.units import corpus_units
 from clusterbatch.encoder.embedder import UnitEmbedder
-from clusterbatch.encoder.hardware import resolve_device
+from clusterbatch.encoder.hardware import visible_device
 from clusterbatch.encoder.surrogate import SURROGATES
 from clusterbatch.evaluation.measure import LoadedCollection
 from clusterbatch.evaluation.metrics import parse_metric
@@ -125,7 +125,7 @@ def _seconds_a_row(config: RunConfig) -> float:
     unit = next(unit for unit in corpus_units(corpus) if unit.rows)
     rows = np.arange(min(_TIMED_ROWS, unit.rows))
     with _one_thread():
-        embedder = UnitEmbedder(config)
+        embedder = UnitEmbedder(config, device=str(visible_device(config.embed.device)))
         # The first call sets kernels up.
         embedder.embed(unit, rows=rows[:8])
         seconds = _seconds(lambda: embedder.embed(unit, rows=rows))
@@ -142,7 +142,7 @@ def _timed_measurement(config: RunConfig) -> tuple[float, float]:
         for collection in configured_collections(config)
     ]
     start = time.perf_counter()
-    model = starting_encoder(config, resolve_device(config.train.device))
+    model = starting_encoder(config, visible_device(config.train.device))
     starting, measuring = time.perf_counter() - start, 0.0
     for collection in loaded:
         measure = partial(collection.measure, model, batch_tokens=config.embed.batch_tokens)
@@ -155,7 +155,7 @@ def _timed_measurement(config: RunConfig) -> tuple[float, float]:
 
 def _seconds_a_step(config: RunConfig, plan: Plan, reader: ShardReader) -> float:
     """Of training, by one process."""
-    encoder = starting_encoder(config, resolve_device(config.train.device))
+    encoder = starting_encoder(config, visible_device(config.train.device))
     training = TrainingStep(encoder, config.train, _TIMED_STEPS, World())
     vectors = config.train.mask.surrogate_margin is not None
     batches = iter(SliceLoader(plan, reader, 0, 1, 0, _TIMED_STEPS, vectors=vectors, images=encoder.images))
