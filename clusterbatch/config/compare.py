@@ -16,6 +16,8 @@ HALF = "half"
 _MASK = {"train.mask.surrogate_margin": -0.05, "train.mask.surrogate_relative": True}
 # Share of each source's rows that arms without outliers leave out.
 _OUTLIERS = 0.05
+# How many times the steps a long comparison has.
+_LONG = 3
 
 # Query clusters, each as often as any other (topic-aware sampling).
 _TAS = {
@@ -120,13 +122,15 @@ class DecideConfig(Section):
     metric: str = "NDCG@10"
     # Smallest gain in `metric` (averaged over collections) that is worth the trouble.
     min_gain: float = Field(0.005, ge=0)
-    # Largest extra cost as a share of the baseline's own (1.0: twice as much in all); unset: cost does not decide.
+    # Largest extra cost as a share of the baseline's own (1.0: twice as much in all), at compare.prices, embedding and
+    # clustering included; unset: cost does not decide.
     max_cost: float | None = Field(None, ge=0)
+    # Of the intervals of all arms together: each one's own level is higher, the more arms there are.
     confidence: float = Field(0.95, gt=0.5, lt=1)
 
 
 class PricesConfig(Section):
-    """What units cost, in `currency`; used in the report only."""
+    """What units cost, in `currency`: for the report, and for decide.max_cost, where only their ratios count."""
 
     cpu_hour: float = operational(0.05, ge=0)
     gpu_hour: float = operational(2.0, ge=0)
@@ -176,6 +180,11 @@ class CompareConfig(Section):
             if not re.fullmatch(r"[\w.+-]+", name):
                 raise ValueError(f"arms: {name!r} may hold letters, digits and . + - only")
         return self
+
+    @property
+    def steps_of_each(self) -> int:
+        """Steps that are made for each that is asked for."""
+        return _LONG if self.long else 1
 
     @property
     def reference(self) -> str:

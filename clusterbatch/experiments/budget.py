@@ -7,6 +7,7 @@ comparison goes on with the same; another comparison, and one that is forced, de
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -94,10 +95,12 @@ def choose_steps(
     points = int(min(_MOST_POINTS, max(1, each / 2 / measuring)))
     epoch = plans[compare.reference].steps_per_epoch
     wanted = compare.steps or config.train.steps or (config.train.epochs or 1) * epoch
-    steps = int(max(_LEAST_STEPS, min(wanted, (each - points * measuring) / step)))
+    # Of each that is chosen a long comparison makes several, and those have to fit.
+    affordable = (each - points * measuring) / step / compare.steps_of_each
+    steps = int(max(math.ceil(_LEAST_STEPS / compare.steps_of_each), min(wanted, affordable)))
     return _decide(
         config,
-        {"compare.budget": None, "compare.steps": steps, "compare.points": min(points, steps)},
+        {"compare.budget": None, "compare.steps": steps, "compare.points": min(points, steps * compare.steps_of_each)},
     )
 
 

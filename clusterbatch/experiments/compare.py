@@ -37,7 +37,6 @@ from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.worker import open_plan
 
-_LONG = 3
 _PURITY_STEPS = 50
 
 
@@ -151,7 +150,7 @@ def _clusters(layout: RunConfig) -> tuple[Artifact, Manifest]:
 
 def _steps(config: RunConfig, plan: Plan) -> int:
     steps = config.compare.steps or config.train.steps or plan.steps_of(config.train.epochs or 1)
-    return steps * (_LONG if config.compare.long else 1)
+    return steps * config.compare.steps_of_each
 
 
 def _run(

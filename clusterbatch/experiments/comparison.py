@@ -13,15 +13,15 @@ import pyarrow as pa
 from clusterbatch.config import RunConfig
 from clusterbatch.config.compare import DecideConfig
 from clusterbatch.evaluation.metrics import parse_metric
-from clusterbatch.experiments.costs import Cost, cost_of
+from clusterbatch.experiments.costs import Cost, cost_of, extra_cost
 from clusterbatch.experiments.statistics import Spread, difference, holm, mean_spread, randomisation_p
 from clusterbatch.experiments.trials import is_for_tuning
 from clusterbatch.experiments.verdict import Outcome, Verdict, decide
 from clusterbatch.store import Artifact, Manifest
 from clusterbatch.store.tables import read_parquet
 
-# An arm that costs less than this much more is no dearer: seconds of training scatter.
-_DEARER = 1.25
+# An arm that costs less than this share more is no dearer: seconds of training scatter.
+_DEARER = 0.25
 
 # (S, Q) scores by (collection, metric).
 Scores = dict[tuple[str, str], np.ndarray]
@@ -109,8 +109,8 @@ class Comparison:
         best = self.best
         if best.verdict is None or best.verdict.outcome != "pays":
             return best
-        for arm in sorted(self.candidates, key=lambda arm: arm.cost.hours):
-            if arm.cost.hours * _DEARER > best.cost.hours:
+        for arm in sorted(self.candidates, key=lambda arm: extra_cost(arm.cost, best.cost)):
+            if extra_cost(best.cost, arm.cost) < _DEARER:
                 break
             if arm.verdict and arm.verdict.outcome == "pays" and self.over(best, arm).outcome != "pays":
                 return arm
@@ -121,8 +121,7 @@ class Comparison:
         own, others = (
             [self.scores[name][each, self.metric] for each in self.collections] for name in (arm.name, other.name)
         )
-        extra = arm.cost.hours / other.cost.hours - 1 if other.cost.hours else math.inf
-        return decide(difference(own, others), extra, len(self.others), self.rule)
+        return decide(difference(own, others), extra_cost(arm.cost, other.cost), len(self.others), self.rule)
 
     @property
     def simultaneous(self) -> float:
@@ -156,7 +155,7 @@ def read_comparison(config: RunConfig, artifact: Artifact, manifest: Manifest) -
             name=name,
             spread=mean_spread(deciding(name)),
             gain=gains.get(name),
-            verdict=decide(gains[name], _extra(costs, name, compare.reference), len(others), compare.decide)
+            verdict=decide(gains[name], extra_cost(costs[name], costs[compare.reference]), len(others), compare.decide)
             if name in gains
             else None,
             p_randomisation=randomised.get(name),
@@ -229,8 +228,3 @@ def _point(curve: Sequence[Mapping[str, Any]], step: int, metric: str) -> float:
 def _p_value(gain: Spread) -> float:
     value = gain.p_value()
     return 1.0 if math.isnan(value) else value
-
-
-def _extra(costs: Mapping[str, Cost], name: str, reference: str) -> float:
-    """Extra cost as a share of the baseline's."""
-    return costs[name].hours / costs[reference].hours - 1 if costs[reference].hours else math.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,6 +105,12 @@ def cost_of(config: RunConfig, details: Mapping[str, Any], name: str, trials: Se
         traffic=sum((Traffic(**traffic) for _, _, traffic in needed), own),
         device=device,
     )
+
+
+def extra_cost(own: Cost, other: Cost) -> float:
+    """What `own` costs beyond `other`, as a share of that: by price; where nothing has one, by worker hours."""
+    one, reference = (own.price, other.price) if other.price else (own.hours, other.hours)
+    return one / reference - 1 if reference else math.inf
 
 
 def _mining_seconds(made: Manifest, workers: int) -> float:

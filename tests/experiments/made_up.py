@@ -73,7 +73,7 @@ def made_up_comparison(
                 60.0,
                 0.0 if arm == reference else 30.0,
                 (hours or {}).get(arm, 0.02),
-                0.001,
+                0.05 * (hours or {}).get(arm, 0.02),
                 0.0008,
                 Traffic(reads=900, writes=40, bytes_read=3 * 2**20),
                 "cpu",

@@ -9,7 +9,7 @@ import pytest
 
 from clusterbatch.config import RunConfig, load_config, with_changes
 from clusterbatch.encoder.model import Encoder
-from clusterbatch.experiments import budget
+from clusterbatch.experiments import budget, compare
 from clusterbatch.experiments.arms import Arm
 from clusterbatch.experiments.budget import choose_sample, choose_steps, decided
 from clusterbatch.store import Counts, Receipt
@@ -52,6 +52,18 @@ def test_the_sample_and_the_trials_fit_what_is_left(config: RunConfig):
     # Most of the time that is left is used, and some remains for what estimates miss.
     assert 0.6 * (BUDGET - 300) < running < 0.8 * (BUDGET - 300)
     assert chosen.compare.budget is None
+
+
+def test_the_steps_of_a_long_comparison_fit_too(config: RunConfig):
+    long = with_changes(config, {"compare.long": True})
+    chosen = steps(choose_sample(long, spent=100.0), spent=300.0)
+    plain = steps(choose_sample(config, spent=100.0), spent=300.0)
+    # As many are made in all.
+    made = compare._steps(chosen, Plan())  # type: ignore[arg-type]
+    assert plain.compare.steps - 3 < made <= plain.compare.steps
+    # And no fewer than a run needs to say anything.
+    late = steps(choose_sample(with_changes(long, {"compare.seeds": 2}), spent=100.0), spent=2 * BUDGET)
+    assert 20 <= compare._steps(late, Plan()) < 23  # type: ignore[arg-type]
 
 
 def test_what_was_decided_stands_when_an_interrupted_comparison_goes_on(config: RunConfig):

@@ -168,6 +168,9 @@ def test_what_costs_more_must_pay_over_what_costs_less():
     much = made_up_comparison({"random": 0.0, "source": 0.03, "cluster": 0.08}, hours=hours)
     assert much.decisive.name == "cluster"
     assert further(much, "en") == ""
+    # What counts is the price, not the hours.
+    arms = [replace(arm, cost=replace(arm.cost, hours=0.02)) for arm in little.arms]
+    assert replace(little, arms=arms).decisive.name == "source"
     # At the same price there is no reason to take less.
     assert made_up_comparison({"random": 0.0, "source": 0.03, "cluster": 0.032}).decisive.name == "cluster"
 

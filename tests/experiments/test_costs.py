@@ -10,7 +10,7 @@ import pytest
 
 from clusterbatch.clustering.stage import cluster
 from clusterbatch.config import RunConfig, with_changes
-from clusterbatch.experiments.costs import cost_of, shared_costs, worker_seconds
+from clusterbatch.experiments.costs import cost_of, extra_cost, shared_costs, worker_seconds
 from clusterbatch.store import Artifact, Manifest, Receipt
 from clusterbatch.store.traffic import Traffic
 from clusterbatch.store.workspace import Workspace
@@ -71,6 +71,20 @@ def test_each_stage_has_the_price_of_what_it_ran_on() -> None:
     # Training on a GPU, and embeddings that do not say: as if they were made on one. Mining never is.
     trained = cost_of(_config(), _details(), "random-mined", [{**TRIAL, "device": "cuda"}])
     assert trained.price == pytest.approx(10 + 100 + 2 + 13)
+
+
+def test_what_an_arm_costs_beyond_another_follows_the_prices() -> None:
+    def extra(**prices: float) -> float:
+        config = _config(**{"compare.prices": prices})
+        details = _details(embed_device="cuda")
+        return extra_cost(*(cost_of(config, details, name, [TRIAL]) for name in ("cluster", "random")))
+
+    # Of .1 hours of training, one of embedding on a GPU, half a one of clustering.
+    assert extra(cpu_hour=1.0, gpu_hour=100.0) == pytest.approx(100.5 / 0.1)
+    # The same price for every hour: the ratio is that of the hours, as where all ran on one kind of machine.
+    assert extra(cpu_hour=3.0, gpu_hour=3.0) == pytest.approx(15)
+    assert extra(cpu_hour=0.0, gpu_hour=0.0) == pytest.approx(15)
+    assert extra(cpu_hour=0.0, gpu_hour=0.0, million_reads=1.0) == pytest.approx(0.5)
 
 
 def test_a_comparison_without_seconds_of_workers_keeps_its_price() -> None:

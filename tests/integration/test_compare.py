@@ -84,6 +84,11 @@ def test_a_comparison_from_corpus_to_report(config: RunConfig, monkeypatch: pyte
     # Batches of clusters are purer than random ones, and the arms do differ.
     assert found.arm("cluster").purity > found.arm("random").purity
     assert found.arm("cluster").cost.hours > found.arm("random").cost.hours
+    # What an arm may cost more is judged by the prices, here of requests alone.
+    prices = {"compare.prices": {"cpu_hour": 0.0, "gpu_hour": 0.0, "million_reads": 1.0}}
+    priced = read_comparison(with_changes(config, prices), artifact, manifest)
+    asked = [priced.arm(name).cost.traffic.reads for name in ("cluster", "random")]
+    assert priced.arm("cluster").verdict.extra_cost == pytest.approx(asked[0] / asked[1] - 1)
     assert found.scores["random"]["topics", "NDCG@10"].shape == (2, 40)
     assert (found.scores["random"]["topics", "NDCG@10"] != found.scores["cluster"]["topics", "NDCG@10"]).any()
 
