@@ -34,10 +34,15 @@ class Strategy(NamedTuple):
     """Whether batches stay inside a source; else inside the corpus."""
 
     layouts: tuple[str, ...] = ()
-    """By what shards must be laid out to serve it; empty: any way."""
+    """By what shards must be laid out to serve it, best first; empty: any way. Its price in a comparison follows."""
 
     scattered: bool = False
     """Whether the members of a group are drawn from all over the stratum: groups of the same sizes without meaning."""
+
+    @property
+    def needs_clusters(self) -> bool:
+        """Whether a corpus has to be embedded and clustered for it."""
+        return "cluster" in self.layouts
 
     def moves_runs(self, name: str, layout: str) -> bool:
         """Whether rows move in the runs of the layout, which are read at once; else one by one."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from clusterbatch.batches.strategies import STRATEGIES, Strategy
 from clusterbatch.clustering.groups import mean_size
 from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.config.compare import HALF, MATCHED
@@ -36,15 +37,15 @@ class Arm:
     @property
     def uses_clusters(self) -> bool:
         """Whether embedding and clustering are part of its price."""
-        return _grouped(self.config) or self.config.cluster.drop_outliers is not None
+        return _strategy(self.config).needs_clusters or self.config.cluster.drop_outliers is not None
 
     @property
     def uses_embeddings(self) -> bool:
         return self.uses_clusters or self.config.mine.is_on or self.config.train.mask.surrogate_margin is not None
 
 
-def _grouped(config: RunConfig) -> bool:
-    return config.batches.stratify in ("cluster", "random_groups")
+def _strategy(config: RunConfig) -> Strategy:
+    return STRATEGIES[config.batches.stratify]
 
 
 def arms_of(config: RunConfig) -> tuple[list[Arm], dict[str, RunConfig]]:
@@ -58,11 +59,11 @@ def arms_of(config: RunConfig) -> tuple[list[Arm], dict[str, RunConfig]]:
     names: dict[str, str] = {}
     # Arms with a layout of their own first: random and source batches can then be read from any of theirs.
     for name, arm in configs.items():
-        # Which rows are outliers, only clusters can tell.
-        if _grouped(arm) or arm.cluster.drop_outliers is not None:
+        if arm.cluster.drop_outliers is not None:
+            # Which rows are outliers, only clusters can tell.
             names[name] = _add(layouts, config, arm, "cluster")
-        elif arm.batches.stratify == "group":
-            names[name] = _add(layouts, config, arm, "group")
+        elif _strategy(arm).layouts:
+            names[name] = _add(layouts, config, arm, _strategy(arm).layouts[0])
     for name, arm in configs.items():
         if name not in names:
             usable = (key for key, layout in layouts.items() if _serves(layout, arm))
@@ -126,12 +127,12 @@ def _with_arm(base: RunConfig, name: str, changes: Mapping[str, Any]) -> RunConf
 
 
 def _serves(layout: RunConfig, arm: RunConfig) -> bool:
-    """Whether an arm of random or source batches can read shards made for clusters or groups."""
+    """Whether an arm whose strategy takes any layout can read shards made for clusters."""
     return (
         layout.batches.stratify == "cluster"
         and layout.cluster.drop_outliers is None
         and layout.mine == arm.mine
-        and (arm.batches.stratify == "random" or layout.cluster.scope == "source")
+        and (not _strategy(arm).by_source or layout.cluster.scope == "source")
         and _tokenised_alike(layout, arm)
     )
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from clusterbatch.batches.strategies import STRATEGIES
 from clusterbatch.clustering.tasks import task_rows
 from clusterbatch.config import RunConfig
 
@@ -148,7 +149,7 @@ class CapacityModel:
     @property
     def clusters_of_source(self) -> float:
         """Mean over sources, taken as equal in size."""
-        if self.config.batches.stratify not in ("cluster", "random_groups"):
+        if not STRATEGIES[self.config.batches.stratify].needs_clusters:
             return 1.0
         each = self.workload.rows / self._groups
         wanted = self.config.cluster.clusters or each / (self.config.cluster.mean_size or 4 * self.config.batches.size)

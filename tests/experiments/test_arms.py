@@ -7,6 +7,7 @@ import pytest
 
 from clusterbatch.batches.curriculum import make_plan
 from clusterbatch.batches.plan import BatchPlan
+from clusterbatch.batches.strategies import STRATEGIES, Strategy, clusters_of
 from clusterbatch.config import BatchesConfig, RunConfig, load_config
 from clusterbatch.config.compare import PRESETS
 from clusterbatch.errors import UsageError
@@ -89,6 +90,21 @@ def test_every_preset_is_a_valid_arm():
     names = [name for name in PRESETS if name != "random"]
     arms = arms_by_name(configured(str(["random", *names])))
     assert set(arms) == set(PRESETS)
+
+
+def test_a_strategy_of_ones_own_has_clusters_of_its_own_and_their_price(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(STRATEGIES, "source", Strategy(clusters_of, layouts=("cluster",)))
+    small = "{cluster: , own: {batches.stratify: source, cluster.mean_size: 64}, random: }"
+    config = configured(small)
+    arms = arms_by_name(config)
+    assert arms["own"].uses_clusters
+    assert arms["own"].uses_embeddings
+    assert arms["own"].layout != arms["cluster"].layout
+    layout = arms_of(config)[1][arms["own"].layout]
+    assert (layout.batches.stratify, layout.cluster.mean_size) == ("cluster", 64)
+    # With the same clusters as another arm: the same shards.
+    arms = arms_by_name(configured("{cluster: , own: {batches.stratify: source}}"))
+    assert arms["own"].layout == arms["cluster"].layout
 
 
 def test_what_is_the_same_for_all_cannot_be_changed_by_an_arm():

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clusterbatch.batches.strategies import STRATEGIES, Strategy, clusters_of
 from clusterbatch.cli import main
 from clusterbatch.config import load_config
 from clusterbatch.errors import UsageError
@@ -38,6 +39,13 @@ def test_the_line_through_two_sizes_meets_a_third_fifty_times_larger() -> None:
     found = fit(runs[0], runs[1], TRUE.matrix_flops)
     for stage in STAGES:
         assert unseen.seconds(stage, found) == pytest.approx(unseen.seconds(stage, TRUE), rel=1e-6)
+
+
+def test_which_strategies_need_clusters_is_said_by_their_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    clustered = model(100_000).clusters
+    assert model(100_000, "batches.stratify=source").clusters == 4 < clustered
+    monkeypatch.setitem(STRATEGIES, "source", Strategy(clusters_of, layouts=("cluster",)))
+    assert model(100_000, "batches.stratify=source").clusters == clustered
 
 
 def test_a_larger_run_that_took_no_longer_leaves_no_negative_time() -> None:
