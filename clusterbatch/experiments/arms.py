@@ -76,6 +76,12 @@ def arms_of(config: RunConfig) -> tuple[list[Arm], dict[str, RunConfig]]:
     return arms, layouts
 
 
+def check_arms(config: RunConfig) -> None:
+    """Raises UsageError where an arm's keys or values cannot be: before the corpus is read and embedded."""
+    for arm in arms_of(config)[0]:
+        with_phases(arm, 2)
+
+
 def with_phases(arm: Arm, steps: int) -> Arm:
     """The arm with its curriculum, now that the comparison's steps are known; as it is where it has none of `half`."""
     if not arm.phases:

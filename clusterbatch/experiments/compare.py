@@ -22,7 +22,7 @@ from clusterbatch.encoder.stage import embed
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.stage import configured_collections
-from clusterbatch.experiments.arms import Arm, arms_of, clustered_layout, with_phases
+from clusterbatch.experiments.arms import Arm, arms_of, check_arms, clustered_layout, with_phases
 from clusterbatch.experiments.budget import choose_sample, choose_steps
 from clusterbatch.experiments.costs import shared_costs
 from clusterbatch.experiments.hardness import hardness, match, spaced
@@ -54,6 +54,7 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
     """
     watch = Stopwatch()
     metrics = [parse_metric(name).name for name in (config.compare.decide.metric, *config.evaluate.metrics)]
+    check_arms(config)
     with lasting_session():
         if config.reuse.corpus is None:
             ingest(config)

@@ -40,6 +40,9 @@ def tune(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
     """
     watch = Stopwatch()
     metric = parse_metric(config.tune.metric).name
+    for changes in config.tune.combinations:
+        # What cannot be shall not first be found when the corpus is embedded.
+        with_changes(config, changes)
     with lasting_session():
         if config.reuse.corpus is None:
             ingest(config)

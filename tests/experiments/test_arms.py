@@ -11,6 +11,7 @@ from clusterbatch.batches.strategies import STRATEGIES, Strategy, clusters_of
 from clusterbatch.config import BatchesConfig, RunConfig, load_config
 from clusterbatch.config.compare import PRESETS
 from clusterbatch.errors import UsageError
+from clusterbatch.experiments import compare, tune
 from clusterbatch.experiments.arms import Arm, arms_of, clustered_layout, with_phases
 from clusterbatch.experiments.compare import _steps
 from clusterbatch.experiments.hardness import with_groups
@@ -110,6 +111,31 @@ def test_a_strategy_of_ones_own_has_clusters_of_its_own_and_their_price(monkeypa
 def test_what_is_the_same_for_all_cannot_be_changed_by_an_arm():
     with pytest.raises(UsageError, match=r"compare.arms.other: embed.max_tokens is the same for all arms"):
         arms_of(configured("{random: , other: {embed.max_tokens: 8}}"))
+
+
+@pytest.mark.parametrize(
+    ("arm", "named"),
+    [
+        ("{batches.sise: 8}", r"batches\.sise: unknown key"),
+        ("{batches.size: 1}", r"batches\.size"),
+        ("{corpus.seed: 1}", r"compare\.arms\.own: corpus\.seed"),
+        ("{batches.curriculum: [{steps: half}, {stratify: none}]}", r"batches\.curriculum"),
+    ],
+)
+def test_an_arm_that_cannot_be_is_refused_before_any_work(arm: str, named: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compare, "ingest", _work)
+    with pytest.raises(UsageError, match=named):
+        compare.compare(configured(f"{{random: , own: {arm}}}"))
+
+
+def test_a_candidate_that_cannot_be_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tune, "ingest", _work)
+    with pytest.raises(UsageError, match=r"cluster\.mean_sise: unknown key"):
+        tune.tune(load_config(None, ["workspace=/tmp/none", "tune.candidates={cluster.mean_sise: [64, 128]}"]))
+
+
+def _work(config: RunConfig) -> None:
+    raise AssertionError("work has begun")
 
 
 def test_a_long_comparison_has_three_times_the_steps():
