@@ -8,16 +8,17 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from clusterbatch import __version__
 from clusterbatch.config import RunConfig, load_config
 from clusterbatch.errors import ClusterbatchError, UsageError, root_cause
-from clusterbatch.log import log_context, say
+from clusterbatch.log import is_structured, log_context, say
 from clusterbatch.output import (
     print_cluster,
     print_comparison,
@@ -61,7 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         cause = root_cause(error)
         if not isinstance(cause, ClusterbatchError):
-            raise
+            if not is_structured():
+                raise
+            what = f"clusterbatch: a bug: {type(error).__name__}: {error}"
+            say(what, level="error", exit_code=1, traceback=traceback.format_exc())
+            return 1
         say(f"clusterbatch: {cause}", level="error", exit_code=cause.exit_code)
         return cause.exit_code
     return 0
@@ -98,8 +103,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+class _Parser(argparse.ArgumentParser):
+    """A mistake in the words of a command is one object, too, where all lines are."""
+
+    def error(self, message: str) -> NoReturn:
+        if is_structured():
+            say(f"{self.prog}: {message}", level="error", exit_code=UsageError.exit_code)
+            self.exit(UsageError.exit_code)
+        super().error(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="clusterbatch",
         description="Pretrain text-embedding models on batches of one semantic cluster each.",
         epilog="Configuration: a YAML file, then dotted overrides such as cluster.mean_size=1024.",

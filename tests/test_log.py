@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from clusterbatch import cli
 from clusterbatch.cli import main
+from clusterbatch.encoder.stage import warn_of_unknown
 from clusterbatch.log import LOG_FORMAT, log_context, say
 from clusterbatch.runtime import ProgressLine
 
@@ -50,3 +54,52 @@ def test_the_last_line_of_a_failure_is_structured_too(
     assert found["level"] == "error"
     assert found["exit_code"] == 2
     assert "cluster.meansize" in found["message"]
+
+
+def test_a_bug_is_one_structured_line_with_its_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("nonsense")
+
+    monkeypatch.setattr(cli, "load_config", broken)
+    monkeypatch.delenv(LOG_FORMAT, raising=False)
+    with pytest.raises(KeyError):
+        main(["embed"])
+    capsys.readouterr()
+    monkeypatch.setenv(LOG_FORMAT, "json")
+    assert main(["embed"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    found = json.loads(line)
+    assert (found["level"], found["exit_code"]) == ("error", 1)
+    assert found["message"] == "clusterbatch: a bug: KeyError: 'nonsense'"
+    assert "in broken" in found["traceback"]
+
+
+def test_a_command_that_does_not_exist_is_a_structured_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LOG_FORMAT, "json")
+    for words in (["nonsense"], ["embed", "--nonsense"], ["clean", "--keep", "few"]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert json.loads(line)["exit_code"] == 2
+
+
+def test_warnings_are_structured_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LOG_FORMAT, "json")
+    warn_of_unknown("model", {"english": 0.001, "japanese": 0.5})
+    (line,) = capsys.readouterr().err.splitlines()
+    found = json.loads(line)
+    assert (found["level"], found["source"], found["share"]) == ("warning", "japanese", 0.5)
+
+
+def test_no_module_warns_past_the_structured_lines() -> None:
+    """Python's logging writes plain lines to standard error where nobody has set it up."""
+    package = Path(cli.__file__).parent
+    sources = {path: path.read_text() for path in package.rglob("*.py")}
+    assert [
+        path.name for path, text in sources.items() if re.search(r"_?logg(er|ing)\.(warning|error|info)\(", text)
+    ] == []

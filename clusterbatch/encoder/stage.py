@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -17,6 +16,7 @@ from clusterbatch.encoder.placement import embedding_pool
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.encoder.surrogate import SAMPLE_PAIRS, SURROGATES
 from clusterbatch.encoder.workers import EmbedWorker, FitSurrogateWorker, PrepareWorker, TrialWorker
+from clusterbatch.log import say
 from clusterbatch.runtime import Ahead, Pool, Unit, ray_session, run_units
 from clusterbatch.runtime.resources import device_for
 from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
@@ -25,7 +25,6 @@ from clusterbatch.store.workspace import Workspace
 
 __all__ = ["UnitEmbedder", "embed"]
 
-_logger = logging.getLogger(__name__)
 # Share of unknown tokens above which clusters and masks of a source mean little.
 _UNKNOWN_LIMIT = 0.02
 _TOKENIZERS_PER_GPU_WORKER = 8
@@ -134,12 +133,12 @@ def unknown_shares(counts: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, f
 def warn_of_unknown(model: str, shares: Mapping[str, float]) -> None:
     for source, share in shares.items():
         if share > _UNKNOWN_LIMIT:
-            _logger.warning(
-                "embed: %.1f %% of the tokens of source %s are unknown to %s: clusters and masks made with it mean "
-                "little there (take a model of that language, or embed.model=char-ngrams)",
-                100 * share,
-                source,
-                model,
+            say(
+                f"embed: {100 * share:.1f} % of the tokens of source {source} are unknown to {model}: clusters and "
+                "masks made with it mean little there (take a model of that language, or embed.model=char-ngrams)",
+                level="warning",
+                source=source,
+                share=share,
             )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from clusterbatch.config import RunConfig
 from clusterbatch.errors import InfrastructureError, UsageError
+from clusterbatch.log import say
 from clusterbatch.store.artifact import MANIFEST, Artifact
 from clusterbatch.store.filesystem import TEMPORARY, Folder
 from clusterbatch.store.rounds import needed_generations
@@ -16,7 +16,6 @@ from clusterbatch.store.uploads import Upload, abort_upload, unfinished_uploads
 from clusterbatch.store.versions import VERSIONS
 from clusterbatch.store.workspace import Workspace
 
-_logger = logging.getLogger(__name__)
 _GENERATION = re.compile(r"generation=(\d+)")
 _CHECKPOINTS = "checkpoints"
 _CHECKPOINT = re.compile(r"step=(\d+)")
@@ -79,7 +78,7 @@ def _removals(workspace: Workspace, keep: int) -> Iterator[Removal]:
             yield Removal(upload.name, 0, f"upload in parts, begun {upload.begun} and never finished", upload)
     except InfrastructureError as error:
         # Older policies do not allow to list them, and not every server can: all else is cleaned nevertheless.
-        _logger.warning("unfinished uploads cannot be listed: %s", error)
+        say(f"unfinished uploads cannot be listed: {error}", level="warning")
 
 
 def _old_checkpoints(root: Folder, path: str, keep: int) -> Iterator[Removal]:

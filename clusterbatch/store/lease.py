@@ -22,7 +22,7 @@ from types import FrameType
 from pydantic import BaseModel, ValidationError
 
 from clusterbatch.config import RunConfig
-from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageError
+from clusterbatch.errors import ClusterbatchError, InfrastructureError
 from clusterbatch.store.filesystem import Folder
 from clusterbatch.store.workspace import Workspace
 
@@ -61,8 +61,8 @@ class _Lost(BaseException):
 def workspace_lease(config: RunConfig) -> Iterator[None]:
     """Holds the workspace for the duration of the block.
 
-    Raises UsageError where another run holds it, InfrastructureError where it was lost: in the middle of the block in
-    the main thread, at its end in others.
+    Raises InfrastructureError where another run holds it, as trying again later helps; and where it was lost: in the
+    middle of the block in the main thread, at its end in others.
     """
     folder = Workspace(config).root
     lease = _acquire(folder)
@@ -123,7 +123,7 @@ def _acquire(folder: Folder) -> Lease:
     found = _read(folder)
     if found is None or found.owner != owner:
         _refuse(folder, found)
-        raise UsageError(f"{folder.uri}: another run has just begun here; try again when it has ended")
+        raise InfrastructureError(f"{folder.uri}: another run has just begun here; try again when it has ended")
     return lease
 
 
@@ -131,7 +131,7 @@ def _refuse(folder: Folder, lease: Lease | None) -> None:
     if lease is None or lease.is_over:
         return
     until = datetime.fromtimestamp(lease.until, UTC).strftime("%H:%M:%S")
-    raise UsageError(
+    raise InfrastructureError(
         f"{folder.uri}: in use by process {lease.process} on {lease.host}; if that run is gone, its lease ends at "
         f"{until} UTC"
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from clusterbatch.config import RunConfig
-from clusterbatch.errors import UsageError
-from clusterbatch.store import Artifact, Counts, Receipt
+from clusterbatch.errors import InfrastructureError, UsageError
+from clusterbatch.log import LOG_FORMAT
+from clusterbatch.store import Artifact, Counts, Folder, Receipt, cleaning
 from clusterbatch.store.cleaning import clean
 from clusterbatch.store.publishing import MARK
 from clusterbatch.store.rounds import Round, rollback_target, write_round
@@ -88,3 +90,17 @@ def test_what_is_live_and_what_it_rests_on_stays(config: RunConfig) -> None:
     gone = {removal.path for removal in clean(config, keep=1) if "/" not in removal.path}
     assert gone == {"generation=000"}
     assert rollback_target(workspace) == 1
+
+
+def test_a_server_that_lists_no_uploads_is_cleaned_all_the_same(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(folder: Folder) -> None:
+        raise InfrastructureError("403 AccessDenied")
+
+    monkeypatch.setenv(LOG_FORMAT, "json")
+    monkeypatch.setattr(cleaning, "unfinished_uploads", refused)
+    assert clean(config, keep=2, dry_run=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["message"] == "unfinished uploads cannot be listed: 403 AccessDenied"
+    assert json.loads(line)["level"] == "warning"

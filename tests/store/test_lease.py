@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from clusterbatch.cli import main
 from clusterbatch.config import RunConfig
-from clusterbatch.errors import InfrastructureError, UsageError
+from clusterbatch.errors import InfrastructureError
 from clusterbatch.store import lease
 from clusterbatch.store.lease import LEASE, workspace_lease
 
@@ -36,13 +37,16 @@ def _race(folder: Path, start: float, winners: multiprocessing.Queue) -> None:
             entered = time.time()
             time.sleep(1.0)
             winners.put((entered, time.time()))
-    except UsageError:
+    except InfrastructureError:
         pass
 
 
 def test_the_second_run_is_refused_and_the_next_is_not(tmp_path: Path) -> None:
     with workspace_lease(config(tmp_path)):
-        with pytest.raises(UsageError, match=f"in use by process {os.getpid()}"), workspace_lease(config(tmp_path)):
+        with (
+            pytest.raises(InfrastructureError, match=f"in use by process {os.getpid()}"),
+            workspace_lease(config(tmp_path)),
+        ):
             pass
         assert (tmp_path / LEASE).exists()
     assert not (tmp_path / LEASE).exists()
@@ -75,15 +79,17 @@ def test_numbers_of_processes_elsewhere_say_nothing(tmp_path: Path, other: dict[
         pass
     del lease["numbering"]
     (tmp_path / LEASE).write_text(json.dumps({**lease, **other}))
-    with pytest.raises(UsageError, match=f"in use by process {gone.pid}"), workspace_lease(config(tmp_path)):
+    with pytest.raises(InfrastructureError, match=f"in use by process {gone.pid}"), workspace_lease(config(tmp_path)):
         pass
 
 
 def test_a_lease_of_another_machine_ends_by_itself(tmp_path: Path) -> None:
     foreign = {"owner": "x", "host": "elsewhere", "process": 1, "started": "1", "until": time.time() + 1000}
     (tmp_path / LEASE).write_text(json.dumps(foreign))
-    with pytest.raises(UsageError, match="process 1 on elsewhere"), workspace_lease(config(tmp_path)):
+    with pytest.raises(InfrastructureError, match="process 1 on elsewhere"), workspace_lease(config(tmp_path)):
         pass
+    # An orchestrator may try again: that is no mistake of the configuration.
+    assert main(["ingest", f"workspace={tmp_path}", "corpus.paths=nowhere"]) == 4
     (tmp_path / LEASE).write_text(json.dumps({**foreign, "until": time.time() - 1}))
     with workspace_lease(config(tmp_path)):
         pass

@@ -262,7 +262,11 @@ def test_clean_aborts_what_a_killed_upload_left(storage: StorageConfig, bucket: 
 
 def test_a_workspace_on_s3_is_leased_to_one_run(storage: StorageConfig, bucket: str) -> None:
     config = RunConfig(workspace=f"s3://{bucket}/run", storage=storage)
-    with workspace_lease(config), pytest.raises(UsageError, match="in use by process"), workspace_lease(config):
+    with (
+        workspace_lease(config),
+        pytest.raises(InfrastructureError, match="in use by process"),
+        workspace_lease(config),
+    ):
         pass
     with workspace_lease(config):
         pass

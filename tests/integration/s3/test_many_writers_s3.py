@@ -17,7 +17,7 @@ import pytest
 
 from clusterbatch.config import RunConfig, StorageConfig
 from clusterbatch.corpus.ingest import ingest
-from clusterbatch.errors import ClusterbatchError, UsageError
+from clusterbatch.errors import ClusterbatchError, InfrastructureError
 from clusterbatch.store import Artifact, Counts, Folder, Receipt
 from clusterbatch.store.lease import workspace_lease
 from tests.corpus.test_ingest import corpus_rows, write_lines
@@ -122,7 +122,7 @@ def _race(config: RunConfig, begin: Any, end: Any, winners: Any) -> None:
             winners.put(os.getpid())
             # Held until all others have tried.
             end.wait(_SECONDS_TO_MEET)
-    except UsageError:
+    except InfrastructureError:
         end.wait(_SECONDS_TO_MEET)
 
 
