@@ -80,7 +80,7 @@ def sample_corpus(config: RunConfig, share: float, way: Way, *, force: bool = Fa
         "model": model,
     }
     with ray_session(config.ray):
-        receipts = run_units("sample", units, SampleWorker, arguments, Pool(config.corpus.workers), done=done)
+        receipts = run_units("compare: sample", units, SampleWorker, arguments, Pool(config.corpus.workers), done=done)
     sources: dict[str, int] = {}
     for receipt in receipts:
         for name, rows in receipt.details["sources"].items():

@@ -84,6 +84,11 @@ def _retried() -> None:
     _add("clusterbatch_storage_retries", 1)
 
 
+def pass_begun(stage: str, waiting: int) -> None:
+    """Records that a pass has `waiting` units to do: one whose first unit never ends must be seen, too."""
+    _set("clusterbatch_units_waiting", waiting, stage=stage)
+
+
 def unit_finished(stage: str, receipt: Receipt, waiting: int) -> None:
     """Records a unit whose receipt has come back; `waiting` units of the stage are still to be done."""
     counts = receipt.counts

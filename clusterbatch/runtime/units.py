@@ -89,6 +89,7 @@ def run_units(
     with ProgressLine(title, total, measured_in) as line:
         line.start_at(total - sum(unit.rows for unit in pending))
         if pending:
+            metrics.pass_begun(title, waiting=len(pending))
             for receipt, rows in _stream(title, pending, worker, arguments, pool, ahead):
                 receipts[receipt.unit] = receipt
                 metrics.unit_finished(title, receipt, waiting=len(units) - len(receipts))

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from clusterbatch.runtime.metrics import MEASURES, exported_name
-from tests.deploy.manifests import DEPLOY
+from tests.deploy.manifests import DEPLOY, ROOT
 
 DASHBOARDS = sorted((DEPLOY / "grafana").glob("*.json"))
 PROMETHEUS = DEPLOY / "prometheus"
@@ -87,6 +87,18 @@ def test_dashboards_ask_what_prometheus_understands(promtool: str, tmp_path: Pat
     file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
     done = subprocess.run([promtool, "check", "rules", str(file)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_stages_that_are_documented_are_the_titles_of_passes() -> None:
+    """Of the code: what is given to run_units, or to a method that gives it there."""
+    code = "".join(path.read_text() for path in sorted((ROOT / "clusterbatch").rglob("*.py")))
+    given = re.findall(r'(?:run_units|\.run|\._run|\._fit)\(\s*f?"([a-z: ]+)({suffix})?"', code)
+    titles = {title + number for title, suffix in given for number in (("", " 2") if suffix else ("",))}
+    (table,) = re.findall(r"\| of \| `stage` \|\n(.*?)\n\n", README.read_text(), flags=re.DOTALL)
+    documented = {title for row in table.splitlines() for title in re.findall(r"`([^`]+)`", row.split("|")[2])}
+    assert documented == titles
+    tested = set(re.findall(r'stage="([^"]*)"', (PROMETHEUS / "alerts_test.yml").read_text()))
+    assert tested <= titles
 
 
 def test_every_alert_says_what_to_do() -> None:

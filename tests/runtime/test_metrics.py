@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from clusterbatch.config import StorageConfig
-from clusterbatch.runtime import metrics
+from clusterbatch.errors import InfrastructureError
+from clusterbatch.runtime import Pool, Unit, metrics, run_units, units
 from clusterbatch.store import Counts, Part, Receipt, retries
 
 LINE = {
@@ -73,6 +75,21 @@ def test_a_unit(seen: dict[Any, float]) -> None:
         ("clusterbatch_units_waiting", "embed"): 0,
         ("clusterbatch_unit_seconds", "embed"): 3,
     }
+
+
+def test_a_pass_is_seen_before_its_first_unit_ends(seen: dict[Any, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And never again, where that unit never ends."""
+
+    def stuck(*_: object) -> Iterator[tuple[Receipt, int]]:
+        assert seen == {("clusterbatch_units_waiting", "embed"): 2}
+        raise InfrastructureError("stuck")
+        yield
+
+    monkeypatch.setattr(units, "_stream", stuck)
+    todo = [Unit(number, 1, None) for number in range(3)]
+    with pytest.raises(InfrastructureError, match="stuck"):
+        run_units("embed", todo, object, {}, Pool(1), done={1: Receipt(unit=1, fingerprint="f")})
+    assert seen
 
 
 def test_a_step_fills_every_training_metric(seen: dict[Any, float]) -> None:
