@@ -127,7 +127,14 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument(
                 "--append", action="store_true", help="add files that the corpus does not have, as its next version"
             )
-    _with_config(commands, "run", "all stages, skipping what is done", _run, estimate=True)
+    _with_config(
+        commands,
+        "run",
+        "all stages, skipping what is done",
+        _run,
+        force="replace what another configuration made; what matches is kept",
+        estimate=True,
+    )
     _with_config(commands, "predict", "before any training: will clusters help on this corpus?", _predict)
     _with_config(commands, "tune", "settings by a cheap ranking and short runs; writes the chosen configuration", _tune)
     again = _with_config(commands, "refresh", "the next generations: re-embed, re-cluster, go on training", _refresh)
@@ -136,14 +143,16 @@ def _parser() -> argparse.ArgumentParser:
     what = "batch strategies and seeds on the same data: table, verdict, report"
     compare = _with_config(commands, "compare", what, _compare)
     compare.add_argument("--budget", metavar="15m", help="time it may take; sample and steps are chosen to fit")
-    inspect = _with_config(commands, "inspect", "what is in a workspace, or in one cluster", _inspect, force=False)
+    inspect = _with_config(commands, "inspect", "what is in a workspace, or in one cluster", _inspect, force=None)
     inspect.add_argument(
         "--cluster", metavar="SOURCE/ID", help="one cluster: size, terms, neighbours, near and far rows"
     )
     clean = _with_config(
-        commands, "clean", "what a workspace no longer needs; removes it with --yes", _clean, force=False
+        commands, "clean", "what a workspace no longer needs; removes it with --yes", _clean, force=None
     )
-    clean.add_argument("--keep", type=int, default=1, help="generations and checkpoints to keep (default 1)")
+    clean.add_argument(
+        "--keep", type=int, default=1, help="finished generations, and checkpoints of each, to keep (default 1)"
+    )
     clean.add_argument("--yes", action="store_true", help="remove it; without this it is only listed")
     sample = commands.add_parser("sample", help="write a real corpus mined from installed packages' docstrings")
     sample.add_argument("folder", metavar="DIR", help="where to write it: a local folder or s3://bucket/prefix")
@@ -159,7 +168,7 @@ def _with_config(
     what: str,
     function: Callable[[RunConfig, argparse.Namespace], None],
     *,
-    force: bool = True,
+    force: str | None = "make it anew, in place of what is there",
     stage: str | None = None,
     estimate: bool = False,
 ) -> argparse.ArgumentParser:
@@ -169,7 +178,7 @@ def _with_config(
     command.add_argument("words", nargs="*", metavar="CONFIG.yaml | key=value", help="a file first, overrides after it")
     command.add_argument("--json", action="store_true", help="print one machine-readable summary")
     if force:
-        command.add_argument("--force", action="store_true", help="replace what another configuration made here")
+        command.add_argument("--force", action="store_true", help=force)
     if estimate:
         command.add_argument("--dry-run", action="store_true", help="only say what time, memory and money it may take")
 
@@ -223,6 +232,7 @@ def _report(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def _compare(config: RunConfig, options: argparse.Namespace) -> None:
+    from clusterbatch.evaluation.checks import check_collections
     from clusterbatch.experiments.compare import compare, comparison_artifact
     from clusterbatch.experiments.comparison_report import DATA, write_comparison
     from clusterbatch.experiments.experience import remember
@@ -230,6 +240,7 @@ def _compare(config: RunConfig, options: argparse.Namespace) -> None:
     from clusterbatch.experiments.report import write_report
     from clusterbatch.store import Folder
 
+    check_collections(config)
     with workspace_lease(config):
         manifest = compare(config, force=options.force)
         if config.predict.experience is not None:
@@ -256,6 +267,7 @@ def _predict(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def _tune(config: RunConfig, options: argparse.Namespace) -> None:
+    from clusterbatch.evaluation.checks import check_collections
     from clusterbatch.experiments.refresh_interval import RESULT, tune_refresh
     from clusterbatch.experiments.tune import CHOSEN, tune
 
@@ -267,6 +279,7 @@ def _tune(config: RunConfig, options: argparse.Namespace) -> None:
             return
         print_intervals(found, f"{config.workspace}/{RESULT}")
         return
+    check_collections(config)
     with workspace_lease(config):
         found = tune(config, force=options.force)
     if options.json:

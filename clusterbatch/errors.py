@@ -15,6 +15,10 @@ class UsageError(ClusterbatchError, ValueError):
     exit_code = 2
 
 
+class OtherWorkError(UsageError):
+    """A place holds what another configuration made or began; `--force` replaces it."""
+
+
 class DataError(ClusterbatchError, ValueError):
     """The corpus, a collection or an artifact is missing, damaged or not what it claims to be. Exit code 3."""
 

@@ -14,7 +14,7 @@ from clusterbatch.clustering.shards import INDEX, index_table
 from clusterbatch.clustering.statistics import StatisticsJob
 from clusterbatch.clustering.tokenisation import Tokenisation
 from clusterbatch.config import RunConfig, fingerprint
-from clusterbatch.errors import DataError, UsageError
+from clusterbatch.errors import DataError, OtherWorkError, UsageError
 from clusterbatch.log import say
 from clusterbatch.mining.stage import Mined, mine
 from clusterbatch.runtime import ray_session
@@ -54,11 +54,12 @@ def cluster(
     artifact = workspace.clusters(generation)
     if artifact.is_done(identity) and not force:
         # What a crash between the commit and the removal has left.
-        artifact.folder.remove(EXCHANGE)
+        if not artifact.reused:
+            artifact.folder.remove(EXCHANGE)
         return artifact.require()
     made = artifact.manifest()
-    if made is not None and made.inputs.get("corpus") in corpus.earlier and not force:
-        raise UsageError(
+    if made is not None and made.inputs.get("corpus") in corpus.earlier and not force and not artifact.reused:
+        raise OtherWorkError(
             f"{artifact.folder.uri}: clusters of an earlier version of the corpus, and they stay as they are; "
             "`clusterbatch refresh` makes the next generation of the corpus as it is now, or pass --force"
         )

@@ -21,6 +21,7 @@ class ClusterConfig(Section):
     # Fewer dimensions to cluster in: by PCA fitted to the sample, or by a random projection. Unset: all.
     dimensions: int | None = Field(None, ge=2)
     reduction: Literal["pca", "random"] = "pca"
+    # corpus: all sources are clustered as one, which is then called "(all)" in place of their names.
     scope: Literal["source", "corpus"] = "source"
     # Cluster by this column of the corpus (corpus.columns.group) instead of by vectors.
     column: Literal["group"] | None = None

@@ -14,6 +14,11 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _as_off(value: object) -> object:
+    # In YAML, and so on the command line, a bare `off` is false.
+    return "off" if value is False else value
+
+
 Paths = Annotated[list[str], BeforeValidator(_as_list)]
 
 # The built-in sample: pairs mined from the docstrings of the installed Python packages.
@@ -58,28 +63,33 @@ class CorpusConfig(Section):
     # Which judgements of a BEIR folder or of MS MARCO's files are the pairs: `train` for qrels/train.tsv or
     # qrels.train.tsv. Unset: the training ones, else all there are.
     split: str | None = None
-    # A file that cannot be read: stop with one line that names it, or list it among the rejects and go on.
+    # A file that cannot be read: stop with one line that names it, or list it among the rejects and go on. One of a
+    # collection (BEIR, MS MARCO) always stops: pairs are joined from all of its files.
     on_error: Literal["fail", "reject"] = "fail"
-    # Of text files. Unset: UTF-8, or CP932 (Shift_JIS) where the text is not UTF-8 but Japanese.
+    # Of text files. Unset: UTF-8, or CP932 (Shift_JIS) where the text is not UTF-8 but Japanese; collections (BEIR, MS
+    # MARCO) are then UTF-8.
     encoding: str | None = None
     max_characters: int = Field(20_000, ge=16)
     # What happens to a text that is longer.
     too_long: Literal["cut", "reject"] = "cut"
     # Pairs with a copy of a test query of `evaluate.path`, or of a document that answers one, are set aside: also near
     # copies (estimated Jaccard similarity of word triples), only exact ones, or none.
-    decontaminate: Literal["near", "exact", "off"] = "near"
+    decontaminate: Annotated[Literal["near", "exact", "off"], BeforeValidator(_as_off)] = "near"
     # Pairs whose query and document are both nearly those of an earlier pair: set aside, into corpus/aside/ with their
     # reason, or kept like any other. Looking for them takes several times as long as the rest of ingest.
     near_duplicates: Literal["keep", "set_aside"] = "keep"
     # The similarity from which texts count as near copies, here and against the test collections.
     near_threshold: float = Field(0.8, gt=0, le=1)
+    # Rows that later stages read at once, as one unit of work.
     row_group_rows: int = Field(1024, ge=64)
+    # Of a file of the corpus, about: decides into how many buckets rows are sorted.
     part_bytes: int = Field(64 * 2**20, ge=2**16)
     # Bytes of input that one unit of work reads.
     unit_bytes: int = Field(32 * 2**20, ge=2**12)
     # The built-in sample only.
     sample_pairs: int = Field(18_000, ge=100)
     sample_seed: int = 0
+    # Processes that read and write, one CPU core each.
     workers: int = operational(2, ge=1)
     # What `ingest --append` takes out again: files of pair_ids, one a line, each applied once, to the rows that the
     # corpus then holds; and sources that the corpus is not to have.

@@ -34,7 +34,9 @@ class MineConfig(Section):
     approximate_above: int | None = added(None, ge=0)
     # Of the lists that faiss cuts such a source into, 2 for each unit of the root of its rows: how many a query sees.
     probes: int = added(32, ge=1)
+    # Of the random choice among ranks.
     seed: int = 0
+    # Processes that search, each with so many cores.
     workers: int = operational(2, ge=1)
     cpus_per_worker: float = operational(0.9, gt=0)
 

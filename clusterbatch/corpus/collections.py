@@ -52,18 +52,18 @@ class CollectionSlice:
         return self.piece.size
 
 
-def collection_in(folder: Folder, number: int, split: str | None) -> PairCollection | None:
+def collection_in(folder: Folder, number: int, split: str | None, key: str = "corpus.split") -> PairCollection | None:
     """The collection in a folder; None where the folder's files are of no such layout.
 
     Judgements: those of `split` (qrels/SPLIT.tsv, qrels.SPLIT.tsv), by default the training ones, else all there are.
-    Raises UsageError where the split is not there.
+    Raises UsageError, which names `key`, where the split is not there.
     """
     entries = folder.find(linked_folders=True)
     for layout in _LAYOUTS:
         found = {role: [entry for entry in entries if pattern.match(entry.name)] for role, pattern in layout.items()}
         if not all(found.values()):
             continue
-        found["judgements"] = _of_split(folder, found["judgements"], split)
+        found["judgements"] = _of_split(folder, found["judgements"], split, key)
         files = {
             role: tuple(InputFile(f"{folder.uri}/{entry.name}", entry.size, entry.version) for entry in entries)
             for role, entries in found.items()
@@ -72,11 +72,11 @@ def collection_in(folder: Folder, number: int, split: str | None) -> PairCollect
     return None
 
 
-def _of_split(folder: Folder, entries: Sequence[Entry], split: str | None) -> list[Entry]:
+def _of_split(folder: Folder, entries: Sequence[Entry], split: str | None, key: str) -> list[Entry]:
     if split is not None:
         named = [entry for entry in entries if re.search(rf"(^|[./]){re.escape(split)}\.tsv$", entry.name)]
         if not named:
-            raise UsageError(f"corpus.split: {folder.uri} has no judgements called {split}")
+            raise UsageError(f"{key}: {folder.uri} has no judgements called {split}")
         return named
     return [entry for entry in entries if _TRAIN.search(entry.name)] or list(entries)
 

@@ -20,7 +20,7 @@ from clusterbatch.corpus.known import Dropping, dropped_lists, without_dropped
 from clusterbatch.corpus.passes import Passes
 from clusterbatch.corpus.sample import PAIRS, ensure_sample
 from clusterbatch.corpus.sizing import held_out_documents
-from clusterbatch.errors import DataError, UsageError
+from clusterbatch.errors import DataError, OtherWorkError, UsageError
 from clusterbatch.log import say
 from clusterbatch.runtime import ray_session
 from clusterbatch.store.artifact import Counts, Manifest, Part, Receipt, Stopwatch
@@ -56,14 +56,20 @@ def ingest(config: RunConfig, *, generation: int = 0, force: bool = False, appen
     )
     artifact = Workspace(config).corpus
     made = artifact.manifest()
-    if made is not None and append and not force:
+    grows = made is not None and append and not force
+    if config.corpus.delete and not grows:
+        say(
+            "ingest    corpus.delete is read only by --append to a corpus that is there: rows that it names come in",
+            level="warning",
+        )
+    if made is not None and grows:
         return _append(config, made, inputs, tests, stopwatch)
     if made is not None and made.version > 1 and not force and not new_inputs(inputs, files_read(artifact, made)):
         return made
     if made is not None and made.fingerprint == identity and not force:
         return made
-    if made is not None and not force:
-        raise UsageError(
+    if made is not None and not force and not artifact.reused:
+        raise OtherWorkError(
             f"{artifact.folder.uri}: holds a corpus of other inputs or made with another configuration; --append adds "
             "the files that are new, --force replaces it"
         )
@@ -125,11 +131,18 @@ def _tests(config: RunConfig) -> list[PairCollection]:
     if config.corpus.decontaminate == "off":
         return []
     paths = [path for path in config.evaluate.path if path != DOCSTRINGS]
-    found = (
-        collection_in(Folder(path, config.storage), number, config.evaluate.split) for number, path in enumerate(paths)
-    )
-    # What is no collection is for the evaluation to refuse.
-    return [collection for collection in found if collection is not None]
+    found = []
+    for number, path in enumerate(paths):
+        folder = Folder(path, config.storage)
+        collection = collection_in(folder, number, config.evaluate.split, "evaluate.split")
+        if collection is None:
+            # Passed over, its texts would be trained on.
+            raise UsageError(
+                f"evaluate.path: {folder.uri} is no collection in BEIR layout (corpus.jsonl, queries.jsonl, "
+                f"qrels/{config.evaluate.split}.tsv)"
+            )
+        found.append(collection)
+    return found
 
 
 def _files(collections: list[PairCollection]) -> list[InputFile]:

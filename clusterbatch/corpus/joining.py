@@ -54,10 +54,11 @@ _CHUNK_ROWS = 8192
 class ScatterWorker:
     """Reads one slice of a collection's file; leaves its rows by id."""
 
-    def __init__(self, artifact: Artifact, fingerprint: str, buckets: int) -> None:
+    def __init__(self, artifact: Artifact, fingerprint: str, buckets: int, encoding: str) -> None:
         self._artifact = artifact
         self._fingerprint = fingerprint
         self._buckets = buckets
+        self._encoding = encoding
 
     def process(self, unit: Unit) -> Receipt:
         stopwatch = Stopwatch()
@@ -68,7 +69,7 @@ class ScatterWorker:
         seen = 0
         try:
             with opened(item.piece.file, self._artifact.folder.storage) as (_, file):
-                for position, values in enumerate(parsed_lines(file, item, to_store=True)):
+                for position, values in enumerate(parsed_lines(file, item, self._encoding, to_store=True)):
                     seen += 1
                     if isinstance(values, Reject):
                         rejects.append(values)
@@ -233,25 +234,30 @@ def with_reason(rows: pa.Table, reason: str, content: pa.ChunkedArray) -> pa.Tab
 
 
 def parsed_lines(
-    file: BinaryIO, item: CollectionSlice, to_store: bool = False
+    file: BinaryIO, item: CollectionSlice, encoding: str = "utf-8", to_store: bool = False
 ) -> Iterator[dict[str, Any] | Reject | None]:
     """Values of each line that is one; None for a judgement that says "not relevant". `to_store` wants texts that can
-    be written: Unicode."""
+    be written: Unicode.
+
+    Raises BrokenFileError for an encoding in which lines cannot be told by their bytes.
+    """
+    if encoding.startswith(("utf-16", "utf-32")):
+        raise BrokenFileError(f"{encoding.upper()} text; a collection's lines must be told by their bytes")
     whole = not item.piece.file.name.endswith((".jsonl", ".tsv"))
     lines = (line for line in lines_of(file, None if whole else item.piece) if line.strip())
     if item.role == "judgements":
-        parse: Callable[[bytes], dict[str, Any] | None] = _judgement
+        parse: Callable[[bytes, str], dict[str, Any] | None] = _judgement
         # BEIR has a header line, MS MARCO has none.
         lines = (line for line in lines if not line.endswith(b"\tscore"))
     else:
         parse = _json_text if ".jsonl" in item.piece.file.name else _tab_text
     for position, line in enumerate(lines):
         try:
-            values = parse(line)
+            values = parse(line, encoding)
             for name, text in (values or {}).items() if to_store else ():
                 check_unicode(name, text)
         except RowError as error:
-            yield Reject(position, str(error), shown(line.decode("utf-8", "backslashreplace")))
+            yield Reject(position, str(error), shown(line.decode(encoding, "backslashreplace")))
             continue
         if values is not None:
             values["id"] = f"{item.collection}:{values['id']}"
@@ -261,8 +267,8 @@ def parsed_lines(
         yield values
 
 
-def _json_text(line: bytes) -> dict[str, Any]:
-    value = parse_object(line)
+def _json_text(line: bytes, encoding: str) -> dict[str, Any]:
+    value = parse_object(line, encoding)
     if "_id" in value and isinstance(value.get("image"), str):
         # For test collections; as input it has no text, and is rejected for that.
         return {"id": str(value["_id"]), "text": "", "image": value["image"]}
@@ -272,15 +278,15 @@ def _json_text(line: bytes) -> dict[str, Any]:
     return {"id": str(value["_id"]), "text": f"{title} {value['text']}".strip()}
 
 
-def _tab_text(line: bytes) -> dict[str, Any]:
-    name, tab, text = _decode(line).partition("\t")
+def _tab_text(line: bytes, encoding: str) -> dict[str, Any]:
+    name, tab, text = _decode(line, encoding).partition("\t")
     if not tab:
         raise RowError("expected an id, a tab and a text")
     return {"id": name, "text": text}
 
 
-def _judgement(line: bytes) -> dict[str, Any] | None:
-    text = _decode(line)
+def _judgement(line: bytes, encoding: str) -> dict[str, Any] | None:
+    text = _decode(line, encoding)
     fields = text.split("\t") if "\t" in text else text.split()
     # TREC has an unused column between query and document; BEIR has none.
     if len(fields) == 4:
@@ -292,8 +298,8 @@ def _judgement(line: bytes) -> dict[str, Any] | None:
     return {"id": document, "query_id": query} if grade > 0 else None
 
 
-def _decode(line: bytes) -> str:
+def _decode(line: bytes, encoding: str) -> str:
     try:
-        return line.decode()
+        return line.decode(encoding)
     except UnicodeDecodeError as error:
-        raise RowError(f"invalid UTF-8 at byte {error.start} of the line") from None
+        raise RowError(f"invalid {encoding.upper()} at byte {error.start} of the line") from None

@@ -105,7 +105,14 @@ class Passes:
         scattered = Artifact(self.exchange.child("scattered"), "texts by id")
         joined = Artifact(self.exchange.child("joined"), "judgements with documents")
         common = {"buckets": buckets}
-        receipts = self._run("ingest: scatter", _units(planned), ScatterWorker, scattered, common, "bytes")
+        receipts = self._run(
+            "ingest: scatter",
+            _units(planned),
+            ScatterWorker,
+            scattered,
+            {**common, "encoding": corpus.encoding or "utf-8"},
+            "bytes",
+        )
         by_role: dict[Role, list[Part]] = {
             role: _parts(receipts, role) for role in ("documents", "queries", "judgements")
         }

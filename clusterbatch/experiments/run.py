@@ -10,7 +10,8 @@ from clusterbatch.clustering.stage import cluster
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.encoder.stage import embed
-from clusterbatch.errors import UsageError
+from clusterbatch.errors import OtherWorkError, UsageError
+from clusterbatch.evaluation.checks import check_collections, check_models
 from clusterbatch.evaluation.mteb import evaluate_mteb
 from clusterbatch.evaluation.stage import evaluate
 from clusterbatch.experiments.report import write_report
@@ -18,6 +19,7 @@ from clusterbatch.log import log_context, say
 from clusterbatch.runtime import lasting_session
 from clusterbatch.store import Artifact, Manifest, Stopwatch
 from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.checks import check_workers
 from clusterbatch.training.stage import train
 
 
@@ -55,8 +57,17 @@ STAGES = [
 
 
 def run_stage(stage: Stage, config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest:
-    """One stage, with a line at its end that says what it did."""
-    before = stage.artifact(Workspace(config), generation).manifest()
+    """One stage, with a line at its end that says what it did. force: it is made anew, even where it is done.
+
+    Raises UsageError where `force` would replace what another workspace has (`reuse`).
+    """
+    artifact = stage.artifact(Workspace(config), generation)
+    if force and artifact.reused:
+        raise UsageError(
+            f"{artifact.reused}: --force replaces nothing in another workspace ({artifact.folder.uri}); make it anew "
+            f"there, or run without {artifact.reused}"
+        )
+    before = artifact.manifest()
     watch = Stopwatch()
     with log_context(stage=stage.name, generation=generation):
         manifest = stage.function(config, generation=generation, force=force)
@@ -83,11 +94,29 @@ def _say_counts(name: str, manifest: Manifest, seconds: float, *, done_before: b
 def run(config: RunConfig, *, force: bool = False) -> str:
     """Runs all stages and writes the report and `metrics.json`; returns the report's URI.
 
-    Raises UsageError before any work where no corpus or no collection is named.
+    force: what another configuration has made is replaced, what matches is kept.
+
+    Raises UsageError before any work where no corpus or no collection is named, or what training and evaluation need
+    cannot be.
     """
     if not config.corpus.paths:
         raise UsageError("corpus.paths: give at least one file or folder, or docstrings:// for the built-in sample")
+    check_workers(config)
+    check_models(config)
+    check_collections(config)
     with lasting_session():
         for stage in STAGES:
-            run_stage(stage, config, force=force)
+            _kept_or_replaced(stage, config, force)
+            if stage.name == "ingest":
+                # Whether it has held out a collection shows only now.
+                check_collections(config, ingested=True)
     return write_report(config)
+
+
+def _kept_or_replaced(stage: Stage, config: RunConfig, force: bool) -> None:
+    try:
+        run_stage(stage, config)
+    except OtherWorkError:
+        if not force:
+            raise
+        run_stage(stage, config, force=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from clusterbatch.errors import DataError, UsageError
+from clusterbatch.errors import DataError, OtherWorkError, UsageError
 from clusterbatch.store.checksum import DamagedError, checksum, read_verified
 from clusterbatch.store.filesystem import Folder
 from clusterbatch.store.lineage import software_versions
@@ -111,11 +111,15 @@ class Manifest(BaseModel):
 
 
 class Artifact:
-    """A directory under construction or finished; `kind` is what it holds ('corpus', 'embeddings', ...)."""
+    """A directory under construction or finished; `kind` is what it holds ('corpus', 'embeddings', ...).
 
-    def __init__(self, folder: Folder, kind: str) -> None:
+    reused: the key that names another workspace, whose it is: it is read, and never written.
+    """
+
+    def __init__(self, folder: Folder, kind: str, reused: str | None = None) -> None:
         self.folder = folder
         self.kind = kind
+        self.reused = reused
 
     def manifest(self) -> Manifest | None:
         """The manifest, or None where the artifact is not whole. Raises DataError when it is damaged."""
@@ -146,14 +150,19 @@ class Artifact:
         """Prepares for writing; returns the receipts of units that are whole already, by unit number.
 
         Raises UsageError when the folder holds the work of another configuration, unless `force`: then that work is
-        removed.
+        removed; and when it is another workspace's, in any case.
         """
+        if self.reused:
+            raise UsageError(
+                f"{self.reused}: {self.folder.uri} is read, not written, and is not finished as this configuration and "
+                f"its inputs ask for; make it in its own workspace, or run without {self.reused}"
+            )
         manifest = self.manifest()
         receipts = self._receipts()
         foreign = manifest is not None and manifest.fingerprint != fingerprint
         foreign = foreign or any(receipt.fingerprint != fingerprint for receipt in receipts)
         if foreign and not force:
-            raise UsageError(
+            raise OtherWorkError(
                 f"{self.folder.uri}: holds {self.kind} made with another configuration or other inputs; "
                 "choose another workspace, or pass --force to replace them"
             )

@@ -64,7 +64,7 @@ class Version(Artifact):
     def __init__(self, whole: GrowingArtifact, base: Manifest) -> None:
         self.base = base
         self.number = base.version + 1
-        super().__init__(whole.folder.child(VERSIONS, f"{self.number:03d}"), whole.kind)
+        super().__init__(whole.folder.child(VERSIONS, f"{self.number:03d}"), whole.kind, whole.reused)
 
     def begin(self, fingerprint: str, force: bool = False) -> dict[int, Receipt]:
         # What is not committed nobody has seen: other work that was cut off here may go.

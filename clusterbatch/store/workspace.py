@@ -11,7 +11,8 @@ from clusterbatch.store.versions import GrowingArtifact
 class Workspace:
     """Names the places of one workspace URI; `generation` counts passes of embed, cluster, train.
 
-    Corpus, embeddings and clusters may lie in other workspaces (`reuse`), those of later generations never do.
+    Corpus, embeddings and clusters may lie in other workspaces (`reuse`), those of later generations never do. What
+    lies in another one is only read; samples and layouts that lie below this one are its own.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -20,23 +21,25 @@ class Workspace:
 
     @property
     def corpus(self) -> GrowingArtifact:
-        return GrowingArtifact(self._home(self._reuse.corpus).child("corpus"), "corpus")
+        home, reused = self._home("corpus")
+        return GrowingArtifact(home.child("corpus"), "corpus", reused)
 
     @property
     def sample(self) -> Artifact:
         """The built-in sample, when the corpus is mined from docstrings."""
-        return Artifact(self._home(self._reuse.corpus).child("sample"), "sample")
+        home, reused = self._home("corpus")
+        return Artifact(home.child("sample"), "sample", reused)
 
     def embeddings(self, generation: int = 0) -> GrowingArtifact:
-        home = self._home(self._reuse.embeddings if generation == 0 else None)
-        return GrowingArtifact(_generation(home, generation).child("embeddings"), "embeddings")
+        home, reused = self._home("embeddings", generation)
+        return GrowingArtifact(_generation(home, generation).child("embeddings"), "embeddings", reused)
 
     def mined(self, generation: int = 0) -> Artifact:
         return Artifact(_generation(self.root, generation).child("mined"), "mined neighbours")
 
     def clusters(self, generation: int = 0) -> Artifact:
-        home = self._home(self._reuse.clusters if generation == 0 else None)
-        return Artifact(_generation(home, generation).child("clusters"), "clusters")
+        home, reused = self._home("clusters", generation)
+        return Artifact(_generation(home, generation).child("clusters"), "clusters", reused)
 
     def train(self, generation: int = 0) -> Artifact:
         return Artifact(_generation(self.root, generation).child("train"), "training run")
@@ -63,8 +66,14 @@ class Workspace:
     def report(self) -> Folder:
         return self.root.child("report")
 
-    def _home(self, reused: str | None) -> Folder:
-        return self.root if reused is None else Folder(reused, self.root.storage)
+    def _home(self, key: str, generation: int = 0) -> tuple[Folder, str | None]:
+        """The workspace where an artifact lies, and the key of `reuse` where that is not this one."""
+        place = getattr(self._reuse, key) if generation == 0 else None
+        if place is None:
+            return self.root, None
+        home = Folder(place, self.root.storage)
+        own = f"{home.uri}/".startswith(f"{self.root.uri}/")
+        return home, None if own else f"reuse.{key}"
 
 
 def _generation(root: Folder, generation: int) -> Folder:

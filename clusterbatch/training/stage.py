@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from clusterbatch import errors
 from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
-from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageError, root_cause
+from clusterbatch.errors import ClusterbatchError, InfrastructureError, OtherWorkError, UsageError, root_cause
 from clusterbatch.log import say
 from clusterbatch.runtime import Pool, ProgressLine, check_resources, ray_session
 from clusterbatch.runtime.metrics import count_retries, step_finished
@@ -118,7 +118,7 @@ def _begin_checkpoints(job: TrainingJob, force: bool) -> None:
     if latest is None or latest.manifest.run_fingerprint == job.fingerprint:
         return
     if not force:
-        raise UsageError(
+        raise OtherWorkError(
             f"{job.folder.uri}: holds checkpoints of another configuration or other inputs; "
             "choose another workspace, or pass --force to replace them"
         )

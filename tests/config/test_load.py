@@ -71,6 +71,14 @@ def test_fingerprints_follow_results_and_not_speed() -> None:
     assert of() != of("train.mask.duplicates=false")
 
 
+def test_off_is_a_word_also_where_yaml_takes_it_for_false() -> None:
+    bare, quoted = (load_config(None, ["workspace=w", f"corpus.decontaminate={word}"]) for word in ("off", '"off"'))
+    assert bare == quoted
+    assert bare.corpus.decontaminate == "off"
+    with pytest.raises(UsageError, match=r"corpus\.decontaminate"):
+        load_config(None, ["workspace=w", "corpus.decontaminate=on"])
+
+
 def test_every_shipped_configuration_loads() -> None:
     paths = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
     assert paths

@@ -209,6 +209,18 @@ def test_the_command_says_what_it_appended(
     assert "version 2" in capsys.readouterr().out
 
 
+def test_a_list_of_rows_to_delete_is_not_passed_over_in_silence(
+    tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lines(tmp_path / "in/one.jsonl", _pairs(0, 20))
+    config = _config(tmp_path, delete=[str(write_lines(tmp_path / "gone.txt", ["pair-3"]))])
+    for force in (False, True):
+        assert ingest(config, force=force, append=True).counts.written == 20
+        assert "corpus.delete is read only by --append" in capsys.readouterr().err
+    assert ingest(config, append=True).counts.written == 19
+    assert "corpus.delete" not in capsys.readouterr().err
+
+
 def test_other_rules_are_refused(tmp_path: Path, in_process: None) -> None:
     write_lines(tmp_path / "in/one.jsonl", _pairs(0, 20))
     ingest(_config(tmp_path))

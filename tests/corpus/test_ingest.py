@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clusterbatch.config import RunConfig
+from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.corpus import passes, sizing
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.corpus.sizing import flush_bytes, read_bytes
@@ -155,6 +155,42 @@ def test_ms_marco_files_are_joined(tmp_path: Path, in_process: None) -> None:
     config = configuration(tmp_path, [folder], split="dev")
     pairs = {(row["query"], row["document"]) for row in corpus_rows(config, ingest(config, force=True))}
     assert len(pairs) == 5
+
+
+def test_a_collection_is_read_in_the_encoding_that_is_named(tmp_path: Path, in_process: None) -> None:
+    folder = tmp_path / "old"
+    for name, lines in {
+        "corpus.jsonl": [json.dumps({"_id": "d1", "text": "埼玉県の県庁所在地"}, ensure_ascii=False)],
+        "queries.jsonl": [json.dumps({"_id": "q1", "text": "埼玉県とは"}, ensure_ascii=False)],
+        "qrels/train.tsv": ["query-id\tcorpus-id\tscore", "q1\td1\t1"],
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes("".join(f"{line}\n" for line in lines).encode("cp932"))
+    config = configuration(tmp_path, [folder], encoding="shift_jis")
+    found = [(row["query"], row["document"]) for row in corpus_rows(config, ingest(config))]
+    assert found == [("埼玉県とは", "埼玉県の県庁所在地")]
+    with pytest.raises(DataError, match="UTF-16"):
+        ingest(configuration(tmp_path / "2", [folder], encoding="utf-16"))
+
+
+def test_test_collections_that_are_not_there_are_refused(tmp_path: Path, in_process: None) -> None:
+    file = write_lines(tmp_path / "pairs.jsonl", [{"query": "a question", "document": "an answer"}])
+    folder = tmp_path / "tests"
+    write_lines(folder / "corpus.jsonl", [{"_id": "d1", "text": "a text"}])
+    write_lines(folder / "queries.jsonl", [{"_id": "q1", "text": "a query"}])
+
+    def config(path: str, **evaluate: Any) -> RunConfig:
+        return with_changes(configuration(tmp_path, [file]), {"evaluate": {"path": [path], **evaluate}})
+
+    for path in (str(tmp_path / "nowhere"), str(folder)):
+        with pytest.raises(UsageError, match=rf"evaluate\.path: {path} is no collection"):
+            ingest(config(path))
+    write_lines(folder / "qrels/dev.tsv", ["q1\td1\t1"])
+    with pytest.raises(UsageError, match=rf"evaluate\.split: {folder} has no judgements called test"):
+        ingest(config(str(folder)))
+    with pytest.raises(UsageError, match=rf"corpus\.split: {folder} has no judgements called train"):
+        ingest(configuration(tmp_path, [folder], split="train"))
+    assert ingest(config(str(folder), split="dev")).counts.written == 1
 
 
 def test_a_broken_file_stops_or_is_rejected(tmp_path: Path, in_process: None) -> None:
