@@ -13,7 +13,7 @@ from clusterbatch.config import RunConfig
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.evaluation.collection import Collection, open_collections
 from clusterbatch.evaluation.metrics import parse_metric, per_query
-from clusterbatch.evaluation.search import descending_ids, search
+from clusterbatch.evaluation.search import descending_ids, identical_ids, search
 from clusterbatch.store import Folder
 from clusterbatch.training.gather import World
 from clusterbatch.training.preparing import micro_batch_tokens
@@ -41,6 +41,7 @@ class Validation:
         self._queries = list(queries)[world.rank :: world.size]
         self._grades = {query: grades[query] for query in self._queries}
         self._judged = len(queries)
+        self._excluded = identical_ids(self._queries, self._names) if config.evaluate.ignore_identical_ids else None
         self._query_tokens = encoder.prepare(
             [queries[query] for query in self._queries], config.evaluate.max_query_tokens, encoder.prompts["query"]
         )
@@ -55,7 +56,7 @@ class Validation:
         total = torch.zeros(1, dtype=torch.float64, device=encoder.device)
         if self._queries:
             queries = torch.from_numpy(encoder.encode(self._query_tokens, self._batch_tokens)).to(encoder.device)
-            ranking = search(queries, every, _ANSWERS)
+            ranking = search(queries, every, _ANSWERS, self._excluded)
             answers = {
                 query: [self._names[number] for number in row if number >= 0]
                 for query, row in zip(self._queries, ranking.documents.tolist(), strict=True)

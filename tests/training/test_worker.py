@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from clusterbatch import training
 from clusterbatch.config import RunConfig
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.errors import DataError, UsageError
+from clusterbatch.evaluation.collection import Collection
+from clusterbatch.evaluation.measure import LoadedCollection
+from clusterbatch.evaluation.metrics import parse_metric
+from clusterbatch.store import Folder
 from clusterbatch.training.gather import World
 from clusterbatch.training.validation import Validation
 from tests.training.small_run import (
@@ -94,8 +100,8 @@ def _collection(folder: Path) -> str:
     return str(folder)
 
 
-def _measure(world: World, config: RunConfig) -> float:
-    encoder = load_encoder(config.train.model, "backbone")
+def _measure(world: World, config: RunConfig, model: str | None = None) -> float:
+    encoder = load_encoder(model or config.train.model, "backbone")
     return Validation(config, encoder, world).measure(encoder)
 
 
@@ -107,7 +113,24 @@ def test_the_score_does_not_depend_on_how_many_share_the_search(tmp_path: Path) 
     assert scores[1] == pytest.approx(scores[0] * 3, rel=1e-6)
 
 
-def test_the_best_checkpoint_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_document_with_the_querys_own_id_is_judged_as_in_the_stage(tmp_path: Path, ignored: bool) -> None:
+    path = _collection(tmp_path / "collection")
+    # Queries are called like the documents that answer them; another one is the right answer, too.
+    for name in ("queries.jsonl", "qrels/test.tsv"):
+        file = Path(path, name)
+        file.write_text(re.sub(r"\bq(\d+)", lambda found: f"d{int(found[1]):02d}", file.read_text()))
+    with Path(path, "qrels/test.tsv").open("a") as file:
+        file.writelines(f"\nd{number:02d}\td{(number + 1) % 30:02d}\t1" for number in range(30))
+    train = {"evaluate_path": path, "evaluate_every": 3}
+    config = small_config(tmp_path, train=train, evaluate={"ignore_identical_ids": ignored})
+    encoder = load_encoder(config.train.model, "backbone")
+    loaded = LoadedCollection(Collection("collection", Folder(path)), 64, 256, ignored)
+    expected = loaded.measure(encoder, [parse_metric("NDCG@10")], 10, 256)["NDCG@10"].mean()
+    assert Validation(config, encoder, World()).measure(encoder) == pytest.approx(expected)
+
+
+def test_the_best_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _collection(tmp_path / "collection")
     # A rate this high makes the model worse and worse: the first score is the best.
     train = {
@@ -124,6 +147,14 @@ def test_the_best_checkpoint_is_kept(tmp_path: Path) -> None:
     best = max(scores, key=lambda step: scores[step])
     assert best < 12
     assert [checkpoint.manifest.step for checkpoint in job.checkpoints.whole()] == [best, 12]
+    # What the page beside the code says makes a model of it.
+    page = Path(training.__file__).with_name("README.md").read_text()
+    code = re.search(r"```python\n(from clusterbatch.*?)```", page, re.DOTALL)
+    assert code
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(job.config.model_dump_json())
+    exec(compile(code[1], "training/README.md", "exec"), {})
+    assert _measure(World(), job.config, "best-model") == pytest.approx(scores[best])
 
 
 def test_adapters_are_trained_alone_and_merged_into_the_model(tmp_path: Path) -> None:
