@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tests.deploy.manifests import DEPLOY, ROOT
+from tests.deploy.manifests import DEPLOY, ROOT, code_blocks
 
 DOCKERFILE = DEPLOY / "Dockerfile"
 VARIANTS = ("cpu", "cuda")
@@ -57,6 +57,15 @@ def test_what_is_copied_is_there_and_in_the_build_context() -> None:
     for source in copied():
         assert (ROOT / source).exists(), source
         assert any(source == name or source.startswith(f"{name}/") for name in admitted), source
+
+
+def test_images_are_tagged_with_the_version_and_all_that_manifests_name_are_built() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    named = {path: re.findall(r"/clusterbatch:(\S+)", path.read_text()) for path in DEPLOY.rglob("*.yaml")}
+    assert {tag for tags in named.values() for tag in tags} == {f"{version}-{variant}" for variant in VARIANTS}
+    built = code_blocks((DEPLOY / "README.md").read_text())
+    assert f"for variant in {' '.join(VARIANTS)}; do" in built
+    assert set(re.findall(r"/clusterbatch:(\S+)", built)) == {f"{version}-$variant"}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
