@@ -26,7 +26,10 @@ class DataError(ClusterbatchError, ValueError):
 
 
 class InfrastructureError(ClusterbatchError):
-    """Storage, network or cluster does not do what it should; trying again later may help. Exit code 4."""
+    """Storage, network or cluster does not do what it should, or another run holds the workspace. Exit code 4.
+
+    Trying again later may help.
+    """
 
     exit_code = 4
 
