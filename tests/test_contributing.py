@@ -37,6 +37,23 @@ def run_example(heading: str, monkeypatch: pytest.MonkeyPatch, **tables: dict[st
     return namespace
 
 
+def test_folders_import_only_from_those_above_them() -> None:
+    listed = re.search(
+        r"^clusterbatch/$(.*?)^tests/", (PAGE.parent / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert listed
+    order = re.findall(r"^  (\w+)/ ", listed[1], re.MULTILINE)
+    package = PAGE.parent / "clusterbatch"
+    assert set(order) == {path.parent.name for path in package.glob("*/__init__.py")}
+    floor = {name: number for number, name in enumerate(order)}
+    # These two need each other: mining reads rows by the groups of clusters, communities are cut of mined neighbours.
+    floor["mining"] = floor["clustering"]
+    for path in package.glob("*/**/*.py"):
+        folder = path.relative_to(package).parts[0]
+        for name in re.findall(r"^\s*from clusterbatch\.(\w+)", path.read_text(), re.MULTILINE):
+            assert floor.get(name, 0) <= floor[folder], f"{path.relative_to(package)} imports from {name}"
+
+
 def test_a_batch_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
     run_example("A batch strategy", monkeypatch, small_together=STRATEGIES)
     # Of the first source all but clusters 0 and 2 are smaller than a batch; every cluster lies in two pieces.

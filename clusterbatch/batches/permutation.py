@@ -6,18 +6,12 @@ from functools import lru_cache
 
 import numpy as np
 
+from clusterbatch.mixing import mix
+
 # Up to this size a permutation is a cached table; above, a Feistel network, whose quality needs halves of some bits.
 _TABLE_SIZE = 4096
 _ROUNDS = 6
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): (n,) uint64 -> (n,) uint64, a bijection."""
-    with np.errstate(over="ignore"):
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def combine_key(*parts: int) -> int:

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from clusterbatch.batches.permutation import mix
 from clusterbatch.config import MineConfig
 from clusterbatch.mining.approximate import Approximation
 from clusterbatch.mining.choose import choose_negatives
 from clusterbatch.mining.gathering import Gathered
+from clusterbatch.mixing import mix
 from clusterbatch.runtime import Unit
 from clusterbatch.store import Artifact, Counts, Part, Receipt, Stopwatch
 from clusterbatch.store.exchange import iterate_bucket, write_buckets
