@@ -105,8 +105,8 @@ class TrainConfig(Section):
     # Steps between two checkpoints; unset: about ten in a run.
     checkpoint_every: int | None = operational(None, ge=1)
     keep_checkpoints: int = operational(2, ge=1)
-    # Folder in BEIR layout that is searched every so many steps (give both). The checkpoint that does best there is kept
-    # too, but the model that is written is that of the last step.
+    # Folder in BEIR layout that is searched every so many steps (give both). The checkpoint that does best there is
+    # kept too, but the model that is written is that of the last step.
     evaluate_path: Address | None = operational(None)
     evaluate_every: int | None = operational(None, ge=1)
     # Where figures go beside the JSON lines; mlflow and wandb need their packages and take their own settings from

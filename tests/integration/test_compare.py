@@ -33,8 +33,10 @@ from tests.without_ray import without_ray
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> RunConfig:
+    # So few steps have to change something.
+    learning = ["train.learning_rate=0.3"]
     compared = ["compare.arms=[random,cluster]", "compare.seeds=2", "compare.steps=6", "compare.points=2"]
-    return subjects_config(tmp_path_factory.mktemp("compare"), ["train.max_document_tokens=32", *compared])
+    return subjects_config(tmp_path_factory.mktemp("compare"), ["train.max_document_tokens=32", *learning, *compared])
 
 
 @pytest.fixture
