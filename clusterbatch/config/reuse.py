@@ -6,7 +6,7 @@ from clusterbatch.config.base import Address, Section, operational
 
 
 class ReuseConfig(Section):
-    """Workspaces (URIs) whose artifacts are read in place of this one's own.
+    """Workspaces (URIs) whose artifacts are read in place of this one's own, and never written, `--force` or not.
 
     Results do not depend on where an input lies, and what it is goes into the fingerprint of what is made from it.
     """

@@ -2,7 +2,7 @@
 
 `python jobs/examples/recommendation.py runs/recommendation-data` makes the log of a shop and writes pairs.parquet
 (history, next_item), a test collection (the last purchases of customers who are not in the pairs, to be found among all
-items) and a small transformer with random weights. Then
+items) and a small transformer with random weights. A number behind the folder is that of the customers. Then
 
     clusterbatch run jobs/examples/recommendation.yaml
 
@@ -173,4 +173,4 @@ def main(folder: str, customers: int = 6_000, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(sys.argv[1], *map(int, sys.argv[2:3]))
