@@ -52,7 +52,7 @@ class BatchesConfig(Section):
     uniform_clusters: bool = False
     # Phases one after the other, for instance from easy batches to hard ones. Unset: the same from the first step on.
     curriculum: list[PhaseConfig] = []
-    # Sources smaller than a batch: pooled with each other, or left out.
+    # Sources smaller than a batch: pooled with each other, or left out (then their rows are never trained on).
     small_sources: Literal["pool", "leave_out"] = "pool"
     # Multiplies how often a source's batches are drawn (1 for sources not named, 0 leaves a source out); an epoch is
     # then about as many batches as without. Unset: every row once an epoch.

@@ -149,6 +149,7 @@ class CompareConfig(Section):
     )
     # The arm that the others are measured against; unset: the first.
     baseline: str | None = None
+    # Runs of each arm; they take 0 to n - 1 in place of train.seed and batches.seed.
     seeds: int = Field(3, ge=1)
     # Share of the corpus to compare on; unset: all of it.
     sample: float | None = Field(None, gt=0, le=1)

@@ -15,5 +15,6 @@ class PredictConfig(Section):
     # What the mask would leave out, as train.mask.surrogate_margin with surrogate_relative: above 95 % of the positive.
     mask_share: float = Field(0.95, gt=0, le=1)
     # A file (JSON, local or s3://): `compare` adds what every arm gained, source by source, and what was known of it
-    # before; `predict` says what the rows of other corpora foretell, and how far they miss each other.
+    # before; `predict` says what the rows of other corpora foretell, and how far they miss each other. It needs at
+    # least 8 rows of the same baseline (compare.baseline) and metric (compare.decide.metric).
     experience: Address | None = operational(None)

@@ -29,7 +29,7 @@ class RefreshConfig(Section):
     # at once can make a model forget (ANCE-Tele, Sun 2022).
     keep_fraction: float = Field(0.0, ge=0, lt=1)
     # always, never (goes on training with the old clusters: the control), or a figure of the sample and what it must
-    # exceed: drift > 0.1 (share of rows that change clusters), movement, hardness.
+    # exceed: drift > 0.1 (share of rows that change clusters, beyond chance), movement, hardness.
     when: str = "always"
     # Rows that drift is measured on, at least; 32 of each cluster where that is more.
     sample: int = Field(16_384, ge=256)

@@ -60,6 +60,7 @@ class TrainConfig(Section):
     model: ModelName = "all-MiniLM-L6-v2"
     # static: only the model's token embeddings, mean-pooled; backbone: the whole transformer.
     encoder: Literal["static", "backbone"] = "static"
+    # One of the two; both unset: one epoch.
     epochs: int | None = Field(None, ge=1)
     steps: int | None = Field(None, ge=1)
     max_query_tokens: int = Field(64, ge=2)
@@ -74,14 +75,19 @@ class TrainConfig(Section):
     # AdamW. linear and cosine fall to zero after the warmup, wsd (warmup-stable-decay) over the last share `decay`.
     learning_rate: float = Field(2e-5, gt=0)
     schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
+    # Share of the steps in which the rate rises to learning_rate.
     warmup: float = Field(0.1, ge=0, lt=1)
     decay: float = Field(0.2, gt=0, le=1)
+    # Of matrices only: parameters of one dimension (biases, norms) do not decay.
     weight_decay: float = Field(0.01, ge=0)
     # Largest global gradient norm; null: no clipping.
     clip_norm: float | None = Field(1.0, gt=0)
 
     temperature: float = Field(0.05, gt=0)
+    # The temperature is trained with the model, from `temperature` on and never below 0.01.
     learn_temperature: bool = False
+    # What competes. query_to_document: the batch's documents for each query; query_to_query: its other queries with
+    # them; document_to_query: also its queries for each document, and the two losses are averaged.
     directions: list[Direction] = ["query_to_document"]
     # Sizes of the nested vectors that are trained as well, the full size among them; unset: the full size only.
     matryoshka: list[int] | None = None

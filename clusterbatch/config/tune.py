@@ -105,10 +105,13 @@ class TuneConfig(Section):
     steps: int | None = Field(None, ge=1)
     reduction: int = Field(3, ge=2)
     rungs: int = Field(2, ge=1)
+    # Runs of each candidate, of which the mean counts; they take 0 to n - 1 in place of train.seed and batches.seed.
     seeds: int = Field(1, ge=1)
+    # What decides, as a mean over the collections of evaluate.path.
     metric: str = "NDCG@10"
     # Set: `tune` compares refresh intervals on it, in place of the candidates.
     stream: StreamConfig | None = None
+    # Runs side by side.
     workers: int = operational(2, ge=1)
 
     @model_validator(mode="after")

@@ -1,8 +1,10 @@
+import re
 from pathlib import Path
 
 import pytest
 
-from clusterbatch.config import RunConfig, fingerprint, load_config
+from clusterbatch import batches
+from clusterbatch.config import BatchesConfig, RunConfig, TrainConfig, fingerprint, load_config
 from clusterbatch.errors import UsageError
 
 
@@ -97,3 +99,15 @@ def test_local_places_are_absolute_so_that_workers_find_them(tmp_path: Path, mon
     config = load_config(None, ["workspace=s3://bucket/a", "train.model=all-MiniLM-L6-v2"])
     assert config.workspace == "s3://bucket/a"
     assert config.train.model == "all-MiniLM-L6-v2"
+
+
+def test_the_page_on_resuming_names_the_keys_that_may_change() -> None:
+    page = (Path(batches.__file__).parent / "README.md").read_text(encoding="utf-8")
+    [listed] = re.findall(r"^- \*\*What may change\*\*(.*?)\. So where", page, re.MULTILINE | re.DOTALL)
+    may_change = {
+        name
+        for section in (TrainConfig, BatchesConfig)
+        for name, field in section.model_fields.items()
+        if field.json_schema_extra == {"operational": True}
+    }
+    assert set(re.findall(r"`(\w+)`", listed)) - {"train", "batches"} == may_change
