@@ -15,8 +15,8 @@ from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import PACKAGED, resolve_model
 
 # `bench_embedding encoder` compares thousands.
-_ROWS = 500
-# Whole documents cost ten times a query, and fifty of them have every length there is.
+_ROWS = 200
+# Whole documents cost ten times a query, and twenty of them have every length there is.
 _DOCUMENTS = 0.1
 
 

@@ -44,6 +44,7 @@ def quality(config: RunConfig) -> dict[tuple[str, str], float]:
     return {(row["model"], row["metric"]): row["value"] for row in table}
 
 
+@pytest.mark.slow
 def test_a_small_clip_learns_captions_of_images(tmp_path: Path) -> None:
     data, images = tmp_path / "data", example("images")
     images.main(str(data), pairs=2_400, held_out=100)

@@ -125,6 +125,7 @@ def test_the_model_loads_in_sentence_transformers_and_has_a_card(finished: RunCo
     assert "120 steps of 32 pairs" in card
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_named_at_once_and_not_retried(tmp_path: Path, ray_local: None) -> None:
     config = _config(tmp_path, "damaged")
     clusters = Workspace(config).clusters()
@@ -134,6 +135,7 @@ def test_a_damaged_shard_is_named_at_once_and_not_retried(tmp_path: Path, ray_lo
         train(config)
 
 
+@pytest.mark.slow
 def test_an_elastic_run_takes_the_workers_that_there_is_room_for(tmp_path: Path, ray_local: None) -> None:
     config = small_config(tmp_path, train={"steps": 3, "workers": [1, 4], "cpus_per_worker": 0.9})
     write_clusters(config)

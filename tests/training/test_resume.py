@@ -29,7 +29,7 @@ def _figures(lines: list[dict]) -> list[dict]:
     return [{name: value for name, value in line.items() if name not in _MEASURED} for line in lines]
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tmp_path: Path, size: int) -> None:
     """With dropout, hard negatives, row weights, all directions, masks, a learned temperature, a step cut in two."""
     train = {
