@@ -17,9 +17,7 @@ from typing import Any, NoReturn
 
 from clusterbatch import __version__
 from clusterbatch.config import RunConfig, load_config
-from clusterbatch.errors import ClusterbatchError, UsageError, root_cause
-from clusterbatch.log import is_structured, log_context, say
-from clusterbatch.output import (
+from clusterbatch.console import (
     print_cluster,
     print_comparison,
     print_intervals,
@@ -30,6 +28,8 @@ from clusterbatch.output import (
     print_tuning,
     print_workspace,
 )
+from clusterbatch.errors import ClusterbatchError, UsageError, root_cause
+from clusterbatch.log import is_structured, log_context, say
 from clusterbatch.store.lease import workspace_lease
 
 # Models and tokenizers found on this machine are used as they are; progress bars of other libraries would break ours.
@@ -199,14 +199,14 @@ def _with_config(
 
 
 def _dry_run(config: RunConfig, options: argparse.Namespace) -> None:
-    from clusterbatch.experiments.dry_run import dry_run
+    from clusterbatch.experiments.capacity.dry_run import dry_run
 
     dry_run(config, stages=[options.stage] if options.stage else None, as_json=options.json)
 
 
 def _stage(config: RunConfig, options: argparse.Namespace) -> None:
     from clusterbatch.corpus.ingest import ingest
-    from clusterbatch.experiments.run import STAGES, run_stage
+    from clusterbatch.pipeline.run import STAGES, run_stage
 
     stage = next(stage for stage in STAGES if stage.name == options.stage)
     if getattr(options, "append", False):
@@ -218,7 +218,7 @@ def _stage(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def _run(config: RunConfig, options: argparse.Namespace) -> None:
-    from clusterbatch.experiments.run import run
+    from clusterbatch.pipeline.run import run
 
     with workspace_lease(config):
         report = run(config, force=options.force)
@@ -226,18 +226,18 @@ def _run(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def _report(config: RunConfig, options: argparse.Namespace) -> None:
-    from clusterbatch.experiments.report import write_report
+    from clusterbatch.pipeline.report import write_report
 
     _summary(config, write_report(config), options)
 
 
 def _compare(config: RunConfig, options: argparse.Namespace) -> None:
     from clusterbatch.evaluation.checks import check_collections
-    from clusterbatch.experiments.compare import compare, comparison_artifact
-    from clusterbatch.experiments.comparison_report import DATA, write_comparison
-    from clusterbatch.experiments.experience import remember
-    from clusterbatch.experiments.predict import predict
-    from clusterbatch.experiments.report import write_report
+    from clusterbatch.experiments.compare.report import DATA, write_comparison
+    from clusterbatch.experiments.compare.stage import compare, comparison_artifact
+    from clusterbatch.experiments.predict.experience import remember
+    from clusterbatch.experiments.predict.stage import predict
+    from clusterbatch.pipeline.report import write_report
     from clusterbatch.store import Folder
 
     check_collections(config)
@@ -256,7 +256,7 @@ def _compare(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def _predict(config: RunConfig, options: argparse.Namespace) -> None:
-    from clusterbatch.experiments.predict import predict
+    from clusterbatch.experiments.predict.stage import predict
 
     with workspace_lease(config):
         found = predict(config, force=options.force)
@@ -268,8 +268,8 @@ def _predict(config: RunConfig, options: argparse.Namespace) -> None:
 
 def _tune(config: RunConfig, options: argparse.Namespace) -> None:
     from clusterbatch.evaluation.checks import check_collections
-    from clusterbatch.experiments.refresh_interval import RESULT, tune_refresh
-    from clusterbatch.experiments.tune import CHOSEN, tune
+    from clusterbatch.experiments.tune.refresh_interval import RESULT, tune_refresh
+    from clusterbatch.experiments.tune.stage import CHOSEN, tune
 
     if config.tune.stream is not None:
         with workspace_lease(config):
@@ -289,9 +289,9 @@ def _tune(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def _refresh(config: RunConfig, options: argparse.Namespace) -> None:
-    from clusterbatch.experiments.refresh import refresh, rollback
-    from clusterbatch.experiments.report import write_report
-    from clusterbatch.experiments.summary import workspace_summary
+    from clusterbatch.pipeline.refresh import refresh, rollback
+    from clusterbatch.pipeline.report import write_report
+    from clusterbatch.pipeline.summary import workspace_summary
 
     with workspace_lease(config):
         if options.rollback:
@@ -308,7 +308,7 @@ def _refresh(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def _inspect(config: RunConfig, options: argparse.Namespace) -> None:
-    from clusterbatch.experiments.inspect import inspect_named_cluster, inspect_workspace
+    from clusterbatch.pipeline.inspect_workspace import inspect_named_cluster, inspect_workspace
 
     if options.cluster is not None:
         cluster = inspect_named_cluster(config, options.cluster)
@@ -325,7 +325,7 @@ def _inspect(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def _clean(config: RunConfig, options: argparse.Namespace) -> None:
-    from clusterbatch.store.cleaning import clean
+    from clusterbatch.pipeline.clean import clean
 
     with workspace_lease(config):
         removals = clean(config, options.keep, dry_run=not options.yes)
@@ -336,8 +336,8 @@ def _clean(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def _summary(config: RunConfig, report: str, options: argparse.Namespace) -> None:
-    from clusterbatch.experiments.report import gains
-    from clusterbatch.experiments.summary import workspace_summary
+    from clusterbatch.pipeline.report import gains
+    from clusterbatch.pipeline.summary import workspace_summary
 
     summary = workspace_summary(config)
     if options.json:
@@ -347,7 +347,7 @@ def _summary(config: RunConfig, report: str, options: argparse.Namespace) -> Non
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from clusterbatch.corpus.sample import write_sample
+    from clusterbatch.corpus.docstrings import write_sample
     from clusterbatch.store import Folder
 
     if options.pairs < 100:

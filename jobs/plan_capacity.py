@@ -12,8 +12,8 @@ import sys
 
 from clusterbatch.config import load_config
 from clusterbatch.errors import ClusterbatchError
-from clusterbatch.experiments.calibration import GPUS, fit, matrix_flops, measure, save
-from clusterbatch.experiments.dry_run import dry_run
+from clusterbatch.experiments.capacity.calibrate import GPUS, fit, matrix_flops, measure, save
+from clusterbatch.experiments.capacity.dry_run import dry_run
 
 
 def main() -> int:

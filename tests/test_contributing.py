@@ -12,11 +12,10 @@ import pytest
 from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.batches.strategies import STRATEGIES
 from clusterbatch.config import BatchesConfig, EmbedConfig, RunConfig
-from clusterbatch.corpus import formats
-from clusterbatch.corpus.readers import dispatch
-from clusterbatch.corpus.units import corpus_units
-from clusterbatch.encoder.stage import UnitEmbedder, embed
-from clusterbatch.encoder.surrogate import SURROGATES
+from clusterbatch.corpus.readers import dispatch, formats
+from clusterbatch.corpus.row_groups import corpus_units
+from clusterbatch.embedding.char_ngrams import SURROGATES
+from clusterbatch.embedding.stage import UnitEmbedder, embed
 from clusterbatch.store.workspace import Workspace
 from tests.batches.indexes import make_index, row_ids
 from tests.corpus.reading import read
@@ -46,8 +45,8 @@ def test_folders_import_only_from_those_above_them() -> None:
     package = PAGE.parent / "clusterbatch"
     assert set(order) == {path.parent.name for path in package.glob("*/__init__.py")}
     floor = {name: number for number, name in enumerate(order)}
-    # These two need each other: mining reads rows by the groups of clusters, communities are cut of mined neighbours.
-    floor["mining"] = floor["clustering"]
+    # Communities are cut of the passes' own fits.
+    floor["shards"] = floor["clustering"]
     for path in package.glob("*/**/*.py"):
         folder = path.relative_to(package).parts[0]
         for name in re.findall(r"^\s*from clusterbatch\.(\w+)", path.read_text(), re.MULTILINE):

@@ -10,7 +10,7 @@ import pytest
 
 from clusterbatch import cli
 from clusterbatch.cli import main
-from clusterbatch.encoder.stage import warn_of_unknown
+from clusterbatch.embedding.stage import warn_of_unknown
 from clusterbatch.log import LOG_FORMAT, log_context, say
 from clusterbatch.runtime import ProgressLine
 

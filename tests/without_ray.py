@@ -14,16 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from clusterbatch.clustering import passes
-
 # All that asks for Ray has to be there to be changed.
-from clusterbatch.encoder import importing  # noqa: F401
+from clusterbatch.embedding import stage as importing  # noqa: F401
 from clusterbatch.evaluation import mteb  # noqa: F401
-from clusterbatch.experiments import compare, predict, refresh, refresh_interval, sampling, tune  # noqa: F401
+from clusterbatch.experiments.tune import refresh_interval  # noqa: F401
 from clusterbatch.runtime import Ahead, Pool, Unit, metrics, ray_session, resources, run_units
+from clusterbatch.shards import passes
 from clusterbatch.store import Receipt
 from clusterbatch.training import stage as training
-from clusterbatch.training.gather import World
+from clusterbatch.training.collectives import World
 from clusterbatch.training.worker import TrainingJob, run_worker
 
 # With these no stage prepares elsewhere, or asks Ray what the cluster has.

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from clusterbatch.batches.plan import PLAN_VERSION, BatchPlan, GlobalBatch
-from clusterbatch.clustering.index import ClusterIndex
 from clusterbatch.config import BatchesConfig, fingerprint
+from clusterbatch.shards.index import ClusterIndex
 
 
 class Plan(Protocol):

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from clusterbatch.batches.block_reader import RowReader
 from clusterbatch.batches.curriculum import Plan
 from clusterbatch.batches.plan import GlobalBatch
-from clusterbatch.batches.reading import RowReader
-from clusterbatch.clustering.shards import ShardReader
-from clusterbatch.encoder.pixels import ImageProcessor, Pixels
+from clusterbatch.encoder.images import ImageProcessor, Pixels
 from clusterbatch.encoder.tokens import Tokens
+from clusterbatch.shards.reader import ShardReader
 
 _FETCHERS = 4
 _MOST_AHEAD = 16

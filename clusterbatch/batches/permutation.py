@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from clusterbatch.mixing import mix
+from clusterbatch.hashing import mix
 
 # Up to this size a permutation is a cached table; above, a Feistel network, whose quality needs halves of some bits.
 _TABLE_SIZE = 4096

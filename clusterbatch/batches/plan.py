@@ -13,8 +13,8 @@ import numpy as np
 from clusterbatch.batches.permutation import permute
 from clusterbatch.batches.sequence import EpochSequence
 from clusterbatch.batches.strata import Stratum, build_strata
-from clusterbatch.clustering.index import ClusterIndex
 from clusterbatch.config import BatchesConfig, fingerprint
+from clusterbatch.shards.index import ClusterIndex
 
 # Raised whenever the same index and configuration would give other batches: old checkpoints then do not resume.
 PLAN_VERSION = 2
@@ -140,7 +140,7 @@ class BatchPlan:
 
     def report(self, epochs: int = 1) -> dict[str, Any]:
         """What training on this plan will be like, and what to mind; see report.plan_report."""
-        from clusterbatch.batches.report import plan_report
+        from clusterbatch.batches.plan_report import plan_report
 
         return plan_report(self, epochs)
 

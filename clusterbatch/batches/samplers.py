@@ -17,10 +17,10 @@ import torch.distributed
 from torch.utils.data import Sampler
 
 from clusterbatch.batches.curriculum import make_plan
-from clusterbatch.clustering.index import ClusterIndex
-from clusterbatch.clustering.shards import ROWS, read_index
 from clusterbatch.config import BatchesConfig
 from clusterbatch.errors import DataError, UsageError
+from clusterbatch.shards.index import ClusterIndex
+from clusterbatch.shards.reader import ROWS, read_index
 from clusterbatch.store import Artifact
 from clusterbatch.store.checksum import checksum
 from clusterbatch.store.tables import read_parquet

@@ -17,10 +17,10 @@ from functools import cached_property
 import numpy as np
 
 from clusterbatch.batches.strategies import STRATEGIES
-from clusterbatch.clustering.groups import WHOLE_CORPUS
-from clusterbatch.clustering.index import ClusterIndex
 from clusterbatch.config import BatchesConfig
+from clusterbatch.corpus.groups import WHOLE_CORPUS
 from clusterbatch.errors import UsageError
+from clusterbatch.shards.index import ClusterIndex
 
 POOL = "(small sources)"
 

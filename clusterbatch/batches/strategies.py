@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clusterbatch.clustering.index import ClusterIndex
 from clusterbatch.config import BatchesConfig
+from clusterbatch.shards.index import ClusterIndex
 
 GroupsOf = Callable[[ClusterIndex, np.ndarray, BatchesConfig], np.ndarray]
 

@@ -1,1 +1,1 @@
-"""Vectors to clusters to shards: k-means without Ray, the streaming assignment, the layout that training reads."""
+"""Spherical k-means, user groups and communities: from vectors to cluster numbers."""

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from clusterbatch.clustering.vectors import Side, vector_values
+from clusterbatch.embedding.vectors import Side, vector_values
 
 Features = Literal["query", "document", "both", "both_orders"]
 

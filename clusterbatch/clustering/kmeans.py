@@ -8,6 +8,13 @@ centroid. Two passes in eighths, one in quarters and one whole bring centroids a
 Sums are merged in chunk order, so the result is the same, bit for bit, however many workers share the chunks.
 
 Legend: N rows, K centroids, D dimensions.
+
+Clusters of about one size: each centroid's similarity is biased until about as many rows prefer it as any other.
+
+First centroids: k-means++ in rounds, so that seeding costs a few GEMMs and not K passes.
+
+Bahmani et al. 2012, "Scalable K-Means++" (arXiv 1203.6402): many candidates are drawn at once by their distance to
+those drawn before. Here each round draws its share of the K centroids; there is nothing to recluster afterwards.
 """
 
 from __future__ import annotations
@@ -19,9 +26,72 @@ import numpy as np
 import torch
 
 from clusterbatch.clustering.assign import Assigner
-from clusterbatch.clustering.balance import balanced
-from clusterbatch.clustering.seeding import seed_centroids
-from clusterbatch.clustering.sums import COSINE_BINS, Centers, PartialSums, Rows
+from clusterbatch.clustering.partial_sums import COSINE_BINS, Centers, PartialSums, Rows
+
+_BALANCE_ROUNDS = 30
+# How far one round moves the bias of a cluster that is e times too large, in cosine; less from round to round.
+_FIRST_STEP, _SHRINK = 0.03, 0.92
+
+
+def balanced(rows: Rows, centroids: np.ndarray, dtype: torch.dtype) -> tuple[Centers, PartialSums]:
+    """Biases, (k,) float32 in cosine, for given centroids (k, D), and all rows' sums under them.
+
+    The same biases serve rows that were not in the sample, in one pass and in any order; so sizes come out about equal,
+    not exactly. Rows are given away where that costs least, at the borders.
+    """
+    everything = range(len(rows.chunk_rows))
+    bias = np.zeros(len(centroids), np.float32)
+    step = _FIRST_STEP
+    for _ in range(_BALANCE_ROUNDS):
+        counts = rows.partial_sums(Centers(centroids, bias), everything, dtype).counts
+        excess = np.log((counts + 0.5) / (counts.mean() + 0.5))
+        bias = (bias - step * np.clip(excess, -2, 2)).astype(np.float32)
+        step *= _SHRINK
+    centers = Centers(centroids, bias)
+    return centers, rows.partial_sums(centers, everything, dtype)
+
+
+_SEEDING_ROUNDS = 8
+
+
+def seed_centroids(
+    vectors: np.ndarray, weights: np.ndarray | None, clusters: int, random: np.random.Generator
+) -> np.ndarray:
+    """`clusters` different rows of (N, D) unit vectors, drawn by weight times distance to those drawn before.
+
+    Distance is 1 - cosine, half the squared Euclidean distance of unit vectors. Returns (clusters, D) float32.
+    """
+    assert clusters <= len(vectors)
+    weights = np.ones(len(vectors)) if weights is None else np.maximum(weights, 0)
+    chosen = np.empty(0, np.int64)
+    distance = np.ones(len(vectors))
+    for size in _round_sizes(clusters):
+        mass = weights * distance
+        mass[chosen] = 0
+        chosen = np.concatenate([chosen, _draw(mass, chosen, size, random)])
+        if len(chosen) < clusters:
+            nearest = Assigner(vectors[chosen[-size:]])(vectors).cosine.numpy()
+            distance = np.minimum(distance, np.maximum(1 - nearest, 0))
+    return np.ascontiguousarray(vectors[chosen], dtype=np.float32)
+
+
+def _round_sizes(clusters: int) -> list[int]:
+    """Small first rounds, in which distances still say little, then doubling."""
+    edges = np.unique(np.ceil(clusters / 2.0 ** np.arange(_SEEDING_ROUNDS - 1, -1, -1)).astype(int))
+    return np.diff(edges, prepend=0).tolist()
+
+
+def _draw(mass: np.ndarray, chosen: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
+    """`size` different rows by `mass`; when fewer rows have any (duplicates), the rest are any that are left."""
+    possible = int(np.count_nonzero(mass))
+    drawn = (
+        random.choice(len(mass), min(size, possible), replace=False, p=mass / mass.sum()) if possible else chosen[:0]
+    )
+    if len(drawn) < size:
+        left = np.setdiff1d(np.arange(len(mass)), np.concatenate([chosen, drawn]))
+        drawn = np.concatenate([drawn, left[: size - len(drawn)]])
+    return drawn
+
 
 # Share of the earlier rounds' weight that a round keeps, while rounds see different rows.
 _MEMORY = 0.5

@@ -10,20 +10,11 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from clusterbatch.config.base import Address, Section
-from clusterbatch.config.batches import BatchesConfig
-from clusterbatch.config.cluster import ClusterConfig
 from clusterbatch.config.compare import CompareConfig
-from clusterbatch.config.corpus import CorpusConfig
-from clusterbatch.config.embed import CHARACTER_NGRAMS, EmbedConfig
-from clusterbatch.config.evaluate import EvaluateConfig
-from clusterbatch.config.mine import MineConfig
-from clusterbatch.config.predict import PredictConfig
-from clusterbatch.config.refresh import RefreshConfig
-from clusterbatch.config.report import ReportConfig
-from clusterbatch.config.reuse import ReuseConfig
-from clusterbatch.config.runtime import RayConfig, StorageConfig
-from clusterbatch.config.train import TrainConfig
-from clusterbatch.config.tune import TuneConfig
+from clusterbatch.config.environment import RayConfig, ReuseConfig, StorageConfig
+from clusterbatch.config.experiments import PredictConfig, RefreshConfig, ReportConfig, TuneConfig
+from clusterbatch.config.stages import CHARACTER_NGRAMS, ClusterConfig, CorpusConfig, EmbedConfig, MineConfig
+from clusterbatch.config.training import BatchesConfig, EvaluateConfig, TrainConfig
 from clusterbatch.errors import UsageError
 
 

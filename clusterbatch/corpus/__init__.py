@@ -1,1 +1,1 @@
-"""Corpora in: readers, validation, the built-in sample, and the fixed units in which later stages read."""
+"""Corpora in: readers, validation, deduplication, the held-out collection and the built-in sample."""

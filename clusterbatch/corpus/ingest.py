@@ -12,19 +12,28 @@ from collections import Counter
 from typing import Any
 
 from clusterbatch.config import DOCSTRINGS, RunConfig, fingerprint
-from clusterbatch.corpus.collections import PairCollection, collection_in
-from clusterbatch.corpus.finding import Inputs, find_inputs
-from clusterbatch.corpus.growth import CHOSEN, Growth, check_same_rules, files_read, new_inputs, write_files
+from clusterbatch.corpus.append import (
+    CHOSEN,
+    Dropping,
+    Growth,
+    check_same_rules,
+    dropped_lists,
+    files_read,
+    new_inputs,
+    without_dropped,
+    write_files,
+)
+from clusterbatch.corpus.beir import PairCollection, collection_in
+from clusterbatch.corpus.docstrings import PAIRS, ensure_sample
+from clusterbatch.corpus.find_inputs import Inputs, find_inputs
 from clusterbatch.corpus.inputs import InputFile
-from clusterbatch.corpus.known import Dropping, dropped_lists, without_dropped
 from clusterbatch.corpus.passes import Passes
-from clusterbatch.corpus.sample import PAIRS, ensure_sample
-from clusterbatch.corpus.sizing import held_out_documents
+from clusterbatch.corpus.read import held_out_documents
 from clusterbatch.errors import DataError, OtherWorkError, UsageError
 from clusterbatch.log import say
 from clusterbatch.runtime import ray_session
 from clusterbatch.store.artifact import Counts, Manifest, Part, Receipt, Stopwatch
-from clusterbatch.store.filesystem import Folder
+from clusterbatch.store.folder import Folder
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.versions import Version
 from clusterbatch.store.workspace import Workspace

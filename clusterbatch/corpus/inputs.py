@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from clusterbatch.corpus.formats import format_of_name
+from clusterbatch.corpus.readers.formats import format_of_name
 
 # Hugging Face and Spark number the shards of one data set; the data set is the source, not the shard.
 _SHARD_NUMBER = re.compile(r"[-_.]?(part[-_])?\d{4,}([-_]of[-_]\d{4,})?$")

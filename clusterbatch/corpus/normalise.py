@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import xxhash
 
-from clusterbatch.corpus.data_uri import is_data_uri
+from clusterbatch.corpus.images import is_data_uri
 
 # A unit separator cannot be confused with the text around it, unlike a space or a newline.
 _SEPARATOR = "\x1f"

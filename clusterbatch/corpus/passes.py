@@ -11,26 +11,22 @@ from typing import Any
 import numpy as np
 
 from clusterbatch.config import RunConfig, fingerprint
-from clusterbatch.corpus.collecting import CollectionWorker
-from clusterbatch.corpus.collections import CollectionSlice, PairCollection, Role, plan_collections
-from clusterbatch.corpus.decontamination import Contamination, TestTextsWorker, plan_test_texts
-from clusterbatch.corpus.finding import Inputs
-from clusterbatch.corpus.growth import Growth
+from clusterbatch.corpus.append import KNOWN, Growth, Known, KnownWorker, part_units
+from clusterbatch.corpus.beir import CollectionSlice, PairCollection, Role, plan_collections
+from clusterbatch.corpus.decontaminate import Contamination, TestTextsWorker, plan_test_texts
+from clusterbatch.corpus.find_inputs import Inputs
 from clusterbatch.corpus.holdout import HeldOut, choose, read_sketches
 from clusterbatch.corpus.inputs import Slice, plan_units
-from clusterbatch.corpus.joining import DocumentWorker, QueryWorker, ScatterWorker
-from clusterbatch.corpus.known import KNOWN, Known, KnownWorker, part_units
-from clusterbatch.corpus.near_pairs import ENTRIES, NearDuplicates, NearPairsWorker
-from clusterbatch.corpus.origins import Origins
-from clusterbatch.corpus.reading import ReadWorker
-from clusterbatch.corpus.rejecting import NOTHING, broken_files
-from clusterbatch.corpus.sink import HASHES, REJECTS, SKETCH
-from clusterbatch.corpus.sizing import bucket_count, read_bytes, sorting
-from clusterbatch.corpus.units import PAIRS
-from clusterbatch.corpus.writing import Exclusions, Rejected, WriteWorker
+from clusterbatch.corpus.join import DocumentWorker, QueryWorker, ScatterWorker
+from clusterbatch.corpus.near_duplicates import ENTRIES, NearDuplicates, NearPairsWorker
+from clusterbatch.corpus.read import HASHES, REJECTS, SKETCH, ReadWorker, bucket_count, read_bytes, sorting
+from clusterbatch.corpus.row_groups import PAIRS
+from clusterbatch.corpus.rows import NOTHING, broken_files
+from clusterbatch.corpus.write import Exclusions, Origins, Rejected, WriteWorker
+from clusterbatch.corpus.write_holdout import CollectionWorker
 from clusterbatch.runtime import Pool, Unit, run_units
 from clusterbatch.store.artifact import Artifact, Part, Receipt
-from clusterbatch.store.exchange import bucket_rows
+from clusterbatch.store.shuffle import bucket_rows
 from clusterbatch.store.traffic import Traffic, carry_over
 
 # Raised where units of the passes become others or leave something else: a run that was cut off and goes on with

@@ -1,9 +1,12 @@
-"""Rows on their way from a file to the corpus: canonical columns by name, and what cannot be one of them."""
+"""Rejected rows between the passes of ingest: by slice, since positions in files are known only when all is read.
+
+Rows on their way from a file to the corpus: canonical columns by name, and what cannot be one of them.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +15,7 @@ import pyarrow as pa
 
 from clusterbatch.config import ColumnsConfig
 from clusterbatch.errors import DataError
+from clusterbatch.store.artifact import Receipt
 
 _MOST_CONTENT = 2_000
 
@@ -86,3 +90,42 @@ def shown(content: Any) -> str:
     text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= _MOST_CONTENT else text[: _MOST_CONTENT - 1] + "…"
+
+
+REJECTED = pa.schema(
+    [
+        pa.field("slice", pa.int64()),
+        # Zero-based position in the slice; null where what cannot be read of a file is meant.
+        pa.field("position", pa.int64()),
+        pa.field("reason", pa.string()),
+        pa.field("content", pa.string()),
+    ]
+)
+
+
+NOTHING = REJECTED.empty_table()
+
+
+def rejected(slices: np.ndarray, positions: np.ndarray | None, rejects: Sequence[Reject]) -> pa.Table:
+    """A table of `REJECTED`; `slices` and `positions` are (n,) int64, no positions where files are meant."""
+    columns = {
+        "slice": pa.array(slices, pa.int64()),
+        "position": pa.nulls(len(rejects), pa.int64()) if positions is None else pa.array(positions, pa.int64()),
+        "reason": [reject.reason for reject in rejects],
+        "content": [reject.content for reject in rejects],
+    }
+    return pa.table(columns, schema=REJECTED)
+
+
+def broken_files(receipts: Iterable[Receipt]) -> pa.Table:
+    """What the units of pass 1 could not read, a table of `REJECTED`: one row for each file and reason.
+
+    Every slice that breaks tells why, for a file may be sound before and after it; one that is broken as a whole tells
+    the same in all its slices.
+    """
+    first: dict[tuple[str, str], int] = {}
+    for receipt in receipts:
+        for number, file, reason in receipt.details.get("broken", []):
+            first.setdefault((file, reason), number)
+    slices = np.fromiter(first.values(), np.int64, len(first))
+    return rejected(slices, None, [Reject(None, reason) for _, reason in first])

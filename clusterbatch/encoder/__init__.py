@@ -1,1 +1,1 @@
-"""Texts to vectors: tokenizer, backbone, pooling, and the stage that embeds a corpus."""
+"""Texts to vectors without Ray: tokenizer, backbone, pooling, model folders."""

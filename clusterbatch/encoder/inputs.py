@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clusterbatch.encoder.pixels import Pixels
+from clusterbatch.encoder.images import Pixels
 from clusterbatch.encoder.tokens import Tokens
 
 

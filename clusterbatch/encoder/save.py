@@ -11,9 +11,9 @@ import tokenizers
 import torch
 from safetensors.torch import save_file
 
-from clusterbatch.encoder.layout import read_layout
+from clusterbatch.encoder.clip import TowersEncoder
 from clusterbatch.encoder.model import Encoder, quiet
-from clusterbatch.encoder.towers import TowersEncoder
+from clusterbatch.encoder.model_files import read_layout
 
 _TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
 _POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"

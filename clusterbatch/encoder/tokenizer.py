@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from clusterbatch.encoder.layout import Layout, read_layout
+from clusterbatch.encoder.model_files import Layout, read_layout
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.errors import DataError, UsageError
 

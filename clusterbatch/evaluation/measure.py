@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from clusterbatch.encoder.images import Pixels
 from clusterbatch.encoder.model import Encoder
-from clusterbatch.encoder.pixels import Pixels
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.errors import DataError
-from clusterbatch.evaluation.collection import Collection
+from clusterbatch.evaluation.collection import Collection, Texts
 from clusterbatch.evaluation.metrics import Metric, per_query
-from clusterbatch.evaluation.search import Ranking, descending_ids, identical_ids, merge, search
-from clusterbatch.evaluation.texts import Texts
+from clusterbatch.search.topk import Ranking, descending_ids, identical_ids, merge, search
 
 _DOCUMENTS_AT_ONCE = 16_384
 _READ_BYTES = 16 * 2**20

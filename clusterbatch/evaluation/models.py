@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from clusterbatch.config import RunConfig
-from clusterbatch.encoder.hardware import resolve_device
+from clusterbatch.encoder.devices import resolve_device
 from clusterbatch.encoder.model import Encoder, load_encoder
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import UsageError

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.errors import DataError
-from clusterbatch.evaluation.search import Ranking, descending_ids, merge
-from clusterbatch.evaluation.shard import read_candidates
+from clusterbatch.evaluation.search_worker import read_candidates
+from clusterbatch.search.topk import Ranking, descending_ids, merge
 from clusterbatch.store import Artifact, Manifest, Part
 from clusterbatch.store.tables import read_parquet
 

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clusterbatch.config import DOCSTRINGS, RunConfig, fingerprint
-from clusterbatch.corpus.collecting import HOLDOUT
+from clusterbatch.corpus.write_holdout import HOLDOUT
 from clusterbatch.errors import UsageError
 from clusterbatch.evaluation.collection import DOCUMENTS, Collection, open_collections
 from clusterbatch.evaluation.metrics import Grades, Metric, parse_metric, per_query
 from clusterbatch.evaluation.models import EvaluatedModel, evaluated_models, identities
 from clusterbatch.evaluation.results import Answers, merge_block, run_lines, scores_table
-from clusterbatch.evaluation.shard import CANDIDATES, SearchWorker, ShardTask
+from clusterbatch.evaluation.search_worker import CANDIDATES, SearchWorker, ShardTask
 from clusterbatch.runtime import Pool, Unit, ray_session, run_units
 from clusterbatch.runtime.resources import gpus_for
 from clusterbatch.store import Artifact, Folder, Manifest, Part, Receipt, Stopwatch

@@ -1,1 +1,1 @@
-"""Whole runs as units: the run command and its report."""
+"""Experiments beside the pipeline: compare, predict, tune, capacity."""

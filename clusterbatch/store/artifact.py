@@ -19,8 +19,8 @@ from pydantic import BaseModel, ValidationError
 
 from clusterbatch.errors import DataError, OtherWorkError, UsageError
 from clusterbatch.store.checksum import DamagedError, checksum, read_verified
-from clusterbatch.store.filesystem import Folder
-from clusterbatch.store.lineage import software_versions
+from clusterbatch.store.folder import Folder
+from clusterbatch.store.provenance import software_versions
 from clusterbatch.store.traffic import Traffic, since_last
 
 MANIFEST = "manifest.json"

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from clusterbatch.config import RunConfig
 from clusterbatch.errors import ClusterbatchError, InfrastructureError
-from clusterbatch.store.filesystem import Folder
+from clusterbatch.store.folder import Folder
 from clusterbatch.store.workspace import Workspace
 
 LEASE = "_lease.json"

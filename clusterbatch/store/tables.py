@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from clusterbatch.errors import DataError
 from clusterbatch.store.artifact import Artifact, Part
-from clusterbatch.store.filesystem import Folder
+from clusterbatch.store.folder import Folder
 
 # Bytes read at once where only some columns or row groups are wanted.
 _BLOCK = 2**20

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from clusterbatch.batches.curriculum import CurriculumPlan, Plan
-from clusterbatch.clustering.tokenisation import Tokenisation
 from clusterbatch.config import RunConfig
 from clusterbatch.errors import UsageError
+from clusterbatch.shards.tokenise import Tokenisation
 from clusterbatch.store import Manifest
 
 

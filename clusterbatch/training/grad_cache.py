@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from clusterbatch.encoder.inputs import Inputs
-from clusterbatch.encoder.microbatch import micro_batches
+from clusterbatch.encoder.tokens import micro_batches
 
 
 @dataclass(frozen=True)

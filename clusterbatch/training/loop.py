@@ -12,10 +12,8 @@ import torch
 
 from clusterbatch.batches.loader import SliceBatch, SliceLoader
 from clusterbatch.training.checkpoint import CheckpointManifest, Checkpoints
-from clusterbatch.training.metrics_log import MetricsLog
+from clusterbatch.training.metrics import MetricsLog, Tracker, figures_of, peak_memory_bytes, training_flops_per_token
 from clusterbatch.training.step import StepResult, TrainingStep
-from clusterbatch.training.throughput import peak_memory_bytes, training_flops_per_token
-from clusterbatch.training.trackers import Tracker, figures_of
 from clusterbatch.training.validation import Validation
 
 

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
 from clusterbatch.config import TrainConfig
-from clusterbatch.config.train import LEAST_LEARNED_TEMPERATURE
-from clusterbatch.training.gather import World
-from clusterbatch.training.margins import TeacherMargins, margin_mse
+from clusterbatch.config.training import LEAST_LEARNED_TEMPERATURE
+from clusterbatch.training.collectives import World
+from clusterbatch.training.margin_mse import TeacherMargins, margin_mse
 from clusterbatch.training.masks import NEGATIVE, POSITIVE, BatchFacts, Relation
 
 # Elements of the score block that is in memory at a time: 32 MiB in float32, a few times that with its gradient.

@@ -19,22 +19,26 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from clusterbatch import errors
 from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
-from clusterbatch.errors import ClusterbatchError, InfrastructureError, OtherWorkError, UsageError, root_cause
+from clusterbatch.errors import (
+    ClusterbatchError,
+    InfrastructureError,
+    OtherWorkError,
+    UsageError,
+    root_cause,
+)
 from clusterbatch.log import say
 from clusterbatch.runtime import Pool, ProgressLine, check_resources, ray_session
 from clusterbatch.runtime.metrics import count_retries, step_finished
 from clusterbatch.runtime.resources import device_for
 from clusterbatch.store import Counts, Manifest, Receipt, Stopwatch
-from clusterbatch.store.publishing import publish
 from clusterbatch.store.traffic import Traffic, carry_over, since_last
-from clusterbatch.store.workspace import Workspace
+from clusterbatch.store.workspace import Workspace, publish
 from clusterbatch.training.checks import check_phases, check_tokens, check_workers
-from clusterbatch.training.gather import World
+from clusterbatch.training.collectives import World
 from clusterbatch.training.loop import log_line
-from clusterbatch.training.metrics_log import SEGMENTS, read_metrics
-from clusterbatch.training.preparing import check_adapters
+from clusterbatch.training.metrics import SEGMENTS, check_trackers, read_metrics
+from clusterbatch.training.prepare_model import check_adapters
 from clusterbatch.training.ray_storage import ray_storage
-from clusterbatch.training.trackers import check_trackers
 from clusterbatch.training.worker import CHECKPOINTS, Continuation, TrainingJob, open_plan, run_worker
 
 _RAY_FOLDER = "_ray"

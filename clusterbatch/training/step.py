@@ -15,14 +15,13 @@ from clusterbatch.config import TrainConfig
 from clusterbatch.encoder.inputs import Inputs, concatenate, token_ids
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.errors import DataError
-from clusterbatch.training.gather import World
+from clusterbatch.training.collectives import FlatGradients, World
 from clusterbatch.training.grad_cache import CachedEmbedding, RandomKey
 from clusterbatch.training.loss import ContrastiveLoss
-from clusterbatch.training.margins import TeacherMargins
+from clusterbatch.training.margin_mse import TeacherMargins
 from clusterbatch.training.masks import BatchFacts
 from clusterbatch.training.optimizer import Optimizer
-from clusterbatch.training.preparing import activation_bytes, autocast, micro_batch_tokens, prepare, token_table
-from clusterbatch.training.reduce import FlatGradients
+from clusterbatch.training.prepare_model import activation_bytes, autocast, micro_batch_tokens, prepare, token_table
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from clusterbatch.config import RunConfig
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.evaluation.collection import Collection, open_collections
 from clusterbatch.evaluation.metrics import parse_metric, per_query
-from clusterbatch.evaluation.search import descending_ids, identical_ids, search
+from clusterbatch.search.topk import descending_ids, identical_ids, search
 from clusterbatch.store import Folder
-from clusterbatch.training.gather import World
-from clusterbatch.training.preparing import micro_batch_tokens
+from clusterbatch.training.collectives import World
+from clusterbatch.training.prepare_model import micro_batch_tokens
 
 METRIC = "NDCG@10"
 _ANSWERS = 10

@@ -13,25 +13,23 @@ import torch
 
 from clusterbatch.batches.curriculum import Plan, make_plan
 from clusterbatch.batches.loader import SliceLoader
-from clusterbatch.clustering.shards import ShardReader
 from clusterbatch.config import RunConfig
+from clusterbatch.encoder.clip import TowersEncoder
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.save import save_model
-from clusterbatch.encoder.towers import TowersEncoder
 from clusterbatch.errors import UsageError
+from clusterbatch.shards.reader import ShardReader
 from clusterbatch.store import Artifact, Folder, Manifest
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.checkpoint import Checkpoint, Checkpoints
-from clusterbatch.training.gather import World
+from clusterbatch.training.collectives import World
 from clusterbatch.training.loop import LoopSettings, TrainingLoop
-from clusterbatch.training.metrics_log import MetricsLog
+from clusterbatch.training.metrics import MetricsLog, open_trackers, peak_flops
 from clusterbatch.training.model_card import model_card
-from clusterbatch.training.preparing import computing_dtype, finish
-from clusterbatch.training.resuming import Start, resume
+from clusterbatch.training.prepare_model import computing_dtype, finish
+from clusterbatch.training.resume import Start, resume
 from clusterbatch.training.step import TrainingStep
-from clusterbatch.training.throughput import peak_flops
-from clusterbatch.training.trackers import open_trackers
 from clusterbatch.training.validation import Validation
 
 CHECKPOINTS = "checkpoints"

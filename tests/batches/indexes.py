@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clusterbatch.clustering.index import ClusterIndex
+from clusterbatch.shards.index import ClusterIndex
 
 
 def make_index(sizes: Sequence[Sequence[int]], run_rows: int = 8, pieces: int = 1) -> ClusterIndex:

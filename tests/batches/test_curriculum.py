@@ -12,10 +12,10 @@ from clusterbatch.batches.curriculum import CurriculumPlan, make_plan
 from clusterbatch.batches.loader import SliceLoader
 from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.batches.samplers import ClusterBatchSampler
-from clusterbatch.clustering.shards import ShardReader
 from clusterbatch.config import BatchesConfig
+from clusterbatch.shards.reader import ShardReader
 from clusterbatch.store.workspace import Workspace
-from clusterbatch.training.gather import World
+from clusterbatch.training.collectives import World
 from tests.batches.indexes import make_index, row_ids
 from tests.training.small_run import (
     model_weights,

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from clusterbatch.batches import BatchPlan, SliceLoader
-from clusterbatch.clustering.shards import ShardReader
 from clusterbatch.config import BatchesConfig
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.errors import DataError
+from clusterbatch.shards.reader import ShardReader
 from clusterbatch.store import Folder
 from tests.clustering.synthetic import build_shards
 

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from clusterbatch.cli import main as clusterbatch
 from clusterbatch.config import RunConfig, load_config
-from clusterbatch.experiments.calibration import fit, matrix_flops, measure, save
-from clusterbatch.experiments.capacity import STAGES, Prices
-from clusterbatch.experiments.workload import model_of
+from clusterbatch.experiments.capacity.calibrate import fit, matrix_flops, measure, save
+from clusterbatch.experiments.capacity.model import STAGES, Prices
+from clusterbatch.experiments.capacity.workload import model_of
 from clusterbatch.store.workspace import Workspace
 from tests.benchmarks.figures import emit, machine
 from tests.data_folder import require_data_folder

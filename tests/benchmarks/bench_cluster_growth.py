@@ -27,18 +27,18 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from clusterbatch.clustering.chunks import SampleChunks
-from clusterbatch.clustering.distributed import RemoteRows
+from clusterbatch.clustering.fit_distributed import RemoteRows
 from clusterbatch.clustering.kmeans import FitSettings, fit
-from clusterbatch.clustering.stage import cluster
-from clusterbatch.clustering.sums import chunk_count
-from clusterbatch.clustering.vectors import vector_column
+from clusterbatch.clustering.partial_sums import chunk_count
+from clusterbatch.clustering.sample import SampleChunks
 from clusterbatch.config import RayConfig, RunConfig
-from clusterbatch.corpus.units import corpus_units, read_unit
-from clusterbatch.encoder.hardware import inference_dtype
+from clusterbatch.corpus.row_groups import corpus_units, read_unit
+from clusterbatch.embedding.vectors import vector_column
+from clusterbatch.encoder.devices import inference_dtype
 from clusterbatch.runtime import Pool, ray_session
+from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Counts, Folder, Receipt
-from clusterbatch.store.exchange import write_buckets
+from clusterbatch.store.shuffle import write_buckets
 from clusterbatch.store.workspace import Workspace
 from tests.benchmarks.figures import emit
 from tests.benchmarks.memory import PeakMemory

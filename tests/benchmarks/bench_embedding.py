@@ -32,13 +32,13 @@ import pyarrow.parquet as pq
 import torch
 
 from clusterbatch.config import EmbedConfig, RayConfig, RunConfig
-from clusterbatch.corpus.units import corpus_units
-from clusterbatch.encoder.hardware import inference_dtype
+from clusterbatch.corpus.row_groups import corpus_units
+from clusterbatch.embedding.embedder import Preparer
+from clusterbatch.embedding.stage import embed
+from clusterbatch.encoder.devices import inference_dtype
 from clusterbatch.encoder.model import Encoder, load_encoder
-from clusterbatch.encoder.prepare import Preparer
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.save import save_model
-from clusterbatch.encoder.stage import embed
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.runtime import ray_session
 from clusterbatch.store.workspace import Workspace

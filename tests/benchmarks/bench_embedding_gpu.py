@@ -24,7 +24,7 @@ import torch
 import transformers
 
 from clusterbatch.encoder.model import load_encoder
-from clusterbatch.training.throughput import peak_flops
+from clusterbatch.training.metrics import peak_flops
 from tests.benchmarks.figures import emit
 from tests.benchmarks.flops import encoder_flops
 

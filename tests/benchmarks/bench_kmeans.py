@@ -14,13 +14,13 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 
 from clusterbatch.clustering.assign import Assigner
-from clusterbatch.clustering.cells import apportion
 from clusterbatch.clustering.features import unit_length
 from clusterbatch.clustering.kmeans import FitSettings, fit
-from clusterbatch.clustering.models import GroupAssigner, GroupModel
-from clusterbatch.clustering.statistics import gini
-from clusterbatch.clustering.sums import Centers, LocalRows
-from clusterbatch.encoder.hardware import inference_dtype
+from clusterbatch.clustering.model import GroupAssigner, GroupModel
+from clusterbatch.clustering.partial_sums import Centers, LocalRows
+from clusterbatch.clustering.partitions import apportion
+from clusterbatch.encoder.devices import inference_dtype
+from clusterbatch.shards.statistics import gini
 from tests.benchmarks.figures import emit
 from tests.benchmarks.vectors import in_turn, load_vectors, vector_arguments
 

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from clusterbatch.batches import BatchPlan, SliceLoader
-from clusterbatch.clustering.shards import TRAINING, ShardReader
 from clusterbatch.config import BatchesConfig, StorageConfig
+from clusterbatch.shards.layout import TRAINING
+from clusterbatch.shards.reader import ShardReader
 from clusterbatch.store import Folder
 from tests.batches.indexes import make_index
 from tests.benchmarks.figures import emit

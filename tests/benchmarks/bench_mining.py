@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clusterbatch.mining.approximate import ApproximateIndex
-from clusterbatch.mining.neighbours import GroupKeys, neighbours
+from clusterbatch.search.neighbours import ApproximateIndex, GroupKeys, neighbours
 from tests.benchmarks.figures import emit
 from tests.benchmarks.vectors import load_vectors, vector_arguments
 

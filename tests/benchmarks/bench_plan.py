@@ -15,8 +15,8 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 
 from clusterbatch.batches.plan import BatchPlan
-from clusterbatch.clustering.index import ClusterIndex
 from clusterbatch.config import BatchesConfig
+from clusterbatch.shards.index import ClusterIndex
 from tests.benchmarks.figures import emit
 
 SOURCES, RUN_ROWS = 100, 64

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 from clusterbatch.config import RunConfig, load_config, with_changes
-from clusterbatch.experiments.compare import compare, comparison_artifact
-from clusterbatch.experiments.comparison import Comparison, read_comparison
-from clusterbatch.experiments.experience import FEATURES, features_of, left_out, sources_of_queries
-from clusterbatch.experiments.gains import LEAST_QUERIES, segments_of
-from clusterbatch.experiments.predict import predict
-from clusterbatch.experiments.statistics import Spread, difference
+from clusterbatch.experiments.compare.results import Comparison, read_comparison
+from clusterbatch.experiments.compare.stage import compare, comparison_artifact
+from clusterbatch.experiments.compare.statistics import Spread, difference
+from clusterbatch.experiments.predict.experience import FEATURES, features_of, left_out, sources_of_queries
+from clusterbatch.experiments.predict.stage import predict
+from clusterbatch.pipeline.report import LEAST_QUERIES, segments_of
 from tests.benchmarks.figures import emit
 from tests.benchmarks.ranks import agreement, leave_one_out
 

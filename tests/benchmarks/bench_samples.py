@@ -14,8 +14,8 @@ import sys
 from typing import Any
 
 from clusterbatch.config import RunConfig, load_config, with_changes
-from clusterbatch.experiments.compare import compare, comparison_artifact
-from clusterbatch.experiments.comparison import read_comparison
+from clusterbatch.experiments.compare.results import read_comparison
+from clusterbatch.experiments.compare.stage import compare, comparison_artifact
 from clusterbatch.runtime import lasting_session
 from tests.benchmarks.figures import emit
 

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clusterbatch.batches.plan import BatchPlan
-from clusterbatch.clustering.index import ClusterIndex
 from clusterbatch.config import BatchesConfig
 from clusterbatch.schema import CLUSTER_INDEX
+from clusterbatch.shards.index import ClusterIndex
 from tests.benchmarks.figures import emit
 
 RUN_ROWS, SOURCES, PROCESSES = 64, 12, 2

@@ -11,9 +11,9 @@ import argparse
 import tempfile
 import time
 
-from clusterbatch.clustering import stage
-from clusterbatch.clustering.shards import ROWS
 from clusterbatch.config import RunConfig
+from clusterbatch.shards import stage
+from clusterbatch.shards.reader import ROWS
 from clusterbatch.store import Artifact
 from tests.benchmarks.figures import emit
 from tests.benchmarks.memory import PeakMemory

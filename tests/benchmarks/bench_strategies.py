@@ -18,16 +18,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from clusterbatch.clustering.shards import INDEX, ShardLayout, ShardWriter, index_table
 from clusterbatch.config import RunConfig
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.tokenizer import Tokenizer
 from clusterbatch.schema import token_type
+from clusterbatch.shards.layout import ShardLayout
+from clusterbatch.shards.reader import INDEX, index_table
+from clusterbatch.shards.writer import ShardWriter
 from clusterbatch.store import Counts, Receipt
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.workspace import Workspace
-from clusterbatch.training.gather import World
-from clusterbatch.training.metrics_log import read_metrics
+from clusterbatch.training.collectives import World
+from clusterbatch.training.metrics import read_metrics
 from clusterbatch.training.worker import TrainingJob, run_worker
 from tests.benchmarks.bench_training import MODEL, real_pairs
 from tests.benchmarks.figures import emit

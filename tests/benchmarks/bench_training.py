@@ -26,10 +26,10 @@ from clusterbatch.batches.loader import SliceBatch
 from clusterbatch.config import TrainConfig
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
-from clusterbatch.training.gather import World
-from clusterbatch.training.preparing import computing_dtype
+from clusterbatch.training.collectives import World
+from clusterbatch.training.metrics import peak_flops, training_flops_per_token
+from clusterbatch.training.prepare_model import computing_dtype
 from clusterbatch.training.step import TrainingStep
-from clusterbatch.training.throughput import peak_flops, training_flops_per_token
 from tests.benchmarks.figures import emit
 from tests.data_folder import require_data_folder
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from clusterbatch.experiments.experience import left_out
+from clusterbatch.experiments.predict.experience import left_out
 
 _RESAMPLES = 2000
 

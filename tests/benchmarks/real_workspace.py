@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clusterbatch.clustering.features import unit_length
-from clusterbatch.clustering.vectors import vector_column
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.ingest import ingest
-from clusterbatch.corpus.units import corpus_units, read_unit
+from clusterbatch.corpus.row_groups import corpus_units, read_unit
+from clusterbatch.embedding.vectors import vector_column
 from clusterbatch.schema import embeddings_schema
 from clusterbatch.store import Counts, Receipt, Stopwatch
 from clusterbatch.store.tables import write_parquet

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from clusterbatch.clustering.features import unit_length
-from clusterbatch.clustering.vectors import vector_values
 from clusterbatch.config import RunConfig
+from clusterbatch.embedding.vectors import vector_values
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 

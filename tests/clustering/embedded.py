@@ -10,7 +10,7 @@ import pyarrow as pa
 import xxhash
 
 from clusterbatch.config import RunConfig
-from clusterbatch.corpus.units import PAIRS
+from clusterbatch.corpus.row_groups import PAIRS
 from clusterbatch.schema import corpus_schema, embeddings_schema
 from clusterbatch.store import Counts, Receipt
 from clusterbatch.store.tables import write_parquet

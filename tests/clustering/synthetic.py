@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from clusterbatch.clustering.shards import INDEX, ShardLayout, ShardWriter, index_table
+from clusterbatch.shards.layout import ShardLayout
+from clusterbatch.shards.reader import INDEX, index_table
+from clusterbatch.shards.writer import ShardWriter
 from clusterbatch.store import Artifact, Counts, Folder, Receipt
 from clusterbatch.store.tables import write_parquet
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clusterbatch.clustering.assign import Assigner
-from clusterbatch.clustering.models import GroupAssigner, GroupModel
-from clusterbatch.clustering.sums import Centers
+from clusterbatch.clustering.model import GroupAssigner, GroupModel
+from clusterbatch.clustering.partial_sums import Centers
 
 
 def unit(rows: int, dimensions: int, seed: int) -> np.ndarray:

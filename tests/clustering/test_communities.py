@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clusterbatch.clustering.communities import communities, mutual_graph, with_size
-from clusterbatch.mining.neighbours import GroupKeys, neighbours
+from clusterbatch.search.neighbours import GroupKeys, neighbours
 from tests.clustering.embedded import blobs
 
 pytest.importorskip("pymetis")

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from clusterbatch.clustering.assign import Assigner
-from clusterbatch.clustering.kmeans import FitSettings, fit
-from clusterbatch.clustering.seeding import seed_centroids
-from clusterbatch.clustering.statistics import gini
-from clusterbatch.clustering.sums import Centers, LocalRows, PartialSums, chunk_count, chunk_sums, merge
+from clusterbatch.clustering.kmeans import FitSettings, fit, seed_centroids
+from clusterbatch.clustering.partial_sums import Centers, LocalRows, PartialSums, chunk_count, chunk_sums, merge
+from clusterbatch.shards.statistics import gini
 from tests.clustering.embedded import blobs
 from tests.clustering.test_assign import unit
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from clusterbatch.clustering.kmeans import FitSettings, fit
-from clusterbatch.clustering.previous import Previous
-from clusterbatch.clustering.stage import cluster
-from clusterbatch.clustering.sums import LocalRows
-from clusterbatch.clustering.vectors import vector_column, vector_values
+from clusterbatch.clustering.partial_sums import LocalRows
+from clusterbatch.clustering.warm_start import Previous
 from clusterbatch.config import RunConfig
+from clusterbatch.embedding.vectors import vector_column, vector_values
+from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Counts, Receipt
 from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace

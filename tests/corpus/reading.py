@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from clusterbatch.config import CorpusConfig, StorageConfig
-from clusterbatch.corpus.finding import find_inputs
+from clusterbatch.corpus.find_inputs import find_inputs
 from clusterbatch.corpus.inputs import plan_units
-from clusterbatch.corpus.readers import read_slice
+from clusterbatch.corpus.readers.dispatch import read_slice
 from clusterbatch.corpus.rows import BrokenFileError, Reject
 from clusterbatch.corpus.validate import validate
 

@@ -12,9 +12,9 @@ import pytest
 
 from clusterbatch.cli import main
 from clusterbatch.config import RunConfig
+from clusterbatch.corpus.append import DocumentFilter
 from clusterbatch.corpus.ingest import ingest
-from clusterbatch.corpus.known import DocumentFilter
-from clusterbatch.corpus.units import corpus_units
+from clusterbatch.corpus.row_groups import corpus_units
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store import Artifact
 from clusterbatch.store.tables import read_parquet

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from clusterbatch.config import DOCSTRINGS, RunConfig
-from clusterbatch.corpus import docstrings, sample
-from clusterbatch.corpus.docstrings import MinedPair, docstring_pairs, equal_shares, mine, split_docstring
+from clusterbatch.corpus import docstrings
+from clusterbatch.corpus import docstrings as sample
+from clusterbatch.corpus.docstrings import MinedPair, docstring_pairs, equal_shares, mine, split_docstring, write_sample
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.corpus.normalise import normalise, pair_id, text_hash
-from clusterbatch.corpus.sample import write_sample
 from clusterbatch.errors import UsageError
 from clusterbatch.store import Folder
 

@@ -14,7 +14,7 @@ import pytest
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.holdout import SKETCH, choose, sketch
 from clusterbatch.corpus.ingest import ingest
-from clusterbatch.corpus.near import NearIndex, signature
+from clusterbatch.corpus.minhash import NearIndex, signature
 from clusterbatch.corpus.normalise import text_hash
 from tests.corpus.test_ingest import corpus_rows, write_lines
 

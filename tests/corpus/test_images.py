@@ -18,8 +18,7 @@ import pytest
 from PIL import Image
 
 from clusterbatch.config import RunConfig, fingerprint, load_config
-from clusterbatch.corpus.data_uri import image_bytes, readable
-from clusterbatch.corpus.images import ImageError, load_image, open_image
+from clusterbatch.corpus.images import ImageError, image_bytes, load_image, open_image, readable
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.corpus.normalise import text_hash
 from clusterbatch.errors import DataError, UsageError

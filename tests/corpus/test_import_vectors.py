@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from clusterbatch.corpus.ingest import ingest
-from clusterbatch.encoder.stage import embed
+from clusterbatch.embedding.stage import embed
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 from tests.corpus.test_ingest import configuration, corpus_rows, write_lines

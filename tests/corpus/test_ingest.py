@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from clusterbatch.config import RunConfig, with_changes
-from clusterbatch.corpus import passes, sizing
+from clusterbatch.corpus import passes
+from clusterbatch.corpus import read as sizing
 from clusterbatch.corpus.ingest import ingest
-from clusterbatch.corpus.sizing import flush_bytes, read_bytes
-from clusterbatch.corpus.units import corpus_units, read_unit
+from clusterbatch.corpus.read import flush_bytes, read_bytes
+from clusterbatch.corpus.row_groups import corpus_units, read_unit
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store import Manifest
 from clusterbatch.store.tables import read_parquet

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.normalise import pair_ids, text_hashes
-from clusterbatch.corpus.units import PAIRS
+from clusterbatch.corpus.row_groups import PAIRS
 from clusterbatch.schema import corpus_schema
 from clusterbatch.store import Counts, Manifest, Receipt
 from clusterbatch.store.tables import write_parquet

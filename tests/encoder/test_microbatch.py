@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterbatch.encoder.microbatch import micro_batches
+from clusterbatch.encoder.tokens import micro_batches
 
 _lengths = st.lists(st.integers(0, 300), max_size=200).map(lambda lengths: np.array(lengths, np.int64))
 

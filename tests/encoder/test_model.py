@@ -9,8 +9,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules as st
 
-from clusterbatch.encoder.layout import POOLING_MODES
 from clusterbatch.encoder.model import Encoder, load_encoder, padded
+from clusterbatch.encoder.model_files import POOLING_MODES
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.errors import DataError, UsageError
 from tests.encoder.models import ARCHITECTURES

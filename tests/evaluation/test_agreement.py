@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clusterbatch.evaluation.lexical import LexicalIndex
+from clusterbatch.evaluation.bm25 import LexicalIndex
 from clusterbatch.evaluation.metrics import parse_metric, per_query
-from clusterbatch.evaluation.search import descending_ids
+from clusterbatch.search.topk import descending_ids
 from tests.evaluation.parity import COLLECTIONS, made_up_run, measured, open_collection
 
 BM25 = {"covidqa": 0.643, "cranfield": 0.333, "squad_dev": 0.856}

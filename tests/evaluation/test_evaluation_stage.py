@@ -13,7 +13,7 @@ from clusterbatch.encoder.save import save_model
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.evaluation.models import evaluated_models, identities
 from clusterbatch.evaluation.results import read_scores
-from clusterbatch.evaluation.shard import CANDIDATES
+from clusterbatch.evaluation.search_worker import CANDIDATES
 from clusterbatch.evaluation.stage import evaluate
 from clusterbatch.store.workspace import Workspace
 

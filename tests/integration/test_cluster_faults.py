@@ -14,15 +14,15 @@ import pyarrow as pa
 import ray
 import torch
 
-from clusterbatch.clustering.chunks import SampleChunks
-from clusterbatch.clustering.distributed import RemoteRows
+from clusterbatch.clustering.fit_distributed import RemoteRows
 from clusterbatch.clustering.kmeans import FitSettings, fit
-from clusterbatch.clustering.stage import cluster
-from clusterbatch.clustering.sums import Centers, LocalRows, PartialSums
-from clusterbatch.clustering.vectors import vector_column
+from clusterbatch.clustering.partial_sums import Centers, LocalRows, PartialSums
+from clusterbatch.clustering.sample import SampleChunks
+from clusterbatch.embedding.vectors import vector_column
 from clusterbatch.runtime import Pool
+from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Folder
-from clusterbatch.store.exchange import write_buckets
+from clusterbatch.store.shuffle import write_buckets
 from clusterbatch.store.workspace import Workspace
 from tests.clustering.embedded import blobs, embedded_workspace
 from tests.without_ray import DRIVER

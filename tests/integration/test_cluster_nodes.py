@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clusterbatch.clustering.stage import cluster
+from clusterbatch.shards.stage import cluster
 from clusterbatch.store.workspace import Workspace
 from tests.clustering.embedded import embedded_workspace
 

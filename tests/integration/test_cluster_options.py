@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clusterbatch.clustering import distributed
-from clusterbatch.clustering.inspect import inspect_cluster, inspect_source
-from clusterbatch.clustering.shards import ShardReader
-from clusterbatch.clustering.stage import cluster
+from clusterbatch.clustering import fit_distributed as distributed
 from clusterbatch.config import RunConfig
-from clusterbatch.corpus.units import corpus_units
-from clusterbatch.encoder.embedder import UnitEmbedder
-from clusterbatch.encoder.workers import embeddings_table
+from clusterbatch.corpus.row_groups import corpus_units
+from clusterbatch.embedding.embedder import UnitEmbedder
+from clusterbatch.embedding.workers import embeddings_table
 from clusterbatch.errors import UsageError
+from clusterbatch.shards.reader import ShardReader
+from clusterbatch.shards.stage import cluster
+from clusterbatch.shards.statistics import inspect_cluster, inspect_source
 from clusterbatch.store import Manifest
 from clusterbatch.store.artifact import MANIFEST
 from clusterbatch.store.tables import read_parquet, write_parquet

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clusterbatch.clustering.shards import ROWS, ShardReader
-from clusterbatch.clustering.stage import cluster
 from clusterbatch.errors import UsageError
+from clusterbatch.shards.reader import ROWS, ShardReader
+from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace

@@ -9,17 +9,17 @@ import pyarrow as pa
 import pytest
 
 from clusterbatch.clustering import communities
-from clusterbatch.clustering.community_passes import CommunitiesWorker
-from clusterbatch.clustering.shards import ShardReader
-from clusterbatch.clustering.stage import cluster
-from clusterbatch.clustering.vectors import vector_values
+from clusterbatch.clustering.communities_fit import CommunitiesWorker
 from clusterbatch.config import RunConfig, load_config
+from clusterbatch.embedding.vectors import vector_values
 from clusterbatch.errors import UsageError
-from clusterbatch.experiments.arms import arms_of
-from clusterbatch.experiments.refresh import refresh
-from clusterbatch.mining import gathering
-from clusterbatch.mining.neighbours import GroupKeys, neighbours
+from clusterbatch.experiments.compare.arms import arms_of
+from clusterbatch.pipeline.refresh import refresh
 from clusterbatch.runtime import Unit
+from clusterbatch.search import gather as gathering
+from clusterbatch.search.neighbours import GroupKeys, neighbours
+from clusterbatch.shards.reader import ShardReader
+from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Manifest, Receipt
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace

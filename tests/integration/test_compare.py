@@ -7,24 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from clusterbatch.clustering.stage import cluster
 from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.corpus.ingest import ingest
+from clusterbatch.embedding.stage import embed
 from clusterbatch.encoder.model import Encoder, load_encoder
 from clusterbatch.encoder.resolve import resolve_model
-from clusterbatch.encoder.stage import embed
 from clusterbatch.errors import UsageError
 from clusterbatch.evaluation.measure import LoadedCollection
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.stage import configured_collections
-from clusterbatch.experiments import compare as module
-from clusterbatch.experiments.arms import arms_of
-from clusterbatch.experiments.compare import compare, comparison_artifact
-from clusterbatch.experiments.comparison import read_comparison
-from clusterbatch.experiments.comparison_report import write_comparison
-from clusterbatch.experiments.hardness import hardness, match, with_groups
-from clusterbatch.experiments.trial import TrialWorker
-from clusterbatch.experiments.trials import Trials
+from clusterbatch.experiments.compare import stage as module
+from clusterbatch.experiments.compare.arms import arms_of
+from clusterbatch.experiments.compare.hardness import hardness, match, with_groups
+from clusterbatch.experiments.compare.report import write_comparison
+from clusterbatch.experiments.compare.results import read_comparison
+from clusterbatch.experiments.compare.stage import compare, comparison_artifact
+from clusterbatch.experiments.compare.trial import Trials, TrialWorker
+from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Folder
 from clusterbatch.store.workspace import Workspace
 from tests.integration.subjects import SUBJECTS, subjects_config

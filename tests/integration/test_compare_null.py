@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from clusterbatch.config import RunConfig, load_config
-from clusterbatch.experiments.compare import compare, comparison_artifact
-from clusterbatch.experiments.comparison import read_comparison
-from clusterbatch.experiments.wording import answer, next_step
+from clusterbatch.experiments.compare.results import read_comparison
+from clusterbatch.experiments.compare.stage import compare, comparison_artifact
+from clusterbatch.experiments.compare.wording import answer, next_step
 from tests.encoder.models import make_static
 
 PAIRS, QUERIES, DIMENSIONS = 960, 240, 16

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pytest
 
 from clusterbatch.config import EmbedConfig, RayConfig, RunConfig
-from clusterbatch.corpus.units import corpus_units
-from clusterbatch.encoder.stage import embed
+from clusterbatch.corpus.row_groups import corpus_units
+from clusterbatch.embedding.stage import embed
 from clusterbatch.store import Manifest
 from clusterbatch.store.artifact import RECEIPTS
 from clusterbatch.store.tables import read_parquet

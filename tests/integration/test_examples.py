@@ -10,12 +10,12 @@ from types import ModuleType
 import pyarrow as pa
 import pytest
 
-from clusterbatch.clustering.shards import ROWS
-from clusterbatch.clustering.stage import cluster
 from clusterbatch.config import RunConfig, load_config
 from clusterbatch.corpus.ingest import ingest
-from clusterbatch.encoder.stage import embed
+from clusterbatch.embedding.stage import embed
 from clusterbatch.evaluation.stage import evaluate
+from clusterbatch.shards.reader import ROWS
+from clusterbatch.shards.stage import cluster
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.stage import train

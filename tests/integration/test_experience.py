@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clusterbatch.cli import main
-from clusterbatch.experiments.experience import FEATURES, read_table
+from clusterbatch.experiments.predict.experience import FEATURES, read_table
 from tests.integration.subjects import SUBJECTS, subjects_config
 from tests.without_ray import WORDS, without_ray
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clusterbatch.clustering.stage import cluster
 from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.errors import UsageError
-from clusterbatch.experiments.inspect import inspect_workspace
-from clusterbatch.experiments.refresh import refresh
-from clusterbatch.experiments.run import STAGES, run_stage
-from clusterbatch.store.rounds import needed_generations
+from clusterbatch.pipeline.inspect_workspace import inspect_workspace
+from clusterbatch.pipeline.refresh import refresh
+from clusterbatch.pipeline.rounds import needed_generations
+from clusterbatch.pipeline.run import STAGES, run_stage
+from clusterbatch.shards.stage import cluster
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 from tests.integration.subjects import SUBJECTS, subjects_config

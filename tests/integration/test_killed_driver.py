@@ -17,7 +17,7 @@ from typing import IO
 import pytest
 
 from clusterbatch.config import RunConfig
-from clusterbatch.experiments.run import STAGES
+from clusterbatch.pipeline.run import STAGES
 from clusterbatch.runtime import metrics
 from clusterbatch.store.workspace import Workspace
 from tests.corpus.test_ingest import write_lines

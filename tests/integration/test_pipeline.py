@@ -17,7 +17,7 @@ from clusterbatch.cli import main
 from clusterbatch.config import RunConfig, load_config
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
-from clusterbatch.experiments.run import STAGES
+from clusterbatch.pipeline.run import STAGES
 from clusterbatch.store.workspace import Workspace
 from tests.encoder.models import make_static
 from tests.without_ray import WORDS, without_ray

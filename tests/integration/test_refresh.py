@@ -14,12 +14,11 @@ from safetensors.numpy import load
 from clusterbatch.cli import main
 from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.errors import UsageError
-from clusterbatch.experiments import refresh as module
-from clusterbatch.experiments.refresh import refresh, rollback
-from clusterbatch.experiments.run import STAGES, run_stage
-from clusterbatch.store.publishing import live_generation
-from clusterbatch.store.rounds import read_round, rounds
-from clusterbatch.store.workspace import Workspace
+from clusterbatch.pipeline import refresh as module
+from clusterbatch.pipeline.refresh import refresh, rollback
+from clusterbatch.pipeline.rounds import read_round, rounds
+from clusterbatch.pipeline.run import STAGES, run_stage
+from clusterbatch.store.workspace import Workspace, live_generation
 from tests.integration.subjects import subjects_config
 from tests.without_ray import WORDS, without_ray
 
@@ -182,7 +181,7 @@ def test_a_round_that_is_cut_off_anywhere_comes_to_the_same_end(
 
 def _cut_after_writes(monkeypatch: pytest.MonkeyPatch, every: int) -> list[str]:
     """Raises after every so many writes, each time some more, so that later places are reached; names of the last."""
-    from clusterbatch.store.filesystem import Folder
+    from clusterbatch.store.folder import Folder
 
     original = Folder.write
     cuts: list[str] = []

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from clusterbatch.config import RunConfig, with_changes
-from clusterbatch.experiments import refresh as module
-from clusterbatch.experiments.building import BUILD
-from clusterbatch.experiments.refresh import refresh
-from clusterbatch.experiments.run import STAGES, run_stage
-from clusterbatch.store.rounds import write_round
+from clusterbatch.pipeline import refresh as module
+from clusterbatch.pipeline.refresh import refresh
+from clusterbatch.pipeline.refresh_clusters import BUILD
+from clusterbatch.pipeline.rounds import write_round
+from clusterbatch.pipeline.run import STAGES, run_stage
 from clusterbatch.store.workspace import Workspace
 from tests.integration.subjects import subjects_config
 from tests.without_ray import WORDS, without_ray

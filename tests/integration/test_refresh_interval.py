@@ -11,8 +11,8 @@ import pytest
 from clusterbatch.cli import main
 from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.errors import UsageError
-from clusterbatch.experiments import refresh_interval as module
-from clusterbatch.experiments.refresh_interval import RESULT, tune_refresh
+from clusterbatch.experiments.tune import refresh_interval as module
+from clusterbatch.experiments.tune.refresh_interval import RESULT, tune_refresh
 from clusterbatch.store.workspace import Workspace
 from tests.integration.subjects import SUBJECTS, subjects_config
 from tests.without_ray import WORDS, without_ray

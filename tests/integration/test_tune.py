@@ -11,8 +11,11 @@ import pytest
 from clusterbatch.cli import main
 from clusterbatch.config import RunConfig, load_config, with_changes
 from clusterbatch.errors import UsageError
-from clusterbatch.experiments import compare, predict, trial, tune
-from clusterbatch.experiments.run import STAGES, run_stage
+from clusterbatch.experiments.compare import stage as compare
+from clusterbatch.experiments.compare import trial
+from clusterbatch.experiments.predict import stage as predict
+from clusterbatch.experiments.tune import stage as tune
+from clusterbatch.pipeline.run import STAGES, run_stage
 from clusterbatch.store.workspace import Workspace
 from tests.integration.subjects import SUBJECTS, subjects_config
 from tests.without_ray import WORDS, without_ray

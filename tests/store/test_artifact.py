@@ -10,7 +10,7 @@ import pytest
 
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store import Artifact, Counts, Folder, Receipt
-from clusterbatch.store.exchange import bucket_rows, read_bucket, write_buckets
+from clusterbatch.store.shuffle import bucket_rows, read_bucket, write_buckets
 from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.traffic import since_last
 

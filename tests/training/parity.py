@@ -14,12 +14,11 @@ from torch.nn.functional import cross_entropy, normalize
 
 from clusterbatch.config import TrainConfig
 from clusterbatch.encoder.tokens import Tokens
-from clusterbatch.training.gather import World
+from clusterbatch.training.collectives import FlatGradients, World
 from clusterbatch.training.grad_cache import CachedEmbedding, RandomKey
 from clusterbatch.training.loss import ContrastiveLoss
-from clusterbatch.training.margins import TeacherMargins
+from clusterbatch.training.margin_mse import TeacherMargins
 from clusterbatch.training.masks import BatchFacts
-from clusterbatch.training.reduce import FlatGradients
 from tests.training.worlds import run_world
 
 VOCABULARY, WIDTH, DIMENSIONS = 97, 12, 8

@@ -14,14 +14,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from clusterbatch.clustering.shards import INDEX, ShardLayout, ShardWriter, index_table
 from clusterbatch.config import RunConfig
+from clusterbatch.shards.layout import ShardLayout
+from clusterbatch.shards.reader import INDEX, index_table
+from clusterbatch.shards.writer import ShardWriter
 from clusterbatch.store import Counts, Receipt
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.workspace import Workspace
-from clusterbatch.training.gather import World
+from clusterbatch.training.collectives import World
 from clusterbatch.training.loop import Preempted
-from clusterbatch.training.metrics_log import read_metrics
+from clusterbatch.training.metrics import read_metrics
 from clusterbatch.training.worker import TrainingJob, open_plan, run_worker
 
 WORDS = [f"word{number}" for number in range(180)]

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from clusterbatch.training.gather import World
-from clusterbatch.training.reduce import FlatGradients
+from clusterbatch.training.collectives import FlatGradients, World
 from tests.training.worlds import run_world
 
 _COUNTS = [3, 0, 5]

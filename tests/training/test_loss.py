@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from clusterbatch.config import TrainConfig
 from clusterbatch.training import loss as loss_module
-from clusterbatch.training.gather import World
+from clusterbatch.training.collectives import World
 from clusterbatch.training.loss import ContrastiveLoss, info_nce
 from clusterbatch.training.masks import IGNORED, NEGATIVE, POSITIVE, BatchFacts
 

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from clusterbatch.config import load_config
 from clusterbatch.errors import UsageError
-from clusterbatch.training.margins import TeacherMargins, margin_mse
+from clusterbatch.training.margin_mse import TeacherMargins, margin_mse
 
 TEMPERATURE = 0.05
 

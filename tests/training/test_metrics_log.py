@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from clusterbatch.store import Folder
-from clusterbatch.training import metrics_log
-from clusterbatch.training.metrics_log import MetricsLog, read_metrics
+from clusterbatch.training import metrics as metrics_log
+from clusterbatch.training.metrics import MetricsLog, read_metrics
 
 
 def _steps(folder: Folder) -> list[int]:

@@ -13,8 +13,8 @@ import torch
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.errors import DataError
 from clusterbatch.training.checkpoint import Checkpoints
-from clusterbatch.training.gather import World
-from clusterbatch.training.resuming import Start, resume
+from clusterbatch.training.collectives import World
+from clusterbatch.training.resume import Start, resume
 from clusterbatch.training.step import TrainingStep
 from clusterbatch.training.worker import TrainingJob
 from tests.training.small_run import small_config, small_job, train_on_rank, train_until_asked_to_stop, write_clusters

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from clusterbatch.training.schedule import learning_rate_factor
+from clusterbatch.training.optimizer import learning_rate_factor
 
 
 def _curve(schedule: str, steps: int = 100, warmup: float = 0.1, decay: float = 0.2) -> list[float]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from clusterbatch.clustering.tokenisation import Tokenisation
 from clusterbatch.config import with_changes
 from clusterbatch.errors import UsageError
+from clusterbatch.shards.tokenise import Tokenisation
 from clusterbatch.training.stage import train
 from tests.training.small_run import small_config, write_clusters
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from clusterbatch.training.token_mean import TokenMean
+from clusterbatch.training.prepare_model import TokenMean
 
 
 def test_equals_torchs_embedding_bag() -> None:

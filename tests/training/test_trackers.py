@@ -9,7 +9,7 @@ import pytest
 
 from clusterbatch.errors import UsageError
 from clusterbatch.store import Folder
-from clusterbatch.training.trackers import check_trackers, figures_of, open_trackers
+from clusterbatch.training.metrics import check_trackers, figures_of, open_trackers
 
 
 def _scalars(folder: Path, name: str) -> list[tuple[int, float]]:

@@ -19,7 +19,7 @@ from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.measure import LoadedCollection
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.store import Folder
-from clusterbatch.training.gather import World
+from clusterbatch.training.collectives import World
 from clusterbatch.training.validation import Validation
 from tests.training.small_run import (
     WORDS,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from clusterbatch.training.gather import World
+from clusterbatch.training.collectives import World
 
 # A server that has torch loaded already and forks clean processes from there: starting four ranks costs little.
 _CONTEXT = multiprocessing.get_context("forkserver")

@@ -11,14 +11,14 @@ from typing import BinaryIO, NamedTuple
 import pyarrow as pa
 
 from clusterbatch.config import ColumnsConfig, CorpusConfig, StorageConfig
-from clusterbatch.corpus.formats import Format, agree, agree_inside
 from clusterbatch.corpus.inputs import InputFile, Slice
 from clusterbatch.corpus.readers.delimited import read_delimited
+from clusterbatch.corpus.readers.formats import Format, agree, agree_inside
 from clusterbatch.corpus.readers.jsonl import read_json_lines
 from clusterbatch.corpus.readers.parquet import read_parquet_slice
 from clusterbatch.corpus.readers.text import decompressed, detect_encoding
 from clusterbatch.corpus.rows import BrokenFileError, Chunk
-from clusterbatch.store.filesystem import Folder
+from clusterbatch.store.folder import Folder
 
 _HEAD = 64 * 2**10
 # Text may hold a stray NUL; binary data has one here.

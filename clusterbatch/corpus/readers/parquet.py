@@ -11,9 +11,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clusterbatch.config import ColumnsConfig
-from clusterbatch.corpus.data_uri import data_uri
+from clusterbatch.corpus.images import data_uri
 from clusterbatch.corpus.inputs import Slice
-from clusterbatch.corpus.rows import COLUMN_TYPES, BrokenFileError, Chunk, Reject, check_columns, input_names
+from clusterbatch.corpus.rows import (
+    COLUMN_TYPES,
+    BrokenFileError,
+    Chunk,
+    Reject,
+    check_columns,
+    input_names,
+)
 from clusterbatch.schema import VECTORS
 
 _CHUNK_ROWS = 8192

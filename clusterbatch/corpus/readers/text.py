@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from clusterbatch.corpus.formats import Compression
+from clusterbatch.corpus.readers.formats import Compression
 
 _BUFFER = 2**20
 _MARKS = {

@@ -17,11 +17,11 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from clusterbatch.config import RunConfig, load_config
-from clusterbatch.experiments.inspect import inspect_workspace
+from clusterbatch.pipeline.inspect_workspace import inspect_workspace
 from clusterbatch.store import Manifest
 from clusterbatch.store.artifact import RECEIPTS
 from clusterbatch.store.workspace import Workspace
-from clusterbatch.training.metrics_log import SEGMENTS
+from clusterbatch.training.metrics import SEGMENTS
 
 ROOT = Path(__file__).parents[3]
 STORE_BYTES = 80 * 2**20

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from clusterbatch.store.publishing import live_generation
-from clusterbatch.store.rounds import rounds
-from clusterbatch.store.workspace import Workspace
+from clusterbatch.pipeline.rounds import rounds
+from clusterbatch.store.workspace import Workspace, live_generation
 from tests.integration.faults.harness import files
 from tests.integration.subjects import subjects_config
 

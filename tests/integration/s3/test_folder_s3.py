@@ -15,8 +15,8 @@ import pytest
 
 from clusterbatch.config import RunConfig, StorageConfig
 from clusterbatch.errors import DataError, InfrastructureError, UsageError
+from clusterbatch.pipeline.clean import clean
 from clusterbatch.store import Artifact, Counts, Folder, Receipt
-from clusterbatch.store.cleaning import clean
 from clusterbatch.store.lease import workspace_lease
 from tests.integration.s3.fault_proxy import FaultProxy
 from tests.integration.s3.server import ACCESS_KEY, DOMAIN, SECRET_KEY, S3Server

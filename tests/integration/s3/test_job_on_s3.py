@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 
 from clusterbatch.cli import main
 from clusterbatch.config import StorageConfig, load_config
-from clusterbatch.experiments.inspect import inspect_workspace
+from clusterbatch.pipeline.inspect_workspace import inspect_workspace
 from clusterbatch.runtime.metrics import MEASURES, exported_name
 from clusterbatch.store import Folder
 from tests.integration.faults.harness import ROOT, WORDS, ray_cluster, write_pairs

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from clusterbatch.config import RunConfig, StorageConfig, load_config
-from clusterbatch.corpus.sample import COLLECTION, PAIRS, write_sample
-from clusterbatch.experiments.run import STAGES
+from clusterbatch.corpus.docstrings import COLLECTION, PAIRS, write_sample
+from clusterbatch.pipeline.run import STAGES
 from clusterbatch.store import Folder
 from clusterbatch.store.workspace import Workspace
 from tests.encoder.models import make_model

@@ -1,0 +1,111 @@
+"""Rows by (shard, run, row): whole runs are fetched, and kept where the same run is soon needed again."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+
+from clusterbatch.shards.reader import ShardReader
+
+_SHARDS_AT_ONCE = 8
+# Runs of a shard have numbers below this, so that (shard, run) fits one integer.
+_RUNS_PER_SHARD = 2**40
+
+
+class RowReader:
+    """Reads rows of shards and counts what that cost; safe for several threads.
+
+    bytes_read: what came from storage; largest: bytes of the decoded runs of the largest request so far.
+    """
+
+    def __init__(self, reader: ShardReader, *, vectors: bool, cache_bytes: int | None) -> None:
+        """`cache_bytes`: how much to keep of what was decoded; None keeps nothing."""
+        self._reader = reader
+        self._vectors = vectors
+        self._cache = None if cache_bytes is None else _RunCache(cache_bytes)
+        self._in_flight: dict[int, Future[dict[int, pa.RecordBatch]]] = {}
+        self._lock = threading.Lock()
+        self.bytes_read = 0
+        self.largest = 0
+
+    def read(self, shard: np.ndarray, run: np.ndarray, row: np.ndarray) -> pa.Table:
+        """The rows (shard[i], run[i], row[i]), in that order; the arrays are (n,) integers."""
+        if not len(row):
+            # A rank may have nothing to do; the columns are those of any run.
+            index = self._reader.index
+            return self.read(index.shard[:1], index.first_run[:1], np.zeros(1, np.int64)).slice(0, 0)
+        keys, which = np.unique(shard.astype(np.int64) * _RUNS_PER_SHARD + run, return_inverse=True)
+        runs = self._fetch(keys) if self._cache is None else self._through_cache(keys.tolist(), self._cache)
+        batches = [runs[key] for key in keys.tolist()]
+        with self._lock:
+            self.largest = max(self.largest, sum(batch.nbytes for batch in batches))
+        starts = np.concatenate([[0], np.cumsum([batch.num_rows for batch in batches])]).astype(np.int64)
+        return pa.Table.from_batches(batches).take(pa.array(starts[which] + row))
+
+    def _through_cache(self, keys: list[int], cache: _RunCache) -> dict[int, pa.RecordBatch]:
+        """What is kept, what other threads are just fetching, and the rest from storage."""
+        with self._lock:
+            runs = cache.get(keys)
+            others = {key: self._in_flight[key] for key in keys if key not in runs and key in self._in_flight}
+            missing = [key for key in keys if key not in runs and key not in others]
+            mine: Future[dict[int, pa.RecordBatch]] = Future()
+            self._in_flight.update(dict.fromkeys(missing, mine))
+        try:
+            found = self._fetch(np.array(missing, dtype=np.int64))
+            with self._lock:
+                cache.put(found)
+            mine.set_result(found)
+        except BaseException as error:
+            mine.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                for key in missing:
+                    del self._in_flight[key]
+        return {**runs, **found, **{key: future.result()[key] for key, future in others.items()}}
+
+    def _fetch(self, keys: np.ndarray) -> dict[int, pa.RecordBatch]:
+        """Runs from storage, several shards side by side; `keys` ascend."""
+        shards, starts = np.unique(keys // _RUNS_PER_SHARD, return_index=True)
+        groups = np.split(keys, starts)[1:]
+        if len(shards) <= 1:
+            results: Iterable[list[pa.RecordBatch]] = map(self._fetch_shard, shards.tolist(), groups)
+        else:
+            with ThreadPoolExecutor(min(_SHARDS_AT_ONCE, len(shards))) as pool:
+                results = list(pool.map(self._fetch_shard, shards.tolist(), groups))
+        return dict(zip(keys.tolist(), (batch for batches in results for batch in batches), strict=True))
+
+    def _fetch_shard(self, shard: int, keys: np.ndarray) -> list[pa.RecordBatch]:
+        runs = keys % _RUNS_PER_SHARD
+        batches = self._reader.read_runs(shard, runs, self._vectors)
+        spent = int(self._reader.run_bytes(shard, runs, self._vectors).sum())
+        with self._lock:
+            self.bytes_read += spent
+        return batches
+
+
+class _RunCache:
+    """Decoded runs; the least recently used leave first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._bytes = limit, 0
+        self._runs: OrderedDict[int, pa.RecordBatch] = OrderedDict()
+
+    def get(self, keys: Iterable[int]) -> dict[int, pa.RecordBatch]:
+        found = {key: self._runs[key] for key in keys if key in self._runs}
+        for key in found:
+            self._runs.move_to_end(key)
+        return found
+
+    def put(self, runs: dict[int, pa.RecordBatch]) -> None:
+        for key, batch in runs.items():
+            self._runs[key] = batch
+            self._bytes += batch.nbytes
+        while self._bytes > self._limit and self._runs:
+            _, evicted = self._runs.popitem(last=False)
+            self._bytes -= evicted.nbytes

@@ -1,0 +1,257 @@
+"""What the command line prints for people: tables on standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from clusterbatch.pipeline.clean import Removal
+
+_COMPARED = [("value", ".4f"), ("difference", "+.4f"), ("p_corrected", ".3f"), ("minutes", ".1f")]
+_DRIFT = [("drift", ".3f"), ("mutual_information", ".3f"), ("hardness", "+.4f")]
+_TEXT = (
+    "source",
+    "stage",
+    "state",
+    "collection",
+    "metric",
+    "arm",
+    "verdict",
+    "refresh",
+    "path",
+    "reason",
+    "pair_id",
+    "query",
+    "document",
+)
+
+
+def print_quality(gains: Iterable[dict[str, Any]], report: str) -> None:
+    """`gains`: rows of experiments.report.gains."""
+    table = _table(
+        "Retrieval quality before and after training", "collection", "metric", "queries", "before", "after", "gain"
+    )
+    for row in gains:
+        before, after = row["before"], row["after"]
+        gain = f"{after - before:+.4f}" if before is not None and after is not None else ""
+        shown = [f"{value:.4f}" if value is not None else "" for value in (before, after)]
+        table.add_row(row["collection"], row["metric"], f"{row['queries']:,}", *shown, gain)
+    console = _console()
+    console.print(table)
+    console.print(f"report: {report}", soft_wrap=True)
+
+
+def print_comparison(found: dict[str, Any], page: str) -> None:
+    """`found`: what a comparison's data file holds."""
+    table = _table("Quality by arm", "arm", "verdict", "value", "difference", "interval", "p corrected", "minutes")
+    for row in found["arms"]:
+        interval = "" if row["difference"] is None else _interval(row)
+        figures = [f"{row[key]:{form}}" if row[key] is not None else "" for key, form in _COMPARED]
+        table.add_row(row["arm"], row["verdict"], *figures[:2], interval, *figures[2:])
+    console = _console()
+    console.print(table)
+    console.print(found["answer"])
+    console.print(f"report: {page}", soft_wrap=True)
+
+
+def print_prediction(found: dict[str, Any]) -> None:
+    """`found`: what experiments.predict returns."""
+    columns = ["source", "rows", "diversity", "duplicates", "source batches", "harder by", "verdict", "reason"]
+    table = _table("Would clusters help?", *columns)
+    for name, row in sorted(found["sources"].items(), key=lambda entry: -entry[1]["rows"]):
+        table.add_row(
+            name,
+            f"{row['rows']:,}",
+            f"{row['diversity']:.3f}",
+            f"{row['duplicates']:.1%}",
+            f"{row['source']['difficulty']:.2f} nats",
+            f"{row['gain']:+.2f}",
+            row["verdict"],
+            row["why"],
+        )
+    console = _console()
+    console.print(table)
+    console.print(found["answer"])
+    if "experience" in found:
+        _print_experience(console, found["experience"])
+
+
+def _print_experience(console: Console, found: dict[str, Any]) -> None:
+    """`found`: what experiments.experience.foretell returns."""
+    if not found["arms"]:
+        console.print(f"Earlier comparisons: {found['rows']} sources of other corpora, too few to learn from.")
+        return
+    table = _table(
+        f"Gain in {found['metric']} over {found['baseline']} by {found['rows']} sources of earlier comparisons",
+        *("source", *found["arms"], "nearest of them", "gained"),
+    )
+    for name, row in found["sources"].items():
+        near = row["nearest"]
+        gained = ", ".join(f"{arm} {near['gains'][arm]:+.4f}" for arm in found["arms"])
+        estimates = [f"{row['gains'][arm]:+.4f}" for arm in found["arms"]]
+        table.add_row(name, *estimates, f"{near['source']} ({near['workspace'].rsplit('/', 1)[-1]})", gained)
+    console.print(table)
+    for arm, row in found["arms"].items():
+        console.print(
+            f"{arm}: each of them, left out, is missed by {row['error']:.4f} on average; guessing the others' mean "
+            f"misses by {row['guessing']:.4f}"
+        )
+
+
+def print_tuning(found: dict[str, Any], file: str) -> None:
+    """`found`: what experiments.tune returns; file: the chosen configuration."""
+    table = _table("Candidates", "arm", "rank score", "steps", found["metric"], "minutes")
+    for name, row in found["candidates"].items():
+        last = row["rungs"][-1] if row["rungs"] else None
+        shown = [f"{last['steps']:,}", f"{last['value']:.4f}", f"{last['seconds'] / 60:.1f}"] if last else [""] * 3
+        table.add_row(name, f"{row['rank']:+.3f}", *shown)
+    console = _console()
+    console.print(table)
+    console.print(f"chosen: {found['chosen']} ({found['why']})")
+    console.print(f"configuration: {file}", soft_wrap=True)
+
+
+def print_intervals(found: dict[str, Any], file: str) -> None:
+    """`found`: what experiments.refresh_interval returns; file: where that is."""
+    columns = ["refresh", "month", "rows", "embedded", "new clusters", "old data", "new data", "minutes", "cost"]
+    table = _table(f"{found['metric']} and cost by refresh interval", *columns)
+    for name, policy in found["policies"].items():
+        for row in policy["months"]:
+            figures = [f"{row[key]:,.0f}" for key in ("month", "rows", "embedded")]
+            clusters = {0.0: "", 1.0: "yes"}.get(row["reclustered"], f"{row['reclustered']:.0%} of the seeds")
+            quality = [f"{row['old']:.4f}", f"{row['new']:.4f}"]
+            minutes = f"{sum(row['seconds'].values()) / 60:.1f}"
+            table.add_row(name, *figures, clusters, *quality, minutes, f"{row['cost']:.4g}")
+            name = ""
+        quality = [f"{policy['old']:.4f}", f"{policy['new']:.4f}"]
+        table.add_row("", "mean", "", "", "", *quality, "", f"{policy['cost']:.4g}", end_section=True)
+    console = _console()
+    console.print(table)
+    for name, policy in found["policies"].items():
+        if policy["gain"] is not None:
+            known = policy["low"] is not None
+            unknown = " (one seed, or one query: no interval)"
+            interval = f" ({policy['low']:+.4f} to {policy['high']:+.4f})" if known else unknown
+            console.print(f"{name}: {policy['gain']:+.4f}{interval} over {next(iter(found['policies']))}")
+    console.print(f"take: {found['chosen']} ({found['why']}; cost in {found['currency']})")
+    console.print(f"figures: {file}", soft_wrap=True)
+
+
+def print_rounds(rounds: Sequence[dict[str, Any]], live: int | None, report: str) -> None:
+    """`rounds`: those of experiments.summary, under `refresh`."""
+    columns = [
+        "generation",
+        "from",
+        "clusters",
+        "drift",
+        "AMI",
+        "hardness",
+        "steps",
+        "live",
+        "own",
+        "went live",
+        "minutes",
+    ]
+    table = _table("Rounds of refresh", *columns)
+    for row in rounds:
+        verdict = {True: "rolled back" if row["rolled_back"] else "yes", False: "no", None: "under way"}[
+            row["promoted"]
+        ]
+        values = [f"{row[key]:.4f}" if row[key] is not None else "" for key in ("live_value", "own_value")]
+        drift = row["drift"]
+        table.add_row(
+            str(row["generation"]),
+            str(row["base"]),
+            f"of {row['clusters']}",
+            *(f"{drift[key]:{form}}" if drift else "" for key, form in _DRIFT),
+            f"{row['steps']:,}",
+            *values,
+            verdict,
+            f"{sum(row['seconds'].values()) / 60:.1f}",
+        )
+    console = _console()
+    console.print(table)
+    console.print(f"live: generation {live}")
+    console.print(f"report: {report}", soft_wrap=True)
+
+
+def print_workspace(workspace: str, rows: Sequence[dict[str, Any]]) -> None:
+    """`rows`: those of experiments.inspect.inspect_workspace."""
+    table = _table(workspace, "stage", "state", "read", "written", "rejected", "set aside", "files", "MiB", "seconds")
+    for row in rows:
+        name = f"{row['stage']} {row['generation']}" if row["generation"] else row["stage"]
+        if row["state"] != "done":
+            table.add_row(name, row["state"])
+            continue
+        table.add_row(
+            name,
+            f"version {row['versions'][-1]['version']}" if "versions" in row else row["state"],
+            *(f"{row[key]:,}" for key in ("read", "written", "rejected")),
+            f"{sum(row['set_aside'].values()):,}",
+            f"{row['parts']:,}",
+            f"{row['bytes'] / 2**20:,.1f}",
+            f"{row['seconds']:,.1f}",
+        )
+        for version in row.get("versions", []):
+            number = f"version {version['version']}"
+            aside = f"{version['deleted']:,}"
+            table.add_row("", number, "", f"{version['written']:,}", "", aside, "", "", f"{version['seconds']:,.1f}")
+    _console().print(table)
+
+
+def print_cluster(cluster: dict[str, Any]) -> None:
+    """`cluster`: a row of clustering.inspect."""
+    console = _console()
+    lines = [
+        f"{cluster['source']}/{cluster['cluster']}: {cluster['rows']:,} rows, "
+        f"mean cosine to their centroid {_cosine(cluster['mean_cosine'])}",
+        f"terms: {', '.join(cluster['terms'])}",
+        f"documents: {cluster['mean_characters']:,.0f} characters on average, "
+        f"{cluster['duplicate_share']:.1%} repeat another one",
+        *(f"remark: {remark}" for remark in cluster["remarks"]),
+        *(f"neighbour: {near['cluster']}, cosine {_cosine(near['cosine'])}" for near in cluster["neighbours"]),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    for title, rows in (("Nearest the centroid", cluster["near"]), ("Farthest from it", cluster["far"])):
+        table = _table(title, "cosine", "pair_id", "query", "document")
+        for row in rows:
+            table.add_row(_cosine(row["cosine"]), *(row[key] for key in ("pair_id", "query", "document")))
+        console.print(table)
+
+
+def _cosine(value: float | None) -> str:
+    """Rows that were not clustered by vectors have none."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def print_removals(removals: Sequence[Removal], removed: bool) -> None:
+    table = _table("Removed" if removed else "Would be removed", "path", "MiB", "reason")
+    for removal in removals:
+        table.add_row(removal.path, f"{removal.bytes / 2**20:,.1f}", removal.reason)
+    console = _console()
+    console.print(table)
+    total = sum(removal.bytes for removal in removals) / 2**20
+    console.print(f"{len(removals)} places, {total:,.1f} MiB" + ("" if removed else "; pass --yes to remove them"))
+
+
+def _interval(row: dict[str, Any]) -> str:
+    """A dash where there was one seed, or one query of a collection."""
+    return "–" if row["low"] is None else f"{row['low']:+.4f} … {row['high']:+.4f}"
+
+
+def _console() -> Console:
+    # Names and paths are the user's: what looks like markup in them is not.
+    console = Console(markup=False, emoji=False)
+    # Where nobody looks at a terminal (a log, a pipe), eighty columns would only break words.
+    return console if console.is_terminal else Console(markup=False, emoji=False, width=120)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="left" if column in _TEXT else "right")
+    return table

@@ -1,0 +1,41 @@
+"""Groups of rows that are searched or clustered separately: each source, or the whole corpus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clusterbatch.errors import DataError
+from clusterbatch.store import Manifest
+
+# The name in the cluster index of what is not separated by source.
+WHOLE_CORPUS = "(all)"
+
+
+@dataclass(frozen=True)
+class Groups:
+    """names: sorted; rows: (G,) rows of each; clusters: (G,) how many clusters each is to be split into."""
+
+    names: list[str]
+    rows: np.ndarray
+    clusters: np.ndarray
+
+    def of_rows(self, source: pa.ChunkedArray) -> np.ndarray:
+        """(rows,) int64: the group of each row, by its source."""
+        if self.names == [WHOLE_CORPUS]:
+            return np.zeros(len(source), np.int64)
+        found = pc.index_in(source, pa.array(self.names))
+        if found.null_count:
+            unknown = pc.filter(source, pc.is_null(found))[0].as_py()
+            raise DataError(f"corpus: a row of source {unknown!r}, which the corpus manifest does not name")
+        return found.to_numpy().astype(np.int64)
+
+
+def source_groups(corpus: Manifest) -> Groups:
+    """Every source is searched by itself, as no batch mixes them."""
+    sources: dict[str, int] = corpus.details["sources"]
+    names = sorted(name for name, rows in sources.items() if rows)
+    return Groups(names, np.array([sources[name] for name in names]), np.ones(len(names), np.int64))

@@ -1,0 +1,93 @@
+"""Writes what was held out as one BEIR folder: all documents, the held-out queries, their judgements by split."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import xxhash
+
+from clusterbatch.corpus.holdout import SPLITS, split_of
+from clusterbatch.corpus.images import is_data_uri
+from clusterbatch.runtime import Unit
+from clusterbatch.store.artifact import Artifact, Part, Receipt, Stopwatch
+from clusterbatch.store.checksum import checksum
+from clusterbatch.store.tables import read_parquet
+
+HOLDOUT = "holdout"
+_ROLE = "collection"
+
+
+class CollectionWorker:
+    """One unit: the parts that the buckets left become corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv."""
+
+    def __init__(
+        self, artifact: Artifact, leftovers: Artifact, fingerprint: str, documents: Sequence[Part], held: Sequence[Part]
+    ) -> None:
+        self._artifact = artifact
+        self._leftovers = leftovers
+        self._fingerprint = fingerprint
+        self._documents = documents
+        self._held = held
+
+    def process(self, unit: Unit) -> Receipt:
+        stopwatch = Stopwatch()
+        parts = [self._write_documents(), *self._write_queries()]
+        return Receipt(unit=unit.number, fingerprint=self._fingerprint, parts=parts, seconds=stopwatch.seconds)
+
+    def _write_documents(self) -> Part:
+        digest, size, rows = xxhash.xxh3_128(), 0, 0
+        with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+            for line in self._document_lines():
+                digest.update(line)
+                size += len(line)
+                rows += 1
+                file.write(line)
+            file.flush()
+            self._artifact.folder.upload(f"{HOLDOUT}/corpus.jsonl", file.name)
+        path = f"{HOLDOUT}/corpus.jsonl"
+        return Part(path=path, rows=rows, bytes=size, checksum=digest.hexdigest(), details={"role": _ROLE})
+
+    def _document_lines(self) -> Iterator[bytes]:
+        for part in self._documents:
+            table = read_parquet(self._leftovers.folder, part)
+            for number, text in zip(table["document_hash"].to_pylist(), table["document"].to_pylist(), strict=True):
+                row = {"_id": document_id(number), "title": "", **content(text)}
+                yield (json.dumps(row, ensure_ascii=False) + "\n").encode()
+
+    def _write_queries(self) -> Iterator[Part]:
+        tables = [read_parquet(self._leftovers.folder, part) for part in self._held]
+        held = pa.concat_tables(tables).sort_by([("query_hash", "ascending"), ("document_hash", "ascending")])
+        texts: dict[int, str] = {}
+        judgements: dict[str, list[str]] = {split: [] for split in SPLITS}
+        for row in held.to_pylist():
+            texts.setdefault(row["query_hash"], row["query"])
+            line = f"{query_id(row['query_hash'])}\t{document_id(row['document_hash'])}\t1\n"
+            judgements[split_of(row["query_hash"])].append(line)
+        queries = [
+            json.dumps({"_id": query_id(key), **content(text)}, ensure_ascii=False) for key, text in texts.items()
+        ]
+        yield self._write("queries.jsonl", "".join(f"{line}\n" for line in queries), len(queries))
+        for split, lines in judgements.items():
+            yield self._write(f"qrels/{split}.tsv", "".join(["query-id\tcorpus-id\tscore\n", *lines]), len(lines))
+
+    def _write(self, name: str, text: str, rows: int) -> Part:
+        data = text.encode()
+        path = f"{HOLDOUT}/{name}"
+        self._artifact.folder.write(path, data)
+        return Part(path=path, rows=rows, bytes=len(data), checksum=checksum(data), details={"role": _ROLE})
+
+
+def content(text: str) -> dict[str, str]:
+    """The text or the image of an item in BEIR layout, which knows only texts; images are called as in MTEB's."""
+    return {"image" if is_data_uri(text) else "text": text}
+
+
+def document_id(document_hash: int) -> str:
+    return f"d{document_hash:016x}"
+
+
+def query_id(query_hash: int) -> str:
+    return f"q{query_hash:016x}"

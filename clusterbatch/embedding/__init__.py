@@ -1,0 +1,1 @@
+"""The Ray stage that embeds a corpus: workers, vectors, imported vectors, character n-grams."""

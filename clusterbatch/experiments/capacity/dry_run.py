@@ -1,0 +1,80 @@
+"""`--dry-run` and jobs/plan_capacity.py: what a run would take, as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from clusterbatch.config import RunConfig
+from clusterbatch.experiments.capacity.calibrate import GPUS, load, on_gpu
+from clusterbatch.experiments.capacity.model import CapacityModel, Prices, StageEstimate
+from clusterbatch.experiments.capacity.workload import model_of
+
+
+def dry_run(
+    config: RunConfig,
+    *,
+    stages: list[str] | None = None,
+    gpu: str | None = None,
+    gpu_hour: float | None = None,
+    coefficients: str | None = None,
+    as_json: bool = False,
+    **known: Any,
+) -> None:
+    """Prints the estimate of `stages` (all of them by default). `known`: fields of capacity.Workload."""
+    model = model_of(config, **known)
+    measured, prices = load(coefficients), Prices()
+    if gpu is not None:
+        measured = on_gpu(measured, GPUS[gpu], model.surrogate, model.trained)
+        prices = Prices(gpu_hour=gpu_hour if gpu_hour is not None else GPUS[gpu].hour)
+    estimates = [
+        estimate
+        for estimate in model.estimate(measured, prices, on_gpu=gpu is not None)
+        if stages is None or estimate.stage in stages
+    ]
+    if as_json:
+        workload = {**asdict(model.workload), "steps": model.steps, "clusters": round(model.clusters)}
+        print(json.dumps({"workload": workload, "stages": [asdict(estimate) for estimate in estimates]}))
+        return
+    Console().print(_table(model, estimates, prices, measured.machine if gpu is None else f"{gpu} GPUs (assumed)"))
+
+
+def _table(model: CapacityModel, estimates: list[StageEstimate], prices: Prices, machine: str) -> Table:
+    table = Table(
+        title=f"Nothing is run. {model.workload.rows:,} pairs of {model.workload.characters:,.0f} characters, "
+        f"{model.clusters:,.0f} clusters, {model.steps:,} steps; coefficients: {machine}",
+        show_footer=True,
+    )
+    total_bytes = sum(estimate.stored_bytes for estimate in estimates)
+    columns = [
+        ("stage", "all", lambda e: e.stage),
+        ("workers", "", lambda e: f"{e.workers:,}"),
+        ("time", duration(sum(e.seconds for e in estimates)), lambda e: duration(e.seconds)),
+        ("cost", f"{sum(e.cost for e in estimates):,.2f}", lambda e: f"{e.cost:,.2f}"),
+        ("worker", "", lambda e: size(e.worker_bytes)),
+        ("driver", "", lambda e: size(e.driver_bytes)),
+        ("objects", f"{sum(e.objects for e in estimates):,}", lambda e: f"{e.objects:,}"),
+        ("stored", size(total_bytes), lambda e: size(e.stored_bytes)),
+        ("PUT", f"{sum(e.puts for e in estimates):,}", lambda e: f"{e.puts:,}"),
+        ("GET", f"{sum(e.gets for e in estimates):,}", lambda e: f"{e.gets:,}"),
+    ]
+    for title, footer, _ in columns:
+        table.add_column(title, footer=footer, justify="left" if title == "stage" else "right")
+    for estimate in estimates:
+        table.add_row(*(show(estimate) for _, _, show in columns))
+    table.caption = f"Storage: {total_bytes / 1e12 * prices.terabyte_month:,.2f} a month. worker, driver: memory."
+    return table
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+def size(amount: float) -> str:
+    return f"{amount / 2**20:,.0f} MiB" if amount < 2**30 else f"{amount / 2**30:,.1f} GiB"

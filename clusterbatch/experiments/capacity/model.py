@@ -1,0 +1,299 @@
+"""A scale model of the pipeline: time, money, memory, objects and requests of each stage, by arithmetic alone.
+
+Time is fixed + work / (rate x workers). Work follows from the sizes (characters, FLOP, rows); fixed and rate are
+measured (calibration.py). Objects and requests follow from how the stages cut their work. Memory is an upper estimate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from clusterbatch.batches.strategies import STRATEGIES
+from clusterbatch.config import RunConfig
+from clusterbatch.embedding.vectors import task_rows
+
+STAGES = ("ingest", "embed", "cluster", "train", "evaluate")
+# FLOP per weight and token: forward; forward and backward (Kaplan 2020, arXiv 2001.08361).
+_FORWARD, _TRAINING = 2.0, 6.0
+# What a process holds that has torch, Arrow and Ray loaded.
+_PROCESS_BYTES = 700 * 2**20
+# Python objects on the driver: a receipt.
+_RECEIPT_BYTES = 3_000
+# Bytes of the cluster index for one cluster, as arrays.
+_INDEX_BYTES = 44
+# Above so many clusters of one source they are found in two levels.
+_FLAT_CLUSTERS = 4096
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A transformer by its sizes; the defaults are MiniLM-L6's."""
+
+    hidden: int = 384
+    layers: int = 6
+    intermediate: int = 1536
+    vocabulary: int = 30_522
+
+    @property
+    def weights(self) -> int:
+        """Those that every token passes; the token table is apart."""
+        return self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
+
+    @property
+    def table(self) -> int:
+        return self.vocabulary * self.hidden
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is to be done. Characters are means per text; evaluation_bytes those of all collections' documents."""
+
+    rows: int
+    sources: int
+    input_bytes: int
+    query_characters: float
+    document_characters: float
+    evaluation_bytes: int = 0
+
+    def tokens(self, longest_query: int, longest_document: int) -> float:
+        """Of one pair after the cut, special tokens included. A token of English or code is about four characters."""
+        query, document = self.query_characters / 4 + 2, self.document_characters / 4 + 2
+        return min(query, longest_query) + min(document, longest_document)
+
+    @property
+    def characters(self) -> float:
+        return self.query_characters + self.document_characters
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Measured on one kind of machine: fixed seconds and work per second of one worker, by stage.
+
+    The rate of training has the encoder's kind behind it (`train static`). matrix_flops: FLOP/s that one clustering
+    worker reaches in matrix products.
+    """
+
+    machine: str
+    fixed: Mapping[str, float]
+    rate: Mapping[str, float]
+    matrix_flops: float
+
+
+@dataclass(frozen=True)
+class Prices:
+    """In one currency: an hour of a GPU worker and of a CPU worker, a million requests, a terabyte for a month."""
+
+    gpu_hour: float = 1.0
+    cpu_worker_hour: float = 0.05
+    million_puts: float = 5.0
+    million_gets: float = 0.4
+    terabyte_month: float = 23.0
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """worker_bytes: memory of one worker; driver_bytes: what the stage adds to the driver; objects: files that stay."""
+
+    stage: str
+    workers: int
+    seconds: float
+    cost: float
+    worker_bytes: float
+    driver_bytes: float
+    objects: int
+    stored_bytes: float
+    puts: int
+    gets: int
+
+
+@dataclass(frozen=True)
+class CapacityModel:
+    """A configuration on a workload, with the sizes of its two models."""
+
+    config: RunConfig
+    workload: Workload
+    surrogate: Shape
+    trained: Shape
+
+    @property
+    def units(self) -> int:
+        """Of the corpus: row groups, in which every later stage reads it."""
+        return max(1, math.ceil(self.workload.rows / self.config.corpus.row_group_rows))
+
+    @property
+    def corpus_bytes(self) -> float:
+        """zstd leaves about 0.4 of English text; ids and hashes are 50 bytes a row."""
+        return self.workload.rows * (0.4 * self.workload.characters + 50)
+
+    @property
+    def training_bytes(self) -> float:
+        """Token ids in two bytes, hashes, the surrogate's two vectors as float16."""
+        return self.workload.rows * (2 * self._trained_tokens + 24 + 4 * self.surrogate.hidden)
+
+    @property
+    def _task_rows(self) -> float:
+        """Of the clustering passes: whole units."""
+        unit = min(self.config.corpus.row_group_rows, self.workload.rows)
+        return unit * max(1, math.ceil(task_rows(self.workload.rows) / unit))
+
+    @property
+    def _tasks(self) -> int:
+        return max(1, math.ceil(self.workload.rows / self._task_rows))
+
+    @property
+    def buckets(self) -> int:
+        return max(1, math.ceil(self.training_bytes / self.config.cluster.shard_bytes))
+
+    @property
+    def clusters_of_source(self) -> float:
+        """Mean over sources, taken as equal in size."""
+        if not STRATEGIES[self.config.batches.stratify].needs_clusters:
+            return 1.0
+        each = self.workload.rows / self._groups
+        wanted = self.config.cluster.clusters or each / (self.config.cluster.mean_size or 4 * self.config.batches.size)
+        return max(1.0, min(each, wanted))
+
+    @property
+    def clusters(self) -> float:
+        return self.clusters_of_source * self._groups
+
+    @property
+    def steps(self) -> int:
+        train = self.config.train
+        return train.steps or (train.epochs or 1) * math.ceil(self.workload.rows / self.config.batches.size)
+
+    def work(self, stage: str) -> float:
+        """Characters, FLOP, rows, tokens or FLOP, bytes: what the stage's time follows."""
+        rows, trained_rows = self.workload.rows, self.steps * self.config.batches.size
+        if stage == "ingest":
+            return rows * self.workload.characters
+        if stage == "embed":
+            longest = self.config.embed.max_tokens or 512
+            return _FORWARD * self.surrogate.weights * self.workload.tokens(longest, longest) * rows
+        if stage == "cluster":
+            return float(rows)
+        if stage == "evaluate":
+            return float(self.workload.evaluation_bytes)
+        # A static encoder has no arithmetic to speak of: a step moves rows of the token table.
+        each = 1.0 if self.config.train.encoder == "static" else _TRAINING * self.trained.weights
+        return each * self._trained_tokens * trained_rows
+
+    def clustering_flops(self) -> float:
+        """k-means on the sample, then one product of every row with the centroids that it is compared to; and where
+        neighbours are searched, of every query with the documents of its source."""
+        cluster, k = self.config.cluster, self.clusters_of_source
+        searches = int(self.config.mine.is_on) + int(cluster.method == "communities")
+        searching = 2.0 * self.surrogate.hidden * searches * self.workload.rows**2 / self._groups
+        if k <= 1 or cluster.method == "communities":
+            return searching
+        compared = k if k <= _FLAT_CLUSTERS else 2 * math.sqrt(k)
+        sample = min(self.workload.rows, self.clusters * cluster.sample_per_centroid)
+        return searching + 2.0 * self.surrogate.hidden * compared * (self.workload.rows + cluster.iterations * sample)
+
+    def workers(self, stage: str) -> int:
+        sections = {"ingest": "corpus"}
+        workers = getattr(self.config, sections.get(stage, stage)).workers
+        # Where training's are open, those of a machine without GPUs.
+        most = workers[1] if isinstance(workers, tuple) else workers
+        return 2 if most is None else most
+
+    def rate_name(self, stage: str) -> str:
+        return f"train {self.config.train.encoder}" if stage == "train" else stage
+
+    def seconds(self, stage: str, coefficients: Coefficients) -> float:
+        workers, name = self.workers(stage), self.rate_name(stage)
+        seconds = coefficients.fixed[name] + self.work(stage) / (coefficients.rate[name] * workers)
+        if stage == "cluster":
+            seconds += self.clustering_flops() / (coefficients.matrix_flops * workers)
+        return seconds
+
+    def estimate(self, coefficients: Coefficients, prices: Prices, on_gpu: bool = False) -> list[StageEstimate]:
+        """One estimate per stage; on_gpu: embed, train and evaluate cost GPU hours."""
+        return [self._stage(stage, coefficients, prices, on_gpu) for stage in STAGES]
+
+    def _stage(self, stage: str, coefficients: Coefficients, prices: Prices, on_gpu: bool) -> StageEstimate:
+        workers, seconds = self.workers(stage), self.seconds(stage, coefficients)
+        objects, stored, puts, gets = self._storage()[stage]
+        worker_bytes, driver_bytes = self._memory()[stage]
+        hour = prices.gpu_hour if on_gpu and stage in ("embed", "train", "evaluate") else prices.cpu_worker_hour
+        requests = puts / 1e6 * prices.million_puts + gets / 1e6 * prices.million_gets
+        return StageEstimate(
+            stage=stage,
+            workers=workers,
+            seconds=seconds,
+            cost=seconds / 3600 * workers * hour + requests,
+            worker_bytes=_PROCESS_BYTES + worker_bytes,
+            driver_bytes=driver_bytes,
+            objects=round(objects),
+            stored_bytes=stored,
+            puts=round(puts),
+            gets=round(gets),
+        )
+
+    def _storage(self) -> dict[str, tuple[float, float, float, float]]:
+        """(objects that stay, their bytes, PUT requests, GET requests) by stage. A receipt is put for every unit."""
+        units, buckets, train = self.units, self.buckets, self.config.train
+        reads = max(1, math.ceil(self.workload.input_bytes / self.config.corpus.unit_bytes))
+        parts = max(1, math.ceil(self.corpus_bytes / self.config.corpus.part_bytes))
+        vectors = self.workload.rows * 4.0 * self.surrogate.hidden
+        # Parameters and two moments, in files of at most a gibibyte.
+        checkpoint, files = 12.0 * self._parameters, 2 * max(1, math.ceil(6.0 * self._parameters / 2**30))
+        checkpoints = self.steps / (train.checkpoint_every or max(1, self.steps // 10))
+        # A batch reads whole runs; tokens and vectors lie apart.
+        files_of_a_run = 1 if train.mask.surrogate_margin is None else 2
+        runs = self.steps * self.config.batches.size / self.config.cluster.run_rows
+        # A bucket looks itself up in every task's file, then reads its piece of it.
+        pieces = self._tasks * buckets
+        return {
+            "ingest": (parts, self.corpus_bytes, 2 * reads + 2 * parts + 1, reads + reads * parts),
+            "embed": (units, vectors, 2 * units + 1, 3 * units),
+            "cluster": (
+                3 * buckets + 2,
+                self.training_bytes + self.corpus_bytes,
+                4 * units + 4 * buckets + 4,
+                6 * units + 2 * pieces,
+            ),
+            "train": (2 * files + 5, 2 * checkpoint, checkpoints * (files + 2), runs * files_of_a_run),
+            "evaluate": (5, 0.1 * self.workload.evaluation_bytes, 10, self.workload.evaluation_bytes / 2**20),
+        }
+
+    def _memory(self) -> dict[str, tuple[float, float]]:
+        """(bytes of one worker beside its process, bytes on the driver) by stage."""
+        config, units = self.config, self.units
+        text = config.corpus.row_group_rows * self.workload.characters
+        vectors = config.corpus.row_group_rows * 8.0 * self.surrogate.hidden
+        of_task = self._task_rows * (3 * self.workload.characters + 16.0 * self.surrogate.hidden)
+        activations = 20.0 * config.embed.batch_tokens * self.surrogate.hidden
+        centroids = 4.0 * self.clusters * self.surrogate.hidden
+        # Unset, training takes 2 GiB on a CPU.
+        activations_of_step = config.train.activation_bytes or 2 * 2**30
+        # Weights, gradients and two moments in float32.
+        state = 16.0 * self._parameters + activations_of_step + config.batches.prefetch_bytes
+        return {
+            "ingest": (5.0 * max(config.corpus.unit_bytes, config.corpus.part_bytes), _RECEIPT_BYTES * units / 4),
+            "embed": (self._weights(self.surrogate) + activations + 3 * text + vectors, _RECEIPT_BYTES * units),
+            "cluster": (
+                max(centroids + of_task, 3.0 * config.cluster.shard_bytes),
+                3.0 * _RECEIPT_BYTES * self._tasks,
+            ),
+            "train": (state, _INDEX_BYTES * self.clusters),
+            "evaluate": (self._weights(self.trained) + 3.0 * config.evaluate.unit_bytes, 0.0),
+        }
+
+    @staticmethod
+    def _weights(shape: Shape) -> float:
+        return 4.0 * (shape.weights + shape.table)
+
+    @property
+    def _groups(self) -> int:
+        return 1 if self.config.cluster.scope == "corpus" else max(1, self.workload.sources)
+
+    @property
+    def _trained_tokens(self) -> float:
+        return self.workload.tokens(self.config.train.max_query_tokens, self.config.train.max_document_tokens)
+
+    @property
+    def _parameters(self) -> float:
+        return self.trained.table + (0 if self.config.train.encoder == "static" else self.trained.weights)

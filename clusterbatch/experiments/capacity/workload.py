@@ -1,0 +1,132 @@
+"""The sizes that the scale model needs: of the corpus from what is there, of the models from their files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from clusterbatch.config import DOCSTRINGS, RunConfig
+from clusterbatch.corpus.docstrings import COLLECTION
+from clusterbatch.corpus.find_inputs import find_inputs
+from clusterbatch.corpus.inputs import InputFile
+from clusterbatch.corpus.readers.formats import format_of_name
+from clusterbatch.corpus.row_groups import corpus_units, read_unit
+from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.errors import ClusterbatchError
+from clusterbatch.experiments.capacity.model import CapacityModel, Shape, Workload
+from clusterbatch.store import Folder, Manifest
+from clusterbatch.store.workspace import Workspace
+
+_LOOKED_AT = 8
+_HEAD_BYTES = 2**20
+# Where nothing can be looked at: a question and a paragraph.
+_QUERY_CHARACTERS, _DOCUMENT_CHARACTERS = 50.0, 600.0
+# Of a collection in BEIR layout.
+_DOCUMENTS = "corpus.jsonl"
+
+
+def model_of(config: RunConfig, **known: Any) -> CapacityModel:
+    """The scale model of a configuration; `known` are fields of Workload that the caller says himself.
+
+    Raises UsageError where a path of the corpus leads to nothing and `rows` is not among what is known.
+    """
+    if "rows" in known:
+        # What the caller knows need not be looked at, nor be there yet, nor be reachable from here.
+        workload = Workload(0, 1, 0, _QUERY_CHARACTERS, _DOCUMENT_CHARACTERS)
+    else:
+        manifest = Workspace(config).corpus.manifest()
+        workload = _of_files(config) if manifest is None else _of_corpus(config, manifest)
+    workload = replace(workload, evaluation_bytes=_evaluation_bytes(config), **known)
+    if not workload.input_bytes:
+        workload = replace(workload, input_bytes=round(workload.rows * workload.characters))
+    return CapacityModel(config, workload, shape_of(config.embed.model, config), shape_of(config.train.model, config))
+
+
+def shape_of(name: str, config: RunConfig) -> Shape:
+    """From the model's config.json; of MiniLM-L6 where that cannot be had (no network, a model without one)."""
+    try:
+        values = json.loads((Path(resolve_model(name, config.storage)) / "config.json").read_text())
+        return Shape(
+            values["hidden_size"], values["num_hidden_layers"], values["intermediate_size"], values["vocab_size"]
+        )
+    except (ClusterbatchError, OSError, KeyError, ValueError):
+        return Shape()
+
+
+def _of_corpus(config: RunConfig, manifest: Manifest) -> Workload:
+    """From a corpus that is made: rows as counted, lengths from a few units spread over it."""
+    units = corpus_units(manifest)
+    chosen = [units[number] for number in _spread(len(units))]
+    corpus = Workspace(config).corpus
+    seen = pa.concat_tables([read_unit(corpus, unit, ["query", "document"]) for unit in chosen])
+    return Workload(
+        rows=manifest.counts.written,
+        sources=len(manifest.details["sources"]),
+        input_bytes=manifest.details["input_bytes"],
+        query_characters=_mean_characters(seen["query"]),
+        document_characters=_mean_characters(seen["document"]),
+    )
+
+
+def _of_files(config: RunConfig) -> Workload:
+    """From the files of corpus.paths, a few of which are looked into."""
+    paths = [path for path in config.corpus.paths if path != DOCSTRINGS]
+    files = list(find_inputs(config.corpus, paths, config.storage)) if paths else []
+    chosen = [files[number] for number in _spread(len(files))]
+    looked = [_look_into(file, config) for file in chosen]
+    size, seen = sum(file.size for file in files), sum(file.size for file in chosen)
+    found = sum(rows for rows, _, _ in looked)
+    query, document = _QUERY_CHARACTERS, _DOCUMENT_CHARACTERS
+    if found:
+        query = sum(rows * characters for rows, characters, _ in looked) / found
+        document = sum(rows * characters for rows, _, characters in looked) / found
+    rows = round(found * size / max(1, seen))
+    if DOCSTRINGS in config.corpus.paths:
+        rows += config.corpus.sample_pairs
+    sources = 1 if config.corpus.source else max(1, len({file.source for file in files}))
+    return Workload(rows, sources, size, query, document)
+
+
+def _look_into(file: InputFile, config: RunConfig) -> tuple[float, float, float]:
+    """(rows, mean characters of a query, of a document) of one file, by its beginning."""
+    folder = Folder(file.uri.rpartition("/")[0], config.storage)
+    names = [config.corpus.columns.query, config.corpus.columns.document]
+    if format_of_name(file.name).kind == "parquet":
+        with folder.open(file.name) as handle, pq.ParquetFile(handle) as parquet:
+            rows = parquet.metadata.num_rows
+            if not rows or not set(names) <= set(parquet.schema_arrow.names):
+                return rows, _QUERY_CHARACTERS, _DOCUMENT_CHARACTERS
+            head = parquet.read_row_group(0, columns=names)
+            return rows, _mean_characters(head[names[0]]), _mean_characters(head[names[1]])
+    # A record a line, a tenth of it names and punctuation. Compressed files hold more than that.
+    head_bytes = folder.read(file.name, 0, min(_HEAD_BYTES, file.size))
+    line = len(head_bytes) / max(1, head_bytes.count(b"\n"))
+    return file.size / max(1.0, line), _QUERY_CHARACTERS, max(1.0, 0.9 * line - _QUERY_CHARACTERS)
+
+
+def _evaluation_bytes(config: RunConfig) -> int:
+    """Of the documents of all collections that can be reached."""
+    total = 0
+    for path in config.evaluate.path:
+        sample = Workspace(config).sample.folder.child(COLLECTION)
+        try:
+            total += (sample if path == DOCSTRINGS else Folder(path, config.storage)).size(_DOCUMENTS)
+        except (FileNotFoundError, ClusterbatchError):
+            continue
+    return total
+
+
+def _spread(count: int) -> list[int]:
+    """At most a few of `count` places, from the first to the last."""
+    return sorted(set(np.linspace(0, count - 1, min(_LOOKED_AT, count)).astype(int).tolist()))
+
+
+def _mean_characters(column: pa.ChunkedArray) -> float:
+    return float(pc.mean(pc.utf8_length(column.drop_null())).as_py() or 0.0)

@@ -1,0 +1,1 @@
+"""Comparison of batch strategies over several seeds."""

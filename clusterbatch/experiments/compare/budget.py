@@ -1,0 +1,188 @@
+"""What fits into a given time: how much of the corpus, then how many steps and points on the curves.
+
+The machine is timed on a little of the very work. Twice: before the corpus is embedded, to choose the sample, and when
+clusters are there, to choose the steps by what time is left. What is decided is written down, so that an interrupted
+comparison goes on with the same; another comparison, and one that is forced, decides anew.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from clusterbatch.batches.curriculum import Plan
+from clusterbatch.batches.loader import SliceLoader
+from clusterbatch.config import RunConfig, fingerprint, with_changes
+from clusterbatch.corpus.row_groups import corpus_units
+from clusterbatch.embedding.char_ngrams import SURROGATES
+from clusterbatch.embedding.embedder import UnitEmbedder
+from clusterbatch.encoder.devices import visible_device
+from clusterbatch.evaluation.measure import LoadedCollection
+from clusterbatch.evaluation.metrics import parse_metric
+from clusterbatch.evaluation.stage import configured_collections
+from clusterbatch.experiments.compare.arms import Arm
+from clusterbatch.experiments.compare.trial import starting_encoder
+from clusterbatch.shards.reader import ShardReader
+from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.collectives import World
+from clusterbatch.training.step import TrainingStep
+
+# Share of the time left that embedding may take; and of what is left then, what trials may. The rest is for what the
+# estimates miss: runs side by side share the memory's bandwidth, and the report has to be made.
+_EMBEDDING, _TRIALS = 0.4, 0.75
+_TIMED_ROWS, _TIMED_STEPS = 256, 10
+_LEAST_STEPS = 20
+_MOST_POINTS = 5
+
+
+def decided(config: RunConfig) -> RunConfig:
+    """`config` with what its budget has been turned into so far; itself where it has none, or nothing is decided."""
+    if config.compare.budget is None:
+        return config
+    root, name = Workspace(config).root, _name(config)
+    return with_changes(config, root.read_json(name)) if root.exists(name) else config
+
+
+def choose_sample(config: RunConfig, spent: float, *, force: bool = False) -> RunConfig:
+    """`config` with compare.sample set so that embedding takes a fair share of the budget; `spent`: seconds so far.
+
+    Needs the ingested corpus. Without a budget nothing is changed. force: what has been decided before, here and in
+    `choose_steps`, does not count.
+    """
+    if force and config.compare.budget is not None:
+        Workspace(config).root.remove(_name(config))
+    if config.compare.budget is None or decided(config) is not config:
+        return decided(config)
+    share = 1.0
+    if not config.reuse.embeddings:
+        rows = Workspace(config).corpus.require().counts.written
+        needed = rows * _seconds_a_row(config)
+        affordable = _EMBEDDING * max(0.0, config.compare.budget - spent)
+        share = min(1.0, affordable / needed) if needed else 1.0
+        # A sample of less would say nothing about the corpus, whatever the time.
+        share = max(share, min(1.0, _LEAST_STEPS * config.batches.size / rows))
+    return _decide(config, {"compare.sample": round(share, 4) if share < 1 else None})
+
+
+def choose_steps(
+    config: RunConfig,
+    arms: Sequence[Arm],
+    plans: Mapping[str, Plan],
+    readers: Mapping[str, ShardReader],
+    spent: float,
+) -> RunConfig:
+    """`config` with compare.steps and compare.points set so that all trials end in time; needs every arm's clusters.
+
+    spent: seconds of the budget that are gone; plans, readers: by the arm's name and by its layout's.
+    """
+    compare = config.compare
+    if compare.budget is None or decided(config).compare.budget is None:
+        return decided(config)
+    settings = max(1, len(compare.learning_rates)) * max(1, len(compare.temperatures))
+    runs = compare.seeds + (settings if settings > 1 else 0)
+    with _one_thread():
+        starting, measuring = _timed_measurement(config)
+        step = sum(_seconds_a_step(arm.config, plans[arm.name], readers[arm.layout]) for arm in arms) / len(arms)
+    each = _TRIALS * (compare.budget - spent) * compare.workers / (len(arms) * runs) - starting
+    # Half of a trial may go into measuring; at least the end is measured.
+    points = int(min(_MOST_POINTS, max(1, each / 2 / measuring)))
+    epoch = plans[compare.reference].steps_per_epoch
+    wanted = compare.steps or config.train.steps or (config.train.epochs or 1) * epoch
+    # Of each that is chosen a long comparison makes several, and those have to fit.
+    affordable = (each - points * measuring) / step / compare.steps_of_each
+    steps = int(max(math.ceil(_LEAST_STEPS / compare.steps_of_each), min(wanted, affordable)))
+    return _decide(
+        config,
+        {"compare.budget": None, "compare.steps": steps, "compare.points": min(points, steps * compare.steps_of_each)},
+    )
+
+
+def _decide(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """Writes down what has been decided beside what was before."""
+    root, name = Workspace(config).root, _name(config)
+    before = root.read_json(name) if root.exists(name) else {}
+    root.write_json(name, {**before, **changes})
+    return with_changes(config, changes)
+
+
+def _name(config: RunConfig) -> str:
+    """Of the file of decisions, by what they are made for: all that says which trials run and how long each takes."""
+    # Both are always decided, whatever was asked for.
+    asked = config.compare.model_copy(update={"sample": None, "points": 1})
+    key = fingerprint("budget", asked, config.embed, config.batches, config.train, config.evaluate)
+    return f"compare/budget-{config.compare.budget:g}-{key}.json"
+
+
+def _seconds_a_row(config: RunConfig) -> float:
+    """Of embedding, by all workers together; nothing where no model does it."""
+    corpus = Workspace(config).corpus.require()
+    if corpus.details.get("dimensions") is not None or config.embed.model in SURROGATES:
+        return 0.0
+    unit = next(unit for unit in corpus_units(corpus) if unit.rows)
+    rows = np.arange(min(_TIMED_ROWS, unit.rows))
+    with _one_thread():
+        embedder = UnitEmbedder(config, device=str(visible_device(config.embed.device)))
+        # The first call sets kernels up.
+        embedder.embed(unit, rows=rows[:8])
+        seconds = _seconds(lambda: embedder.embed(unit, rows=rows))
+    return seconds / len(rows) / config.embed.workers
+
+
+def _timed_measurement(config: RunConfig) -> tuple[float, float]:
+    """Seconds in which a trial loads its model and measures everything once, and of one more point on its curve."""
+    settings = config.evaluate
+    deciding = parse_metric(config.compare.decide.metric)
+    metrics = [deciding, *map(parse_metric, settings.metrics)]
+    loaded = [
+        LoadedCollection(collection, settings.max_query_tokens, settings.max_document_tokens)
+        for collection in configured_collections(config)
+    ]
+    start = time.perf_counter()
+    model = starting_encoder(config, visible_device(config.train.device))
+    starting, measuring = time.perf_counter() - start, 0.0
+    for collection in loaded:
+        measure = partial(collection.measure, model, batch_tokens=config.embed.batch_tokens)
+        # The first time also tokenises; a worker does that once for all its trials.
+        measure(metrics=[deciding], top_k=deciding.cutoff or settings.top_k)
+        measuring += _seconds(partial(measure, metrics=[deciding], top_k=deciding.cutoff or settings.top_k))
+        starting += _seconds(partial(measure, metrics=metrics, top_k=settings.top_k))
+    return starting, measuring
+
+
+def _seconds_a_step(config: RunConfig, plan: Plan, reader: ShardReader) -> float:
+    """Of training, by one process."""
+    encoder = starting_encoder(config, visible_device(config.train.device))
+    training = TrainingStep(encoder, config.train, _TIMED_STEPS, World())
+    vectors = config.train.mask.surrogate_margin is not None
+    batches = iter(SliceLoader(plan, reader, 0, 1, 0, _TIMED_STEPS, vectors=vectors, images=encoder.images))
+    # The first steps set kernels up and fill caches of what was read.
+    for _ in range(_TIMED_STEPS // 2):
+        training.run(next(batches))
+    start = time.perf_counter()
+    for batch in batches:
+        training.run(batch)
+    return (time.perf_counter() - start) / (_TIMED_STEPS - _TIMED_STEPS // 2)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """What a worker has, where several share a machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

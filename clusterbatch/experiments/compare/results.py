@@ -1,0 +1,238 @@
+"""What a finished comparison says: scores by arm, gains with intervals, verdicts, curves and costs. No Ray."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clusterbatch.config import RunConfig
+from clusterbatch.config.compare import DecideConfig
+from clusterbatch.evaluation.metrics import parse_metric
+from clusterbatch.experiments.compare.costs import Cost, cost_of, extra_cost
+from clusterbatch.experiments.compare.statistics import (
+    Outcome,
+    Spread,
+    Verdict,
+    decide,
+    difference,
+    holm,
+    mean_spread,
+    randomisation_p,
+)
+from clusterbatch.experiments.compare.trial import is_for_tuning
+from clusterbatch.store import Artifact, Manifest
+from clusterbatch.store.tables import read_parquet
+
+# An arm that costs less than this share more is no dearer: seconds of training scatter.
+_DEARER = 0.25
+
+# (S, Q) scores by (collection, metric).
+Scores = dict[tuple[str, str], np.ndarray]
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm over all seeds. `gain`, `verdict` and p values are against the baseline, None for itself.
+
+    hardness: of its batches, by the surrogate (hardness.py); None where its shards keep no vectors.
+    curve: (P, S) deciding metric (mean over collections) at the comparison's `steps`.
+    """
+
+    name: str
+    spread: Spread
+    gain: Spread | None
+    verdict: Verdict | None
+    p_randomisation: float | None
+    p_corrected: float | None
+    by_collection: Mapping[str, Spread]
+    curve: np.ndarray
+    losses: Sequence[Sequence[float]]
+    stratify: str
+    pairs: int
+    batch: int
+    purity: float
+    hardness: float | None
+    setting: Mapping[str, float]
+    changes: Mapping[str, Any]
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`steps`: (P,) where the curves have points, 0 first. `untrained`: the deciding metric before any step."""
+
+    metric: str
+    reference: str
+    collections: list[str]
+    steps: np.ndarray
+    untrained: float
+    arms: list[ArmResult]
+    scores: dict[str, Scores]
+    queries: dict[str, list[str]]
+    swept: bool
+    rule: DecideConfig
+
+    def arm(self, name: str) -> ArmResult:
+        return next(arm for arm in self.arms if arm.name == name)
+
+    @property
+    def confidence(self) -> float:
+        return self.rule.confidence
+
+    @property
+    def baseline(self) -> ArmResult:
+        return self.arm(self.reference)
+
+    @property
+    def others(self) -> list[ArmResult]:
+        """The arms that are measured against the baseline."""
+        return [arm for arm in self.arms if arm.name != self.reference]
+
+    @property
+    def candidates(self) -> list[ArmResult]:
+        """The arms that the question is about: what is random is there to explain, or as another way to spend money."""
+        return [arm for arm in self.others if not arm.stratify.startswith("random")] or self.others
+
+    @property
+    def best(self) -> ArmResult:
+        """The candidate with the highest mean of those that pay; where none does, of those that are not decided yet,
+        for one of them may; else of all."""
+
+        def of(outcome: Outcome) -> list[ArmResult]:
+            return [arm for arm in self.candidates if arm.verdict and arm.verdict.outcome == outcome]
+
+        return max(of("pays") or of("cannot tell yet") or self.candidates, key=lambda arm: arm.spread.mean)
+
+    @property
+    def decisive(self) -> ArmResult:
+        """The arm that the answer is about: the cheapest that pays and over which the best does not pay once more.
+
+        Embedding and clustering a corpus must earn their price over batches that need neither.
+        """
+        best = self.best
+        if best.verdict is None or best.verdict.outcome != "pays":
+            return best
+        for arm in sorted(self.candidates, key=lambda arm: extra_cost(arm.cost, best.cost)):
+            if extra_cost(best.cost, arm.cost) < _DEARER:
+                break
+            if arm.verdict and arm.verdict.outcome == "pays" and self.over(best, arm).outcome != "pays":
+                return arm
+        return best
+
+    def over(self, arm: ArmResult, other: ArmResult) -> Verdict:
+        """Whether `arm` pays over `other`, by the same rule and on the same queries as over the baseline."""
+        own, others = (
+            [self.scores[name][each, self.metric] for each in self.collections] for name in (arm.name, other.name)
+        )
+        return decide(difference(own, others), extra_cost(arm.cost, other.cost), len(self.others), self.rule)
+
+    @property
+    def simultaneous(self) -> float:
+        """Level of each interval that makes all of them together hold with `confidence`."""
+        return 1 - (1 - self.confidence) / len(self.others)
+
+
+def read_comparison(config: RunConfig, artifact: Artifact, manifest: Manifest) -> Comparison:
+    """Analyses a committed comparison. Where settings were swept, only the queries that did not choose them count."""
+    compare, details = config.compare, manifest.details
+    metric = parse_metric(compare.decide.metric).name
+    collections: list[str] = details["collections"]
+    trials = [details["trials"][str(number)] for number in details["main"]]
+    trained = [trial for trial in trials if trial["steps"]]
+    scores, queries = _read_scores(artifact, manifest, trained, details["swept"])
+    of_arm = {name: [trial for trial in trained if trial["arm"] == name] for name in details["arms"]}
+    untrained = _point(next(trial for trial in trials if not trial["steps"])["curve"], 0, metric)
+    steps = sorted({point["step"] for trial in trained for point in trial["curve"]})
+    costs = {name: cost_of(config, details, name, of_arm[name]) for name in of_arm}
+
+    def deciding(name: str) -> list[np.ndarray]:
+        return [scores[name][collection, metric] for collection in collections]
+
+    others = [name for name in of_arm if name != compare.reference]
+    reference = deciding(compare.reference)
+    gains = {name: difference(deciding(name), reference) for name in others}
+    randomised = {name: randomisation_p(deciding(name), reference) for name in others}
+    corrected = dict(zip(others, holm([_p_value(gains[name]) for name in others]), strict=True))
+    results = [
+        ArmResult(
+            name=name,
+            spread=mean_spread(deciding(name)),
+            gain=gains.get(name),
+            verdict=decide(gains[name], extra_cost(costs[name], costs[compare.reference]), len(others), compare.decide)
+            if name in gains
+            else None,
+            p_randomisation=randomised.get(name),
+            p_corrected=corrected.get(name),
+            by_collection={
+                collection: difference([own], [its])
+                for collection, own, its in zip(collections, deciding(name), reference, strict=True)
+            },
+            curve=np.array(
+                [[untrained] * len(own)] + [[_point(trial["curve"], step, metric) for trial in own] for step in steps]
+            ),
+            losses=own[0]["losses"],
+            stratify=details["arms"][name]["stratify"],
+            pairs=details["steps"] * details["arms"][name]["batch"],
+            batch=details["arms"][name]["batch"],
+            purity=details["arms"][name]["purity"],
+            hardness=details["arms"][name]["hardness"],
+            setting=details["chosen"][name],
+            changes=details["arms"][name]["changes"],
+            cost=costs[name],
+        )
+        for name, own in of_arm.items()
+    ]
+    return Comparison(
+        metric=metric,
+        reference=compare.reference,
+        collections=collections,
+        steps=np.array([0, *steps]),
+        untrained=untrained,
+        arms=results,
+        scores=scores,
+        queries=queries,
+        swept=details["swept"],
+        rule=compare.decide,
+    )
+
+
+def _read_scores(
+    artifact: Artifact, manifest: Manifest, trials: Sequence[Mapping[str, Any]], swept: bool
+) -> tuple[dict[str, Scores], dict[str, list[str]]]:
+    """Scores by arm, seeds in order, and the query ids by collection."""
+    parts = {part.details["trial"]: part for part in manifest.parts if "trial" in part.details}
+    stacked: dict[str, dict[tuple[str, str], list[np.ndarray]]] = {}
+    queries: dict[str, list[str]] = {}
+    for trial in sorted(trials, key=lambda trial: trial["seed"]):
+        table = read_parquet(artifact.folder, parts[trial["trial"]])
+        if swept:
+            table = table.filter([not is_for_tuning(query) for query in table["query_id"].to_pylist()])
+        values = table["value"].to_numpy()
+        for (collection, metric), rows in _groups(table).items():
+            stacked.setdefault(trial["arm"], {}).setdefault((collection, metric), []).append(values[rows])
+            if collection not in queries:
+                queries[collection] = table["query_id"].take(pa.array(rows)).to_pylist()
+    return {arm: {key: np.stack(values) for key, values in keys.items()} for arm, keys in stacked.items()}, queries
+
+
+def _groups(table: pa.Table) -> dict[tuple[str, str], list[int]]:
+    """Rows by (collection, metric)."""
+    rows: dict[tuple[str, str], list[int]] = {}
+    for row, key in enumerate(zip(table["collection"].to_pylist(), table["metric"].to_pylist(), strict=True)):
+        rows.setdefault(key, []).append(row)
+    return rows
+
+
+def _point(curve: Sequence[Mapping[str, Any]], step: int, metric: str) -> float:
+    """Mean over collections at one step."""
+    return float(np.mean([point["value"] for point in curve if point["step"] == step and point["metric"] == metric]))
+
+
+def _p_value(gain: Spread) -> float:
+    value = gain.p_value()
+    return 1.0 if math.isnan(value) else value

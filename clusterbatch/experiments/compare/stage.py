@@ -1,0 +1,204 @@
+"""`compare`: arms x seeds over one embedded corpus, the same steps and the same test queries for all.
+
+Every trial is one process that trains and measures (trial.py); trials run side by side on Ray and leave a receipt each,
+so an interrupted comparison goes on where it stopped. Gradients do not depend on the number of workers, so what one
+process finds holds for many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow.compute as pc
+
+from clusterbatch.batches.curriculum import Plan
+from clusterbatch.config import RunConfig, fingerprint, with_changes
+from clusterbatch.corpus.ingest import ingest
+from clusterbatch.embedding.stage import embed
+from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
+from clusterbatch.evaluation.collection import Collection
+from clusterbatch.evaluation.metrics import parse_metric
+from clusterbatch.evaluation.stage import configured_collections
+from clusterbatch.experiments.compare.arms import Arm, arms_of, check_arms, clustered_layout, with_phases
+from clusterbatch.experiments.compare.breakdown import SEGMENTS, query_segments
+from clusterbatch.experiments.compare.budget import choose_sample, choose_steps
+from clusterbatch.experiments.compare.costs import shared_costs
+from clusterbatch.experiments.compare.hardness import hardness, match, spaced
+from clusterbatch.experiments.compare.sample import sample_corpus, sample_home
+from clusterbatch.experiments.compare.trial import Setting, Trials, TrialWorker, is_for_tuning
+from clusterbatch.runtime import Pool, Unit, lasting_session, ray_session, run_units
+from clusterbatch.runtime.resources import gpus_for
+from clusterbatch.shards.reader import ShardReader
+from clusterbatch.shards.stage import cluster
+from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
+from clusterbatch.store.tables import read_parquet, write_parquet
+from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.worker import open_plan
+
+_PURITY_STEPS = 50
+
+
+def comparison_artifact(config: RunConfig) -> Artifact:
+    return Artifact(Workspace(config).root.child("compare", "trials"), "comparison")
+
+
+def compare(config: RunConfig, *, force: bool = False) -> Manifest:
+    """Runs what is missing of the comparison and commits it.
+
+    Manifest.details: `trials` by number, what each trial's receipt says; `main`, the numbers of those that the verdict
+    rests on; `steps`; `arms` by name, {strategy, pairs a step, mean purity, hardness, layout, what it uses}; `chosen`
+    learning rate and temperature by arm; `swept`, whether they were chosen here; costs.shared_costs; `collections`.
+    Parts: every trial's scores, and `segments`, the cluster that each query is nearest to.
+    """
+    watch = Stopwatch()
+    metrics = [parse_metric(name).name for name in (config.compare.decide.metric, *config.evaluate.metrics)]
+    check_arms(config)
+    with lasting_session():
+        if config.reuse.corpus is None:
+            ingest(config)
+        collections = configured_collections(config)
+        config = choose_sample(config, watch.seconds, force=force)
+        if config.compare.sample:
+            sample_corpus(config, config.compare.sample, config.compare.sample_by)
+        data = with_sample(config)
+        # The vectors of a sample come with its rows.
+        reused = config.reuse.embeddings and not config.compare.sample
+        embeddings = Workspace(config).embeddings().require() if reused else embed(data)
+        arms, layouts = arms_of(data)
+        clusters = {name: cluster(layout) for name, layout in layouts.items()}
+        arms = match(arms, layouts)
+        plans = {arm.name: open_plan(arm.config, *_clusters(layouts[arm.layout])) for arm in arms}
+        readers = {name: ShardReader(Workspace(layout).clusters()) for name, layout in layouts.items()}
+        config = choose_steps(config, arms, plans, readers, watch.seconds)
+        steps = _steps(config, plans[config.compare.reference])
+        arms = [with_phases(arm, steps) for arm in arms]
+        plans = {arm.name: open_plan(arm.config, *_clusters(layouts[arm.layout])) for arm in arms}
+        identity = fingerprint(
+            "comparison",
+            config.compare,
+            config.evaluate,
+            config.embed.batch_tokens,
+            [[arm.name, arm.config.train, plans[arm.name].fingerprint] for arm in arms],
+            sorted({model_fingerprint(resolve_model(arm.config.train.model, config.storage)) for arm in arms}),
+            {collection.name: collection.identity() for collection in collections},
+            steps,
+        )
+        artifact = comparison_artifact(config)
+        if artifact.is_done(identity) and not force:
+            return artifact.require()
+        done = artifact.begin(identity, force)
+        if force:
+            Workspace(config).root.child("compare", "runs").remove()
+        trials = Trials(config, arms, layouts, steps, identity)
+        with ray_session(config.ray):
+            done = _run(config, trials.sweep(), artifact, identity, collections, metrics, done)
+            chosen = {arm.name: _best_setting(config, artifact, trials, arm, done) for arm in arms}
+            main = trials.main(chosen)
+            done = _run(config, main, artifact, identity, collections, metrics, done)
+        shown = clustered_layout(arms)
+        segments = query_segments(data, Workspace(layouts[shown]).clusters(), collections) if shown else None
+    return artifact.commit(
+        identity,
+        done.values(),
+        config={"compare": config.compare.identity(), "evaluate": config.evaluate.identity()},
+        inputs={"embeddings": embeddings.fingerprint, **{name: each.fingerprint for name, each in clusters.items()}},
+        seconds=watch.seconds,
+        details={
+            "trials": {
+                str(number): {**receipt.details, "traffic": receipt.traffic.model_dump()}
+                for number, receipt in sorted(done.items())
+            },
+            "main": [unit.number for unit in main],
+            "steps": steps,
+            "arms": {
+                arm.name: {
+                    "stratify": arm.config.batches.stratify,
+                    "batch": arm.config.batches.size,
+                    "steps_per_epoch": plans[arm.name].steps_per_epoch,
+                    "purity": _purity(plans[arm.name], steps),
+                    "hardness": hardness(arm.config, layouts[arm.layout], steps),
+                    "clusters_per_batch": arm.config.batches.clusters_per_batch,
+                    "layout": arm.layout,
+                    "uses_embeddings": arm.uses_embeddings,
+                    "uses_clusters": arm.uses_clusters,
+                    "changes": config.compare.arms[arm.name],
+                }
+                for arm in arms
+            },
+            "chosen": {name: {"learning_rate": rate, "temperature": heat} for name, (rate, heat) in chosen.items()},
+            "swept": bool(trials.sweep()),
+            **shared_costs(config, data, layouts, clusters),
+            "collections": [collection.name for collection in collections],
+        },
+        extra_parts=[write_parquet(artifact, SEGMENTS, segments, content=SEGMENTS)] if segments else [],
+    )
+
+
+def with_sample(config: RunConfig) -> RunConfig:
+    """`config` with the sample, if there is one, in place of its corpus and embeddings."""
+    if not config.compare.sample:
+        return config
+    home = sample_home(config, config.compare.sample, config.compare.sample_by)
+    return with_changes(config, {"reuse.corpus": home, "reuse.embeddings": home})
+
+
+def _clusters(layout: RunConfig) -> tuple[Artifact, Manifest]:
+    artifact = Workspace(layout).clusters()
+    return artifact, artifact.require()
+
+
+def _steps(config: RunConfig, plan: Plan) -> int:
+    steps = config.compare.steps or config.train.steps or plan.steps_of(config.train.epochs or 1)
+    return steps * config.compare.steps_of_each
+
+
+def _run(
+    config: RunConfig,
+    units: Sequence[Unit],
+    artifact: Artifact,
+    identity: str,
+    collections: Sequence[Collection],
+    metrics: Sequence[str],
+    done: dict[int, Receipt],
+) -> dict[int, Receipt]:
+    """`done` with the receipts of `units`."""
+    if not units:
+        return done
+    arguments = {
+        "artifact": artifact,
+        "fingerprint": identity,
+        "collections": list(collections),
+        "metrics": list(dict.fromkeys(metrics)),
+        "points": config.compare.points,
+    }
+    workers = config.compare.workers
+    pool = Pool(workers, gpus=gpus_for(config.train.device, workers))
+    receipts = run_units("compare", units, TrialWorker, arguments, pool, done=done, measured_in="steps")
+    return {**done, **{receipt.unit: receipt for receipt in receipts}}
+
+
+def _best_setting(config: RunConfig, artifact: Artifact, trials: Trials, arm: Arm, done: dict[int, Receipt]) -> Setting:
+    """The setting with the best mean of the deciding metric on the tuning half of the queries, first seed."""
+    settings = trials.settings(arm)
+    if len(settings) == 1:
+        return settings[0]
+    units = [unit for unit in trials.sweep() if unit.payload.arm == arm.name]
+    values = [
+        _tuning_mean(artifact, done[unit.number], parse_metric(config.compare.decide.metric).name) for unit in units
+    ]
+    return settings[int(np.argmax(values))]
+
+
+def _tuning_mean(artifact: Artifact, receipt: Receipt, metric: str) -> float:
+    """Mean over collections of the mean over their tuning queries."""
+    table = read_parquet(artifact.folder, receipt.parts[0])
+    table = table.filter(pc.equal(table["metric"], metric))
+    table = table.filter([is_for_tuning(query) for query in table["query_id"].to_pylist()])
+    means = table.group_by("collection").aggregate([("value", "mean")])["value_mean"]
+    return float(np.mean(means.to_numpy()))
+
+
+def _purity(plan: Plan, steps: int) -> float:
+    """Mean share of a batch from its main cluster, over evenly spaced steps of the run."""
+    return float(np.mean([plan.batch(step).purity for step in spaced(steps, _PURITY_STEPS)]))

@@ -1,0 +1,278 @@
+"""One run of a comparison, in one process: train an arm with a seed, and measure it along the way.
+
+Which trials a comparison consists of, under numbers that do not depend on which of them are run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import xxhash
+
+from clusterbatch.config import RunConfig, fingerprint, with_changes
+from clusterbatch.encoder.devices import resolve_device
+from clusterbatch.encoder.model import Encoder, load_encoder
+from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.evaluation.collection import Collection
+from clusterbatch.evaluation.measure import LoadedCollection
+from clusterbatch.evaluation.metrics import Metric, parse_metric
+from clusterbatch.experiments.compare.arms import Arm
+from clusterbatch.runtime import Unit
+from clusterbatch.store import Artifact, Counts, Receipt, Stopwatch
+from clusterbatch.store.tables import write_parquet
+from clusterbatch.training.collectives import World
+from clusterbatch.training.metrics import read_metrics
+from clusterbatch.training.worker import CHECKPOINTS, TrainingJob, prepare_torch, run_worker
+
+UNTRAINED = "untrained"
+
+# (learning rate, temperature)
+Setting = tuple[float, float]
+
+
+class Trials:
+    """Trial 0 is the model as training starts from it; then come arms x settings x seeds."""
+
+    def __init__(
+        self, config: RunConfig, arms: Sequence[Arm], layouts: Mapping[str, RunConfig], steps: int, identity: str
+    ) -> None:
+        self._config, self._arms, self._layouts = config, arms, layouts
+        self._steps, self._identity = steps, identity
+
+    def settings(self, arm: Arm) -> list[Setting]:
+        """What an arm's sweep goes through; without a sweep the one setting it has."""
+        compare, train = self._config.compare, arm.config.train
+        return list(
+            product(compare.learning_rates or [train.learning_rate], compare.temperatures or [train.temperature])
+        )
+
+    def sweep(self) -> list[Unit]:
+        """One seed of every setting, where there is more than one."""
+        return [
+            self._unit(position, choice, 0)
+            for position, arm in enumerate(self._arms)
+            for choice in range(len(self.settings(arm)))
+            if len(self.settings(arm)) > 1
+        ]
+
+    def main(self, chosen: Mapping[str, Setting]) -> list[Unit]:
+        """The untrained model, and every arm with its setting and all seeds."""
+        reference = next(arm for arm in self._arms if arm.name == self._config.compare.reference)
+        untrained = self._trial(reference, self.settings(reference)[0], 0, UNTRAINED, 0)
+        units = [Unit(0, 0, untrained)]
+        # Seed by seed: an interrupted comparison then has whole seeds of all arms.
+        for seed in range(self._config.compare.seeds):
+            for position, arm in enumerate(self._arms):
+                units.append(self._unit(position, self.settings(arm).index(chosen[arm.name]), seed))
+        return units
+
+    def _unit(self, position: int, choice: int, seed: int) -> Unit:
+        arm = self._arms[position]
+        setting = self.settings(arm)[choice]
+        seeds, settings = self._config.compare.seeds, len(self.settings(arm))
+        name = f"{arm.name}.seed={seed}" if settings == 1 else f"{arm.name}.setting={choice}.seed={seed}"
+        number = 1 + (position * settings + choice) * seeds + seed
+        return Unit(number, self._steps, self._trial(arm, setting, seed, name, self._steps))
+
+    def _trial(self, arm: Arm, setting: Setting, seed: int, name: str, steps: int) -> Trial:
+        config = with_changes(
+            arm.config,
+            {
+                "workspace": f"{self._config.workspace}/compare/runs/{name}",
+                "reuse.clusters": self._layouts[arm.layout].workspace,
+                "train.seed": seed,
+                "batches.seed": seed,
+                "train.learning_rate": setting[0],
+                "train.temperature": setting[1],
+            },
+        )
+        return Trial(name, arm.name, seed, steps, config, fingerprint("trial", self._identity, name))
+
+
+def is_for_tuning(query: str) -> bool:
+    """Whether a query belongs to the half on which settings are chosen; the verdict then rests on the other half."""
+    return xxhash.xxh3_64_intdigest(query.encode()) % 2 == 0
+
+
+SCORES = pa.schema(
+    [
+        pa.field("collection", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """`name` is that of its folder; `config` has its own workspace and seeds. No steps: the model untrained."""
+
+    name: str
+    arm: str
+    seed: int
+    steps: int
+    config: RunConfig
+    fingerprint: str
+
+
+class TrialWorker:
+    """Runs trials one after the other; collections are read and tokenised once."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        fingerprint: str,
+        collections: Sequence[Collection],
+        metrics: Sequence[str],
+        points: int,
+    ) -> None:
+        self._artifact, self._fingerprint = artifact, fingerprint
+        self._collections = collections
+        self._metrics = [parse_metric(name) for name in metrics]
+        self._points = points
+        self._loaded: list[LoadedCollection] | None = None
+
+    def process(self, unit: Unit) -> Receipt:
+        """Receipt.details: trial, arm, seed, steps, device, seconds_training, seconds_measuring, losses [[step, loss]],
+        curve [{step, collection, metric, value}]. Its part has every query's score at the end.
+
+        All is measured behind the prompts of training, also the model untrained: before and after differ by the
+        training alone, not by what the model is given.
+        """
+        trial: Trial = unit.payload
+        watch = Stopwatch()
+        prepare_torch(trial.config)
+        device = resolve_device(trial.config.train.device)
+        encoder = starting_encoder(trial.config, device)
+        curve: list[dict[str, Any]] = []
+        losses: list[list[float]] = []
+        trained = 0.0
+        if trial.steps:
+            job = self._job(trial)
+            run_worker(job, World(), device)
+            trained, losses = _cost(job)
+            for checkpoint in job.checkpoints.whole():
+                _load_parameters(encoder, checkpoint.load()[0])
+                ended = checkpoint.manifest.step == trial.steps
+                # On the way only what the curve shows: the depth of the other metrics is most of a measurement.
+                scores = self._measure(encoder, trial, self._metrics if ended else self._metrics[:1])
+                curve += self._means(scores, checkpoint.manifest.step)
+            job.folder.remove(CHECKPOINTS)
+        else:
+            scores = self._measure(encoder, trial, self._metrics)
+            curve = self._means(scores, 0)
+        part = write_parquet(self._artifact, f"scores-{trial.name}", self._table(scores), trial=trial.name)
+        pairs = trial.steps * trial.config.batches.size
+        receipt = Receipt(
+            unit=unit.number,
+            fingerprint=self._fingerprint,
+            parts=[part],
+            counts=Counts(read=pairs, written=pairs),
+            seconds=watch.seconds,
+            details={
+                "trial": trial.name,
+                "arm": trial.arm,
+                "seed": trial.seed,
+                "steps": trial.steps,
+                "pairs": pairs,
+                "device": device.type,
+                "seconds_training": trained,
+                "seconds_measuring": watch.seconds - trained,
+                "curve": curve,
+                "losses": losses,
+                "progress": f"{trial.arm} seed {trial.seed}",
+            },
+        )
+        self._artifact.write_receipt(receipt)
+        return receipt
+
+    def _job(self, trial: Trial) -> TrainingJob:
+        every = -(-trial.steps // self._points)
+        train = trial.config.train.model_copy(
+            update={
+                "checkpoint_every": every,
+                "keep_checkpoints": self._points + 1,
+                "workers": (1, 1),
+                "trackers": [],
+            }
+        )
+        config = trial.config.model_copy(update={"train": train})
+        return TrainingJob(config, 0, trial.steps, config.train.model, trial.fingerprint)
+
+    def _measure(self, encoder: Encoder, trial: Trial, metrics: Sequence[Metric]) -> dict[tuple[int, str], np.ndarray]:
+        """(Q,) by (number of the collection, metric name)."""
+        settings = trial.config.evaluate
+        cutoffs = [metric.cutoff or settings.top_k for metric in metrics]
+        if self._loaded is None:
+            self._loaded = [
+                LoadedCollection(
+                    collection,
+                    settings.max_query_tokens,
+                    settings.max_document_tokens,
+                    settings.ignore_identical_ids,
+                )
+                for collection in self._collections
+            ]
+        return {
+            (number, metric): values
+            for number, loaded in enumerate(self._loaded)
+            for metric, values in loaded.measure(
+                encoder, metrics, max(cutoffs), trial.config.embed.batch_tokens
+            ).items()
+        }
+
+    def _table(self, scores: Mapping[tuple[int, str], np.ndarray]) -> pa.Table:
+        assert self._loaded is not None
+        tables = []
+        for (number, metric), values in scores.items():
+            loaded = self._loaded[number]
+            rows = len(values)
+            columns = [[loaded.collection.name] * rows, [metric] * rows, loaded.queries, values]
+            tables.append(pa.table(columns, schema=SCORES))
+        return pa.concat_tables(tables)
+
+    def _means(self, scores: Mapping[tuple[int, str], np.ndarray], step: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "step": step,
+                "collection": self._collections[number].name,
+                "metric": metric,
+                "value": float(values.mean()),
+            }
+            for (number, metric), values in scores.items()
+        ]
+
+
+def starting_encoder(config: RunConfig, device: torch.device) -> Encoder:
+    """The model that a trial's training starts from, with the prompts that it is trained behind."""
+    encoder = load_encoder(resolve_model(config.train.model, config.storage), config.train.encoder, device=device)
+    encoder.prompts.update(config.train.named_prompts)
+    return encoder
+
+
+def _load_parameters(encoder: Encoder, parameters: Mapping[str, torch.Tensor]) -> None:
+    """Weights of a checkpoint, which holds those that are trained; the others are as the model starts with them."""
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if f"encoder.{name}" in parameters:
+                parameter.copy_(parameters[f"encoder.{name}"])
+
+
+def _cost(job: TrainingJob) -> tuple[float, list[list[float]]]:
+    """Seconds of training, and up to 200 (step, mean loss since the one before) of the loss curve.
+
+    Every step is counted with the median step's seconds: what else the machine was doing is no property of an arm.
+    """
+    lines = [json.loads(line) for line in read_metrics(job.folder).splitlines()]
+    width = max(1, -(-len(lines) // 200))
+    blocks = [lines[start : start + width] for start in range(0, len(lines), width)]
+    losses = [[float(block[-1]["step"] + 1), float(np.mean([line["loss"] for line in block]))] for block in blocks]
+    return float(np.median([line["seconds"] for line in lines])) * len(lines), losses

@@ -1,0 +1,145 @@
+"""What the report says, in English and Japanese. Figures are put in by name, so both languages say the same."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from clusterbatch.config import RunConfig
+from clusterbatch.experiments.compare.larger_batches import catch_up
+from clusterbatch.experiments.compare.results import ArmResult, Comparison
+from clusterbatch.pipeline.phrases import PHRASES
+
+Language = Literal["en", "ja"]
+
+
+def figures(comparison: Comparison, config: RunConfig) -> dict[str, str]:
+    """The measured figures that sentences are made of, about the decisive arm."""
+    arm = comparison.decisive
+    verdict = arm.verdict
+    assert verdict is not None
+    prices = config.compare.prices
+    return {
+        "arm": arm.name,
+        "reference": comparison.reference,
+        "metric": comparison.metric,
+        "own": f"{arm.spread.mean:.4f}",
+        "baseline": f"{comparison.baseline.spread.mean:.4f}",
+        "untrained": f"{comparison.untrained:.4f}",
+        "gain": f"{verdict.gain:+.4f}",
+        "low": _figure(verdict.low, "+.4f"),
+        "high": _figure(verdict.high, "+.4f"),
+        "confidence": f"{100 * comparison.confidence:g} %",
+        "min_gain": f"{config.compare.decide.min_gain:.4f}",
+        "max_cost": f"{100 * (config.compare.decide.max_cost or 0):.0f} %",
+        "detectable": _figure(verdict.detectable, ".4f"),
+        "factor": f"{1 + verdict.extra_cost:.1f}",
+        "seeds": str(arm.spread.seeds),
+        "queries": f"{arm.spread.queries:,}",
+        "collections": ", ".join(comparison.collections),
+        "of_one_query": ", ".join(name for name in comparison.collections if len(comparison.queries[name]) == 1),
+        "runs": str(len(comparison.arms) * arm.spread.seeds),
+        "steps": f"{comparison.steps[-1]:,}",
+        "minutes": f"{arm.cost.seconds / 60:.1f}",
+        "baseline_minutes": f"{comparison.baseline.cost.seconds / 60:.1f}",
+        "shared_minutes": f"{arm.cost.shared_seconds / 60:.1f}",
+        "price": f"{arm.cost.price:.4f} {prices.currency}",
+        "baseline_price": f"{comparison.baseline.cost.price:.4f} {prices.currency}",
+        "seeds_needed": str(verdict.seeds_needed),
+        "queries_needed": f"{verdict.queries_needed or 0:,}",
+        "both_seeds": str(verdict.both_needed[0] if verdict.both_needed else 0),
+        "both_queries": f"{verdict.both_needed[1] if verdict.both_needed else 0:,}",
+    }
+
+
+def answer(comparison: Comparison, config: RunConfig, language: Language) -> str:
+    """One sentence or two: the verdict, the gain with its interval, the cost, what to do."""
+    words, values = PHRASES[language], figures(comparison, config)
+    sentences = [words[f"answer {_reason(comparison)}"].format(**values)]
+    sentences += [further(comparison, language), next_step(comparison, config, language)]
+    # Japanese has no space between sentences.
+    return ("" if language == "ja" else " ").join(sentence for sentence in sentences if sentence)
+
+
+def further(comparison: Comparison, language: Language) -> str:
+    """What the best arm would add, at what price, where a cheaper one is recommended; else nothing."""
+    best, arm = comparison.best, comparison.decisive
+    if best.name == arm.name:
+        return ""
+    over = comparison.over(best, arm)
+    key = "further none" if over.gain <= 0 or over.outcome == "does not pay" else "further open"
+    return PHRASES[language][key].format(
+        arm=arm.name,
+        best=best.name,
+        gain=f"{over.gain:+.4f}",
+        low=_figure(over.low, "+.4f"),
+        high=_figure(over.high, "+.4f"),
+        times=f"{over.extra_cost + 1:.1f}",
+    )
+
+
+def next_step(comparison: Comparison, config: RunConfig, language: Language) -> str:
+    """What to do now."""
+    verdict = comparison.decisive.verdict
+    assert verdict is not None
+    words, values = PHRASES[language], figures(comparison, config)
+    key = _reason(comparison)
+    if key == "wide interval":
+        if verdict.seeds_needed:
+            key = "wide interval, seeds"
+        elif verdict.queries_needed:
+            key = "wide interval, queries"
+        elif verdict.both_needed:
+            key = "wide interval, both"
+        else:
+            key = "wide interval, nothing"
+    return words[f"next {key}"].format(**values)
+
+
+def verdict_word(arm: ArmResult, language: Language) -> str:
+    return PHRASES[language][arm.verdict.outcome] if arm.verdict else PHRASES[language]["baseline"]
+
+
+def meeting_sentences(comparison: Comparison, config: RunConfig, language: Language) -> list[str]:
+    """Sentences with the measured figures in them, for somebody who has to speak about it."""
+    words, values = PHRASES[language], figures(comparison, config)
+    setup = "say setup" if _masks(comparison.decisive) == _masks(comparison.baseline) else "say setup, other masks"
+    verdict = comparison.decisive.verdict
+    doubt = "say doubt" if verdict and verdict.detectable is not None else "say doubt, unknown"
+    return [words[key].format(**values) for key in (setup, f"say {_reason(comparison)}", "say cost", doubt)]
+
+
+def larger_batches(comparison: Comparison, language: Language) -> list[str]:
+    """What random batches of other sizes would do instead of the decisive arm; nothing where none were compared."""
+    arm, words = comparison.decisive, PHRASES[language]
+    found = catch_up(comparison, arm)
+    if found is None:
+        return []
+    values = {
+        "arm": arm.name,
+        "metric": comparison.metric,
+        "size": f"{round(found.size or 0):,}",
+        "largest": f"{found.largest:,}",
+        "same_compute": f"{found.same_compute or 0:.4f}",
+        "own": f"{arm.spread.mean:.4f}",
+    }
+    key = "catch up never" if found.size is None else "catch up"
+    key = "catch up at once" if found.size == found.smallest else key
+    sentences = [words[key].format(**values)]
+    if found.same_compute is not None:
+        sentences.append(words["same compute"].format(**values))
+    return sentences
+
+
+def _figure(value: float | None, form: str) -> str:
+    """A dash where it is not known; no sentence about such a case has it."""
+    return "–" if value is None else f"{value:{form}}"
+
+
+def _masks(arm: ArmResult) -> dict[str, object]:
+    return {key: value for key, value in arm.changes.items() if key.startswith("train.mask")}
+
+
+def _reason(comparison: Comparison) -> str:
+    verdict = comparison.decisive.verdict
+    assert verdict is not None
+    return verdict.reason

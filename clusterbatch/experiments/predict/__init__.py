@@ -1,0 +1,1 @@
+"""Figures of batches before any training."""

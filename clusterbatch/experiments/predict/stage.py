@@ -1,0 +1,189 @@
+"""`predict`: embeds a sample and says, source by source, whether clustered batches would be worth it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clusterbatch.clustering.features import feature_vectors
+from clusterbatch.config import EmbedConfig, RunConfig, fingerprint
+from clusterbatch.corpus.groups import Groups, source_groups
+from clusterbatch.corpus.ingest import ingest
+from clusterbatch.corpus.row_groups import read_unit
+from clusterbatch.embedding.char_ngrams import SURROGATES
+from clusterbatch.embedding.stage import embed, embedding_pool
+from clusterbatch.embedding.vectors import SIDES, TaskUnit, VectorSource, tasks, vector_values
+from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
+from clusterbatch.experiments.predict.batch_figures import Sample, batch_figures, overall, predict_group, verdict_of
+from clusterbatch.experiments.predict.experience import foretell
+from clusterbatch.hashing import row_hashes
+from clusterbatch.runtime import Pool, Unit, lasting_session, ray_session, run_units
+from clusterbatch.store import Artifact, Counts, Manifest, Part, Receipt, Stopwatch
+from clusterbatch.store.shuffle import read_bucket, write_buckets
+from clusterbatch.store.workspace import Workspace
+
+PREDICTION = "predict/prediction.json"
+_LEAST_ROWS = 2048
+# Rows of all sources that batches without regard to sources are drawn from.
+_MIXED_ROWS = 4096
+
+
+def predict(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
+    """What `predict/prediction.json` then holds: `answer` and `gain` of the corpus, figures and verdict by source; with
+    predict.experience also `experience`, what experience.foretell says.
+
+    Needs the corpus (ingested here where it is not) and the embedding model; trains nothing.
+    """
+    watch = Stopwatch()
+    workspace = Workspace(config)
+    with lasting_session():
+        if config.reuse.corpus is None:
+            ingest(config)
+        artifact, parts, groups = draw_sample(config, force)
+        pool = Pool(config.embed.workers, config.embed.cpus_per_worker)
+        with ray_session(config.ray):
+            each = [Unit(group, int(rows), None) for group, rows in enumerate(groups.rows)]
+            worker = {"config": config, "sample": artifact, "parts": parts, "groups": groups}
+            found = run_units("predict", each, PredictWorker, worker, pool)
+    figures = {name: receipt.details for name, receipt in zip(groups.names, found, strict=True)}
+    rows = _mixed(artifact, parts, groups)
+    mixed = batch_figures(rows, np.zeros(len(rows), int), **batch_settings(config))
+    result = {
+        **overall(figures, mixed),
+        "mixed": asdict(mixed),
+        "sources": figures,
+        "seconds": round(watch.seconds, 1),
+    }
+    if config.predict.experience is not None:
+        result["experience"] = foretell(config, workspace.corpus.require().fingerprint, figures)
+    workspace.root.write_json(PREDICTION, result)
+    return result
+
+
+def draw_sample(config: RunConfig, force: bool) -> tuple[Artifact, list[Part], Groups]:
+    """Vectors and hashes of about `predict.rows` rows of the ingested corpus, in parts that are bucketed by source."""
+    workspace = Workspace(config)
+    corpus = workspace.corpus.require()
+    groups = source_groups(corpus)
+    share = config.predict.rows / max(1, corpus.counts.written)
+    shares = np.minimum(1.0, np.maximum(share, _LEAST_ROWS / groups.rows))
+    artifact = Artifact(workspace.root.child("predict", "sample"), "sample of vectors")
+    embeddings, vectors = _vectors(config, corpus)
+    identity = fingerprint("predict", config.embed, vectors, corpus.fingerprint, shares.tolist())
+    done = artifact.begin(identity, force)
+    arguments = {"config": config, "groups": groups, "shares": shares, "output": artifact, "fingerprint": identity}
+    with ray_session(config.ray):
+        pool = Pool(config.embed.workers, config.embed.cpus_per_worker) if embeddings else embedding_pool(config.embed)
+        receipts = run_units("predict: sample", tasks(corpus, embeddings), SampleVectors, arguments, pool, done=done)
+    return artifact, [part for receipt in receipts for part in receipt.parts], groups
+
+
+def batch_settings(config: RunConfig) -> dict[str, Any]:
+    """What prediction.batch_figures needs to know of the training to come."""
+    return {
+        "batch": config.batches.size,
+        "temperature": config.train.temperature,
+        "mask_share": config.predict.mask_share,
+    }
+
+
+def _vectors(config: RunConfig, corpus: Manifest) -> tuple[Manifest | None, str]:
+    """The vectors that there are, or None: then the sample alone is embedded; and what tells them from others."""
+    kept = Workspace(config).embeddings().manifest()
+    if kept is not None and kept.inputs.get("corpus") == corpus.fingerprint and kept.details.get("persisted", True):
+        made_with = EmbedConfig.model_validate(kept.config) if kept.config else config.embed
+        if made_with.identity() == config.embed.identity():
+            return kept, kept.fingerprint
+    if config.embed.model in SURROGATES or corpus.details.get("dimensions") is not None:
+        # Fitted to the corpus, or brought with it: there is no model that would embed a sample.
+        kept = embed(config)
+        return kept, kept.fingerprint
+    return None, model_fingerprint(resolve_model(config.embed.model, config.storage))
+
+
+def read_sample(table: pa.Table) -> Sample:
+    vectors = [vector_values(table[f"{side}_vector"]) for side in SIDES]
+    hashes = [table[f"{side}_hash"].to_numpy() for side in SIDES]
+    return Sample(vectors[0], vectors[1], hashes[0], hashes[1])
+
+
+def _mixed(artifact: Artifact, parts: Sequence[Part], groups: Groups) -> Sample:
+    """Rows of all sources in their true proportions."""
+    pieces = []
+    for group, rows in enumerate(groups.rows.tolist()):
+        table = read_bucket(artifact, parts, group)
+        if table is not None:
+            count = max(1, round(_MIXED_ROWS * rows / int(groups.rows.sum())))
+            pieces.append(table.slice(0, min(count, table.num_rows)))
+    return read_sample(pa.concat_tables(pieces))
+
+
+class SampleVectors:
+    """Embeds the rows of a task whose hash is below their source's share; writes them bucketed by source."""
+
+    def __init__(
+        self, config: RunConfig, groups: Groups, shares: np.ndarray, output: Artifact, fingerprint: str
+    ) -> None:
+        self._corpus = Workspace(config).corpus
+        self._vectors = VectorSource(config, 0)
+        self._groups, self._shares = groups, shares
+        self._output, self._fingerprint = output, fingerprint
+
+    def process(self, unit: Unit) -> Receipt:
+        watch = Stopwatch()
+        picked = [found for found in map(self._pick, unit.payload) if found is not None]
+        parts = []
+        if picked:
+            group = np.concatenate([each for each, _ in picked])
+            table = pa.concat_tables([rows for _, rows in picked])
+            parts.append(write_buckets(self._output, unit.number, table, group, len(self._groups.names)))
+        kept = sum(part.rows for part in parts)
+        receipt = Receipt(
+            unit=unit.number,
+            fingerprint=self._fingerprint,
+            parts=parts,
+            counts=Counts(read=unit.rows, written=kept, set_aside={"not sampled": unit.rows - kept}),
+            seconds=watch.seconds,
+        )
+        self._output.write_receipt(receipt)
+        return receipt
+
+    def _pick(self, item: TaskUnit) -> tuple[np.ndarray, pa.Table] | None:
+        hashes = [f"{side}_hash" for side in SIDES]
+        rows = read_unit(self._corpus, item.unit, ["pair_id", "source", *hashes])
+        group = self._groups.of_rows(rows["source"])
+        kept = np.flatnonzero(row_hashes(rows["pair_id"], 0) / 2.0**64 < self._shares[group])
+        if not len(kept):
+            return None
+        table = self._vectors.read(item, SIDES, kept).select([f"{side}_vector" for side in SIDES])
+        for name in hashes:
+            table = table.append_column(name, rows[name].take(pa.array(kept)))
+        return group[kept], table
+
+
+class PredictWorker:
+    """The figures and the verdict of the source that is the unit's number."""
+
+    def __init__(self, config: RunConfig, sample: Artifact, parts: Sequence[Part], groups: Groups) -> None:
+        self._config, self._sample, self._parts, self._groups = config, sample, parts, groups
+
+    def process(self, unit: Unit) -> Receipt:
+        table = read_bucket(self._sample, self._parts, unit.number)
+        assert table is not None, "a source without sampled rows"
+        config = self._config
+        found = predict_group(
+            read_sample(table),
+            int(self._groups.rows[unit.number]),
+            feature_vectors(table, config.cluster.features),
+            config.predict.sizes,
+            seed=config.cluster.seed,
+            **batch_settings(config),
+        )
+        outcome, gain, why = verdict_of(found)
+        return Receipt(
+            unit=unit.number, fingerprint="", details={**found, "verdict": outcome, "gain": gain, "why": why}
+        )

@@ -1,0 +1,1 @@
+"""Choice of the cluster size, the embedding model and the refresh interval by short trials."""

@@ -1,0 +1,276 @@
+"""`tune` with `tune.stream`: a corpus arrives month by month; how often does it pay to refresh?
+
+Every policy starts from the same first month (a copy of one workspace) and then trains the same number of steps a
+month; policies differ in when new data are taken in and when clusters are made anew. Every month's model goes live, so
+that all have trained alike, and is measured on what was there before and on what is new. A month is `ingest --append`
+and one round of `refresh`, so an interrupted call goes on where it stopped; a policy that is through leaves a receipt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clusterbatch.config import RunConfig, fingerprint, with_changes
+from clusterbatch.config.experiments import Policy, StreamConfig
+from clusterbatch.corpus.ingest import ingest
+from clusterbatch.errors import UsageError
+from clusterbatch.evaluation.collection import Collection
+from clusterbatch.evaluation.metrics import parse_metric
+from clusterbatch.evaluation.models import AFTER
+from clusterbatch.evaluation.results import read_scores
+from clusterbatch.evaluation.stage import configured_collections
+from clusterbatch.experiments.tune.intervals import months_of, recommend, summarise
+from clusterbatch.pipeline.refresh import refresh
+from clusterbatch.pipeline.report import segments_of
+from clusterbatch.pipeline.rounds import rounds
+from clusterbatch.pipeline.run import STAGES, run_stage
+from clusterbatch.runtime import lasting_session, ray_session
+from clusterbatch.runtime.resources import device_for
+from clusterbatch.store import Artifact, Folder, Receipt, Stopwatch
+from clusterbatch.store.tables import read_parquet, write_parquet
+from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.stage import all_workers
+
+RESULT = "tune/refresh.json"
+_WORK = "work"
+# Written when a copy is whole.
+_COPIED = "copied.json"
+
+
+def tune_refresh(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
+    """What `tune/refresh.json` then holds. Runs that are whole are not done again.
+
+    chosen, why: the interval to take; policies: by name, what intervals.summarise says and `months`, one row a month,
+    means over the seeds: {month, old, new, cost, seconds by stage, steps, rows, embedded, reclustered, drift}.
+
+    Raises UsageError before any work where the configuration does not say what months are to be like.
+    """
+    watch = Stopwatch()
+    stream = config.tune.stream
+    assert stream is not None
+    _check(config)
+    metric = parse_metric(config.tune.metric).name
+    collections = configured_collections(config)
+    arrival = _arrivals(config, stream, collections)
+    identity = fingerprint(
+        "refresh intervals",
+        *(getattr(config, name) for name in ("corpus", "embed", "mine", "cluster", "batches", "train", "evaluate")),
+        config.refresh.model_copy(update={"margin": 0.0, "rounds": 1, "when": "always"}),
+        [stream, metric, config.tune.seeds],
+        {collection.name: collection.identity() for collection in collections},
+    )
+    artifact = Artifact(Workspace(config).root.child("tune", "stream"), "refresh intervals")
+    if force or not artifact.is_done(identity):
+        done = artifact.begin(identity, force)
+        with lasting_session():
+            for seed in range(config.tune.seeds):
+                numbered = enumerate(stream.policies, start=seed * len(stream.policies))
+                pending = [(number, policy) for number, policy in numbered if number not in done]
+                runs = _Runs(config, stream, seed, metric)
+                # Named by what they are of: months of another configuration that was cut off must not be gone on with.
+                work = artifact.folder.child(_WORK, identity, f"seed={seed}")
+                first = runs.first(work) if pending else config
+                for number, policy in pending:
+                    receipt = Receipt(unit=number, fingerprint=identity)
+                    done[number] = _followed(runs, first, policy, work, artifact, receipt)
+        runs_of = [receipt.details for _, receipt in sorted(done.items())]
+        artifact.commit(
+            identity,
+            done.values(),
+            config={"tune": config.tune.identity(), "refresh": config.refresh.identity()},
+            inputs={},
+            seconds=watch.seconds,
+            details={"runs": runs_of},
+        )
+        artifact.folder.remove(_WORK)
+    result = _result(config, stream, artifact, arrival) | {"metric": metric}
+    Workspace(config).root.write_json(RESULT, result)
+    return result
+
+
+def _check(config: RunConfig) -> None:
+    if config.refresh.every_steps is None:
+        raise UsageError("refresh.every_steps: tune.stream compares intervals at equal steps a month; say how many")
+    if not config.evaluate.path:
+        raise UsageError("evaluate.path: tune.stream needs a development collection with queries for every arrival")
+    if config.reuse != type(config.reuse)():
+        raise UsageError("reuse: tune.stream makes corpora of its own, it cannot take another workspace's")
+    if config.refresh.asynchronous:
+        raise UsageError("refresh.asynchronous: a month of tune.stream is one round, with nothing to build beside it")
+
+
+def _arrivals(config: RunConfig, stream: StreamConfig, collections: Sequence[Collection]) -> np.ndarray:
+    """(Q,) the month in which what a judged query asks for arrives, -1 for none; by collection and query, sorted."""
+    month_of = {name: month for month, each in reversed([*enumerate(stream.arrivals)]) for name in each.queries}
+    months = {}
+    for collection in collections:
+        queries = list(collection.read_judgements())
+        segments = segments_of(queries, config.report.segment_pattern).tolist()
+        for query, segment in zip(queries, segments, strict=True):
+            months[collection.name, query] = month_of.get(collection.name, month_of.get(segment, -1))
+    for month, each in enumerate(stream.arrivals):
+        if month not in months.values():
+            raise UsageError(f"tune.stream.arrivals.{month}.queries: no judged query is of {', '.join(each.queries)}")
+    return np.array([month for _, month in sorted(months.items())])
+
+
+class _Runs:
+    """The months of one seed."""
+
+    def __init__(self, config: RunConfig, stream: StreamConfig, seed: int, metric: str) -> None:
+        self.stream, self.seed, self.metric = stream, seed, metric
+        self._config = with_changes(
+            config,
+            {
+                "tune.stream": None,
+                "train.seed": config.train.seed + seed,
+                "batches.seed": config.batches.seed + seed,
+                "evaluate.metrics": [metric],
+                "evaluate.models": [AFTER],
+                "evaluate.mteb": [],
+                "refresh.metric": metric,
+                "refresh.rounds": 1,
+                # Every month's model goes live.
+                "refresh.margin": 1.0,
+            },
+        )
+
+    def first(self, work: Folder) -> RunConfig:
+        """The first month, the same for all policies."""
+        config = self.month(work.child("first").uri, 0, "always")
+        for stage in STAGES:
+            run_stage(stage, config)
+        return config
+
+    def month(self, workspace: str, last: int, when: str) -> RunConfig:
+        """With all that has arrived until month `last`."""
+        paths = [path for each in self.stream.arrivals[: last + 1] for path in each.paths]
+        return with_changes(self._config, {"workspace": workspace, "corpus.paths": paths, "refresh.when": when})
+
+
+def _followed(
+    runs: _Runs, first: RunConfig, policy: Policy, work: Folder, artifact: Artifact, receipt: Receipt
+) -> Receipt:
+    """All months under one policy. Receipt.details: policy, seed, months; its part has every query's score."""
+    home = work.child(f"policy={receipt.unit}")
+    _copy(Folder(first.workspace, first.storage), home)
+    last, config = 0, first
+    for month in range(1, len(runs.stream.arrivals)):
+        last = month if policy.takes_in(month) else last
+        config = runs.month(home.uri, last, policy.when_in(month))
+        # A call that was cut off may have ended its round without saying so: the next one then makes none.
+        while sum(record.promoted is not None for record in rounds(Workspace(config))) < month:
+            if policy.takes_in(month):
+                ingest(config, append=True)
+            refresh(config)
+    with ray_session(config.ray):
+        prices = config.compare.prices
+        on_gpu = device_for(config.train.device).startswith("cuda")
+        hourly = prices.gpu_hour if on_gpu else prices.cpu_hour
+        _, trainers = config.train.workers or all_workers(on_gpu)
+    receipt.parts = [write_parquet(artifact, f"scores-{receipt.unit:03d}", _scores(Workspace(config), runs.metric))]
+    receipt.details = {"policy": policy.name, "seed": runs.seed, "months": _months(config, policy, hourly, trainers)}
+    artifact.write_receipt(receipt)
+    home.remove()
+    return receipt
+
+
+def _copy(source: Folder, target: Folder) -> None:
+    """Once: what a policy has changed in its copy stays."""
+    if target.exists(_COPIED):
+        return
+    for entry in source.find():
+        target.write(entry.name, source.read(entry.name))
+    target.write_json(_COPIED, {})
+
+
+def _scores(workspace: Workspace, metric: str) -> pa.Table:
+    """Columns month, collection, query_id, value, sorted by these."""
+    tables = []
+    for record in rounds(workspace):
+        evaluation = workspace.evaluation(record.generation)
+        table = read_scores(evaluation, evaluation.require())
+        table = table.filter(pc.equal(table["metric"], metric)).select(["collection", "query_id", "value"])
+        tables.append(table.add_column(0, "month", pa.array([record.generation] * table.num_rows, pa.int32())))
+    return pa.concat_tables(tables).sort_by([(name, "ascending") for name in ("month", "collection", "query_id")])
+
+
+def _months(config: RunConfig, policy: Policy, hourly: float, trainers: int) -> list[dict[str, Any]]:
+    """One row a month: what it made and what that cost; hourly: price of a worker, trainers: workers that trained."""
+    workspace, found = Workspace(config), []
+    versions = workspace.corpus.versions()
+    workers = {
+        "ingest": config.corpus.workers,
+        "drift": config.embed.workers,
+        "embed": config.embed.workers,
+        "cluster": config.cluster.workers,
+        "train": trainers,
+    }
+    known = 1
+    for record in rounds(workspace):
+        clusters = workspace.clusters(record.clusters).require()
+        corpus = clusters.inputs["corpus"]
+        place = next(number for number, each in enumerate(versions, start=1) if each.fingerprint == corpus)
+        # Every round measures the drift, but only some policies ask for it; and all are evaluated alike.
+        seconds = {name: value for name, value in record.seconds.items() if name in ("embed", "cluster", "train")}
+        seconds["ingest"] = sum(each.seconds for each in versions[known:place])
+        if policy.measures_drift:
+            seconds["drift"] = record.seconds["drift"]
+        embedded = 0
+        if record.clusters == record.generation:
+            embeddings = workspace.embeddings(clusters.details["vectors"]).versions()
+            embedded = next(each.details["rows"] for each in embeddings if each.inputs["corpus"] == corpus)
+        found.append(
+            {
+                "month": record.generation,
+                "rows": clusters.counts.written,
+                "embedded": embedded,
+                "reclustered": record.reclustered,
+                "drift": record.drift["drift"],
+                "steps": record.steps,
+                "seconds": {name: round(value, 2) for name, value in seconds.items()},
+                "cost": sum(value * workers[name] for name, value in seconds.items()) / 3600 * hourly,
+            }
+        )
+        known = place
+    return found
+
+
+def _result(config: RunConfig, stream: StreamConfig, artifact: Artifact, arrival: np.ndarray) -> dict[str, Any]:
+    manifest = artifact.require()
+    scores, costs, months = {}, {}, {}
+    for position, policy in enumerate(stream.policies):
+        units = range(position, len(manifest.parts), len(stream.policies))
+        # (S, M, Q): seeds in order, as the parts are.
+        scores[policy.name] = np.stack(
+            [
+                read_parquet(artifact.folder, manifest.parts[unit])["value"].to_numpy().reshape(-1, len(arrival))
+                for unit in units
+            ]
+        )
+        rows = [manifest.details["runs"][unit]["months"] for unit in units]
+        means = zip(months_of(scores[policy.name], arrival), zip(*rows, strict=True), strict=True)
+        months[policy.name] = [{"old": old, "new": new, **_mean_row(of_month)} for (old, new), of_month in means]
+        costs[policy.name] = float(np.mean([row["cost"] for row in months[policy.name]]))
+    policies = summarise(scores, arrival, costs, config.compare.decide.confidence)
+    chosen, why = recommend(policies, config.refresh.margin)
+    found = {name: {**each, "months": months[name]} for name, each in policies.items()}
+    return {"chosen": chosen, "why": why, "policies": found, "currency": config.compare.prices.currency}
+
+
+def _mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of one month over the seeds; reclustered becomes the share of them."""
+    found: dict[str, Any] = {"month": rows[0]["month"]} | {
+        name: float(np.mean([row[name] for row in rows]))
+        for name in ("rows", "embedded", "reclustered", "drift", "steps", "cost")
+    }
+    stages = rows[0]["seconds"]
+    return {
+        **found,
+        "seconds": {stage: float(np.mean([row["seconds"].get(stage, 0.0) for row in rows])) for stage in stages},
+    }

@@ -1,0 +1,224 @@
+"""`tune`: chooses settings by a cheap ranking and short runs, and writes down the choice with its reasons.
+
+Successive halving (Jamieson and Talwalkar 2016): many candidates a little, the best longer. Pure functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import yaml
+
+from clusterbatch.batches.curriculum import Plan
+from clusterbatch.config import RunConfig, fingerprint, with_changes
+from clusterbatch.corpus.ingest import ingest
+from clusterbatch.embedding.stage import embed
+from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
+from clusterbatch.errors import UsageError
+from clusterbatch.evaluation.metrics import parse_metric
+from clusterbatch.evaluation.stage import configured_collections
+from clusterbatch.experiments.compare.arms import Arm, arms_of
+from clusterbatch.experiments.compare.trial import Trial, TrialWorker
+from clusterbatch.experiments.predict.stage import draw_sample, read_sample
+from clusterbatch.experiments.tune.rank import SourceSample, rank_score
+from clusterbatch.runtime import Pool, Unit, lasting_session, ray_session, run_units
+from clusterbatch.runtime.resources import gpus_for
+from clusterbatch.shards.stage import cluster
+from clusterbatch.store import Artifact, Stopwatch
+from clusterbatch.store.shuffle import read_bucket
+from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.worker import open_plan
+
+
+def rung_sizes(candidates: int, rungs: int, reduction: int) -> list[int]:
+    """How many candidates each rung trains: all, then 1 / reduction of those before, rounded up, at least one."""
+    sizes = [candidates]
+    while len(sizes) < rungs and sizes[-1] > 1:
+        sizes.append(-(-sizes[-1] // reduction))
+    return sizes
+
+
+def rung_steps(steps: int, rungs: int, reduction: int) -> list[int]:
+    """Steps of each rung; the last one trains all of them."""
+    return [max(1, round(steps / reduction ** (rungs - 1 - rung))) for rung in range(rungs)]
+
+
+def best(values: Sequence[float], count: int) -> list[int]:
+    """Positions of the `count` largest values, best first; of equal ones the earlier is better."""
+    return np.argsort(-np.asarray(values), kind="stable")[:count].tolist()
+
+
+CHOSEN, RESULT = "tune/chosen.yaml", "tune/result.json"
+
+
+def tune(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
+    """What `tune/result.json` then holds; `tune/chosen.yaml` is the configuration to go on with.
+
+    candidates: by name {changes, rank, rungs: [{steps, value, seconds}]}, best first; chosen: a name; why: a sentence.
+    Runs that are whole are not done again.
+    """
+    watch = Stopwatch()
+    metric = parse_metric(config.tune.metric).name
+    for changes in config.tune.combinations:
+        # What cannot be shall not first be found when the corpus is embedded.
+        with_changes(config, changes)
+    with lasting_session():
+        if config.reuse.corpus is None:
+            ingest(config)
+        if config.reuse.embeddings is None:
+            embed(config)
+        ranked = _ranked(config, force)
+        names = list(ranked)[: config.tune.keep]
+        arms = _arms(config, {name: ranked[name]["changes"] for name in names})
+        runs = _Runs(config, arms, metric, force)
+        sizes = rung_sizes(len(names), config.tune.rungs, config.tune.reduction)
+        for size, steps in zip(sizes, rung_steps(runs.steps, len(sizes), config.tune.reduction), strict=True):
+            names = names[:size]
+            found = runs.rung(names, steps)
+            for name in names:
+                ranked[name]["rungs"].append(found[name])
+            names = [names[place] for place in best([found[name]["value"] for name in names], size)]
+    order = sorted(ranked, key=lambda name: _standing(ranked[name]), reverse=True)
+    chosen = with_changes(config, ranked[order[0]]["changes"])
+    result = {
+        "chosen": order[0],
+        "why": _why(order, ranked, metric),
+        "metric": metric,
+        "candidates": {name: ranked[name] for name in order},
+        "seconds": round(watch.seconds, 1),
+    }
+    root = Workspace(config).root
+    root.write(CHOSEN, yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode())
+    root.write_json(RESULT, result)
+    return result
+
+
+def _standing(candidate: Mapping[str, Any]) -> tuple[int, float, float]:
+    """Better is larger: the rungs it was kept for, how it did in the last, what the sample said."""
+    rungs = candidate["rungs"]
+    return len(rungs), rungs[-1]["value"] if rungs else 0.0, candidate["rank"]
+
+
+def name_of(changes: Mapping[str, Any]) -> str:
+    """Short, and fit for a folder: the last words of the keys and their values."""
+    words = [f"{key.rsplit('.', 1)[-1]}={'none' if value is None else value}" for key, value in changes.items()]
+    return "_".join(words).replace("/", "-")
+
+
+def _ranked(config: RunConfig, force: bool) -> dict[str, dict[str, Any]]:
+    """All candidates, the most promising first."""
+    artifact, parts, groups = draw_sample(config, force)
+    sources = []
+    for group, rows in enumerate(groups.rows.tolist()):
+        table = read_bucket(artifact, parts, group)
+        assert table is not None, "a source without sampled rows"
+        table = table.take(np.random.default_rng(0).permutation(table.num_rows))
+        sources.append(SourceSample(table, read_sample(table), rows))
+    candidates: dict[str, dict[str, Any]] = {}
+    for changes in config.tune.combinations:
+        rank = rank_score(with_changes(config, changes), sources)
+        candidates[name_of(changes)] = {"changes": changes, "rank": round(rank, 5), "rungs": []}
+    return dict(sorted(candidates.items(), key=lambda entry: -float(entry[1]["rank"])))
+
+
+def _arms(config: RunConfig, candidates: Mapping[str, dict[str, Any]]) -> tuple[list[Arm], dict[str, RunConfig]]:
+    """Candidates are arms of a comparison: the same data, and one set of clusters for all that can share it."""
+    numbered = {f"candidate-{number}": changes for number, changes in enumerate(candidates.values())}
+    arms, layouts = arms_of(with_changes(config, {"compare.arms": numbered, "compare.baseline": None}))
+    named = [Arm(name, arm.config, arm.layout) for name, arm in zip(candidates, arms, strict=True)]
+    return named, layouts
+
+
+class _Runs:
+    """Trains and measures candidates; a rung's runs lie side by side on Ray."""
+
+    def __init__(
+        self, config: RunConfig, arms: tuple[list[Arm], dict[str, RunConfig]], metric: str, force: bool
+    ) -> None:
+        self._config, self._metric, self._force = config, metric, force
+        self._arms = {arm.name: arm for arm in arms[0]}
+        self._layouts = arms[1]
+        for layout in self._layouts.values():
+            cluster(layout)
+        self._collections = configured_collections(config)
+        if not self._collections:
+            raise UsageError("evaluate.path: tune needs a development collection")
+        plan = self._plan(arms[0][0])
+        self.steps = config.tune.steps or config.train.steps or plan.steps_of(config.train.epochs or 1)
+        self._identities = {arm.name: self._identity(arm) for arm in arms[0]}
+
+    def rung(self, names: list[str], steps: int) -> dict[str, dict[str, Any]]:
+        """By name {steps, value, seconds}: the mean over collections and seeds, and seconds of training one run."""
+        seeds = self._config.tune.seeds
+        identity = fingerprint(
+            "tune",
+            steps,
+            # Runs are numbered by candidate and seed: with others a number means another run.
+            [self._identities[name] for name in names],
+            seeds,
+            self._config.evaluate,
+            self._config.embed.batch_tokens,
+            [each.identity() for each in self._collections],
+            self._metric,
+        )
+        artifact = Artifact(Workspace(self._config).root.child("tune", f"runs-{steps}"), "runs of tune")
+        done = artifact.begin(identity, self._force)
+        units = [
+            Unit(number, steps, self._trial(name, seed, steps, identity))
+            for number, (name, seed) in enumerate((name, seed) for name in names for seed in range(seeds))
+        ]
+        arguments = {
+            "artifact": artifact,
+            "fingerprint": identity,
+            "collections": self._collections,
+            "metrics": [self._metric],
+            "points": 1,
+        }
+        workers = self._config.tune.workers
+        pool = Pool(workers, gpus=gpus_for(self._config.train.device, workers))
+        with ray_session(self._config.ray):
+            receipts = run_units("tune", units, TrialWorker, arguments, pool, done=done, measured_in="steps")
+        found = {}
+        for name in names:
+            own = [receipt.details for receipt in receipts if receipt.details["arm"] == name]
+            values = [point["value"] for details in own for point in details["curve"] if point["step"] == steps]
+            seconds = float(np.mean([details["seconds_training"] for details in own]))
+            found[name] = {"steps": steps, "value": float(np.mean(values)), "seconds": round(seconds, 2)}
+        return found
+
+    def _plan(self, arm: Arm) -> Plan:
+        artifact = Workspace(self._layouts[arm.layout]).clusters()
+        return open_plan(arm.config, artifact, artifact.require())
+
+    def _identity(self, arm: Arm) -> str:
+        """Of a candidate's runs but for steps and seed. The plan's has the clusters in it."""
+        model = model_fingerprint(resolve_model(arm.config.train.model, self._config.storage))
+        return fingerprint("candidate", arm.name, arm.config.train, self._plan(arm).fingerprint, model)
+
+    def _trial(self, name: str, seed: int, steps: int, identity: str) -> Trial:
+        arm = self._arms[name]
+        config = with_changes(
+            arm.config,
+            {
+                # Named by what it is of: a run of another configuration that was cut off must not be gone on with.
+                "workspace": f"{self._config.workspace}/tune/runs-{steps}/{identity}/{name}.seed={seed}",
+                "reuse.clusters": self._layouts[arm.layout].workspace,
+                "train.seed": seed,
+                "batches.seed": seed,
+            },
+        )
+        return Trial(f"{name}.seed={seed}", name, seed, steps, config, fingerprint("trial", identity, name, seed))
+
+
+def _why(order: list[str], ranked: Mapping[str, Mapping[str, Any]], metric: str) -> str:
+    winner = ranked[order[0]]
+    last = winner["rungs"][-1]
+    rivals = [name for name in order[1:] if len(ranked[name]["rungs"]) == len(winner["rungs"])]
+    text = f"{metric} {last['value']:.4f} after {last['steps']} steps"
+    if rivals:
+        text += f", against {ranked[rivals[0]]['rungs'][-1]['value']:.4f} of {rivals[0]}"
+    trained = sum(bool(each["rungs"]) for each in ranked.values())
+    place = 1 + sorted(ranked, key=lambda name: -ranked[name]["rank"]).index(order[0])
+    return f"{text}; {trained} of {len(ranked)} candidates were trained, the sample had ranked it {place}"

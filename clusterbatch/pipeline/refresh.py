@@ -1,0 +1,302 @@
+"""`refresh`: rounds of re-embedding, re-clustering and further training; each may become the live model.
+
+A round is decided once and written down (from which generation it goes on, whether it clusters anew), then made by the
+ordinary stages under the next generation's number. So a call that was killed goes on where it stopped, and to the same
+result. The live model changes last, and only for one that the test collections find no worse.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+from clusterbatch.clustering.measure_drift import measure_drift
+from clusterbatch.clustering.warm_start import Previous
+from clusterbatch.config import RunConfig, fingerprint, with_changes
+from clusterbatch.corpus.row_groups import corpus_units, read_unit
+from clusterbatch.embedding.char_ngrams import SURROGATES
+from clusterbatch.embedding.stage import is_embedded
+from clusterbatch.encoder.devices import visible_device
+from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.errors import DataError, UsageError
+from clusterbatch.evaluation.metrics import parse_metric
+from clusterbatch.evaluation.models import AFTER
+from clusterbatch.evaluation.stage import evaluate
+from clusterbatch.log import say
+from clusterbatch.pipeline.refresh_clusters import Builder, new_clusters, wanted
+from clusterbatch.pipeline.rounds import (
+    Round,
+    next_generation,
+    read_round,
+    rollback_target,
+    rounds,
+    write_round,
+)
+from clusterbatch.pipeline.run import STAGES, Stage, run_stage
+from clusterbatch.runtime import lasting_session, ray_session
+from clusterbatch.store import Manifest
+from clusterbatch.store.workspace import Workspace, live_generation, publish
+from clusterbatch.training.stage import train
+from clusterbatch.training.worker import Continuation
+
+# A call that has not ended: the last generation that it is to make.
+CALL = "refresh.json"
+_SAMPLE = "_sample"
+# Seeds of generations lie so far apart that no user's seeds meet them.
+_SEED_STRIDE = 1_000_003
+_TIMED_DOCUMENTS = 256
+# Keys of `evaluate` that no value of a metric depends on; what the collections hold is among the inputs.
+_NOT_IN_VALUES = ("path", "holdout", "models", "metrics", "unit_bytes")
+
+
+def refresh(config: RunConfig, *, force: bool = False) -> list[Round]:
+    """Makes `refresh.rounds` generations more, or those that are left of an interrupted call; returns all rounds.
+
+    Runs the first generation's stages before where they have not run, and waits in the end for clusters that are built
+    for the next call. Raises UsageError before any work where the metric that decides is not measured.
+    """
+    _check(config)
+    workspace = Workspace(config)
+    with lasting_session():
+        if workspace.train().manifest() is None:
+            for stage in STAGES:
+                run_stage(stage, config, force=force)
+        last = _last_generation(config, workspace)
+        # Opened once: two threads must not both start it.
+        with ray_session(config.ray) if config.refresh.asynchronous else nullcontext():
+            builder = Builder(workspace, partial(_build, config, workspace)) if config.refresh.asynchronous else None
+            while (generation := next_generation(workspace)) <= last:
+                _round(config, workspace, generation, force, builder)
+            if builder is not None:
+                builder.finish(generation)
+    workspace.root.remove(CALL)
+    return rounds(workspace)
+
+
+def rollback(config: RunConfig) -> tuple[int, int]:
+    """Makes the model live that was so before; returns (the generation that was live, the one that is).
+
+    The next refresh goes on from there. Raises UsageError where no generation is left to return to.
+    """
+    workspace = Workspace(config)
+    live, target = live_generation(workspace), rollback_target(workspace)
+    if live is None or target is None:
+        raise UsageError(f"{workspace.root.uri}: the live model is the first; there is none to roll back to")
+    record = read_round(workspace, live)
+    assert record is not None, "a live generation without a record"
+    # Before the model: a rollback that is cut off between the two is then repeated, not taken a step further.
+    write_round(workspace, record.model_copy(update={"rolled_back": True}))
+    publish(workspace, target)
+    return live, target
+
+
+def _check(config: RunConfig) -> None:
+    metric = parse_metric(config.refresh.metric).name
+    if metric not in [parse_metric(name).name for name in config.evaluate.metrics]:
+        raise UsageError(f"refresh.metric: {metric} decides, but evaluate.metrics does not have it")
+    if AFTER not in config.evaluate.models:
+        raise UsageError(f"evaluate.models: refresh needs '{AFTER}' among them, to decide which model is better")
+    if config.batches.stratify != "cluster":
+        raise UsageError(
+            f"batches.stratify: refresh makes new clusters, these batches are by {config.batches.stratify}"
+        )
+    if config.cluster.method != "kmeans":
+        raise UsageError("cluster.method: refresh goes on from centroids, which communities do not follow; take kmeans")
+
+
+def _last_generation(config: RunConfig, workspace: Workspace) -> int:
+    """Of this call or, where one was interrupted, of that."""
+    if workspace.root.exists(CALL):
+        last = int(workspace.root.read_json(CALL)["last"])
+        say(f"refresh   goes on with the call that was to end with generation {last}")
+        return last
+    last = next_generation(workspace) + config.refresh.rounds - 1
+    workspace.root.write_json(CALL, {"last": last})
+    return last
+
+
+def _round(config: RunConfig, workspace: Workspace, generation: int, force: bool, builder: Builder | None) -> None:
+    record = read_round(workspace, generation)
+    base = record.base if record else live_generation(workspace) or 0
+    changed = _config_of(config, workspace, base, generation)
+    if record is None:
+        record = _decide(changed, workspace, base, generation, builder)
+        write_round(workspace, record)
+        workspace.refresh(generation).remove(_SAMPLE)
+    # A round that was decided before builds were asked for makes its own clusters.
+    if builder is not None and record.clusters != generation:
+        builder.begin(generation, base)
+    made: dict[str, Manifest] = {}
+    if record.clusters == generation:
+        made |= new_clusters(changed, workspace, _clusters_of(workspace, base), generation, force, record.extended)
+    continued = Continuation(base, record.clusters, config.refresh.every_steps)
+    training = Stage("train", partial(train, continued=continued), Workspace.train)
+    made["train"] = run_stage(training, changed, generation=generation, force=force)
+    measuring = Stage("evaluate", evaluate, Workspace.evaluation)
+    made["evaluate"] = run_stage(measuring, config, generation=generation, force=force)
+    record = _judged(config, workspace, record, made)
+    if record.promoted:
+        publish(workspace, generation)
+    write_round(workspace, record)
+    say(f"refresh   {describe(record)}", **record.model_dump(exclude={"drift", "seconds"}))
+
+
+def _build(config: RunConfig, workspace: Workspace, generation: int, base: int) -> dict[str, Any]:
+    """What a Builder does beside a round: new clusters where the drift says that they pay."""
+    changed = _config_of(config, workspace, base, generation)
+    figures = _drift(changed, workspace, base, generation)
+    clusters = _clusters_of(workspace, base)
+    anew, extended = wanted(changed, workspace, clusters, figures)
+    if anew or extended:
+        new_clusters(changed, workspace, clusters, generation, False, extended)
+    workspace.refresh(generation).remove(_SAMPLE)
+    return figures
+
+
+def _config_of(config: RunConfig, workspace: Workspace, base: int, generation: int) -> RunConfig:
+    """The configuration of a generation's stages: what embeds is the live model, no batch order is repeated, and a
+    curriculum is over."""
+    last_phase = config.batches.curriculum[-1].changes if config.batches.curriculum else {}
+    return with_changes(
+        config,
+        {
+            **{f"batches.{key}": value for key, value in last_phase.items()},
+            "batches.curriculum": [],
+            "embed.model": config.refresh.surrogate or workspace.trained_model(base).uri,
+            "batches.seed": config.batches.seed + _SEED_STRIDE * generation,
+            "train.seed": config.train.seed + _SEED_STRIDE * generation,
+        },
+    )
+
+
+def _clusters_of(workspace: Workspace, generation: int) -> int:
+    """Whose clusters a generation trained on."""
+    record = read_round(workspace, generation)
+    return record.clusters if record else 0
+
+
+def _drift(config: RunConfig, workspace: Workspace, base: int, generation: int) -> dict[str, Any]:
+    """Figures of the sample. It stays until what they decide is written down."""
+    previous = Previous.of(config, _clusters_of(workspace, base))
+    embedded = is_embedded(config, previous.vectors)
+    if config.embed.model in SURROGATES and not embedded:
+        raise UsageError(
+            f"refresh.surrogate: {config.embed.model} is fitted to a corpus by embedding all of it; take a model, or "
+            f"embed generation {generation - 1} with it first"
+        )
+    vectors = previous.vectors if embedded else generation
+    return measure_drift(config, vectors, previous, workspace.refresh(generation).child(_SAMPLE))
+
+
+def _decide(config: RunConfig, workspace: Workspace, base: int, generation: int, builder: Builder | None) -> Round:
+    """On which clusters the round trains: its own, those of its base, or the newest that were built meanwhile."""
+    before = _clusters_of(workspace, base)
+    record = Round(generation=generation, base=base, clusters=before, when=config.refresh.when, drift={})
+    if builder is not None:
+        found = builder.newest(generation)
+        if found is None or found[0] <= before:
+            return record
+        built, figures = found
+        meanwhile = sum(each.steps for each in rounds(workspace)[built - 1 :])
+        changes = {"clusters": built, "drift": figures, "steps_meanwhile": meanwhile, "reclustered": True}
+        say(
+            f"refresh   generation {generation} trains on the clusters of generation {built}, built while {meanwhile} "
+            "steps were trained"
+        )
+        return record.model_copy(update=changes)
+    figures = _drift(config, workspace, base, generation)
+    anew, extended = wanted(config, workspace, before, figures)
+    what = "clusters anew" if anew else f"keeps the clusters of generation {before}"
+    if extended:
+        what += f", with the rows of version {workspace.corpus.require().version} of the corpus,"
+    say(
+        f"refresh   generation {generation} {what} (refresh.when: {config.refresh.when}): drift "
+        f"{figures['drift']:.3f}, adjusted mutual information {figures['mutual_information']:.3f}, "
+        f"hardness {figures['hardness']:+.4f}",
+        **figures,
+    )
+    clusters = generation if anew or extended else before
+    changes = {"clusters": clusters, "drift": figures, "reclustered": anew, "extended": extended}
+    return record.model_copy(update=changes)
+
+
+def _judged(config: RunConfig, workspace: Workspace, record: Round, made: dict[str, Manifest]) -> Round:
+    """The finished record: is the new model no worse than the live one, and than the best of those before it?"""
+    metric = parse_metric(config.refresh.metric).name
+    measured, measured_on = workspace.evaluation(record.base).manifest(), _measured_on(made["evaluate"], metric)
+    if measured is None or not _has(measured, metric) or _measured_on(measured, metric) != measured_on:
+        # Other collections or settings than then: the live model has to be measured as the new one was.
+        measured = evaluate(config, generation=record.base, force=True)
+    live, own = (mean_value(manifest, metric) for manifest in (measured, made["evaluate"]))
+    best, before = live, read_round(workspace, record.base)
+    if before is not None and before.best_value is not None and before.measured_on == measured_on:
+        best = max(live, before.best_value)
+    documents = config.refresh.production_documents
+    if documents is None:
+        documents = workspace.corpus.require().counts.written
+    steps = int(made["train"].details["steps"])
+    return record.model_copy(
+        update={
+            "steps": steps,
+            "pairs": steps * config.batches.size,
+            "metric": metric,
+            "live_value": live,
+            "own_value": own,
+            "margin": config.refresh.margin,
+            "best_value": max(best, own),
+            "measured_on": measured_on,
+            "promoted": own >= best - config.refresh.margin,
+            "seconds": {
+                "drift": record.drift.get("seconds", 0.0),
+                **{name: each.seconds for name, each in made.items()},
+            },
+            "reindex_documents": documents,
+            "reindex_seconds": round(documents * _document_seconds(config, workspace, record.generation), 1),
+        }
+    )
+
+
+def _measured_on(manifest: Manifest, metric: str) -> str:
+    """Equal where two evaluations' values of the metric may be compared: the same collections, measured alike."""
+    settings = {key: value for key, value in manifest.config["evaluate"].items() if key not in _NOT_IN_VALUES}
+    return fingerprint("refresh", metric, manifest.inputs, settings)
+
+
+def mean_value(manifest: Manifest, metric: str) -> float:
+    """Mean over an evaluation's collections of the trained model's metric."""
+    values = [row["value"] for row in manifest.details["table"] if (row["model"], row["metric"]) == (AFTER, metric)]
+    return sum(values) / len(values)
+
+
+def _has(manifest: Manifest, metric: str) -> bool:
+    return any((row["model"], row["metric"]) == (AFTER, metric) for row in manifest.details["table"])
+
+
+def _document_seconds(config: RunConfig, workspace: Workspace, generation: int) -> float:
+    """Seconds in which one process embeds a document with a generation's model, timed on some of the corpus."""
+    units = [unit for unit in corpus_units(workspace.corpus.require()) if unit.rows]
+    if not units:
+        raise DataError(f"{workspace.corpus.folder.uri}: the corpus has no rows")
+    texts = read_unit(workspace.corpus, units[0], ["document"])["document"].slice(0, _TIMED_DOCUMENTS).to_pylist()
+    folder = resolve_model(workspace.trained_model(generation).uri, config.storage)
+    encoder = load_encoder(folder, device=visible_device(config.embed.device))
+    begun = time.perf_counter()
+    tokens = encoder.prepare(texts, config.evaluate.max_document_tokens, encoder.prompts["document"])
+    encoder.encode(tokens, config.embed.batch_tokens)
+    return (time.perf_counter() - begun) / len(texts)
+
+
+def describe(record: Round) -> str:
+    """One sentence for people."""
+    assert record.live_value is not None
+    assert record.own_value is not None
+    verdict = "goes live" if record.promoted else f"does not go live, generation {record.base} stays"
+    return (
+        f"generation {record.generation} {verdict}: {record.metric} {record.own_value:.4f} against "
+        f"{record.live_value:.4f} (margin {record.margin:g}), {record.steps} steps, "
+        f"{sum(record.seconds.values()):.1f} s; re-indexing {record.reindex_documents:,} documents would take about "
+        f"{record.reindex_seconds:,.0f} s of one process"
+    )

@@ -1,0 +1,86 @@
+"""One summary of a workspace: row counts, quality and cost of every stage, read from manifests alone."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from clusterbatch.config import RunConfig
+from clusterbatch.pipeline.rounds import rounds
+from clusterbatch.store import Manifest
+from clusterbatch.store.workspace import Workspace, live_generation
+
+SUMMARY = "metrics.json"
+
+
+def workspace_summary(config: RunConfig) -> dict[str, Any]:
+    """What metrics.json holds.
+
+    stages: one entry per finished stage and generation, in order of the data's flow, {stage, generation, rows_read,
+    rows_written, rows_rejected, rows_set_aside, seconds, bytes, files, traffic, created, fingerprint}; traffic is what
+    it asked of storage. quality: the evaluation's table with its generation. details: what a stage has to say of
+    itself, by `stage` or `stage/generation`.
+    live_generation: whose model `model/` is; refresh: the rounds, see store.rounds.
+    """
+    workspace = Workspace(config)
+    stages: list[dict[str, Any]] = []
+    quality: list[dict[str, Any]] = []
+    details: dict[str, Any] = {}
+    for stage, generation, manifest in finished_stages(config):
+        stages.append(_stage(stage, generation, manifest))
+        rest = {key: value for key, value in manifest.details.items() if key != "table"}
+        if rest:
+            details[stage if generation is None else f"{stage}/{generation}"] = rest
+        if stage == "evaluate":
+            quality += [{"generation": generation, **row} for row in manifest.details["table"]]
+    return {
+        "workspace": workspace.root.uri,
+        "stages": stages,
+        "seconds": round(sum(entry["seconds"] for entry in stages), 3),
+        "quality": quality,
+        "details": details,
+        "live_generation": live_generation(workspace),
+        "refresh": [record.model_dump() for record in rounds(workspace)],
+    }
+
+
+def finished_stages(config: RunConfig) -> list[tuple[str, int | None, Manifest]]:
+    """(stage, generation or None, manifest) of every whole artifact, in order of the data's flow."""
+    workspace = Workspace(config)
+    found: list[tuple[str, int | None, Manifest | None]] = [
+        ("sample", None, workspace.sample.manifest()),
+        ("ingest", None, workspace.corpus.manifest()),
+    ]
+    for generation in generations(config):
+        found += [
+            ("embed", generation, workspace.embeddings(generation).manifest()),
+            ("cluster", generation, workspace.clusters(generation).manifest()),
+            ("train", generation, workspace.train(generation).manifest()),
+            ("evaluate", generation, workspace.evaluation(generation).manifest()),
+        ]
+    return [(stage, generation, manifest) for stage, generation, manifest in found if manifest is not None]
+
+
+def generations(config: RunConfig) -> list[int]:
+    """Numbers of the generations that the workspace holds, ascending."""
+    names = Workspace(config).root.list()
+    matches = (re.fullmatch(r"generation=(\d+)", name) for name in names)
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def _stage(stage: str, generation: int | None, manifest: Manifest) -> dict[str, Any]:
+    counts = manifest.counts
+    return {
+        "stage": stage,
+        "generation": generation,
+        "rows_read": counts.read,
+        "rows_written": counts.written,
+        "rows_rejected": counts.rejected,
+        "rows_set_aside": counts.set_aside,
+        "seconds": manifest.seconds,
+        "bytes": sum(part.bytes for part in manifest.parts),
+        "files": len(manifest.parts),
+        "traffic": manifest.traffic.model_dump(),
+        "created": manifest.created,
+        "fingerprint": manifest.fingerprint,
+    }

@@ -1,0 +1,1 @@
+"""Exact and approximate nearest neighbours, and the mining of hard negatives."""

@@ -1,0 +1,187 @@
+"""Approximate search of a large group: faiss' inverted file, which scores a query against the documents near it alone.
+
+Legend: Q queries, N rows of the group, D dimensions, K results that are asked of faiss.
+
+Exact search of a block of queries among the documents of their group, which stream by: one chunk is in memory.
+
+Legend: Q queries of the block, N rows of the group, M rows of a chunk, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from clusterbatch.config import MineConfig
+from clusterbatch.search.topk import Ranking, best_of, merge
+
+# The own document's score comes from another product than the others': rounding must not give it a worse rank.
+ROUNDING = 1e-5
+_QUERY_BLOCK = 1024
+
+
+class GroupKeys:
+    """Which rows of a group are the same document, and which documents answer the same query; by 64-bit text hashes.
+
+    first: (N,) bool, whether a row is the first with its document; document: (N,) int64, the row that is.
+    """
+
+    def __init__(self, query_hash: np.ndarray, document_hash: np.ndarray) -> None:
+        _, first, group = np.unique(document_hash, return_index=True, return_inverse=True)
+        self.document = first[group]
+        self.first = self.document == np.arange(len(document_hash))
+        self._order = np.argsort(query_hash, kind="stable")
+        self._sorted = query_hash[self._order]
+
+    def answers(self, query_hash: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of (Q,) queries: numbers of queries and the documents (rows) that answer them, two (pairs,) int64."""
+        low = np.searchsorted(self._sorted, query_hash, side="left")
+        high = np.searchsorted(self._sorted, query_hash, side="right")
+        count = high - low
+        query = np.repeat(np.arange(len(query_hash)), count)
+        place = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
+        return query, self.document[self._order[place]]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """ranking: the best documents that are not known to answer the query, by row of the group; positive: (Q,) float32,
+    score of its own document; rank: (Q,) int64, how many documents score higher than that, answers included."""
+
+    ranking: Ranking
+    positive: np.ndarray
+    rank: np.ndarray
+
+
+def neighbours(
+    query: np.ndarray,
+    query_hash: np.ndarray,
+    own: np.ndarray,
+    chunks: Iterable[np.ndarray],
+    keys: GroupKeys,
+    k: int,
+) -> Neighbours:
+    """The k nearest documents of each query.
+
+    query: (Q, D) unit vectors; query_hash: (Q,); own: (Q, D) vectors of their own documents; chunks: (M, D) document
+    vectors of all rows of the group, in order.
+    """
+    queries = torch.from_numpy(np.ascontiguousarray(query, dtype=np.float32))
+    positive = np.einsum("qd,qd->q", query.astype(np.float32), own.astype(np.float32))
+    bound = torch.from_numpy(positive + ROUNDING)[:, None]
+    rank = np.zeros(len(query), np.int64)
+    asked, answer = keys.answers(query_hash)
+    best: Ranking | None = None
+    start = 0
+    for chunk in chunks:
+        documents = torch.from_numpy(np.ascontiguousarray(chunk, dtype=np.float32))
+        repeated = torch.from_numpy(~keys.first[start : start + len(chunk)])
+        inside = (answer >= start) & (answer < start + len(chunk))
+        blocks = []
+        for first in range(0, len(query), _QUERY_BLOCK):
+            rows = slice(first, min(first + _QUERY_BLOCK, len(query)))
+            scores_QM = queries[rows] @ documents.T
+            scores_QM[:, repeated] = -torch.inf
+            rank[rows] += (scores_QM > bound[rows]).sum(dim=1).numpy()
+            here = inside & (asked >= rows.start) & (asked < rows.stop)
+            scores_QM[torch.from_numpy(asked[here] - first), torch.from_numpy(answer[here] - start)] = -torch.inf
+            found = best_of(scores_QM, k)
+            blocks.append(Ranking(found.scores, np.where(found.documents < 0, -1, found.documents + start)))
+        whole = Ranking(*(np.concatenate([getattr(b, name) for b in blocks]) for name in ("scores", "documents")))
+        best = whole if best is None else merge([best, whole], k)
+        start += len(chunk)
+    assert best is not None, "a group without rows"
+    return Neighbours(best, positive, rank)
+
+
+# Lists are 2 sqrt(N), so that choosing among them costs about as much as scoring the rows of some.
+_LISTS_PER_ROOT = 2
+# Rows of the sample that lists are fitted to, for each: faiss asks for 39 at least, and small groups have fewer lists.
+_SAMPLE_PER_LIST = 64
+_LEAST_PER_LIST = 39
+# Answers of one query for which there is room beside the k documents that are not.
+_MOST_ANSWERS = 256
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """above: rows of a group from which on its search is approximate; probes: lists that a query is scored against."""
+
+    above: int
+    probes: int
+
+    @staticmethod
+    def of(config: MineConfig) -> Approximation | None:
+        """What the configuration asks for; None: every search is exact."""
+        if config.approximate_above is None:
+            return None
+        return Approximation(config.approximate_above, config.probes)
+
+
+class ApproximateIndex:
+    """The documents of a group, each once, as float16 in memory: N (2 D + 8) bytes.
+
+    chunks: makes the (M, D) document vectors of all rows of the group, in order; they are read twice. The same chunks
+    give the same index: faiss' k-means has a fixed seed, its sample is every so many-th row.
+    """
+
+    def __init__(self, chunks: Callable[[], Iterable[np.ndarray]], keys: GroupKeys, probes: int) -> None:
+        # Here, as it brings a runtime for threads of its own.
+        import faiss
+
+        faiss.omp_set_num_threads(1)
+        self._keys = keys
+        rows = len(keys.document)
+        lists = max(1, min(round(_LISTS_PER_ROOT * rows**0.5), rows // _LEAST_PER_LIST))
+        step = max(1, rows // (_SAMPLE_PER_LIST * lists))
+        sample, start = [], 0
+        for chunk in chunks():
+            sample.append(np.asarray(chunk[-start % step :: step], np.float32))
+            start += len(chunk)
+        training = np.concatenate(sample)
+        dimensions = training.shape[1]
+        # Rows as they are, not as differences to their list's centroid: as float16 they came, nothing is lost.
+        self._lists = faiss.IndexFlatIP(dimensions)
+        kind = faiss.ScalarQuantizer.QT_fp16
+        metric = faiss.METRIC_INNER_PRODUCT
+        self._index: Any = faiss.IndexIVFScalarQuantizer(self._lists, dimensions, lists, kind, metric, False)
+        self._index.train(training)
+        start = 0
+        for chunk in chunks():
+            first = np.flatnonzero(keys.first[start : start + len(chunk)])
+            self._index.add_with_ids(np.asarray(chunk[first], np.float32), first + start)
+            start += len(chunk)
+        self.probes = probes
+
+    @property
+    def probes(self) -> int:
+        """Lists that a query is scored against."""
+        return int(self._index.nprobe)
+
+    @probes.setter
+    def probes(self, count: int) -> None:
+        self._index.nprobe = min(count, int(self._index.nlist))
+
+    def search(self, query: np.ndarray, query_hash: np.ndarray, own: np.ndarray, k: int, ranks: int = 0) -> Neighbours:
+        """As `neighbours`, of what is found: ranks are counted up to `ranks` or k, whichever is more.
+
+        Where a query has more than 256 answers, fewer than k documents may be left of what is found.
+        """
+        query = np.ascontiguousarray(query, np.float32)
+        positive = np.einsum("qd,qd->q", query, own.astype(np.float32))
+        asked, answer = self._keys.answers(query_hash)
+        most = int(np.bincount(asked, minlength=1).max())
+        wanted = min(max(k, ranks) + min(most, _MOST_ANSWERS), int(self._index.ntotal))
+        scores, documents = self._index.search(query, wanted)
+        rank = ((scores > positive[:, None] + ROUNDING) & (documents >= 0)).sum(axis=1).astype(np.int64)
+        scores[documents < 0] = -np.inf
+        # (query, document) as one number: which of the results are answers.
+        rows = len(self._keys.document)
+        pairs = np.arange(len(query))[:, None] * rows + documents
+        scores[np.isin(pairs, asked * rows + answer) & (documents >= 0)] = -np.inf
+        documents[np.isneginf(scores)] = -1
+        return Neighbours(merge([Ranking(scores, documents)], k), positive, rank)

@@ -1,0 +1,1 @@
+"""The shuffle by cluster, and the storage format that training reads."""

@@ -1,0 +1,233 @@
+"""The other side of the shuffle: a bucket's rows become shards, sorted by cluster and, inside, by hash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clusterbatch.clustering.features import Features, feature_sides, feature_vectors, unit_length
+from clusterbatch.config import ClusterConfig
+from clusterbatch.corpus.groups import Groups
+from clusterbatch.errors import DataError
+from clusterbatch.runtime import Unit
+from clusterbatch.shards.bucket_plan import BucketPlan
+from clusterbatch.shards.examples import cluster_facts
+from clusterbatch.shards.layout import ShardLayout, SurrogateEncoder, squared_errors
+from clusterbatch.shards.size_bounds import merge_small, split_large
+from clusterbatch.shards.writer import ShardWriter
+from clusterbatch.store import Artifact, Counts, Part, Receipt, Stopwatch
+from clusterbatch.store.shuffle import read_bucket
+from clusterbatch.store.tables import write_parquet
+
+OUTLIERS = "outliers"
+_TEXT = ["pair_id", "source", "query", "document", "negatives"]
+# Bytes of a text column that stand in one piece: the offsets of its type reach 2 GiB.
+_PIECE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class ReduceJob:
+    """What all buckets have in common. Picklable. facts: where what is known of each cluster is kept for statistics."""
+
+    exchange: Artifact
+    exchange_parts: Sequence[Part]
+    facts: Artifact
+    output: Artifact
+    fingerprint: str
+    groups: Groups
+    plan: BucketPlan
+    layout: ShardLayout
+    config: ClusterConfig
+
+
+class ReduceWorker:
+    """Writes the shards of one bucket; numbers them inside the bucket, as nobody knows yet how many others make."""
+
+    def __init__(self, job: ReduceJob) -> None:
+        self._job = job
+
+    def process(self, unit: Unit) -> Receipt:
+        watch = Stopwatch()
+        write = self._outliers if unit.number >= self._job.plan.cluster_buckets else self._shards
+        # Handed over and not kept here: sorting makes a copy, and a bucket is a good part of the worker's memory.
+        receipt = write(unit.number, self._read(unit))
+        receipt.seconds = watch.seconds
+        self._job.output.write_receipt(receipt)
+        return receipt
+
+    def _read(self, unit: Unit) -> pa.Table:
+        exchange = self._job.exchange
+        table = read_bucket(exchange, self._job.exchange_parts, unit.number)
+        rows = 0 if table is None else table.num_rows
+        if table is None or rows != unit.rows:
+            raise DataError(f"{exchange.folder.uri}: bucket {unit.number} has {rows} rows, expected {unit.rows}")
+        return table
+
+    def _shards(self, bucket: int, table: pa.Table) -> Receipt:
+        job = self._job
+        table = _sorted(table.append_column("part", pa.array(np.zeros(table.num_rows, np.int64))))
+        table = self._bounded(bucket, table)
+        table, errors = self._with_surrogate(table)
+        parts: list[Part] = []
+        pieces: list[dict[str, Any]] = []
+        for shard, writer in enumerate(self._written(bucket, table)):
+            parts += writer.write(job.output, f"bucket-{bucket:05d}-{shard}", shard=shard)
+            pieces += [{**piece, "shard": shard} for piece in writer.pieces]
+        facts = cluster_facts(_widened(table), pieces, job.config.features)
+        facts_part = write_parquet(job.facts, f"facts-{bucket:05d}", facts)
+        return Receipt(
+            unit=bucket,
+            fingerprint=job.fingerprint,
+            parts=parts,
+            counts=Counts(read=table.num_rows, written=sum(piece["rows"] for piece in pieces)),
+            details={"pieces": pieces, "facts": facts_part.model_dump(), "surrogate_errors": errors},
+        )
+
+    def _outliers(self, bucket: int, table: pa.Table) -> Receipt:
+        table = _sorted(table)
+        cluster = table["cluster"].to_numpy()
+        centroid = cluster - self._job.plan.first_cluster[self._job.plan.group_of(cluster)]
+        part = write_parquet(self._job.output, f"outliers-{bucket:05d}", _text(table, centroid), 8192, content=OUTLIERS)
+        # A pair may be both; it is counted for what was asked first.
+        inconsistent = pc.sum(table["inconsistent"]).as_py() if "inconsistent" in table.column_names else 0
+        reasons = {"inconsistent": inconsistent, "outlier": table.num_rows - inconsistent}
+        counts = Counts(read=table.num_rows, set_aside={reason: rows for reason, rows in reasons.items() if rows})
+        return Receipt(unit=bucket, fingerprint=self._job.fingerprint, parts=[part], counts=counts)
+
+    def _bounded(self, bucket: int, table: pa.Table) -> pa.Table:
+        """Sorted rows with `cluster` and `part` changed where clusters are too small or too large."""
+        config, cluster = self._job.config, table["cluster"].to_numpy()
+        if config.min_size is None and config.max_size is None:
+            return table
+        alone = self._job.plan.pieces[cluster[0]] > 1
+        if config.min_size is not None and not alone:
+            starts = np.flatnonzero(np.diff(cluster, prepend=-1))
+            rows = np.diff(np.append(starts, len(cluster)))
+            means = unit_length(np.add.reduceat(feature_vectors(table, config.features), starts, axis=0))
+            group = self._job.plan.group_of(cluster[starts])
+            merged = merge_small(rows, means, group, config.min_size)
+            # A merged cluster is called by the number of its first member.
+            first = cluster[starts][np.searchsorted(merged, merged)]
+            cluster = np.repeat(first, rows)
+        part = np.zeros(len(cluster), np.int64)
+        if config.max_size is not None:
+            for number in np.unique(cluster).tolist():
+                rows = np.flatnonzero(cluster == number)
+                part[rows] = split_large(len(rows), config.max_size, partial(_features, table, rows, config.features))
+            # Parts of a cluster that is spread over several buckets are clusters of their own: no two buckets may
+            # share a number.
+            part += bucket << 32 if alone else 0
+        for name, values in (("cluster", cluster), ("part", part)):
+            table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+        return _sorted(table)
+
+    def _with_surrogate(self, table: pa.Table) -> tuple[pa.Table, list[float]]:
+        """Adds the vectors as they are to be stored, under `stored:` names; and [sum, number] of squared errors."""
+        layout = self._job.layout.vectors
+        if layout is None:
+            return table, [0.0, 0]
+        stored = SurrogateEncoder(layout, self._job.config.seed).encode(table)
+        for name in layout.schema.names:
+            table = table.append_column(f"{_STORED}{name}", stored.column(name))
+        errors = squared_errors(layout, stored, table)
+        return table, [float(errors.sum()), len(errors)]
+
+    def _written(self, bucket: int, table: pa.Table) -> Iterator[ShardWriter]:
+        job = self._job
+        stored = [name for name in table.column_names if name.startswith(_STORED)]
+        training = table.select(job.layout.schema.names)
+        vectors = table.select(stored).rename_columns([name.removeprefix(_STORED) for name in stored])
+        each = (training.nbytes + vectors.nbytes) / table.num_rows
+        target_rows = max(job.layout.run_rows, int(job.config.shard_bytes / each))
+        cluster, part = table["cluster"].to_numpy(), table["part"].to_numpy()
+        read = pa.table({**_columns(training), **_columns(vectors)})
+        writer, filled = ShardWriter(job.layout), 0
+        for start, stop in _pieces(cluster, part, target_rows):
+            rows = stop - start
+            if filled and filled + rows > 1.25 * target_rows:
+                yield writer
+                writer, filled = ShardWriter(job.layout), 0
+            group = int(job.plan.group_of(cluster[start]))
+            centroid = int(cluster[start] - job.plan.first_cluster[group])
+            writer.add(
+                read.slice(start, rows),
+                _text(table.slice(start, rows), np.full(rows, centroid)),
+                source=job.groups.names[group],
+                centroid=centroid,
+                part=int(part[start]),
+                mean_cosine=float(np.mean(table["cosine"].slice(start, rows).to_numpy(), dtype=np.float64)),
+            )
+            filled += rows
+        yield writer
+
+
+_STORED = "stored:"
+
+
+def _features(table: pa.Table, rows: np.ndarray, features: Features) -> np.ndarray:
+    """(len(rows), D) float32: what of these rows is clustered. Their texts are not gathered with it."""
+    sides = table.select([f"{side}_vector" for side in feature_sides(features)])
+    return feature_vectors(sides.take(pa.array(rows)), features)
+
+
+def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+    return {name: table[name] for name in table.column_names}
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    """By cluster, part, hash and, as hashes may collide, pair_id."""
+    keys = [name for name in ("cluster", "part", "hash", "pair_id") if name in table.column_names]
+    order = pc.sort_indices(table, [(name, "ascending") for name in keys])
+    text = [name for name in _TEXT if name in table.column_names]
+    ordered = table.drop_columns(text).take(order).combine_chunks()
+    for name in text:
+        column = table[name]
+        wide = column.cast(_wide(column.type)).combine_chunks()
+        ordered = ordered.append_column(name, pa.chunked_array(_taken(wide, order, column.type), column.type))
+    return ordered
+
+
+def _taken(wide: pa.Array, order: pa.Array, kind: pa.DataType) -> list[pa.Array]:
+    """The rows of `order` as `kind`, in as many pieces as that needs: Arrow gathers rows with their own type's offsets,
+    and the texts of a bucket may be more than 32 bits reach."""
+    found = wide.take(order)
+    if found.nbytes <= _PIECE_BYTES or len(order) == 1:
+        return [found.cast(kind)]
+    # Not both at once.
+    del found
+    middle = len(order) // 2
+    return [*_taken(wide, order[:middle], kind), *_taken(wide, order[middle:], kind)]
+
+
+def _widened(table: pa.Table) -> pa.Table:
+    """With texts of types that rows can be taken from however much text there is; they are not copied."""
+    fields = [field.with_type(_wide(field.type)) if field.name in _TEXT else field for field in table.schema]
+    return table.cast(pa.schema(fields))
+
+
+def _wide(kind: pa.DataType) -> pa.DataType:
+    """Of strings and lists of them: the same with offsets of 64 bits."""
+    if pa.types.is_list(kind):
+        return pa.large_list(kind.value_field.with_type(_wide(kind.value_type)))
+    return pa.large_string()
+
+
+def _pieces(cluster: np.ndarray, part: np.ndarray, target_rows: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of each piece in sorted rows; clusters much larger than a shard are cut evenly."""
+    changes = (np.diff(cluster, prepend=-1) != 0) | (np.diff(part, prepend=-1) != 0)
+    for start, stop in pairwise([*np.flatnonzero(changes).tolist(), len(cluster)]):
+        cuts = -(-(stop - start) // int(1.25 * target_rows))
+        yield from pairwise(np.linspace(start, stop, cuts + 1).astype(int).tolist())
+
+
+def _text(rows: pa.Table, centroid: np.ndarray) -> pa.Table:
+    """What people and other tools see of rows; `centroid` is the number of the fit's centroid inside the source."""
+    text = rows.select([name for name in _TEXT if name in rows.column_names])
+    return text.append_column("centroid", pa.array(centroid.astype(np.int32))).append_column("cosine", rows["cosine"])

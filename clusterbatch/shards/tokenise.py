@@ -1,0 +1,116 @@
+"""Token ids of the model that is to be trained, as the shards keep them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clusterbatch.config import RunConfig, StorageConfig
+from clusterbatch.corpus.images import image_bytes
+from clusterbatch.encoder.model_files import Layout, read_layout, shorter
+from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.encoder.tokenizer import Tokenizer
+from clusterbatch.schema import token_type
+
+
+@dataclass(frozen=True)
+class Tokenisation:
+    """Picklable: each worker loads the tokenizer for itself."""
+
+    model: str
+    storage: StorageConfig
+    special_tokens: bool
+    max_query_tokens: int
+    max_document_tokens: int
+    images: tuple[str, ...] = ()
+    # By the names of TrainConfig.named_prompts; what is not named is as the model's own files say.
+    prompts: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Tokenisation:
+        train = config.train
+        special_tokens = train.encoder == "backbone"
+        return cls(
+            train.model,
+            config.storage,
+            special_tokens,
+            train.max_query_tokens,
+            train.max_document_tokens,
+            tuple(config.corpus.columns.images),
+            tuple(sorted(train.named_prompts.items())),
+        )
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self._folder, special_tokens=self.special_tokens)
+
+    @cached_property
+    def _folder(self) -> str:
+        return resolve_model(self.model, self.storage)
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return read_layout(self._folder)
+
+    @cached_property
+    def _prompts(self) -> dict[str, str]:
+        return self._layout.prompts | dict(self.prompts)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the tokens, by the keys of the configuration: kept with the shards, which are of no use to
+        a model that would be given others."""
+        return {
+            "train.model or train.encoder": self.tokenizer.fingerprint,
+            "train.max_query_tokens": shorter(self.max_query_tokens, self._layout.max_tokens),
+            "train.max_document_tokens": shorter(self.max_document_tokens, self._layout.max_tokens),
+            "train.prompts": self._prompts,
+        }
+
+    @property
+    def too_long(self) -> list[str]:
+        """A sentence for each limit that is beyond the model's own."""
+        own = self._layout.max_tokens
+        limits = {"query": self.max_query_tokens, "document": self.max_document_tokens}
+        return [
+            f"train.max_{side}_tokens: {limit}, but {self.model} takes {own} tokens; its texts are cut there"
+            for side, limit in limits.items()
+            if own is not None and limit > own and side not in self.images
+        ]
+
+    @cached_property
+    def _kind(self) -> pa.DataType:
+        return token_type(self.tokenizer.vocabulary)
+
+    def columns(self, rows: pa.Table) -> dict[str, pa.Array]:
+        """The training columns of the texts and images of `rows`; of negatives where the rows have some."""
+        found: dict[str, pa.Array] = {}
+        sources = rows["source"].to_pylist()
+        for side in ("query", "document"):
+            found |= self._column(side, side, rows[side].to_pylist(), sources)
+        if "negatives" in rows.column_names:
+            negatives = rows["negatives"].combine_chunks()
+            lengths = negatives.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+            offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+            of_negative = np.repeat(np.array(sources, object), lengths).tolist()
+            texts = negatives.flatten().to_pylist()
+            [(name, values)] = self._column("negative", "document", texts, of_negative).items()
+            found[name] = pa.ListArray.from_arrays(pa.array(offsets), values)
+        return found
+
+    def _column(self, prefix: str, side: str, texts: list[str], sources: list[str]) -> dict[str, pa.Array]:
+        """Images as their encoded bytes: what they become is for the model that is trained."""
+        if side in self.images:
+            return {f"{prefix}_image": pa.array([image_bytes(text) for text in texts], pa.binary())}
+        limit = self.max_query_tokens if side == "query" else self.max_document_tokens
+        prompts = {source: self._prompts.get(f"{source}-{side}", self._prompts[side]) for source in set(sources)}
+        asked = [prompts[source] + text for source, text in zip(sources, texts, strict=True)]
+        tokens = self.tokenizer.encode(asked, shorter(limit, self._layout.max_tokens))
+        return {f"{prefix}_tokens": tokens.to_arrow(self._kind)}

@@ -1,0 +1,94 @@
+"""Writer of one shard: pieces of clusters collected in memory, then written as parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from clusterbatch.shards.layout import ROWS, RUNS, TRAINING, VECTORS, ShardLayout
+from clusterbatch.store.artifact import Artifact, Part
+from clusterbatch.store.checksum import checksum64
+from clusterbatch.store.tables import write_parquet
+
+
+class ShardWriter:
+    """Collects the pieces of one shard in memory and writes its parts."""
+
+    def __init__(self, layout: ShardLayout) -> None:
+        self._layout = layout
+        self._files = {TRAINING: _RunFile(layout.schema)}
+        if layout.vectors is not None:
+            self._files[VECTORS] = _RunFile(layout.vectors.schema)
+        self._text: list[pa.Table] = []
+        self.pieces: list[dict[str, Any]] = []
+        self._rows = 0
+        self._runs = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of tokens and vectors so far."""
+        return sum(file.bytes for file in self._files.values())
+
+    def add(self, table: pa.Table, text: pa.Table, **described: Any) -> None:
+        """Appends one piece of a cluster: `table` has the training columns (and vectors), `text` the same rows.
+
+        `described` goes into the piece's entry: what of schema.CLUSTER_INDEX the caller knows.
+        """
+        assert table.num_rows == text.num_rows > 0
+        run_rows, training = self._layout.run_rows, self._files[TRAINING]
+        first_byte = training.bytes
+        for file in self._files.values():
+            file.extend(table, run_rows)
+        self._text.append(text)
+        self.pieces.append(
+            {
+                **described,
+                "first_row": self._rows,
+                "rows": table.num_rows,
+                "first_run": self._runs,
+                "first_byte": first_byte,
+                "bytes": training.bytes - first_byte,
+            }
+        )
+        self._rows += table.num_rows
+        self._runs += -(-table.num_rows // run_rows)
+
+    def write(self, artifact: Artifact, stem: str, **details: Any) -> list[Part]:
+        """The parts of this shard; `details` is put on each of them."""
+        parts = []
+        table: dict[str, Any] = {}
+        for content, file in self._files.items():
+            data = file.getvalue()
+            parts.append(
+                artifact.write_part(f"{stem}-{content}", "arrows", data, self._rows, content=content, **details)
+            )
+            table[f"{content}_end"] = pa.array(file.ends, pa.int64())
+            table[f"{content}_checksum"] = pa.array(file.checksums, pa.uint64())
+        runs = write_parquet(artifact, f"{stem}-{RUNS}", pa.table(table), content=RUNS, **details)
+        text = pa.concat_tables(self._text)
+        rows = write_parquet(artifact, f"{stem}-{ROWS}", text, 8192, content=ROWS, **details)
+        return [*parts, runs, rows]
+
+
+class _RunFile:
+    """Messages of one file of a shard, back to back."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._sink = pa.BufferOutputStream()
+        self.bytes = 0
+        self.ends: list[int] = []
+        self.checksums: list[int] = []
+
+    def extend(self, table: pa.Table, run_rows: int) -> None:
+        batch = table.select(self._schema.names).cast(self._schema).combine_chunks().to_batches()[0]
+        for start in range(0, batch.num_rows, run_rows):
+            message = batch.slice(start, run_rows).serialize()
+            self._sink.write(message)
+            self.bytes += message.size
+            self.ends.append(self.bytes)
+            self.checksums.append(checksum64(message))
+
+    def getvalue(self) -> memoryview:
+        return memoryview(self._sink.getvalue())

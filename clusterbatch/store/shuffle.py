@@ -1,0 +1,173 @@
+"""A shuffle through storage: rows of many units meet in buckets, and a crash costs units, not the pass.
+
+Map side: each unit writes one file whose rows are sorted by bucket, one Arrow IPC stream per bucket, and behind them a
+table that says where each bucket lies. Reduce side: a bucket looks itself up in every unit's table and reads its byte
+range of every file. Memory is one unit, then one bucket: the tables, which grow as units times buckets, are on storage,
+and of them a process keeps what it has read last. Rows of a bucket come in unit order, inside a unit in their own
+order, so the result does not depend on the schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from clusterbatch.errors import DataError
+from clusterbatch.store.artifact import Artifact, Part
+from clusterbatch.store.checksum import DamagedError, read_verified
+from clusterbatch.store.folder import Folder
+
+_READERS = 8
+# Entries of a part that are read together (2 KiB), and how many such readings are kept (16 MiB): workers take buckets
+# in turn, so one that asks for a bucket soon asks for another a little behind it.
+_ENTRIES, _KEPT = 64, 8192
+# A bucket's entry in the table, little-endian unsigned 64-bit integers: first byte, byte after its last, rows, and
+# XXH3-64 of the bytes followed by the three numbers before, so that a damaged entry is noticed as well.
+_ENTRY = np.dtype([("start", "<u8"), ("end", "<u8"), ("rows", "<u8"), ("checksum", "<u8")])
+
+
+def write_buckets(
+    artifact: Artifact, unit: int, table: pa.Table, bucket_of_row: np.ndarray, buckets: int, **details: Any
+) -> Part:
+    """Writes the rows of one unit, grouped by bucket.
+
+    `bucket_of_row` is (rows,) integers in [0, buckets). The part's details carry `buckets` and, in `filled`, the range
+    [first, last + 1) outside of which its buckets are empty.
+    """
+    bucket_of_row = np.asarray(bucket_of_row)
+    assert len(bucket_of_row) == table.num_rows
+    assert table.num_rows == 0 or (bucket_of_row.min() >= 0 and bucket_of_row.max() < buckets)
+    order = pa.array(np.argsort(bucket_of_row, kind="stable"))
+    table = table.combine_chunks()
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    entries = np.zeros(buckets, _ENTRY)
+    entries["rows"] = np.bincount(bucket_of_row, minlength=buckets)
+    first_row = 0
+    for entry in entries:
+        entry["start"] = sink.tell()
+        rows, message = int(entry["rows"]), b""
+        if rows:
+            # Bucket by bucket: a sorted copy of the whole table would double what the unit takes.
+            message = _one_stream(table.take(order.slice(first_row, rows)), options)
+            sink.write(message)
+            first_row += rows
+        entry["end"] = sink.tell()
+        entry["checksum"] = _checksum(message, entry)
+    sink.write(entries.tobytes())
+    data = memoryview(sink.getvalue())
+    full = np.flatnonzero(entries["rows"])
+    filled = [int(full[0]), int(full[-1]) + 1] if len(full) else [0, 0]
+    return artifact.write_part(
+        f"unit-{unit:08d}", "arrows", data, table.num_rows, buckets=buckets, filled=filled, **details
+    )
+
+
+def read_bucket(artifact: Artifact, parts: Sequence[Part], bucket: int) -> pa.Table | None:
+    """The rows of one bucket over all parts, in the order of `parts`; None where it has none.
+
+    Raises DataError that names the part when bytes are missing or damaged.
+    """
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(lambda part: _read_piece(artifact, part, bucket), _may_have(parts, bucket))
+        tables = [table for table in found if table is not None]
+    return pa.concat_tables(tables, promote_options="permissive") if tables else None
+
+
+def iterate_bucket(artifact: Artifact, parts: Sequence[Part], bucket: int) -> Iterator[pa.Table]:
+    """The same rows piece by piece, for buckets that should not be in memory at once."""
+    for part in _may_have(parts, bucket):
+        table = _read_piece(artifact, part, bucket)
+        if table is not None:
+            yield table
+
+
+def bucket_rows(artifact: Artifact, parts: Sequence[Part]) -> np.ndarray:
+    """(buckets,) int64: rows of each bucket over all parts, which have the same number of buckets.
+
+    Raises DataError that names a part whose table is missing or damaged.
+    """
+    rows = np.zeros(parts[0].details["buckets"] if parts else 0, np.int64)
+    with ThreadPoolExecutor(_READERS) as pool:
+        # A few at a time, so that what was read does not pile up.
+        for start in range(0, len(parts), _READERS):
+            for entries in pool.map(lambda part: _read_table(artifact, part), parts[start : start + _READERS]):
+                rows += entries["rows"].astype(np.int64)
+    return rows
+
+
+def _one_stream(table: pa.Table, options: pa.ipc.IpcWriteOptions) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def _checksum(data: bytes | memoryview, entry: np.void) -> int:
+    digest = xxhash.xxh3_64(data)
+    digest.update(entry.tobytes()[: -_ENTRY["checksum"].itemsize])
+    return digest.intdigest()
+
+
+def _may_have(parts: Sequence[Part], bucket: int) -> list[Part]:
+    return [part for part in parts if part.details["filled"][0] <= bucket < part.details["filled"][1]]
+
+
+def _read_piece(artifact: Artifact, part: Part, bucket: int) -> pa.Table | None:
+    """The rows of one bucket in one part; None where it has none."""
+    table_start = part.bytes - part.details["buckets"] * _ENTRY.itemsize
+    first = bucket // _ENTRIES * _ENTRIES
+    place = table_start + first * _ENTRY.itemsize
+    entry = np.zeros(1, _ENTRY)[0]
+
+    def read() -> bytes:
+        nonlocal entry
+        places = (place, min(place + _ENTRIES * _ENTRY.itemsize, part.bytes))
+        entry = _some_entries(artifact.folder, part.path, *places)[bucket - first]
+        start, end = int(entry["start"]), int(entry["end"])
+        return artifact.folder.read(part.path, start, end) if start < end <= table_start else b""
+
+    def is_whole(data: bytes) -> bool:
+        if _checksum(data, entry) == entry["checksum"]:
+            return True
+        # It may be the entry that was damaged on its way.
+        _some_entries.cache_clear()
+        return False
+
+    try:
+        data = read_verified(read, is_whole)
+    except FileNotFoundError:
+        raise DataError(f"{artifact.folder.uri}/{part.path}: missing, but named in a receipt") from None
+    except (DamagedError, ValueError, IndexError):
+        raise DataError(f"{artifact.folder.uri}/{part.path}: damaged in bucket {bucket} (checksum differs)") from None
+    return pa.ipc.open_stream(data).read_all() if entry["rows"] else None
+
+
+# Parts never change: their names are used once.
+@lru_cache(maxsize=_KEPT)
+def _some_entries(folder: Folder, path: str, start: int, end: int) -> np.ndarray:
+    """The entries in bytes [start, end) of a part, not checked."""
+    return np.frombuffer(folder.read(path, start, end), _ENTRY)
+
+
+def _read_table(artifact: Artifact, part: Part) -> np.ndarray:
+    """(buckets,) entries of one part; their sum is checked, each entry where its bucket is read."""
+    start = part.bytes - part.details["buckets"] * _ENTRY.itemsize
+
+    def is_whole(data: bytes) -> bool:
+        return len(data) == part.bytes - start and np.frombuffer(data, _ENTRY)["rows"].sum() == part.rows
+
+    try:
+        return np.frombuffer(
+            read_verified(lambda: artifact.folder.read(part.path, start, part.bytes), is_whole), _ENTRY
+        )
+    except FileNotFoundError:
+        raise DataError(f"{artifact.folder.uri}/{part.path}: missing, but named in a receipt") from None
+    except DamagedError:
+        raise DataError(f"{artifact.folder.uri}/{part.path}: damaged, its table does not sum up") from None

@@ -1,0 +1,204 @@
+"""Parameter gradients in one flat buffer, summed over ranks in one fixed layout.
+
+DDP averages (the loss here is already a part of the global one, so the sum is what is wanted) and rebuilds its buckets
+after the first step, which changes the order of summation from three ranks on: a resumed run would differ in the last
+bits. Here every parameter's `.grad` is a view of one buffer for the whole run, and one all-reduce sums it in place.
+
+Tables of token embeddings are most of a small model, and a batch touches few of their rows. Their untouched rows have a
+gradient of exactly zero on every rank, so only the rows that some rank touched are packed and sent.
+
+Collectives of a training step: ragged gathers, one of them differentiable, over the ranks of one world.
+
+The gradient rule is the one thing to get right here. Rank r scores its own rows against everybody's columns, and its
+loss is the part of the global loss that its rows make up. So the gradient of a gathered row is the sum over ranks of
+what each of them found, and the rank that owns the row takes it: no factor of W, no division by W. Parameter gradients
+are then summed, not averaged, over ranks (reduce.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+_SECONDS_BETWEEN_LOOKS = 0.1
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks that train together; `World()` is one process without torch.distributed."""
+
+    rank: int = 0
+    size: int = 1
+
+    @staticmethod
+    def current() -> World:
+        if dist.is_available() and dist.is_initialized():
+            return World(dist.get_rank(), dist.get_world_size())
+        return World()
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sums `tensor`, of one shape everywhere, over ranks in place."""
+        # Gloo takes nothing that is empty, as the hard negatives of a batch may be.
+        if self.size > 1 and tensor.numel():
+            dist.all_reduce(tensor)
+        return tensor
+
+    def max_(self, tensor: Tensor) -> Tensor:
+        """The largest value over ranks, element by element, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
+    def copy_from_first_(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrites tensors, of the same shapes everywhere, with those of rank 0."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def wait_until(self, is_ready: Callable[[], bool], device: torch.device) -> None:
+        """Returns on all ranks once it holds on each.
+
+        However long that takes, nobody stays in a collective for it: their time-out is meant for lost ranks.
+        """
+        while self.size > 1:
+            waiting = torch.tensor([float(not is_ready())], device=device)
+            if not self.sum_(waiting).item():
+                return
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def counts(self, count: int, device: torch.device) -> list[int]:
+        """`count` of every rank, in rank order."""
+        if self.size == 1:
+            return [count]
+        every = torch.empty(self.size, dtype=torch.int64, device=device)
+        dist.all_gather(list(every.split(1)), torch.tensor([count], dtype=torch.int64, device=device))
+        return every.tolist()
+
+    def gather(self, rows: Tensor, rows_of_rank: Sequence[int]) -> Tensor:
+        """Rows of all ranks, one rank after the other, without a gradient.
+
+        rows: (rows_of_rank[rank], ...) on every rank, any dtype; result (sum(rows_of_rank), ...).
+        """
+        assert len(rows) == rows_of_rank[self.rank]
+        if self.size == 1:
+            return rows
+        longest = max(rows_of_rank)
+        if longest == 0:
+            return rows
+        # Collectives want equal sizes; slices differ by a run at most, so the padding is small.
+        padded = rows.new_zeros((longest, *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        every = rows.new_empty((self.size * longest, *rows.shape[1:]))
+        dist.all_gather(list(every.split(longest)), padded)
+        if min(rows_of_rank) == longest:
+            return every
+        return torch.cat([every[rank * longest :][:count] for rank, count in enumerate(rows_of_rank)])
+
+    def gather_differentiable(self, rows: Tensor, rows_of_rank: Sequence[int]) -> Tensor:
+        """`gather`, of the same shapes; its backward pass sums the gradient over ranks and gives each its own rows."""
+        if self.size == 1:
+            return rows
+        gathered: Tensor = _Gather.apply(rows, self, tuple(rows_of_rank))
+        return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, rows: Tensor, world: World, rows_of_rank: tuple[int, ...]) -> Tensor:
+        context.world, context.rows_of_rank = world, rows_of_rank
+        return world.gather(rows, rows_of_rank)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        world, counts = context.world, context.rows_of_rank
+        total = world.sum_(gradients[0].contiguous().clone())
+        start = sum(counts[: world.rank])
+        return total[start : start + counts[world.rank]], None, None
+
+
+# Above this share of touched rows, sending the whole table is as cheap as packing.
+_DENSE_FROM = 0.6
+
+
+class FlatGradients:
+    """Owns the gradients of `parameters`; call `clear` before and `reduce` after the backward passes of a step.
+
+    tables: parameters (V, d) of which a batch touches only rows that are token ids of the batch.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], tables: Sequence[nn.Parameter], world: World) -> None:
+        table_ids = {id(table) for table in tables}
+        assert len({table.shape[0] for table in tables}) <= 1, "tables of one vocabulary"
+        dense = [parameter for parameter in parameters if id(parameter) not in table_ids]
+        ordered = [*dense, *tables]
+        first = ordered[0]
+        assert all(parameter.dtype == first.dtype for parameter in ordered)
+        self.buffer = torch.zeros(sum(p.numel() for p in ordered), dtype=first.dtype, device=first.device)
+        self._world = world
+        self._dense_numel = sum(parameter.numel() for parameter in dense)
+        self._tables = list(tables)
+        self._views: list[tuple[nn.Parameter, Tensor]] = []
+        offset = 0
+        for parameter in ordered:
+            view = self.buffer[offset : offset + parameter.numel()].view_as(parameter)
+            parameter.grad = view
+            self._views.append((parameter, view))
+            offset += parameter.numel()
+
+    def clear(self) -> None:
+        self.buffer.zero_()
+
+    def reduce(self, token_ids: np.ndarray) -> None:
+        """Sums the gradients over ranks. `token_ids`: (n,) every token id of this rank's rows, repeats allowed."""
+        self._assert_views()
+        if self._world.size == 1:
+            return
+        rows = self._touched_rows(token_ids) if self._tables else None
+        if rows is None:
+            self._world.sum_(self.buffer)
+            return
+        packed = torch.cat(
+            [self.buffer[: self._dense_numel], *(self._gradient(table)[rows].flatten() for table in self._tables)]
+        )
+        self._world.sum_(packed)
+        self.buffer[: self._dense_numel] = packed[: self._dense_numel]
+        offset = self._dense_numel
+        for table in self._tables:
+            size = len(rows) * table.shape[1]
+            self._gradient(table).index_copy_(0, rows, packed[offset : offset + size].view(len(rows), table.shape[1]))
+            offset += size
+
+    def clip(self, largest_norm: float | None) -> Tensor:
+        """The global gradient norm before clipping (a scalar tensor); scales the gradients down to `largest_norm`."""
+        norm = torch.linalg.vector_norm(self.buffer)
+        if largest_norm is not None:
+            coefficient = largest_norm / (norm + 1e-6)
+            # Without a look at the value where that would stall an accelerator; on a CPU the pass is saved.
+            if self.buffer.device.type != "cpu":
+                self.buffer.mul_(coefficient.clamp(max=1.0))
+            elif coefficient < 1.0:
+                self.buffer.mul_(coefficient)
+        return norm
+
+    def _touched_rows(self, token_ids: np.ndarray) -> Tensor | None:
+        vocabulary = self._tables[0].shape[0]
+        touched = np.zeros(vocabulary, np.uint8)
+        touched[token_ids] = 1
+        union = self._world.max_(torch.from_numpy(touched).to(self.buffer.device))
+        rows = union.nonzero().squeeze(1)
+        return None if len(rows) > _DENSE_FROM * vocabulary else rows
+
+    def _gradient(self, parameter: nn.Parameter) -> Tensor:
+        assert parameter.grad is not None
+        return parameter.grad
+
+    def _assert_views(self) -> None:
+        # A backward pass that replaced a gradient instead of adding to it would train on nothing from here on.
+        assert all(parameter.grad is view for parameter, view in self._views), "a gradient left the flat buffer"

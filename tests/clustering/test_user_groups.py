@@ -1,0 +1,77 @@
+"""The user's own clusters: their sums add up over units and tasks, and rows without a label share one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from clusterbatch.clustering import user_groups as labels
+from clusterbatch.clustering.partitions import groups_of
+from clusterbatch.clustering.user_groups import LabelFitWorker, LabelSumsWorker
+from clusterbatch.config import RunConfig
+from clusterbatch.corpus.groups import Groups
+from clusterbatch.corpus.row_groups import corpus_units
+from clusterbatch.embedding.vectors import TaskUnit, vector_values
+from clusterbatch.runtime import Unit
+from clusterbatch.store import Artifact, Folder
+from clusterbatch.store.tables import read_parquet
+from clusterbatch.store.workspace import Workspace
+from tests.clustering.embedded import embedded_workspace
+
+
+def test_sums_do_not_depend_on_how_units_are_grouped_into_tasks(tmp_path: Path) -> None:
+    config = embedded_workspace(
+        str(tmp_path),
+        {"forum": 600, "wiki": 200},
+        optional=["group"],
+        settings={"cluster": {"column": "group"}},
+        row_group_rows=100,
+    )
+    workspace = Workspace(config)
+    corpus, embeddings = workspace.corpus.require(), workspace.embeddings().require()
+    items = [TaskUnit(unit, part) for unit, part in zip(corpus_units(corpus), embeddings.parts, strict=True)]
+    groups = groups_of(config, corpus)
+    tables = [
+        _fitted(tmp_path / str(size), config, groups, [items[i : i + size] for i in range(0, len(items), size)])
+        for size in (1, 4, len(items))
+    ]
+    for group in range(2):
+        expected = tables[0][group]
+        assert expected["label"].to_pylist() == [f"user-{number}" for number in range(3)]
+        for other in tables[1:]:
+            assert other[group]["rows"].to_pylist() == expected["rows"].to_pylist()
+            found, wanted = (vector_values(table["centroid"]) for table in (other[group], expected))
+            np.testing.assert_allclose(found, wanted, atol=1e-6)
+    documents = pa.concat_tables([read_parquet(workspace.embeddings().folder, part.path) for part in embeddings.parts])
+    rows = pa.concat_tables([read_parquet(workspace.corpus.folder, part.path) for part in corpus.parts])
+    chosen = np.array(
+        [
+            source == "wiki" and label == "user-1"
+            for source, label in zip(rows["source"].to_pylist(), rows["group"].to_pylist(), strict=True)
+        ]
+    )
+    mean = vector_values(documents["document_vector"])[chosen].astype(np.float64).sum(axis=0)
+    place = tables[0][1]["label"].to_pylist().index("user-1")
+    assert tables[0][1]["rows"][place].as_py() == chosen.sum()
+    np.testing.assert_allclose(vector_values(tables[0][1]["centroid"])[place], mean / np.linalg.norm(mean), atol=1e-3)
+
+
+def _fitted(folder: Path, config: RunConfig, groups: Groups, tasks: list[list[TaskUnit]]) -> list[pa.Table]:
+    sums, fits = Artifact(Folder(str(folder / "sums")), "sums"), Artifact(Folder(str(folder / "fits")), "fits")
+    worker = LabelSumsWorker(config, 0, sums, "f", groups)
+    units = [Unit(number, sum(item.unit.rows for item in task), task) for number, task in enumerate(tasks)]
+    parts = [part for unit in units for part in worker.process(unit).parts]
+    fitter = LabelFitWorker(sums, parts, fits, "f", groups)
+    fitted = [fitter.process(Unit(group, 0, None)).parts[0] for group in range(len(groups.names))]
+    return [read_parquet(fits.folder, part.path).sort_by("label") for part in fitted]
+
+
+def test_sums_by_key_grow_as_keys_come() -> None:
+    sums = labels._Sums()
+    sums.add(["b", None, "b"], np.array([1, 2, 3]), np.array([[1.0, 0], [0, 1], [2, 0]]))
+    sums.add(["a", None], np.array([4, 5]), np.array([[0, 7.0], [1, 1]]))
+    assert sums.keys == ["b", None, "a"]
+    assert sums.rows.tolist() == [4, 7, 4]
+    assert sums.sums.tolist() == [[3, 0], [1, 2], [0, 7]]

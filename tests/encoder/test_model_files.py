@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clusterbatch.encoder.model_files import read_layout
+from clusterbatch.errors import DataError, UsageError
+
+_TRANSFORMER = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+_POOLING = {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
+
+
+def _write(folder: Path, files: dict[str, Any]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def test_old_and_new_files_of_sentence_transformers(minilm: str, tmp_path: Path) -> None:
+    layout = read_layout(minilm)
+    assert (layout.kind, layout.pooling, layout.max_tokens) == ("backbone", "mean", 256)
+    new = _write(
+        tmp_path,
+        {
+            "modules.json": [_TRANSFORMER, _POOLING],
+            "1_Pooling/config.json": {"embedding_dimension": 8, "pooling_mode": "cls", "include_prompt": True},
+            "config.json": {"max_position_embeddings": 512, "model_type": "bert"},
+            "tokenizer_config.json": {"model_max_length": 10**30},
+            "config_sentence_transformers.json": {"prompts": {"query": "q: ", "passage": "p: "}},
+        },
+    )
+    layout = read_layout(new)
+    assert (layout.pooling, layout.max_tokens) == ("cls", 512)
+    assert layout.prompts == {"query": "q: ", "document": "p: "}
+
+
+def test_positions_that_the_padding_index_takes(tiny: Callable[[str], Path]) -> None:
+    folder = tiny("roberta")
+    assert read_layout(folder).max_tokens == 128
+    assert json.loads((folder / "config.json").read_text())["max_position_embeddings"] == 130
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "words"),
+    [
+        ({}, DataError, "no model here"),
+        ({"modules.json": [{**_TRANSFORMER, "type": "x.CLIPModel"}]}, UsageError, "CLIPModel"),
+        ({"modules.json": [_TRANSFORMER, {**_POOLING, "type": "x.Dense"}]}, UsageError, "Dense"),
+        (
+            {"modules.json": [_TRANSFORMER, _POOLING], "1_Pooling/config.json": {"pooling_mode": ["mean", "max"]}},
+            UsageError,
+            "mean[+]max",
+        ),
+        (
+            {
+                "modules.json": [_TRANSFORMER, _POOLING],
+                "1_Pooling/config.json": {"pooling_mode": "mean", "include_prompt": False},
+                "config_sentence_transformers.json": {"prompts": {"query": "q: "}},
+            },
+            UsageError,
+            "prompt",
+        ),
+    ],
+)
+def test_what_is_not_supported_is_named(
+    files: dict[str, Any], error: type[Exception], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=words):
+        read_layout(_write(tmp_path, files))
+
+
+def test_damaged_json(tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text("[{")
+    with pytest.raises(DataError, match="not valid JSON"):
+        read_layout(tmp_path)

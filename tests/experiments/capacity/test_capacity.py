@@ -1,0 +1,126 @@
+"""The scale model: its counts against a real run's, its fit, and what it says of sizes nobody has tried."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clusterbatch.batches.strategies import STRATEGIES, Strategy, clusters_of
+from clusterbatch.cli import main
+from clusterbatch.config import load_config
+from clusterbatch.errors import UsageError
+from clusterbatch.experiments.capacity.calibrate import GPUS, Measured, fit, load, on_gpu, save
+from clusterbatch.experiments.capacity.model import STAGES, CapacityModel, Coefficients, Prices, Shape, Workload
+from clusterbatch.experiments.capacity.workload import model_of, shape_of
+
+WORDS = ["workspace=w", "corpus.row_group_rows=1000", "cluster.mean_size=500", "batches.size=100", "train.epochs=2"]
+TRUE = Coefficients(
+    "made up",
+    {"ingest": 5.0, "embed": 8.0, "cluster": 20.0, "train static": 9.0, "evaluate": 4.0},
+    {"ingest": 1e6, "embed": 5e10, "cluster": 4e3, "train static": 1e5, "evaluate": 1e5},
+    4e10,
+)
+
+
+def model(rows: int, *words: str) -> CapacityModel:
+    workload = Workload(rows, 4, rows * 300, 40.0, 400.0, evaluation_bytes=rows * 30)
+    return CapacityModel(load_config(None, [*WORDS, *words]), workload, Shape(), Shape())
+
+
+def test_the_line_through_two_sizes_meets_a_third_fifty_times_larger() -> None:
+    small, large, unseen = model(2_000), model(6_000), model(300_000)
+    runs = [Measured(m, {stage: m.seconds(stage, TRUE) for stage in STAGES}) for m in (small, large)]
+    found = fit(runs[0], runs[1], TRUE.matrix_flops)
+    for stage in STAGES:
+        assert unseen.seconds(stage, found) == pytest.approx(unseen.seconds(stage, TRUE), rel=1e-6)
+
+
+def test_which_strategies_need_clusters_is_said_by_their_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    clustered = model(100_000).clusters
+    assert model(100_000, "batches.stratify=source").clusters == 4 < clustered
+    monkeypatch.setitem(STRATEGIES, "source", Strategy(clusters_of, layouts=("cluster",)))
+    assert model(100_000, "batches.stratify=source").clusters == clustered
+
+
+def test_a_larger_run_that_took_no_longer_leaves_no_negative_time() -> None:
+    small, large = model(2_000), model(6_000)
+    runs = [Measured(small, dict.fromkeys(STAGES, 10.0)), Measured(large, dict.fromkeys(STAGES, 9.0))]
+    found = fit(runs[0], runs[1], TRUE.matrix_flops)
+    assert all(value >= 0 for value in found.fixed.values())
+    assert all(value > 0 for value in found.rate.values())
+    with pytest.raises(UsageError, match=r"1\.5 times"):
+        fit(runs[0], runs[0], TRUE.matrix_flops)
+
+
+def test_everything_grows_with_the_rows_and_nothing_of_a_worker_does() -> None:
+    words = ["cluster.clusters=16", "train.epochs=1"]
+    few = CapacityModel(load_config(None, [WORDS[0], *words]), model(10**5).workload, Shape(), Shape())
+    many = replace(few, workload=replace(few.workload, rows=10**7, input_bytes=few.workload.input_bytes * 100))
+    for small, large in zip(few.estimate(TRUE, Prices()), many.estimate(TRUE, Prices()), strict=True):
+        assert large.worker_bytes == small.worker_bytes
+        if small.stage != "evaluate":
+            assert large.seconds > 5 * small.seconds
+            assert large.gets > 10 * small.gets
+
+
+def test_gpus_speed_up_what_runs_on_them() -> None:
+    fast = on_gpu(TRUE, GPUS["l4"], Shape(), Shape())
+    plan = model(10**6)
+    for stage in STAGES:
+        faster = plan.seconds(stage, fast) < 0.1 * plan.seconds(stage, TRUE)
+        assert faster == (stage in ("embed", "evaluate"))
+    assert "train backbone" in fast.rate
+
+
+def test_coefficients_of_two_kinds_of_training_meet_in_one_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "mine.json")
+    save(TRUE, path)
+    save(replace(TRUE, rate={"train backbone": 3e10}, fixed={"train backbone": 2.0}), path)
+    assert load(path).rate == {**TRUE.rate, "train backbone": 3e10}
+    (tmp_path / "broken.json").write_text("{}")
+    with pytest.raises(UsageError, match="not a file of coefficients"):
+        load(str(tmp_path / "broken.json"))
+
+
+def test_the_package_brings_coefficients_for_every_stage() -> None:
+    found = load()
+    assert {"ingest", "embed", "cluster", "train static", "train backbone", "evaluate"} <= found.rate.keys()
+    assert found.rate.keys() == found.fixed.keys()
+
+
+def test_sizes_come_from_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lengths = np.arange(1, 3001)
+    for source in ("one", "two"):
+        documents = ["x" * int(length % 100 + 1) for length in lengths]
+        table = pa.table({"query": ["what is it"] * len(lengths), "document": documents})
+        pq.write_table(table, tmp_path / f"{source}.parquet")
+    (tmp_path / "three.jsonl").write_text(
+        "".join(json.dumps({"query": "q" * 40, "document": "d" * 400}) + "\n" for _ in range(500))
+    )
+    found = model_of(load_config(None, [f"workspace={tmp_path}/w", f"corpus.paths={tmp_path}"])).workload
+    assert found.rows == pytest.approx(6_500, rel=0.02)
+    assert found.sources == 3
+    assert found.query_characters == pytest.approx((6000 * 10 + 500 * 50) / 6500, rel=0.02)
+    assert found.document_characters == pytest.approx((6000 * 50.5 + 500 * 400) / 6500, rel=0.05)
+    words = [f"workspace={tmp_path}/w", f"corpus.paths={tmp_path}"]
+    assert main(["run", *words, "--dry-run", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [row["stage"] for row in shown["stages"]] == list(STAGES)
+    assert main(["embed", *words, "--dry-run", "--json"]) == 0
+    assert [row["stage"] for row in json.loads(capsys.readouterr().out)["stages"]] == ["embed"]
+    # Nothing was done.
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_model_is_measured_by_its_own_files() -> None:
+    config = load_config(None, WORDS)
+    known = shape_of("all-MiniLM-L6-v2", config)
+    assert (known.hidden, known.layers) == (384, 6)
+    assert known.weights == pytest.approx(10.6e6, rel=0.02)
+    assert shape_of("/nowhere/at/all", config) == Shape()

@@ -1,0 +1,147 @@
+"""Which configuration each arm runs with, and which arms share their clusters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clusterbatch.batches.curriculum import make_plan
+from clusterbatch.batches.plan import BatchPlan
+from clusterbatch.batches.strategies import STRATEGIES, Strategy, clusters_of
+from clusterbatch.config import BatchesConfig, RunConfig, load_config
+from clusterbatch.config.compare import PRESETS
+from clusterbatch.errors import UsageError
+from clusterbatch.experiments.compare import stage as compare
+from clusterbatch.experiments.compare.arms import Arm, arms_of, clustered_layout, with_phases
+from clusterbatch.experiments.compare.hardness import with_groups
+from clusterbatch.experiments.compare.stage import _steps
+from clusterbatch.experiments.tune import stage as tune
+from tests.batches.indexes import make_index
+
+
+def configured(arms: str, *overrides: str) -> RunConfig:
+    return load_config(None, ["workspace=/tmp/none", f"compare.arms={arms}", "batches.size=128", *overrides])
+
+
+def arms_by_name(config: RunConfig) -> dict[str, Arm]:
+    return {arm.name: arm for arm in arms_of(config)[0]}
+
+
+def test_arms_share_clusters_where_they_can():
+    names = ["random", "source", "cluster", "random-groups", "random-4x", "random-masked", "cluster-masked"]
+    arms, layouts = arms_of(configured(str(names)))
+    assert len(layouts) == 1
+    assert {arm.layout for arm in arms} == set(layouts)
+    assert [arm.uses_clusters for arm in arms] == [False, False, True, True, False, False, True]
+    assert [arm.uses_embeddings for arm in arms] == [False, False, True, True, False, True, True]
+
+
+def test_arms_without_outliers_have_clusters_of_their_own():
+    config = configured("[random,cluster,random-no-outliers,source-no-outliers,cluster-no-outliers]")
+    arms, layouts = arms_of(config)
+    layout = {arm.name: arm.layout for arm in arms}
+    assert layout["random"] == layout["cluster"]
+    assert len({layout[name] for name in layout if name.endswith("no-outliers")}) == 1
+    assert layout["random-no-outliers"] != layout["random"]
+    # To know what to leave out the corpus has to be clustered, also for random batches.
+    assert arms_by_name(config)["random-no-outliers"].uses_clusters
+    assert layouts[layout["random-no-outliers"]].batches.stratify == "cluster"
+
+
+def test_clusters_do_not_grow_with_the_batches_of_an_arm():
+    arms = arms_by_name(configured("[random,cluster,random-4x,random-8x]"))
+    assert [arms[name].config.batches.size for name in ("random", "random-4x", "random-8x")] == [128, 512, 1024]
+    assert arms["random-4x"].config.cluster.mean_size == arms["cluster"].config.cluster.mean_size
+
+
+def test_groups_matched_in_hardness_are_small_and_not_what_is_shown():
+    arms, layouts = arms_of(configured("[random,hardness-matched,cluster]", "cluster.clusters=7"))
+    matched = next(arm for arm in arms if arm.name == "hardness-matched")
+    assert matched.matched
+    assert layouts[matched.layout].cluster.mean_size == 16
+    assert layouts[matched.layout].cluster.clusters is None
+    assert clustered_layout(arms) == next(arm.layout for arm in arms if arm.name == "cluster")
+    assert with_groups(matched, 8).config.batches.clusters_per_batch == 8
+
+
+def test_a_curriculum_of_halves_follows_the_steps():
+    arms = arms_by_name(configured("[random,cluster,cluster-first,cluster-last,cluster-mixed]"))
+    assert len({arm.layout for arm in arms.values()}) == 1
+    first, last = (with_phases(arms[name], 41).config.batches for name in ("cluster-first", "cluster-last"))
+    assert [phase.steps for phase in first.curriculum] == [20, None]
+    assert [phase.stratify for phase in first.phases] == ["cluster", "random"]
+    assert [phase.stratify for phase in last.phases] == ["random", "cluster"]
+    assert with_phases(arms["cluster-mixed"], 41) is arms["cluster-mixed"]
+    own = "{random: , own: {batches.stratify: cluster, batches.curriculum: [{steps: 5, stratify: source}, {}]}}"
+    assert [phase.steps for phase in arms_by_name(configured(own))["own"].config.batches.curriculum] == [5, None]
+
+
+def test_the_arms_for_the_order_have_clusters_when_they_say():
+    index = make_index([[128, 128, 128, 128]])
+    arms = arms_by_name(configured("[random,cluster-first,cluster-last,cluster-mixed]", "batches.size=32"))
+    purity = {}
+    for name, arm in arms.items():
+        plan = make_plan(index, with_phases(arm, 6).config.batches)
+        purity[name] = np.array([plan.batch(step).purity for step in range(6)])
+    assert (purity["cluster-first"] == 1).tolist() == [True] * 3 + [False] * 3
+    assert (purity["cluster-last"] == 1).tolist() == [False] * 3 + [True] * 3
+    assert purity["random"].max() < purity["cluster-mixed"].min() < purity["cluster-mixed"].max() < 1
+
+
+def test_every_preset_is_a_valid_arm():
+    names = [name for name in PRESETS if name != "random"]
+    arms = arms_by_name(configured(str(["random", *names])))
+    assert set(arms) == set(PRESETS)
+
+
+def test_a_strategy_of_ones_own_has_clusters_of_its_own_and_their_price(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(STRATEGIES, "source", Strategy(clusters_of, layouts=("cluster",)))
+    small = "{cluster: , own: {batches.stratify: source, cluster.mean_size: 64}, random: }"
+    config = configured(small)
+    arms = arms_by_name(config)
+    assert arms["own"].uses_clusters
+    assert arms["own"].uses_embeddings
+    assert arms["own"].layout != arms["cluster"].layout
+    layout = arms_of(config)[1][arms["own"].layout]
+    assert (layout.batches.stratify, layout.cluster.mean_size) == ("cluster", 64)
+    # With the same clusters as another arm: the same shards.
+    arms = arms_by_name(configured("{cluster: , own: {batches.stratify: source}}"))
+    assert arms["own"].layout == arms["cluster"].layout
+
+
+def test_what_is_the_same_for_all_cannot_be_changed_by_an_arm():
+    with pytest.raises(UsageError, match=r"compare.arms.other: embed.max_tokens is the same for all arms"):
+        arms_of(configured("{random: , other: {embed.max_tokens: 8}}"))
+
+
+@pytest.mark.parametrize(
+    ("arm", "named"),
+    [
+        ("{batches.sise: 8}", r"batches\.sise: unknown key"),
+        ("{batches.size: 1}", r"batches\.size"),
+        ("{corpus.seed: 1}", r"compare\.arms\.own: corpus\.seed"),
+        ("{batches.curriculum: [{steps: half}, {stratify: none}]}", r"batches\.curriculum"),
+    ],
+)
+def test_an_arm_that_cannot_be_is_refused_before_any_work(arm: str, named: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compare, "ingest", _work)
+    with pytest.raises(UsageError, match=named):
+        compare.compare(configured(f"{{random: , own: {arm}}}"))
+
+
+def test_a_candidate_that_cannot_be_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tune, "ingest", _work)
+    with pytest.raises(UsageError, match=r"cluster\.mean_sise: unknown key"):
+        tune.tune(load_config(None, ["workspace=/tmp/none", "tune.candidates={cluster.mean_sise: [64, 128]}"]))
+
+
+def _work(config: RunConfig) -> None:
+    raise AssertionError("work has begun")
+
+
+def test_a_long_comparison_has_three_times_the_steps():
+    plan = BatchPlan(make_index([[320]]), BatchesConfig(size=32))
+    assert plan.steps_per_epoch == 10
+    assert _steps(configured("[random,cluster]", "compare.steps=40"), plan) == 40
+    assert _steps(configured("[random,cluster]", "compare.steps=40", "compare.long=true"), plan) == 120
+    assert _steps(configured("[random,cluster]", "train.epochs=2", "compare.long=true"), plan) == 60

@@ -1,0 +1,144 @@
+"""What a budget is turned into, on a machine whose speed is made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clusterbatch.config import RunConfig, load_config, with_changes
+from clusterbatch.encoder.model import Encoder
+from clusterbatch.experiments.compare import budget
+from clusterbatch.experiments.compare import stage as compare
+from clusterbatch.experiments.compare.arms import Arm
+from clusterbatch.experiments.compare.budget import choose_sample, choose_steps, decided
+from clusterbatch.store import Counts, Receipt
+from clusterbatch.store.workspace import Workspace
+
+ROWS, BUDGET, ARMS, SEEDS = 100_000, 600.0, 2, 3
+SECONDS_A_ROW, STARTING, MEASURING, SECONDS_A_STEP = 0.01, 2.0, 1.0, 0.05
+
+
+class Plan:
+    steps_per_epoch = 10_000
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    monkeypatch.setattr(budget, "_seconds_a_row", lambda config: SECONDS_A_ROW)
+    monkeypatch.setattr(budget, "_timed_measurement", lambda config: (STARTING, MEASURING))
+    monkeypatch.setattr(budget, "_seconds_a_step", lambda *_: SECONDS_A_STEP)
+    overrides = [f"workspace={tmp_path}", "compare.arms=[random,cluster]", f"compare.budget={BUDGET}"]
+    config = load_config(None, overrides)
+    counts = Counts(read=ROWS, written=ROWS)
+    receipt = Receipt(unit=0, fingerprint="corpus", counts=counts)
+    Workspace(config).corpus.commit("corpus", [receipt], config={}, inputs={}, seconds=0.0, details={})
+    return config
+
+
+def steps(config: RunConfig, spent: float) -> RunConfig:
+    arms = [Arm(name, config, "layout") for name in config.compare.arms]
+    plans = dict.fromkeys(config.compare.arms, Plan())
+    return choose_steps(config, arms, plans, {"layout": None}, spent)
+
+
+def test_the_sample_and_the_trials_fit_what_is_left(config: RunConfig):
+    sampled = choose_sample(config, spent=100.0)
+    embedding = sampled.compare.sample * ROWS * SECONDS_A_ROW
+    assert 0.2 * BUDGET < embedding < 0.5 * BUDGET
+    chosen = steps(sampled, spent=300.0)
+    trial = STARTING + chosen.compare.points * MEASURING + chosen.compare.steps * SECONDS_A_STEP
+    running = trial * ARMS * SEEDS / config.compare.workers
+    # Most of the time that is left is used, and some remains for what estimates miss.
+    assert 0.6 * (BUDGET - 300) < running < 0.8 * (BUDGET - 300)
+    assert chosen.compare.budget is None
+
+
+def test_the_steps_of_a_long_comparison_fit_too(config: RunConfig):
+    long = with_changes(config, {"compare.long": True})
+    chosen = steps(choose_sample(long, spent=100.0), spent=300.0)
+    plain = steps(choose_sample(config, spent=100.0), spent=300.0)
+    # As many are made in all.
+    made = compare._steps(chosen, Plan())  # type: ignore[arg-type]
+    assert plain.compare.steps - 3 < made <= plain.compare.steps
+    # And no fewer than a run needs to say anything.
+    late = steps(choose_sample(with_changes(long, {"compare.seeds": 2}), spent=100.0), spent=2 * BUDGET)
+    assert 20 <= compare._steps(late, Plan()) < 23  # type: ignore[arg-type]
+
+
+def test_what_was_decided_stands_when_an_interrupted_comparison_goes_on(config: RunConfig):
+    sampled = choose_sample(config, spent=100.0)
+    assert choose_sample(config, spent=500.0).compare == sampled.compare
+    chosen = steps(sampled, spent=300.0)
+    assert steps(choose_sample(config, spent=1.0), spent=2.0).compare == chosen.compare
+    assert decided(config).compare == chosen.compare
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"compare.arms": ["random", "source"]},
+        {"compare.seeds": 5},
+        {"compare.steps": 30},
+        {"compare.learning_rates": [0.01, 0.02]},
+        {"train.model": "another"},
+        {"train.steps": 30},
+        {"batches.size": 64},
+        {"compare.budget": BUDGET + 60},
+    ],
+)
+def test_what_was_decided_is_not_for_another_comparison(config: RunConfig, changes: dict[str, Any]):
+    chosen = steps(choose_sample(config, spent=100.0), spent=300.0)
+    other = with_changes(config, changes)
+    assert decided(other) is other
+    again = steps(choose_sample(other, spent=100.0), spent=300.0)
+    assert again.compare.budget is None
+    assert (again.compare.arms, again.compare.seeds) == (other.compare.arms, other.compare.seeds)
+    # Each has its own.
+    assert decided(other).compare == again.compare
+    assert decided(config).compare == chosen.compare
+
+
+def test_steps_that_are_asked_for_later_are_not_those_of_before(config: RunConfig):
+    assert steps(choose_sample(config, spent=100.0), spent=300.0).compare.steps > 30
+    asked = with_changes(config, {"compare.steps": 30})
+    assert steps(choose_sample(asked, spent=100.0), spent=300.0).compare.steps == 30
+
+
+def test_force_decides_anew(config: RunConfig):
+    first = choose_sample(config, spent=100.0)
+    steps(first, spent=300.0)
+    again = choose_sample(config, spent=400.0, force=True)
+    assert again.compare.sample < first.compare.sample
+    chosen = steps(again, spent=500.0)
+    assert decided(config).compare == chosen.compare
+    assert chosen.compare.sample == again.compare.sample
+
+
+def test_what_is_timed_is_measured_behind_the_prompts_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+
+    class Collection:
+        def __init__(self, *_: Any) -> None: ...
+
+        def measure(self, encoder: Encoder, **_: Any) -> None:
+            seen.append(encoder.prompts["query"])
+
+    monkeypatch.setattr(budget, "configured_collections", lambda config: [None])
+    monkeypatch.setattr(budget, "LoadedCollection", Collection)
+    budget._timed_measurement(load_config(None, [f"workspace={tmp_path}", "train.prompts.query=ask"]))
+    assert set(seen) == {"ask"}
+
+
+def test_no_more_is_done_than_was_asked_for(config: RunConfig):
+    asked = config.model_copy(update={"compare": config.compare.model_copy(update={"steps": 30})})
+    assert steps(asked, spent=0.0).compare.steps == 30
+
+
+def test_too_little_time_still_gives_a_whole_comparison(config: RunConfig):
+    sampled = choose_sample(config, spent=BUDGET)
+    assert sampled.compare.sample * ROWS >= config.batches.size
+    chosen = steps(sampled, spent=2 * BUDGET)
+    assert chosen.compare.points == 1
+    assert chosen.compare.steps >= 20

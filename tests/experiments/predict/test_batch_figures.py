@@ -1,0 +1,112 @@
+"""Prediction from vectors alone: structure pays, none does not, and the figures are what they say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clusterbatch.experiments.predict.batch_figures import (
+    BatchFigures,
+    Sample,
+    batch_figures,
+    overall,
+    predict_group,
+    verdict_of,
+)
+from tests.clustering.embedded import blobs
+
+BATCH = {"batch": 64, "temperature": 0.05, "mask_share": 0.95}
+
+
+def _sample(documents: np.ndarray, repeats: int = 1) -> Sample:
+    random = np.random.default_rng(1)
+    query = documents + 0.3 * random.standard_normal(documents.shape) / np.sqrt(documents.shape[1])
+    query = (query / np.linalg.norm(query, axis=1, keepdims=True)).astype(np.float32)
+    hashes = np.arange(len(documents), dtype=np.uint64)
+    return Sample(query, documents.astype(np.float32), hashes, hashes // np.uint64(repeats))
+
+
+def _group(sample: Sample, rows: int = 20_000, sizes: tuple[int, ...] = (1024, 2048)) -> dict[str, Any]:
+    return predict_group(sample, rows, sample.document, sizes, seed=0, **BATCH)
+
+
+def test_figures_are_means_over_pairs_of_one_label() -> None:
+    documents, label = blobs(60, 3, 8, seed=2)
+    sample = _sample(documents)
+    found = batch_figures(sample, label, **BATCH)
+    scores, same = sample.query @ sample.document.T, label[:, None] == label[None, :]
+    np.fill_diagonal(same, False)
+    own = np.diagonal(scores)[:, None]
+    assert found.hardness == pytest.approx(scores[same].mean(), abs=1e-5)
+    assert found.false_negatives == pytest.approx((scores >= own)[same].mean(), abs=1e-6)
+    masked = same & (scores > 0.95 * own)
+    assert found.masked == pytest.approx(masked.sum() / same.sum(), abs=1e-6)
+    mean = (np.exp((scores - own) / 0.05) * (same & ~masked)).sum(axis=1) / same.sum(axis=1)
+    assert found.difficulty == pytest.approx(np.log1p(63 * mean).mean(), rel=1e-4)
+
+
+def test_a_source_with_topics_gains_and_one_without_does_not() -> None:
+    topics, _ = blobs(1500, 16, 24, seed=3, spread=0.5)
+    plain = np.random.default_rng(4).standard_normal((1500, 192)).astype(np.float32)
+    plain /= np.linalg.norm(plain, axis=1, keepdims=True)
+    with_topics, without = _group(_sample(topics)), _group(_sample(plain))
+    assert verdict_of(with_topics)[0] == "pays"
+    assert verdict_of(without)[0] == "does not pay"
+    assert verdict_of(with_topics)[1] > verdict_of(without)[1]
+    # A finer cut is harder.
+    hardness = [with_topics["clusters"][size]["hardness"] for size in ("2048", "1024")]
+    assert with_topics["source"]["hardness"] < hardness[0] < hardness[1]
+
+
+def test_what_cannot_be_known_is_said() -> None:
+    topics, _ = blobs(300, 16, 24, seed=3)
+    # 300 rows of 20,000 are too few for twenty clusters.
+    found = _group(_sample(topics), sizes=(1024,))
+    assert found["too_small"] == [1024]
+    assert verdict_of(found)[0] == "cannot tell"
+    assert verdict_of(_group(_sample(topics), rows=300))[0] == "does not pay"
+
+
+@pytest.mark.parametrize(
+    ("rows", "sizes", "outcome"),
+    [
+        # As large as a batch: no clusters of it fill two.
+        (1024, (256, 512), "does not pay"),
+        # Larger clusters might pay, but are not among the sizes.
+        (20_000, (256, 512, 1024), "cannot tell"),
+    ],
+)
+def test_clusters_hardly_larger_than_a_batch_get_no_credit(rows: int, sizes: tuple[int, ...], outcome: str) -> None:
+    topics, _ = blobs(1024, 16, 24, seed=3, spread=0.5)
+    sample = _sample(topics)
+    found = predict_group(sample, rows, sample.document, sizes, seed=0, **{**BATCH, "batch": 1024})
+    assert found["clusters"] == {}
+    assert found["below_batch"] == sorted(sizes, reverse=True)
+    verdict, gain, why = verdict_of(found)
+    assert (verdict, gain) == (outcome, 0.0)
+    assert "hardly larger than a batch" in why
+    assert ("predict.sizes" in why) == (outcome == "cannot tell")
+
+
+def test_a_source_of_repeats_is_sent_back() -> None:
+    topics, _ = blobs(1500, 16, 24, seed=3)
+    found = _group(_sample(topics, repeats=2))
+    assert found["duplicates"] == pytest.approx(0.5)
+    outcome, _, why = verdict_of(found)
+    assert outcome == "does not pay"
+    assert "duplicates" in why
+
+
+def test_the_corpus_is_judged_by_rows() -> None:
+    def group(rows: int, verdict: str, gain: float) -> dict[str, Any]:
+        return {"rows": rows, "verdict": verdict, "gain": gain, "source": {"difficulty": 1.0}}
+
+    mixed = BatchFigures(0, 0, 0, 0.5)
+    mostly = overall({"a": group(900, "pays", 0.5), "b": group(100, "does not pay", 0.0)}, mixed)
+    assert "will probably help" in mostly["answer"]
+    assert mostly["gain"] == pytest.approx(0.45)
+    hardly = overall({"a": group(100, "pays", 0.5), "b": group(900, "does not pay", 0.0)}, mixed)
+    assert "not help" in hardly["answer"]
+    assert "Cannot tell" in overall({"a": group(10, "cannot tell", 0.0)}, mixed)["answer"]

@@ -1,0 +1,106 @@
+"""`clean` shows first, then removes only what nothing needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clusterbatch.config import RunConfig
+from clusterbatch.errors import InfrastructureError, UsageError
+from clusterbatch.log import LOG_FORMAT
+from clusterbatch.pipeline import clean as cleaning
+from clusterbatch.pipeline.clean import clean
+from clusterbatch.pipeline.rounds import Round, rollback_target, write_round
+from clusterbatch.store import Artifact, Counts, Folder, Receipt
+from clusterbatch.store.workspace import MARK, Workspace
+
+
+def finish(artifact: Artifact) -> None:
+    part = artifact.write_part("part", "bin", b"kept", 1)
+    receipt = Receipt(unit=0, fingerprint="f", parts=[part], counts=Counts(read=1, written=1))
+    artifact.commit("f", [receipt], config={}, inputs={}, seconds=0.0)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """Three finished generations and one that is being made."""
+    config = RunConfig(workspace=str(tmp_path))
+    workspace = Workspace(config)
+    finish(workspace.corpus)
+    workspace.corpus.folder.write("part-of-an-attempt.parquet", b"orphan")
+    workspace.corpus.folder.write("_exchange/unit.arrows", b"left over")
+    for generation in (0, 1, 2):
+        finish(workspace.embeddings(generation))
+        finish(Artifact(workspace.embeddings(generation).folder.child("surrogate"), "surrogate"))
+        finish(workspace.train(generation))
+        for step in (10, 20, 30):
+            workspace.train(generation).folder.write(f"checkpoints/step={step:08d}/manifest.json", b"{}")
+            workspace.train(generation).folder.write(f"checkpoints/step={step:08d}/weights", b"w" * 100)
+    workspace.embeddings(3).write_part("part", "bin", b"in work", 1)
+    return config
+
+
+def test_a_dry_run_removes_nothing_and_says_what_would_go(config: RunConfig, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    removals = clean(config, keep=2, dry_run=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert {removal.path: removal.bytes for removal in removals} == {
+        "generation=000": removals[0].bytes,
+        "generation=001/train/checkpoints/step=00000010": 102,
+        "generation=002/train/checkpoints/step=00000010": 102,
+        "corpus/part-of-an-attempt.parquet": 6,
+        "corpus/_exchange/unit.arrows": 9,
+    }
+
+
+def test_cleaning_keeps_what_is_finished_named_or_in_work(config: RunConfig, tmp_path: Path) -> None:
+    clean(config, keep=1, dry_run=False)
+    assert [path.name for path in sorted(tmp_path.glob("generation=*"))] == ["generation=002", "generation=003"]
+    assert [path.name for path in tmp_path.glob("generation=002/train/checkpoints/*")] == ["step=00000030"]
+    workspace = Workspace(config)
+    for artifact in (workspace.corpus, workspace.embeddings(2), workspace.train(2)):
+        assert artifact.read_part(artifact.require().parts[0]) == b"kept"
+    assert len(list(tmp_path.glob("generation=003/embeddings/part-*"))) == 1
+    assert clean(config, keep=1, dry_run=True) == []
+
+
+def test_the_best_checkpoint_stays_however_old(config: RunConfig, tmp_path: Path) -> None:
+    checkpoints = Workspace(config).train(2).folder.child("checkpoints")
+    for step, score in ((10, 0.5), (20, 0.5), (30, 0.4)):
+        checkpoints.write_json(f"step={step:08d}/manifest.json", {"step": step, "score": score})
+    clean(config, keep=1, dry_run=False)
+    assert checkpoints.list() == ["step=00000010", "step=00000030"]
+
+
+def test_at_least_one_generation_is_kept(config: RunConfig) -> None:
+    with pytest.raises(UsageError, match="at least 1"):
+        clean(config, keep=0, dry_run=False)
+
+
+def test_what_is_live_and_what_it_rests_on_stays(config: RunConfig) -> None:
+    workspace = Workspace(config)
+    shared = {"when": "never", "drift": {}, "promoted": True}
+    # Generation 1 has clusters of its own; 2 is live and goes on with them; 3 did not go live.
+    write_round(workspace, Round(generation=1, base=0, clusters=1, **shared))
+    write_round(workspace, Round(generation=2, base=1, clusters=1, **shared))
+    write_round(workspace, Round(generation=3, base=2, clusters=1, when="never", drift={}, promoted=False))
+    workspace.model.write_json(MARK, {"generation": 2})
+    gone = {removal.path for removal in clean(config, keep=1) if "/" not in removal.path}
+    assert gone == {"generation=000"}
+    assert rollback_target(workspace) == 1
+
+
+def test_a_server_that_lists_no_uploads_is_cleaned_all_the_same(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(folder: Folder) -> None:
+        raise InfrastructureError("403 AccessDenied")
+
+    monkeypatch.setenv(LOG_FORMAT, "json")
+    monkeypatch.setattr(cleaning, "unfinished_uploads", refused)
+    assert clean(config, keep=2, dry_run=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["message"] == "unfinished uploads cannot be listed: 403 AccessDenied"
+    assert json.loads(line)["level"] == "warning"

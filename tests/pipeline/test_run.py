@@ -1,0 +1,173 @@
+"""Whole runs: what is refused before anything begins, what `--force` replaces, and that what is reused is only read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clusterbatch.cli import main
+from clusterbatch.config import RunConfig, load_config, with_changes
+from clusterbatch.errors import ClusterbatchError, UsageError
+from clusterbatch.pipeline.run import STAGES, run, run_stage
+from clusterbatch.store.workspace import Workspace
+from tests.encoder.models import make_static
+from tests.without_ray import WORDS as ONE_PROCESS
+
+WORDS = ["harbour", "volcano", "guitar", "orchard", "glacier", "tractor", "lantern", "falcon", "compass", "bakery"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """300 pairs, an n-gram surrogate, a static model of a few words; a tenth is held out."""
+    make_static(WORDS, tmp_path / "model")
+    pairs = [
+        {"query": f"{WORDS[n % 10]} {n}", "document": f"{WORDS[n % 10]} and {WORDS[n // 10 % 10]} {n}"}
+        for n in range(300)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    words = [
+        f"workspace={tmp_path}/own",
+        f"corpus.paths={tmp_path}/pairs.jsonl",
+        "embed.model=char-ngrams",
+        "cluster.clusters=3",
+        "cluster.workers=1",
+        "batches.size=16",
+        f"train.model={tmp_path}/model",
+        "train.steps=3",
+        "train.workers=1",
+    ]
+    return load_config(None, [*words, *ONE_PROCESS])
+
+
+def _made(config: RunConfig) -> dict[str, list[str]]:
+    """The files of every stage; each attempt gives them other names."""
+    manifests = {stage.name: stage.artifact(Workspace(config), 0).require() for stage in STAGES}
+    return {name: [part.path for part in manifest.parts] for name, manifest in manifests.items()}
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_force_replaces_what_does_not_match_and_keeps_the_rest(config: RunConfig, in_process: None) -> None:
+    run(config)
+    first = _made(config)
+    run(config, force=True)
+    assert _made(config) == first
+    changed = with_changes(config, {"cluster.clusters": 4})
+    with pytest.raises(UsageError, match="--force"):
+        run(changed)
+    run(changed, force=True)
+    second = _made(config)
+    assert [name for name in first if first[name] == second[name]] == ["ingest", "embed"]
+    # A stage by itself is made anew.
+    run_stage(next(stage for stage in STAGES if stage.name == "embed"), changed, force=True)
+    assert _made(config)["embed"] != second["embed"]
+
+
+def test_another_trainings_checkpoints_are_replaced_by_force(config: RunConfig, in_process: None) -> None:
+    run(config)
+    # As where a run was cut off after its first checkpoint.
+    Workspace(config).train().folder.remove("manifest.json")
+    changed = with_changes(config, {"train.learning_rate": 1e-3})
+    with pytest.raises(UsageError, match="checkpoints of another configuration"):
+        run(changed)
+    run(changed, force=True)
+    assert Workspace(config).train().require().config["train"]["learning_rate"] == 1e-3
+
+
+def test_what_is_reused_is_never_written(config: RunConfig, tmp_path: Path, in_process: None) -> None:
+    run(config)
+    before = _files(tmp_path / "own")
+    reuse = dict.fromkeys(["reuse.corpus", "reuse.embeddings", "reuse.clusters"], config.workspace)
+    other = with_changes(config, {"workspace": f"{tmp_path}/other", **reuse})
+    for stage in STAGES[:3]:
+        with pytest.raises(UsageError, match=rf"reuse\..*: --force replaces nothing in .*{tmp_path}/own"):
+            run_stage(stage, other, force=True)
+    # What matches is read, forced or not.
+    run(other, force=True)
+    mismatches: list[tuple[str, dict[str, Any]]] = [
+        ("reuse.corpus", {"corpus.max_characters": 50}),
+        ("reuse.embeddings", {"embed.max_tokens": 7}),
+        ("reuse.clusters", {"cluster.clusters": 5}),
+    ]
+    for force in (False, True):
+        for key, changes in mismatches:
+            with pytest.raises(UsageError, match=f"{key}: .* is read, not written"):
+                run(with_changes(other, changes), force=force)
+    with pytest.raises(UsageError, match=r"reuse\.embeddings: .* is read, not written"):
+        run(with_changes(other, {"reuse.embeddings": f"{tmp_path}/nowhere"}))
+    assert _files(tmp_path / "own") == before
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_corpus_that_is_reused_is_not_appended_to(config: RunConfig, tmp_path: Path, in_process: None) -> None:
+    words = [f"corpus.paths={tmp_path}/*.jsonl", "evaluate.holdout=0"]
+    assert main(["ingest", f"workspace={tmp_path}/own", *words]) == 0
+    before = _files(tmp_path / "own")
+    (tmp_path / "more.jsonl").write_text('{"query": "another", "document": "answer"}\n')
+    reusing = [f"workspace={tmp_path}/other", f"reuse.corpus={tmp_path}/own", *words]
+    assert main(["ingest", "--append", *reusing]) == 2
+    assert _files(tmp_path / "own") == before
+
+
+def _collection(folder: Path, *, without: str = "", judgements: str = "q1\td1\t1\n") -> Path:
+    files = {
+        "corpus.jsonl": '{"_id": "d1", "text": "a document"}\n',
+        "queries.jsonl": '{"_id": "q1", "text": "a query"}\n',
+        "qrels/test.tsv": f"query-id\tcorpus-id\tscore\n{judgements}",
+    }
+    for name, text in files.items():
+        if name != without:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evaluate.metrics": ["NDGC@10"]}, r"evaluate\.metrics: 'NDGC@10'"),
+        ({"evaluate.models": ["before", "after", "./nowhere"]}, r"evaluate\.models: .*nowhere: no such model"),
+        ({"evaluate.models": ["before", "before"]}, r"evaluate\.models: before stands there twice"),
+        ({"evaluate.path": ["{}/nowhere"]}, r"evaluate\.path: .*nowhere .*no corpus\.jsonl"),
+        ({"evaluate.path": ["{}/without"]}, r"evaluate\.path: .*without .*no queries\.jsonl"),
+        ({"evaluate.path": ["{}/whole"], "evaluate.split": "dev"}, r"evaluate\.split: .* no judgements called dev"),
+        ({"evaluate.path": ["{}/unjudged"]}, "no judgements in it"),
+        ({"evaluate.path": ["docstrings://"]}, r"evaluate\.path: docstrings:// is the built-in sample's"),
+        ({"evaluate.holdout": 0}, r"evaluate\.path: give at least one collection"),
+        ({"train.workers": 17}, r"train\.workers: 17"),
+    ],
+)
+def test_what_would_fail_after_training_is_refused_before_anything_begins(
+    config: RunConfig, changes: dict[str, Any], message: str, tmp_path: Path, in_process: None
+) -> None:
+    _collection(tmp_path / "whole")
+    _collection(tmp_path / "without", without="queries.jsonl")
+    _collection(tmp_path / "unjudged", judgements="")
+    if "evaluate.path" in changes:
+        changes = {**changes, "evaluate.path": [path.format(tmp_path) for path in changes["evaluate.path"]]}
+    with pytest.raises(ClusterbatchError, match=message):
+        run(with_changes(config, changes))
+    assert not (tmp_path / "own").exists()
+
+
+def test_a_holdout_that_finds_nothing_is_refused_before_embedding(
+    config: RunConfig, tmp_path: Path, in_process: None
+) -> None:
+    with pytest.raises(UsageError, match=r"evaluate\.split: .* has no judgements called train"):
+        run(with_changes(config, {"evaluate.split": "train"}))
+    assert Workspace(config).embeddings().manifest() is None
+
+
+@pytest.mark.parametrize("command", ["compare", "tune"])
+def test_experiments_want_their_collections_first(
+    command: str, config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_process: None
+) -> None:
+    words = [f"workspace={config.workspace}", f"corpus.paths={tmp_path}/pairs.jsonl", f"evaluate.path={tmp_path}/none"]
+    assert main([command, *words]) == 2
+    assert "evaluate.path" in capsys.readouterr().err
+    assert not (tmp_path / "own").exists()

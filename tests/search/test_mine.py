@@ -1,0 +1,137 @@
+"""Mined rows through the stage `cluster`: negatives reach the shards, inconsistent pairs are set aside and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from clusterbatch.config import RunConfig
+from clusterbatch.errors import UsageError
+from clusterbatch.search.mine import Mined, mine
+from clusterbatch.shards.reader import ShardReader
+from clusterbatch.shards.reduce import OUTLIERS
+from clusterbatch.shards.stage import cluster
+from clusterbatch.store.tables import read_parquet
+from clusterbatch.store.workspace import Workspace
+from tests.clustering.embedded import embedded_workspace
+from tests.integration.test_cluster_stage import all_runs, text_rows
+
+SOURCES = {"forum": 500, "wiki": 300, "tiny": 12}
+MINE = {"negatives": 2, "first": 1, "last": 20, "consistency": 3}
+
+
+pytestmark = pytest.mark.usefixtures("in_process")
+
+
+def _workspace(folder: Path, optional: Sequence[str] = (), **mine_settings: Any) -> RunConfig:
+    settings = {"mine": {**MINE, **mine_settings}, "cluster": {"mean_size": 80, "run_rows": 16, "device": "cpu"}}
+    return embedded_workspace(str(folder), SOURCES, spread=1.2, optional=optional, settings=settings)
+
+
+def test_negatives_are_documents_of_the_source_that_do_not_answer(tmp_path: Path) -> None:
+    config = _workspace(tmp_path, consistency=None)
+    manifest = cluster(config)
+    total = sum(SOURCES.values())
+    assert manifest.counts.written == total
+    rows = text_rows(Workspace(config).clusters()).to_pylist()
+    assert len(rows) == total
+    documents: dict[str, set[str]] = {}
+    for row in rows:
+        documents.setdefault(row["source"], set()).add(row["document"])
+    for row in rows:
+        assert len(row["negatives"]) <= 2
+        assert row["document"] not in row["negatives"]
+        assert set(row["negatives"]) <= documents[row["source"]]
+    mined = Workspace(config).mined().require()
+    assert sum(len(row["negatives"]) for row in rows) == mined.details["negatives"] > total
+    # And as tokens, in the shards that training reads.
+    column = all_runs(ShardReader(Workspace(config).clusters()))["negative_tokens"]
+    assert pa.compute.sum(pa.compute.list_value_length(column)).as_py() == mined.details["negatives"]
+
+
+def test_inconsistent_pairs_are_set_aside_and_counted(tmp_path: Path) -> None:
+    config = _workspace(tmp_path, negatives=0)
+    manifest = cluster(config)
+    mined = Workspace(config).mined().require()
+    aside = manifest.counts.set_aside["inconsistent"]
+    assert 0 < aside == mined.details["inconsistent"] < sum(SOURCES.values())
+    assert manifest.counts.written == sum(SOURCES.values()) - aside
+    # They are kept, and they are those whose document is not among the three best.
+    artifact = Workspace(config).clusters()
+    parts = [part for part in artifact.require().parts if part.details.get("content") == OUTLIERS]
+    left_out = {name for part in parts for name in read_parquet(artifact.folder, part.path)["pair_id"].to_pylist()}
+    assert len(left_out) == aside
+    assert not left_out & set(text_rows(artifact)["pair_id"].to_pylist())
+
+
+def test_what_was_mined_does_not_depend_on_the_order_of_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for name, rows in (("one", 16_384), ("many", 100)):
+        monkeypatch.setattr("clusterbatch.search.gather._BLOCK_ROWS", rows)
+        config = _workspace(tmp_path / name)
+        manifest = mine(config)
+        assert mine(config).created == manifest.created
+        mined = Mined.of(config, 0)
+        found.append(pa.concat_tables([mined.rows_of(task) for task in range(manifest.parts[0].details["buckets"])]))
+    assert found[0].equals(found[1])
+    assert np.all(np.diff(found[0]["unit"].to_numpy()) >= 0)
+
+
+def test_an_approximate_search_of_all_lists_mines_the_same(tmp_path: Path) -> None:
+    found = []
+    for name, settings in (("exact", {}), ("approximate", {"approximate_above": 100, "probes": 10**6})):
+        config = _workspace(tmp_path / name, **settings)
+        manifest = mine(config)
+        mined = Mined.of(config, 0)
+        rows = pa.concat_tables([mined.rows_of(task) for task in range(manifest.parts[0].details["buckets"])])
+        rank = np.minimum(rows["rank"].to_numpy(), MINE["last"])
+        found.append(([part.rows for part in manifest.parts], rank.tolist(), rows["negatives"].to_pylist()))
+    assert found[0] == found[1]
+
+
+def test_given_negatives_stay_in_front(tmp_path: Path) -> None:
+    config = _workspace(tmp_path, ["negatives"], consistency=None)
+    cluster(config)
+    for row in text_rows(Workspace(config).clusters()).to_pylist():
+        given = int(row["pair_id"]) % 3 if int(row["pair_id"]) % 4 else 0
+        assert [text.startswith("not ") for text in row["negatives"][:given]] == [True] * given
+        assert not any(text.startswith("not ") for text in row["negatives"][given:])
+
+
+def test_margins_are_those_of_the_vectors(tmp_path: Path) -> None:
+    config = _workspace(tmp_path, ["negatives"], consistency=None, margins=True)
+    cluster(config)
+    artifact = Workspace(config).clusters()
+    rows = text_rows(artifact).to_pylist()
+    margins = all_runs(ShardReader(artifact), vectors=True)["negative_margins"].to_pylist()
+    embeddings = Workspace(config).embeddings()
+    vectors: dict[str, dict[str, np.ndarray]] = {}
+    for part in embeddings.require().parts:
+        for row in read_parquet(embeddings.folder, part.path).to_pylist():
+            vectors[row["pair_id"]] = {side: np.array(row[f"{side}_vector"]) for side in ("query", "document")}
+    # The same text stands in many rows, each with a vector of its own: the first row's is searched.
+    first: dict[tuple[str, str], str] = {}
+    for row in sorted(rows, key=lambda row: row["pair_id"]):
+        first.setdefault((row["source"], row["document"]), row["pair_id"])
+    mined = 0
+    for row, found in zip(rows, margins, strict=True):
+        assert len(found) == len(row["negatives"])
+        own = vectors[row["pair_id"]]
+        for text, margin in zip(row["negatives"], found, strict=True):
+            if text.startswith("not "):
+                assert np.isnan(margin)
+                continue
+            other = vectors[first[row["source"], text]]["document"]
+            assert margin == pytest.approx(own["query"] @ own["document"] - own["query"] @ other, abs=1e-3)
+            mined += 1
+    assert mined == Workspace(config).mined().require().details["negatives"]
+
+
+def test_nothing_asked_for_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"mine\.negatives or mine\.consistency"):
+        mine(_workspace(tmp_path, negatives=0, consistency=None))

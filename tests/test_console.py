@@ -1,0 +1,58 @@
+"""What is printed for people: names are the user's, and what stands in brackets is not markup."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from clusterbatch.console import (
+    print_comparison,
+    print_prediction,
+    print_quality,
+    print_removals,
+    print_workspace,
+)
+from clusterbatch.pipeline.clean import Removal
+
+NAMES = ["docs[/v2]", "[en] wiki", "[red]shop[/red]", "back\\", "a :smile: b"]
+
+
+def test_sources_are_printed_as_they_are_called(capsys: pytest.CaptureFixture[str]) -> None:
+    source = {"rows": 9, "diversity": 0.5, "duplicates": 0.0, "gain": 0.1, "verdict": "pays", "why": "[why]"}
+    nearest = {"source": NAMES[0], "workspace": "s3://bucket/[run]", "gains": {"cluster": 0.1}}
+    found: dict[str, Any] = {
+        "sources": {name: {**source, "source": {"difficulty": 1.0}} for name in NAMES},
+        "answer": "[answer]",
+        "experience": {
+            "rows": 9,
+            "metric": "NDCG@10",
+            "baseline": "random",
+            "arms": {"cluster": {"error": 0.1, "guessing": 0.2}},
+            "sources": {name: {"gains": {"cluster": 0.1}, "nearest": nearest} for name in NAMES},
+        },
+    }
+    print_prediction(found)
+    shown = capsys.readouterr().out
+    for name in NAMES:
+        assert shown.count(name) >= 2, name
+    assert "[why]" in shown
+    assert "[answer]" in shown
+    assert "docs[/v2] ([run])" in shown
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_collections_paths_and_workspaces_too(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"collection": name, "metric": "NDCG@10", "queries": 3, "before": 0.1, "after": None}
+    print_quality([row], f"/runs/{name}/report")
+    print_removals([Removal(name, 0, "[why]")], removed=True)
+    print_workspace(f"/runs/{name}", [{"stage": "embed", "generation": None, "state": name}])
+    assert capsys.readouterr().out.count(name) == 5
+
+
+def test_a_difference_without_an_interval_has_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"arm": "random", "verdict": "baseline", "value": 0.5, "difference": None, "low": None, "high": None}
+    row |= {"p_corrected": None, "minutes": 1.0}
+    print_comparison({"arms": [row, {**row, "arm": "cluster", "difference": 0.1}], "answer": "[?]"}, "page")
+    lines = capsys.readouterr().out.splitlines()
+    assert [("–" in line) for line in lines if "random" in line or "cluster" in line] == [False, True]
