@@ -13,7 +13,7 @@ from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.batches.strategies import STRATEGIES
 from clusterbatch.config import BatchesConfig, EmbedConfig, RunConfig
 from clusterbatch.corpus.readers import dispatch, formats
-from clusterbatch.corpus.row_groups import corpus_units
+from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.char_ngrams import SURROGATES
 from clusterbatch.embedding.stage import UnitEmbedder, embed
 from clusterbatch.store.workspace import Workspace
@@ -87,7 +87,7 @@ def test_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process:
     commit_corpus(config, corpus_table(documents, [*documents[1:], ""], ["topics"] * 90))
     manifest = embed(config)
     assert (manifest.details["model"], manifest.details["dimensions"], manifest.counts.written) == ("words", 256, 90)
-    unit = corpus_units(Workspace(config).corpus.require())[0]
+    unit = row_groups_of(Workspace(config).corpus.require())[0]
     vectors = UnitEmbedder(config).embed(unit).vectors["query"].astype(np.float32)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-2)
     similarity, topic = vectors @ vectors.T, np.arange(len(vectors)) % 3

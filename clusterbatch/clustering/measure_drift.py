@@ -15,7 +15,7 @@ from clusterbatch.clustering.partitions import groups_of
 from clusterbatch.clustering.warm_start import Previous, PreviousAssigner
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.groups import Groups
-from clusterbatch.corpus.row_groups import read_unit
+from clusterbatch.corpus.row_groups import read_row_group
 from clusterbatch.embedding.stage import embedding_pool
 from clusterbatch.embedding.vectors import SIDES, TaskUnit, VectorSource, tasks, vector_column, vector_values
 from clusterbatch.hashing import row_hashes
@@ -106,7 +106,7 @@ class DriftSampleWorker:
 
     def _pick(self, item: TaskUnit) -> tuple[np.ndarray, pa.Table] | None:
         """Rows that the generation before had in a cluster of several, by group."""
-        rows = read_unit(self._corpus, item.unit, ["pair_id", "source"])
+        rows = read_row_group(self._corpus, item.unit, ["pair_id", "source"])
         kept = np.flatnonzero(row_hashes(rows["pair_id"], self._seed) / 2.0**64 < self._share)
         group = self._groups.of_rows(rows["source"])[kept]
         label, old = self._previous.with_features(item, group, kept)

@@ -19,7 +19,7 @@ from clusterbatch.clustering.partitions import Cells
 from clusterbatch.clustering.warm_start import Previous, PreviousAssigner
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.groups import Groups
-from clusterbatch.corpus.row_groups import read_unit
+from clusterbatch.corpus.row_groups import read_row_group
 from clusterbatch.embedding.vectors import TaskUnit, VectorSource, vector_column, vector_values
 from clusterbatch.hashing import row_hashes
 from clusterbatch.runtime import Unit
@@ -110,7 +110,7 @@ class SampleWorker:
         return receipt
 
     def _pick(self, item: TaskUnit) -> tuple[np.ndarray, pa.Table]:
-        rows = read_unit(self._corpus, item.unit, self._columns)
+        rows = read_row_group(self._corpus, item.unit, self._columns)
         group = self._groups.of_rows(rows["source"])
         first_cell = self._first_cell[group]
         share = np.where(first_cell >= 0, self._cells.share[first_cell], 0.0)

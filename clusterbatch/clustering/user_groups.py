@@ -15,7 +15,7 @@ from clusterbatch.clustering.features import Features, feature_sides, feature_ve
 from clusterbatch.clustering.packing_order import packing_order
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.groups import Groups
-from clusterbatch.corpus.row_groups import read_unit
+from clusterbatch.corpus.row_groups import read_row_group
 from clusterbatch.embedding.vectors import TaskUnit, VectorSource, vector_column, vector_values
 from clusterbatch.runtime import Unit
 from clusterbatch.store import Artifact, Counts, Part, Receipt, Stopwatch
@@ -76,7 +76,7 @@ class LabelSumsWorker:
         return receipt
 
     def _add(self, item: TaskUnit, found: _Sums) -> None:
-        rows = read_unit(self._corpus, item.unit, ["source", LABEL])
+        rows = read_row_group(self._corpus, item.unit, ["source", LABEL])
         vectors = feature_vectors(self._vectors.read(item, feature_sides(self._features)), self._features)
         # Rows without a label share the label null.
         encoded = rows[LABEL].combine_chunks().dictionary_encode(null_encoding="encode")

@@ -17,7 +17,7 @@ from clusterbatch.clustering.features import Features, feature_sides, feature_ve
 from clusterbatch.clustering.model import GroupAssigner, GroupModel, StoredModels
 from clusterbatch.config import EmbedConfig, RunConfig
 from clusterbatch.corpus.groups import Groups
-from clusterbatch.corpus.row_groups import corpus_units
+from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.vectors import TaskUnit, VectorSource
 from clusterbatch.errors import UsageError
 from clusterbatch.hashing import row_hashes
@@ -70,7 +70,7 @@ class Previous:
         for part in manifest.parts:
             if part.details.get("content") in ("centroids", "projection"):
                 by_level.setdefault(part.details["level"], []).append(part)
-        units = corpus_units(corpus)
+        units = row_groups_of(corpus)
         persisted = embeddings.details.get("persisted", True)
         embed = EmbedConfig.model_validate(embeddings.config) if embeddings.config else config.embed
         # What vectors are computed on is today's choice: the machines of then may be gone.

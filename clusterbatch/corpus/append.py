@@ -25,7 +25,7 @@ from clusterbatch.corpus.holdout import NOTHING, HeldOut
 from clusterbatch.corpus.inputs import InputFile
 from clusterbatch.corpus.near_duplicates import ENTRIES, entries
 from clusterbatch.corpus.read import DROPPED, Sorting
-from clusterbatch.corpus.row_groups import CorpusUnit, corpus_units, live_rows, read_unit
+from clusterbatch.corpus.row_groups import RowGroup, live_rows, read_row_group, row_groups_of
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.runtime import Unit
 from clusterbatch.store.artifact import Artifact, Counts, Manifest, Part, Receipt, Stopwatch
@@ -112,7 +112,7 @@ class KnownWorker:
         counts: list[int] = []
         sources: Counter[str] = Counter()
         for item in unit.payload:
-            rows = read_unit(self._corpus, item, ["pair_id", "source", *_PAIR, *texts])
+            rows = read_row_group(self._corpus, item, ["pair_id", "source", *_PAIR, *texts])
             gone, live = self._dropping.mask(rows), live_rows(self._corpus, item)
             sources.update(rows["source"].filter(pa.array(gone)).to_pylist())
             # The list of a version holds what earlier ones dropped as well.
@@ -172,8 +172,8 @@ class Known:
 
 def part_units(manifest: Manifest) -> list[Unit]:
     """One unit for each part with pairs."""
-    by_part: dict[str, list[CorpusUnit]] = {}
-    for unit in corpus_units(manifest):
+    by_part: dict[str, list[RowGroup]] = {}
+    for unit in row_groups_of(manifest):
         by_part.setdefault(unit.path, []).append(unit)
     return [Unit(number, sum(unit.rows for unit in units), units) for number, units in enumerate(by_part.values())]
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from clusterbatch.config import EmbedConfig, RunConfig, StorageConfig
 from clusterbatch.corpus.images import image_bytes
-from clusterbatch.corpus.row_groups import CorpusUnit, read_unit
+from clusterbatch.corpus.row_groups import RowGroup, read_row_group
 from clusterbatch.embedding.char_ngrams import SURROGATES, Surrogate
 from clusterbatch.encoder.clip import image_processor
 from clusterbatch.encoder.devices import inference_dtype, resolve_device
@@ -70,10 +70,10 @@ class Preparer:
             raise UsageError(f"embed.model: {config.model} is for texts alone (corpus.columns.images)")
         self._images = {side: image_processor(str(folder), "embed.model") for side in images}
 
-    def prepare(self, unit: CorpusUnit, rows: np.ndarray | None = None, sides: Sequence[Side] = SIDES) -> PreparedUnit:
+    def prepare(self, unit: RowGroup, rows: np.ndarray | None = None, sides: Sequence[Side] = SIDES) -> PreparedUnit:
         """The unit, or only some of its `rows` (numbers inside it) and one of its sides. Raises DataError."""
         columns = ["pair_id", "source", *sides, *(f"{side}_hash" for side in sides)]
-        table = read_unit(self._corpus, unit, columns)
+        table = read_row_group(self._corpus, unit, columns)
         if rows is not None:
             table = table.take(pa.array(rows))
         source = table["source"].combine_chunks().dictionary_encode()
@@ -91,7 +91,7 @@ class Preparer:
                 np.add.at(counts, source.indices.to_numpy(zero_copy_only=False), of_source)
             texts[side] = PreparedTexts(inputs, text_of_row.astype(np.int32))
         unknown = dict(zip(source.dictionary.to_pylist(), counts.tolist(), strict=True)) if self._tokenisation else {}
-        place = f"{self._corpus.folder.uri}/{unit.path}, row group {unit.row_group}"
+        place = f"{self._corpus.folder.uri}/{unit.path}, row group {unit.index}"
         return PreparedUnit(table.select(["pair_id", "source"]), texts, unknown, place)
 
 
@@ -163,14 +163,14 @@ class UnitEmbedder:
     def dimensions(self) -> int:
         return self._model.dimensions
 
-    def embed(self, unit: CorpusUnit, *, rows: np.ndarray | None = None, sides: Sequence[Side] = SIDES) -> EmbeddedUnit:
+    def embed(self, unit: RowGroup, *, rows: np.ndarray | None = None, sides: Sequence[Side] = SIDES) -> EmbeddedUnit:
         """Reads and embeds a unit, or only some of its `rows` (row numbers inside it) and one of its sides.
 
         Raises DataError that names the row whose vector is not finite.
         """
         return self.embed_prepared(self.prepare(unit, rows, sides))
 
-    def prepare(self, unit: CorpusUnit, rows: np.ndarray | None = None, sides: Sequence[Side] = SIDES) -> PreparedUnit:
+    def prepare(self, unit: RowGroup, rows: np.ndarray | None = None, sides: Sequence[Side] = SIDES) -> PreparedUnit:
         """The part of `embed` that needs no weights: reading, dropping what is there twice, tokenising."""
         return self._preparer.prepare(unit, rows, sides)
 

@@ -14,7 +14,7 @@ import numpy as np
 import ray
 
 from clusterbatch.config import EmbedConfig, RunConfig, fingerprint
-from clusterbatch.corpus.row_groups import CorpusUnit, corpus_units, read_unit
+from clusterbatch.corpus.row_groups import RowGroup, read_row_group, row_groups_of
 from clusterbatch.embedding.char_ngrams import SAMPLE_PAIRS, SURROGATES
 from clusterbatch.embedding.embedder import UnitEmbedder, surrogate_artifact
 from clusterbatch.embedding.workers import EmbedWorker, FitSurrogateWorker, PrepareWorker, TrialWorker
@@ -50,8 +50,10 @@ class ImportWorker:
 
     def process(self, unit: Unit) -> Receipt:
         watch = Stopwatch()
-        corpus_unit: CorpusUnit = unit.payload
-        table = read_unit(self._corpus, corpus_unit, self._schema.names).select(self._schema.names).cast(self._schema)
+        corpus_unit: RowGroup = unit.payload
+        table = (
+            read_row_group(self._corpus, corpus_unit, self._schema.names).select(self._schema.names).cast(self._schema)
+        )
         part = write_parquet(self._artifact, f"unit-{unit.number:08d}", table, deleted=corpus_unit.deleted)
         receipt = Receipt(
             unit=unit.number,
@@ -82,7 +84,7 @@ def import_vectors(
     done = target.begin(identity, force)
     dimensions = int(manifest.details["dimensions"])
     there = len(base.parts) if base else 0
-    units = [Unit(unit.number, unit.rows, unit) for unit in corpus_units(manifest)[there:]]
+    units = [Unit(unit.number, unit.rows, unit) for unit in row_groups_of(manifest)[there:]]
     arguments: Mapping[str, object] = {
         "corpus": corpus,
         "artifact": target,
@@ -133,7 +135,7 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     target = artifact.next_version(base) if base else artifact
     done = target.begin(identity, force)
     there = len(base.parts) if base else 0
-    units = [Unit(unit.number, unit.rows, unit) for unit in corpus_units(corpus)[there:]]
+    units = [Unit(unit.number, unit.rows, unit) for unit in row_groups_of(corpus)[there:]]
     with ray_session(config.ray):
         if model in SURROGATES and units and base is None:
             _fit_surrogate(config, workspace.corpus, surrogate_artifact(artifact), identity, units)

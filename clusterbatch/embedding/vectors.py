@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.config import RunConfig
-from clusterbatch.corpus.row_groups import CorpusUnit, corpus_units, take_live
+from clusterbatch.corpus.row_groups import RowGroup, row_groups_of, take_live
 from clusterbatch.errors import DataError
 from clusterbatch.runtime import Unit
 from clusterbatch.store.artifact import Manifest, Part
@@ -30,7 +30,7 @@ _MOST_TASKS, _MOST_ROWS = 4096, 2**17
 class TaskUnit:
     """A corpus unit, and the part that holds its vectors where they are kept."""
 
-    unit: CorpusUnit
+    unit: RowGroup
     embeddings: Part | None
 
 
@@ -44,7 +44,7 @@ def tasks(corpus: Manifest, embeddings: Manifest | None) -> list[Unit]:
 
     embeddings: None where none were made.
     """
-    units = corpus_units(corpus)
+    units = row_groups_of(corpus)
     parts: list[Part | None] = [None] * len(units)
     if embeddings is not None and embeddings.details.get("persisted", True):
         parts = list(embeddings.parts)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from clusterbatch.config import RunConfig
-from clusterbatch.corpus.row_groups import CorpusUnit, read_unit
+from clusterbatch.corpus.row_groups import RowGroup, read_row_group
 from clusterbatch.embedding.char_ngrams import SAMPLE_PAIRS, SURROGATES
 from clusterbatch.embedding.embedder import EmbeddedUnit, PreparedUnit, Preparer, UnitEmbedder
 from clusterbatch.runtime import Unit
@@ -31,7 +31,7 @@ class EmbedWorker:
     def process(self, unit: Unit, prepared: PreparedUnit | None = None) -> Receipt:
         """Embeds the unit; `prepared` where other processes read and tokenise ahead."""
         watch = Stopwatch()
-        corpus_unit: CorpusUnit = unit.payload
+        corpus_unit: RowGroup = unit.payload
         prepared = prepared or self._embedder.prepare(corpus_unit)
         prepared_at = watch.seconds
         embedded = self._embedder.embed_prepared(prepared)
@@ -107,7 +107,7 @@ class TrialWorker:
         return Receipt(unit=unit.number, fingerprint=self._identity, details=details)
 
 
-def sample_rows(units: Sequence[CorpusUnit], pairs: int, seed: int = 0) -> Iterator[tuple[CorpusUnit, np.ndarray]]:
+def sample_rows(units: Sequence[RowGroup], pairs: int, seed: int = 0) -> Iterator[tuple[RowGroup, np.ndarray]]:
     """Up to `pairs` rows of a corpus, drawn uniformly: the units that hold some, and their row numbers inside it."""
     starts = np.concatenate([[0], np.cumsum([unit.rows for unit in units])])
     total = int(starts[-1])
@@ -118,11 +118,11 @@ def sample_rows(units: Sequence[CorpusUnit], pairs: int, seed: int = 0) -> Itera
             yield unit, rows
 
 
-def sample_texts(corpus: Artifact, units: Sequence[CorpusUnit], pairs: int, seed: int = 0) -> list[str]:
+def sample_texts(corpus: Artifact, units: Sequence[RowGroup], pairs: int, seed: int = 0) -> list[str]:
     """Queries and documents of `sample_rows`, read unit by unit."""
     texts: list[str] = []
     for unit, rows in sample_rows(units, pairs, seed):
-        table = read_unit(corpus, unit, ["query", "document"]).take(pa.array(rows))
+        table = read_row_group(corpus, unit, ["query", "document"]).take(pa.array(rows))
         texts += table["query"].to_pylist() + table["document"].to_pylist()
     return texts
 

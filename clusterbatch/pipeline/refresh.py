@@ -15,7 +15,7 @@ from typing import Any
 from clusterbatch.clustering.measure_drift import measure_drift
 from clusterbatch.clustering.warm_start import Previous
 from clusterbatch.config import RunConfig, fingerprint, with_changes
-from clusterbatch.corpus.row_groups import corpus_units, read_unit
+from clusterbatch.corpus.row_groups import read_row_group, row_groups_of
 from clusterbatch.embedding.char_ngrams import SURROGATES
 from clusterbatch.embedding.stage import is_embedded
 from clusterbatch.encoder.devices import visible_device
@@ -277,10 +277,10 @@ def _has(manifest: Manifest, metric: str) -> bool:
 
 def _document_seconds(config: RunConfig, workspace: Workspace, generation: int) -> float:
     """Seconds in which one process embeds a document with a generation's model, timed on some of the corpus."""
-    units = [unit for unit in corpus_units(workspace.corpus.require()) if unit.rows]
+    units = [unit for unit in row_groups_of(workspace.corpus.require()) if unit.rows]
     if not units:
         raise DataError(f"{workspace.corpus.folder.uri}: the corpus has no rows")
-    texts = read_unit(workspace.corpus, units[0], ["document"])["document"].slice(0, _TIMED_DOCUMENTS).to_pylist()
+    texts = read_row_group(workspace.corpus, units[0], ["document"])["document"].slice(0, _TIMED_DOCUMENTS).to_pylist()
     folder = resolve_model(workspace.trained_model(generation).uri, config.storage)
     encoder = load_encoder(folder, device=visible_device(config.embed.device))
     begun = time.perf_counter()

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.groups import Groups
-from clusterbatch.corpus.row_groups import read_unit
+from clusterbatch.corpus.row_groups import read_row_group
 from clusterbatch.embedding.vectors import SIDES, TaskUnit, VectorSource, vector_values
 from clusterbatch.hashing import row_hashes
 from clusterbatch.runtime import Unit
@@ -59,7 +59,7 @@ class GatherWorker:
         return receipt
 
     def _rows(self, task: int, item: TaskUnit) -> tuple[np.ndarray, pa.Table, pa.Table]:
-        rows = read_unit(self._corpus, item.unit, _COLUMNS + (["document"] if self._texts else []))
+        rows = read_row_group(self._corpus, item.unit, _COLUMNS + (["document"] if self._texts else []))
         vectors = self._vectors.read(item, SIDES)
         table = pa.table(
             {

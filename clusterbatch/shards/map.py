@@ -14,7 +14,7 @@ from clusterbatch.clustering.user_groups import LABEL
 from clusterbatch.clustering.warm_start import KeptRows, Previous
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.groups import Groups
-from clusterbatch.corpus.row_groups import read_unit
+from clusterbatch.corpus.row_groups import read_row_group
 from clusterbatch.embedding.vectors import SIDES, TaskUnit, VectorSource
 from clusterbatch.errors import DataError
 from clusterbatch.hashing import row_hashes
@@ -91,7 +91,7 @@ class AssignWorker:
 
     def _rows(self, item: TaskUnit, mined: pa.Table | None, placed: np.ndarray | None) -> tuple[pa.Table, np.ndarray]:
         """The exchange's columns of a unit's rows, and (rows,) bool: which of them are set aside."""
-        rows = read_unit(self._corpus, item.unit, self._columns)
+        rows = read_row_group(self._corpus, item.unit, self._columns)
         if mined is not None and self._mined and self._mined.config.negatives:
             if self._mined.config.margins:
                 rows = with_margins(rows, mined["margins"])

@@ -24,7 +24,7 @@ from clusterbatch.clustering.user_groups import LABEL, LabelFitWorker, LabelSums
 from clusterbatch.clustering.warm_start import Previous
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.groups import Groups
-from clusterbatch.corpus.row_groups import corpus_units
+from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.stage import embedding_pool
 from clusterbatch.embedding.vectors import tasks
 from clusterbatch.errors import DataError, UsageError
@@ -93,7 +93,7 @@ class Passes:
     @cached_property
     def columns(self) -> list[str]:
         """Of the corpus."""
-        units = corpus_units(self.corpus)
+        units = row_groups_of(self.corpus)
         if not units:
             raise DataError(f"{self.workspace.corpus.folder.uri}: the corpus has no rows")
         return parquet_columns(self.workspace.corpus.folder, units[0].path)
@@ -226,7 +226,7 @@ class Passes:
         """From the sample's shares and the corpus' bytes on storage."""
         models = fits.load()
         # Compressed text has about a third of its characters' bytes; a token is about four characters and two bytes.
-        pairs = {unit.path for unit in corpus_units(self.corpus)}
+        pairs = {unit.path for unit in row_groups_of(self.corpus)}
         stored = sum(part.bytes for part in self.corpus.parts if part.path in pairs)
         rows = max(1, self.corpus.counts.written)
         tokens = 1.5 * stored / rows

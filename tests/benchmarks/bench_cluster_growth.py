@@ -32,7 +32,7 @@ from clusterbatch.clustering.kmeans import FitSettings, fit
 from clusterbatch.clustering.partial_sums import chunk_count
 from clusterbatch.clustering.sample import SampleChunks
 from clusterbatch.config import RayConfig, RunConfig
-from clusterbatch.corpus.row_groups import corpus_units, read_unit
+from clusterbatch.corpus.row_groups import read_row_group, row_groups_of
 from clusterbatch.embedding.vectors import vector_column
 from clusterbatch.encoder.devices import inference_dtype
 from clusterbatch.runtime import Pool, ray_session
@@ -124,13 +124,13 @@ def first_units(place: str, folder: Path, share: int) -> str:
     """A workspace with the first of `share` equal parts of another one's units: its files by reference."""
     given, made = (Workspace(RunConfig(workspace=uri)) for uri in (place, str(folder)))
     corpus, embeddings = given.corpus.require(), given.embeddings().require()
-    units = corpus_units(corpus)
+    units = row_groups_of(corpus)
     units = units[: len(units) // share]
     groups: dict[str, list[int]] = {}
     sources: dict[str, int] = {}
     for unit in units:
         groups.setdefault(unit.path, []).append(unit.rows)
-        of_unit = read_unit(given.corpus, unit, ["source"])["source"].value_counts().to_pylist()
+        of_unit = read_row_group(given.corpus, unit, ["source"])["source"].value_counts().to_pylist()
         for entry in of_unit:
             sources[entry["values"]] = sources.get(entry["values"], 0) + entry["counts"]
     rows = sum(unit.rows for unit in units)

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 import torch
 
 from clusterbatch.config import EmbedConfig, RayConfig, RunConfig
-from clusterbatch.corpus.row_groups import corpus_units
+from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.embedder import Preparer
 from clusterbatch.embedding.stage import embed
 from clusterbatch.encoder.devices import inference_dtype
@@ -141,7 +141,7 @@ def stage_against_encoder(pairs: int) -> None:
         config = workspace(Path(folder), pairs, MODEL, MAX_TOKENS)
         encoder = load_encoder(resolve_model(MODEL), dtype=inference_dtype("auto", torch.device("cpu")), packed=True)
         preparer = Preparer(Workspace(config).corpus, config.embed, config.storage)
-        units = corpus_units(Workspace(config).corpus.require())[::ALONE_UNITS]
+        units = row_groups_of(Workspace(config).corpus.require())[::ALONE_UNITS]
         prepared = [preparer.prepare(unit).texts.values() for unit in units]
         texts = [Tokens.from_arrow(side.inputs) for sides in prepared for side in sides]
         tokens = sum(len(part.values) for part in texts)

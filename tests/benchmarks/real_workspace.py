@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from clusterbatch.clustering.features import unit_length
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.ingest import ingest
-from clusterbatch.corpus.row_groups import corpus_units, read_unit
+from clusterbatch.corpus.row_groups import read_row_group, row_groups_of
 from clusterbatch.embedding.vectors import vector_column
 from clusterbatch.schema import embeddings_schema
 from clusterbatch.store import Counts, Receipt, Stopwatch
@@ -38,8 +38,8 @@ def build(uri: str, pairs: Path, vectors: Path) -> RunConfig:
     embeddings, parts, rows = workspace.embeddings(), [], 0
     if embeddings.is_done(corpus.fingerprint):
         return config
-    for unit in corpus_units(corpus):
-        table = read_unit(workspace.corpus, unit, ["pair_id", "source", "query", "document"])
+    for unit in row_groups_of(corpus):
+        table = read_row_group(workspace.corpus, unit, ["pair_id", "source", "query", "document"])
         columns = [table["pair_id"].combine_chunks(), table["source"].combine_chunks()]
         for side in ("query", "document"):
             values, _, row_of_text = known[side]

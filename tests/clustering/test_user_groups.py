@@ -12,7 +12,7 @@ from clusterbatch.clustering.partitions import groups_of
 from clusterbatch.clustering.user_groups import LabelFitWorker, LabelSumsWorker
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.groups import Groups
-from clusterbatch.corpus.row_groups import corpus_units
+from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.vectors import TaskUnit, vector_values
 from clusterbatch.runtime import Unit
 from clusterbatch.store import Artifact, Folder
@@ -31,7 +31,7 @@ def test_sums_do_not_depend_on_how_units_are_grouped_into_tasks(tmp_path: Path) 
     )
     workspace = Workspace(config)
     corpus, embeddings = workspace.corpus.require(), workspace.embeddings().require()
-    items = [TaskUnit(unit, part) for unit, part in zip(corpus_units(corpus), embeddings.parts, strict=True)]
+    items = [TaskUnit(unit, part) for unit, part in zip(row_groups_of(corpus), embeddings.parts, strict=True)]
     groups = groups_of(config, corpus)
     tables = [
         _fitted(tmp_path / str(size), config, groups, [items[i : i + size] for i in range(0, len(items), size)])

@@ -14,7 +14,7 @@ from clusterbatch.cli import main
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.append import DocumentFilter
 from clusterbatch.corpus.ingest import ingest
-from clusterbatch.corpus.row_groups import corpus_units
+from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store import Artifact
 from clusterbatch.store.tables import read_parquet
@@ -69,8 +69,8 @@ def test_new_files_become_a_version_and_nothing_is_changed(tmp_path: Path, in_pr
     after = _bytes(tmp_path / "workspace")
     assert before.items() <= after.items()
     # The units of the first version are the first of the second, under the same numbers.
-    units = corpus_units(first)
-    assert corpus_units(second)[: len(units)] == units
+    units = row_groups_of(first)
+    assert row_groups_of(second)[: len(units)] == units
     # Again there is nothing new, whether one asks for it or not.
     assert ingest(config, append=True) == second == ingest(config)
     assert _bytes(tmp_path / "workspace") == after
@@ -106,7 +106,7 @@ def test_rows_are_dropped_by_id_and_by_source(tmp_path: Path, in_process: None) 
     assert third.version == 3
     assert third.details["sources"] == {"site": 200}
     # Units of which nothing is left keep their numbers.
-    assert [unit.number for unit in corpus_units(third)] == list(range(len(corpus_units(third))))
+    assert [unit.number for unit in row_groups_of(third)] == list(range(len(row_groups_of(third))))
     listed = [part for part in third.parts if part.details.get("role") == "deleted"]
     assert all(read_parquet(Workspace(config).corpus.folder, part).num_rows == part.rows for part in listed)
     everything = write_lines(tmp_path / "all.txt", [f"pair-{number}" for number in range(400)])

@@ -16,7 +16,7 @@ from clusterbatch.corpus import passes
 from clusterbatch.corpus import read as sizing
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.corpus.read import flush_bytes, read_bytes
-from clusterbatch.corpus.row_groups import corpus_units, read_unit
+from clusterbatch.corpus.row_groups import read_row_group, row_groups_of
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store import Manifest
 from clusterbatch.store.tables import read_parquet
@@ -35,7 +35,7 @@ def configuration(tmp_path: Path, paths: list[Path], **corpus: Any) -> RunConfig
 
 def corpus_rows(config: RunConfig, manifest: Manifest) -> list[dict[str, Any]]:
     artifact = Workspace(config).corpus
-    tables = [read_unit(artifact, unit) for unit in corpus_units(manifest)]
+    tables = [read_row_group(artifact, unit) for unit in row_groups_of(manifest)]
     return pa.concat_tables(tables).to_pylist()
 
 

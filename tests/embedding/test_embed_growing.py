@@ -13,7 +13,7 @@ from clusterbatch.config import EmbedConfig, RunConfig
 from clusterbatch.corpus import append as known
 from clusterbatch.corpus.append import Dropping, KnownWorker, part_units, without_dropped
 from clusterbatch.corpus.read import Sorting
-from clusterbatch.corpus.row_groups import PAIRS, corpus_units, read_unit
+from clusterbatch.corpus.row_groups import PAIRS, read_row_group, row_groups_of
 from clusterbatch.embedding.embedder import EmbeddedUnit, UnitEmbedder
 from clusterbatch.embedding.stage import embed, is_embedded
 from clusterbatch.embedding.vectors import SIDES, VectorSource, tasks
@@ -78,7 +78,7 @@ def _by_pair(config: RunConfig) -> dict[str, np.ndarray]:
     source, vectors = VectorSource(config, 0), {}
     for task in tasks(corpus, workspace.embeddings().require()):
         for item in task.payload:
-            rows, table = read_unit(workspace.corpus, item.unit, ["pair_id"]), source.read(item, SIDES)
+            rows, table = read_row_group(workspace.corpus, item.unit, ["pair_id"]), source.read(item, SIDES)
             assert rows.num_rows == item.unit.rows
             assert rows["pair_id"].equals(table["pair_id"])
             for row in table.to_pylist():
@@ -107,7 +107,7 @@ def test_rows_embedded_are_rows_new(
     second = embed(config)
     assert sorted(embedded_rows) == sorted(new["pair_id"].to_pylist())
     assert second.details["rows"] == 70
-    assert (second.version, len(second.parts)) == (2, len(corpus_units(Workspace(config).corpus.require())))
+    assert (second.version, len(second.parts)) == (2, len(row_groups_of(Workspace(config).corpus.require())))
     found = _by_pair(config)
     assert set(found) == {*before, *embedded_rows} - set(gone)
     assert all(np.array_equal(found[pair], before[pair]) for pair in found if pair in before)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clusterbatch.config import EmbedConfig, RunConfig
-from clusterbatch.corpus.row_groups import corpus_units
+from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.stage import UnitEmbedder, embed
 from clusterbatch.embedding.workers import sample_texts
 from clusterbatch.encoder.model import load_encoder
@@ -56,7 +56,7 @@ def test_one_part_a_unit_in_the_corpus_order(run: Callable[..., RunConfig], in_p
     config = run(workers=2)
     manifest = embed(config)
     corpus = Workspace(config).corpus
-    units = corpus_units(corpus.require())
+    units = row_groups_of(corpus.require())
     assert [part.rows for part in manifest.parts] == [unit.rows for unit in units] == [50, 50, 50]
     assert manifest.counts.read == manifest.counts.written == _ROWS
     table = _vectors(config, manifest)
@@ -98,7 +98,7 @@ def test_vectors_that_are_not_kept_are_the_same(run: Callable[..., RunConfig], i
     assert (manifest.parts, manifest.details["persisted"]) == ([], False)
     embedder = UnitEmbedder(fused)
     assert embedder.dimensions == 32
-    units = corpus_units(Workspace(fused).corpus.require())
+    units = row_groups_of(Workspace(fused).corpus.require())
     for side in ("query", "document"):
         vectors = np.concatenate([embedder.embed(unit).vectors[side] for unit in units])
         assert np.array_equal(vectors, _matrix(kept[f"{side}_vector"]))
@@ -113,7 +113,7 @@ def test_surrogate_without_a_model(persist: bool, run: Callable[..., RunConfig],
     config = run(model="char-ngrams", persist=persist)
     manifest = embed(config)
     embedder = UnitEmbedder(config)
-    unit = corpus_units(Workspace(config).corpus.require())[0]
+    unit = row_groups_of(Workspace(config).corpus.require())[0]
     vectors = embedder.embed(unit).vectors["document"]
     assert np.allclose(np.linalg.norm(vectors.astype(np.float32), axis=1), 1, atol=1e-2)
     if persist:
@@ -122,7 +122,7 @@ def test_surrogate_without_a_model(persist: bool, run: Callable[..., RunConfig],
 
 def test_sample_is_uniform_over_rows(run: Callable[..., RunConfig]) -> None:
     corpus = Workspace(run()).corpus
-    units = corpus_units(corpus.require())
+    units = row_groups_of(corpus.require())
     assert len(sample_texts(corpus, units, 1000)) == 2 * _ROWS
     few = sample_texts(corpus, units, 30)
     assert len(few) == 60

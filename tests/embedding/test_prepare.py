@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterbatch.config import EmbedConfig, RunConfig, StorageConfig
-from clusterbatch.corpus.row_groups import corpus_units
+from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.embedder import PreparedUnit, Preparer, first_of_each
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.store.workspace import Workspace
@@ -23,7 +23,7 @@ _SOURCES = ["english", "english", "english", "japanese", "english"]
 
 def _prepare(folder: Path, **settings: object) -> PreparedUnit:
     config = RunConfig(workspace=str(folder))
-    (unit,) = corpus_units(commit_corpus(config, corpus_table(_QUERIES, _DOCUMENTS, _SOURCES)))
+    (unit,) = row_groups_of(commit_corpus(config, corpus_table(_QUERIES, _DOCUMENTS, _SOURCES)))
     return Preparer(Workspace(config).corpus, EmbedConfig(**settings), StorageConfig()).prepare(unit)  # type: ignore[arg-type]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from clusterbatch.clustering import fit_distributed as distributed
 from clusterbatch.config import RunConfig
-from clusterbatch.corpus.row_groups import corpus_units
+from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.embedder import UnitEmbedder
 from clusterbatch.embedding.workers import embeddings_table
 from clusterbatch.errors import UsageError
@@ -181,7 +181,7 @@ def test_vectors_that_were_not_kept_give_the_same_shards(tmp_path, in_process) -
     embedder, artifact = UnitEmbedder(kept), Workspace(kept).embeddings()
     parts = [
         write_parquet(artifact, "unit", embeddings_table(embedder.embed(unit)))
-        for unit in corpus_units(Workspace(kept).corpus.require())
+        for unit in row_groups_of(Workspace(kept).corpus.require())
     ]
     for config, persisted in ((kept, parts), (fresh, [])):
         embeddings = Workspace(config).embeddings()

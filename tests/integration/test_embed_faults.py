@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from clusterbatch.config import EmbedConfig, RayConfig, RunConfig
-from clusterbatch.corpus.row_groups import corpus_units
+from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.stage import embed
 from clusterbatch.store import Manifest
 from clusterbatch.store.artifact import RECEIPTS
@@ -58,7 +58,7 @@ def _table(config: RunConfig, manifest: Manifest) -> pa.Table:
 
 def _check(config: RunConfig, manifest: Manifest, undisturbed: pa.Table) -> None:
     assert manifest.counts.read == manifest.counts.written == _UNITS * _UNIT_ROWS
-    units = corpus_units(Workspace(config).corpus.require())
+    units = row_groups_of(Workspace(config).corpus.require())
     assert [part.rows for part in manifest.parts] == [unit.rows for unit in units]
     assert _table(config, manifest).equals(undisturbed)
 

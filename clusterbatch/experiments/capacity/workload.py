@@ -17,7 +17,7 @@ from clusterbatch.corpus.docstrings import COLLECTION
 from clusterbatch.corpus.find_inputs import find_inputs
 from clusterbatch.corpus.inputs import InputFile
 from clusterbatch.corpus.readers.formats import format_of_name
-from clusterbatch.corpus.row_groups import corpus_units, read_unit
+from clusterbatch.corpus.row_groups import read_row_group, row_groups_of
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.errors import ClusterbatchError
 from clusterbatch.experiments.capacity.model import CapacityModel, Shape, Workload
@@ -62,10 +62,10 @@ def shape_of(name: str, config: RunConfig) -> Shape:
 
 def _of_corpus(config: RunConfig, manifest: Manifest) -> Workload:
     """From a corpus that is made: rows as counted, lengths from a few units spread over it."""
-    units = corpus_units(manifest)
+    units = row_groups_of(manifest)
     chosen = [units[number] for number in _spread(len(units))]
     corpus = Workspace(config).corpus
-    seen = pa.concat_tables([read_unit(corpus, unit, ["query", "document"]) for unit in chosen])
+    seen = pa.concat_tables([read_row_group(corpus, unit, ["query", "document"]) for unit in chosen])
     return Workload(
         rows=manifest.counts.written,
         sources=len(manifest.details["sources"]),

@@ -20,7 +20,7 @@ import torch
 from clusterbatch.batches.curriculum import Plan
 from clusterbatch.batches.loader import SliceLoader
 from clusterbatch.config import RunConfig, fingerprint, with_changes
-from clusterbatch.corpus.row_groups import corpus_units
+from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.char_ngrams import SURROGATES
 from clusterbatch.embedding.embedder import UnitEmbedder
 from clusterbatch.encoder.devices import visible_device
@@ -125,7 +125,7 @@ def _seconds_a_row(config: RunConfig) -> float:
     corpus = Workspace(config).corpus.require()
     if corpus.details.get("dimensions") is not None or config.embed.model in SURROGATES:
         return 0.0
-    unit = next(unit for unit in corpus_units(corpus) if unit.rows)
+    unit = next(unit for unit in row_groups_of(corpus) if unit.rows)
     rows = np.arange(min(_TIMED_ROWS, unit.rows))
     with _one_thread():
         embedder = UnitEmbedder(config, device=str(visible_device(config.embed.device)))

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.config import RunConfig, fingerprint
-from clusterbatch.corpus.row_groups import PAIRS, CorpusUnit, corpus_units, read_unit, take_live
+from clusterbatch.corpus.row_groups import PAIRS, RowGroup, read_row_group, row_groups_of, take_live
 from clusterbatch.encoder.model import Encoder, load_encoder
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import UsageError
@@ -67,8 +67,8 @@ def sample_corpus(config: RunConfig, share: float, way: Way, *, force: bool = Fa
     if artifact.is_done(identity) and not force:
         return artifact.require()
     done = artifact.begin(identity, force)
-    parts = _vector_parts(vectors, len(corpus_units(corpus)))
-    units = [Unit(unit.number, unit.rows, (unit, parts[unit.number])) for unit in corpus_units(corpus)]
+    parts = _vector_parts(vectors, len(row_groups_of(corpus)))
+    units = [Unit(unit.number, unit.rows, (unit, parts[unit.number])) for unit in row_groups_of(corpus)]
     pivots = _pivots(source, corpus, share, model) if model else {}
     arguments = {
         "source": source,
@@ -133,7 +133,7 @@ class SampleWorker:
     def process(self, unit: Unit) -> Receipt:
         watch = Stopwatch()
         corpus_unit, part = unit.payload
-        table = read_unit(self._source, corpus_unit)
+        table = read_row_group(self._source, corpus_unit)
         if self._embedded is not None:
             folder = self._embedded.folder
             vectors = read_parquet(folder, part.path, VECTORS)
@@ -185,9 +185,9 @@ def _pivots(source: Artifact, corpus: Manifest, share: float, model: str) -> dic
         name: min(rows, max(math.ceil(2 / share), round(rows / _NEIGHBOURHOOD)))
         for name, rows in corpus.details["sources"].items()
     }
-    smallest: dict[str, list[tuple[int, CorpusUnit, int]]] = {name: [] for name in wanted}
-    for unit in corpus_units(corpus):
-        table = read_unit(source, unit, ["pair_id", "source"])
+    smallest: dict[str, list[tuple[int, RowGroup, int]]] = {name: [] for name in wanted}
+    for unit in row_groups_of(corpus):
+        table = read_row_group(source, unit, ["pair_id", "source"])
         hashes = row_hashes(table["pair_id"], 0).tolist()
         for row, (name, value) in enumerate(zip(table["source"].to_pylist(), hashes, strict=True)):
             smallest[name].append((value, unit, row))
@@ -197,7 +197,7 @@ def _pivots(source: Artifact, corpus: Manifest, share: float, model: str) -> dic
     encoder = load_encoder(model, "static")
     found = {}
     for name, rows in smallest.items():
-        texts = [read_unit(source, unit, ["document"])["document"][row].as_py() for _, unit, row in rows]
+        texts = [read_row_group(source, unit, ["document"])["document"][row].as_py() for _, unit, row in rows]
         drawn = np.arange(len(rows)) < max(1, round(share * len(rows)))
         found[name] = (_static_vectors(encoder, texts), drawn)
     return found

@@ -13,7 +13,7 @@ from clusterbatch.clustering.features import feature_vectors
 from clusterbatch.config import EmbedConfig, RunConfig, fingerprint
 from clusterbatch.corpus.groups import Groups, source_groups
 from clusterbatch.corpus.ingest import ingest
-from clusterbatch.corpus.row_groups import read_unit
+from clusterbatch.corpus.row_groups import read_row_group
 from clusterbatch.embedding.char_ngrams import SURROGATES
 from clusterbatch.embedding.stage import embed, embedding_pool
 from clusterbatch.embedding.vectors import SIDES, TaskUnit, VectorSource, tasks, vector_values
@@ -154,7 +154,7 @@ class SampleVectors:
 
     def _pick(self, item: TaskUnit) -> tuple[np.ndarray, pa.Table] | None:
         hashes = [f"{side}_hash" for side in SIDES]
-        rows = read_unit(self._corpus, item.unit, ["pair_id", "source", *hashes])
+        rows = read_row_group(self._corpus, item.unit, ["pair_id", "source", *hashes])
         group = self._groups.of_rows(rows["source"])
         kept = np.flatnonzero(row_hashes(rows["pair_id"], 0) / 2.0**64 < self._shares[group])
         if not len(kept):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from clusterbatch.config import ReuseConfig, RunConfig, load_config, with_changes
-from clusterbatch.corpus.row_groups import PAIRS, corpus_units, read_unit
+from clusterbatch.corpus.row_groups import PAIRS, read_row_group, row_groups_of
 from clusterbatch.embedding.vectors import vector_column, vector_values
 from clusterbatch.experiments.compare.sample import sample_corpus, sample_home
 from clusterbatch.schema import corpus_schema, embeddings_schema
@@ -61,7 +61,7 @@ def sampled(config: RunConfig, share: float, way: str) -> pa.Table:
     assert manifest.counts.read == ROWS
     home = config.model_copy(update={"workspace": sample_home(config, share, way), "reuse": ReuseConfig()})
     artifact = Workspace(home).corpus
-    table = pa.concat_tables([read_unit(artifact, unit) for unit in corpus_units(manifest)])
+    table = pa.concat_tables([read_row_group(artifact, unit) for unit in row_groups_of(manifest)])
     assert table.num_rows == manifest.counts.written == sum(manifest.details["sources"].values())
     return table
 
