@@ -1,6 +1,6 @@
-"""What a run would take: `python jobs/plan_capacity.py jobs/web_scale.yaml --rows 1e9 --gpu l4`.
+"""Estimate of a run: `python jobs/plan_capacity.py jobs/web_scale.yaml --rows 1e9 --gpu l4`.
 
-Times are those of the machine that the coefficients were measured on. For yours: run a configuration at two sizes (a
+Times hold for the machine on which the coefficients were measured. For yours: run a configuration at two sizes (a
 few thousand pairs, a few times as many) in two workspaces SMALL and LARGE, then
 `python jobs/plan_capacity.py CONFIG.yaml --calibrate SMALL LARGE --coefficients mine.json`, and give
 `--coefficients mine.json` from then on.
@@ -19,8 +19,8 @@ from clusterbatch.experiments.capacity.dry_run import dry_run
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="CONFIG.yaml | key=value")
-    parser.add_argument("--rows", type=float, help="pairs, where the corpus is not at hand to be looked at")
-    parser.add_argument("--sources", type=int, help="how many sources they come from")
+    parser.add_argument("--rows", type=float, help="pairs, if the corpus cannot be read")
+    parser.add_argument("--sources", type=int, help="number of sources")
     parser.add_argument("--query-characters", type=float, help="mean length")
     parser.add_argument("--document-characters", type=float, help="mean length")
     parser.add_argument("--gpu", choices=sorted(GPUS), help="one for each worker that embeds, trains, evaluates")

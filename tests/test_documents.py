@@ -125,7 +125,9 @@ def configuration_keys(page: Path) -> Iterator[str]:
 
 
 def test_configuration_keys_are_found_in_pages() -> None:
-    assert {"train.mask.surrogate_margin", "cluster.mean_size"} <= {key for page in PAGES for key in configuration_keys(page)}
+    assert {"train.mask.surrogate_margin", "cluster.mean_size"} <= {
+        key for page in PAGES for key in configuration_keys(page)
+    }
 
 
 @each_page

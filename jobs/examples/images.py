@@ -1,13 +1,13 @@
-"""Images and their captions: coloured shapes, and a small CLIP with random weights to be trained on them.
+"""Generate images of coloured shapes with captions, and a small CLIP with random weights to train on them.
 
 `python jobs/examples/images.py runs/images-data` writes pairs.parquet (caption, image as encoded bytes), a test
-collection of images that no training image looks like in all of colour, shape, size, place and ground, and a model
-folder as any CLIP has it. Then
+collection whose images differ from every training image in colour, shape, size, place or ground, and a model folder
+like that of any CLIP. Then
 
     clusterbatch run jobs/examples/images.yaml
 
-embeds, clusters, trains and evaluates. With pairs and a model of your own it is the same configuration: an image may be
-bytes, or an address of a file (local, or s3://).
+embeds, clusters, trains and evaluates. The same configuration works with your own pairs and model: an image may be bytes
+or the address of a file (local or s3://).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Look = tuple[str, str, str, str, str]
 
 
 def looks() -> list[Look]:
-    """All (colour, shape, size, place, ground)."""
+    """Return all (colour, shape, size, place, ground)."""
     return list(itertools.product(COLOURS, SHAPES, SIZES, PLACES, GROUNDS))
 
 
@@ -51,7 +51,7 @@ def caption(look: Look) -> str:
 
 
 def draw(look: Look, random: np.random.Generator) -> bytes:
-    """A PNG; place and shade differ a little each time."""
+    """Return a PNG; place and shade vary a little."""
     colour, shape, size, place, ground = look
     noise = random.integers(-12, 13, (SIDE, SIDE, 3)) + GROUNDS[ground]
     image = Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8))
@@ -77,7 +77,7 @@ def draw(look: Look, random: np.random.Generator) -> bytes:
 
 
 def write_collection(folder: Path, held_out: list[Look], random: np.random.Generator) -> None:
-    """BEIR layout with images as documents: a caption is a query, its image the answer."""
+    """Write a collection in BEIR layout: captions are queries, images are documents."""
     (folder / "qrels").mkdir(parents=True, exist_ok=True)
     documents, queries, judgements = [], [], ["query-id\tcorpus-id\tscore"]
     for number, look in enumerate(held_out):
@@ -91,8 +91,8 @@ def write_collection(folder: Path, held_out: list[Look], random: np.random.Gener
 
 
 def write_clip(folder: Path, captions: list[str], seed: int) -> None:
-    """A folder as transformers writes any CLIP: towers of two layers, weights drawn at random, a tokenizer of the
-    captions' words."""
+    """Write a CLIP folder in the layout of transformers: towers of two layers with random weights, and a tokenizer of
+    the captions' words."""
     import tokenizers
     import torch
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
@@ -130,7 +130,7 @@ def main(folder: str, pairs: int = 6_000, held_out: int = 160, seed: int = 0) ->
     order = random.permutation(len(every)).tolist()
     tested, trained = [every[n] for n in order[:held_out]], [every[n] for n in order[held_out:]]
     chosen = [trained[n] for n in random.integers(len(trained), size=pairs).tolist()]
-    # As Hugging Face's data sets keep images.
+    # The struct that Hugging Face's data sets use for images.
     images = pa.array([{"bytes": draw(look, random), "path": None} for look in chosen], IMAGE)
     table = pa.table({"caption": [caption(look) for look in chosen], "image": images})
     pq.write_table(table, place / "pairs.parquet")

@@ -1,21 +1,21 @@
-"""Recommendation as retrieval: what a customer bought is the query, what he bought next the document.
+"""Recommendation as retrieval: the query is a customer's history, the document the next purchase.
 
-`python jobs/examples/recommendation.py runs/recommendation-data` makes the log of a shop and writes pairs.parquet
+`python jobs/examples/recommendation.py runs/recommendation-data` generates the log of a shop and writes pairs.parquet
 (history, next_item), a test collection (the last purchases of customers who are not in the pairs, to be found among all
-items) and a small transformer with random weights. A number behind the folder is that of the customers. Then
+items) and a small transformer with random weights. An optional second argument is the number of customers. Then
 
     clusterbatch run jobs/examples/recommendation.yaml
 
-trains and evaluates as on any other pairs. For a log of your own keep `history_pairs` and `write_collection`: all they
-want is which items each customer bought, in order.
+trains and evaluates as on any other pairs. For your own log keep `history_pairs` and `write_collection`: they need
+only the items that each customer bought, in order.
 
-What there is to learn is in the log alone. Items are alike in their words where they replace each other, a tent and
-another tent; bought next is what goes with it, a sleeping bag, from a brand that the same customers like.
+Only the log teaches the task. Items with similar words replace each other, such as two tents; the next purchase is an item
+that goes with the last one, such as a sleeping bag, from a brand that the same customers like.
 
-Ceiling: the log is drawn from `chances`, the probability of every item as a customer's next purchase. Nobody can expect
-more hits among ten items than the ten largest of these add up to (NDCG: each divided by log2(rank + 1)). Their averages
-over the test's customers are printed, and what counting reaches: the ten items that most often came right after the
-history's last one in the log.
+Ceiling: the log is drawn from `chances`, the probability of every item as a customer's next purchase. The expected
+hits among ten items cannot exceed the sum of the ten largest (NDCG: each divided by log2(rank + 1)). The script prints
+their average over the test customers, and the score of counting: the ten items that most often followed the history's
+last one in the log.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# Things of a pursuit, in the order in which they are bought.
+# Items of one pursuit, in the order in which they are bought.
 PURSUITS = [
     [kind.strip() for kind in line.split(",")]
     for line in """
@@ -52,7 +52,7 @@ drum kit, drumsticks, practice pad, metronome, ear defenders, drum rug, cymbal b
 ]
 KINDS = [kind for pursuit in PURSUITS for kind in pursuit]
 STEPS = len(PURSUITS[0])
-# A customer likes the brands of one taste, the first most. Their names tell nothing of it.
+# A customer likes the brands of one taste, the first most. The names do not reveal it.
 TASTES = ["Norvik Alder Quillon", "Brask Tamsin Ovelle", "Feldt Marrow Zephra", "Lunden Kestor Yarrick"]
 BRANDS = [brand for taste in TASTES for brand in taste.split()]
 QUALITIES = "light sturdy compact classic durable foldable handmade quiet slim washable".split()  # noqa: SIM905
@@ -63,15 +63,15 @@ HELD_OUT = 0.25
 
 
 def catalogue(random: np.random.Generator) -> list[str]:
-    """Texts such as 'washable Norvik sleeping bag'; every brand makes every kind, KINDS x BRANDS in order."""
+    """Return texts such as 'washable Norvik sleeping bag'; every brand makes every kind, KINDS x BRANDS in order."""
     return [f"{random.choice(QUALITIES)} {brand} {kind}" for kind in KINDS for brand in BRANDS]
 
 
 def chances(bought: list[int], taste: int) -> np.ndarray:
-    """float64 (items,): the probability of being bought next.
+    """Return float64 (items,): the probability of being bought next.
 
-    Mostly it is the next thing of the pursuit, or the one after; else, and where there is none, the first of a pursuit
-    that the customer has not taken up yet.
+    Mostly that is the next item of the pursuit or the one after; otherwise, or if there is none, the first item of a
+    pursuit that the customer has not taken up yet.
     """
     kinds = np.zeros(len(KINDS))
     if bought:
@@ -87,7 +87,7 @@ def chances(bought: list[int], taste: int) -> np.ndarray:
 
 
 def interaction_log(customers: int, random: np.random.Generator) -> tuple[list[list[int]], np.ndarray]:
-    """(the items that each customer bought, in order; each one's taste)."""
+    """Return (the items that each customer bought, in order; the taste of each customer)."""
     tastes = random.integers(len(TASTES), size=customers)
     log: list[list[int]] = []
     for taste in tastes.tolist():
@@ -99,7 +99,7 @@ def interaction_log(customers: int, random: np.random.Generator) -> tuple[list[l
 
 
 def history_pairs(bought: list[int], texts: list[str]) -> list[tuple[str, str]]:
-    """(the last items before, the next one), for all but the first."""
+    """Return (the last items before, the next one) for every purchase except the first."""
     return [
         ("; ".join(texts[item] for item in bought[max(0, place - HISTORY) : place]), texts[bought[place]])
         for place in range(1, len(bought))
@@ -107,7 +107,7 @@ def history_pairs(bought: list[int], texts: list[str]) -> list[tuple[str, str]]:
 
 
 def write_collection(folder: Path, log: list[list[int]], texts: list[str]) -> None:
-    """BEIR layout: each customer's last purchase is to be found among all items, by the history before it."""
+    """Write a collection in BEIR layout: the history is the query, the last purchase the answer among all items."""
     (folder / "qrels").mkdir(parents=True, exist_ok=True)
     queries, judgements = [], ["query-id\tcorpus-id\tscore"]
     for customer, bought in enumerate(log):
@@ -121,14 +121,14 @@ def write_collection(folder: Path, log: list[list[int]], texts: list[str]) -> No
 
 
 def quality(scores: np.ndarray, chance: np.ndarray) -> str:
-    """Expected measures of the ten best items by `scores`, where `chance` rules; both (customers, items)."""
+    """Return the expected measures of the ten best items by `scores` under `chance`; both (customers, items)."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :10]
     found = np.take_along_axis(chance, best, axis=1)
     return f"HitRate@10 {found.sum(1).mean():.4f}, NDCG@10 {(found / np.log2(np.arange(2, 12))).sum(1).mean():.4f}"
 
 
 def counts(log: list[list[int]], items: int) -> np.ndarray:
-    """float64 (items, items): how often the second came next after the first."""
+    """Return float64 (items, items): how often the second item followed the first."""
     found = np.zeros((items, items))
     for bought in log:
         np.add.at(found, (bought[:-1], bought[1:]), 1)
@@ -136,7 +136,7 @@ def counts(log: list[list[int]], items: int) -> np.ndarray:
 
 
 def write_transformer(folder: Path, texts: list[str], seed: int) -> None:
-    """A folder as transformers writes any BERT: two layers, weights drawn at random, the words of the catalogue."""
+    """Write a BERT folder in the layout of transformers: two layers with random weights, the words of the catalogue."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Same-cluster batches in a training loop of your own: `python jobs/examples/torch_batches.py PAIRS.parquet MODEL`.
+"""Same-cluster batches in a plain PyTorch loop: `python jobs/examples/torch_batches.py PAIRS.parquet MODEL`.
 
 PAIRS has the columns query, document and cluster (any labels; batches.samplers.label_rows takes them from a workspace).
 """
