@@ -6,8 +6,8 @@ like that of any CLIP. Then
 
     clusterbatch run jobs/examples/images.yaml
 
-embeds, clusters, trains and evaluates. The same configuration works with your own pairs and model: an image may be bytes
-or the address of a file (local or s3://).
+embeds, clusters, trains and evaluates. The same configuration works with your own pairs and model: an image may be
+bytes or the address of a file (local or s3://).
 """
 
 from __future__ import annotations

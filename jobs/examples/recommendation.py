@@ -9,8 +9,8 @@ items) and a small transformer with random weights. An optional second argument 
 trains and evaluates as on any other pairs. For your own log keep `history_pairs` and `write_collection`: they need
 only the items that each customer bought, in order.
 
-Only the log teaches the task. Items with similar words replace each other, such as two tents; the next purchase is an item
-that goes with the last one, such as a sleeping bag, from a brand that the same customers like.
+Only the log teaches the task. Items with similar words replace each other, such as two tents; the next purchase is an
+item that goes with the last one, such as a sleeping bag, from a brand that the same customers like.
 
 Ceiling: the log is drawn from `chances`, the probability of every item as a customer's next purchase. The expected
 hits among ten items cannot exceed the sum of the ten largest (NDCG: each divided by log2(rank + 1)). The script prints
