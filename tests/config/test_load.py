@@ -103,7 +103,7 @@ def test_local_places_are_absolute_so_that_workers_find_them(tmp_path: Path, mon
 
 def test_the_page_on_resuming_names_the_keys_that_may_change() -> None:
     page = (Path(batches.__file__).parent / "README.md").read_text(encoding="utf-8")
-    [listed] = re.findall(r"^- \*\*What may change\*\*(.*?)\. So where", page, re.MULTILINE | re.DOTALL)
+    [listed] = re.findall(r"^- \*\*What may change\*\*(.*?)\. So if", page, re.MULTILINE | re.DOTALL)
     may_change = {
         name
         for section in (TrainConfig, BatchesConfig)
