@@ -18,7 +18,7 @@ from clusterbatch.store import Artifact, Counts, Folder, Part
 
 PACKAGE = Path(__file__).parents[1] / "clusterbatch"
 # Between this project's own workers, inside the cluster, units of work travel pickled; nowhere else.
-PICKLES = {"runtime/units.py"}
+PICKLES = {"runtime/work.py"}
 
 
 def calls(path: Path) -> set[str]:

@@ -23,6 +23,9 @@ from clusterbatch.store import Receipt, Stopwatch
 # Samples larger than this are spread over the workers; smaller ones are fitted whole, side by side.
 LOCAL_BYTES = 256 * 2**20
 
+# How often a chunk is tried whose worker dies of it.
+_TRIES = 3
+
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
 
@@ -39,7 +42,8 @@ def fit_distributed(job: FitJob, cell: int, pool: Pool) -> Receipt:
         found = job.fit(cell, rows, matrix)
         return job.write(cell, found, matrix, sum(rows.chunk_rows), watch.seconds)
     except ray.exceptions.RayActorError as error:
-        raise InfrastructureError(f"fit: a worker was lost and could not be replaced ({error})") from error
+        reason = str(error).strip().splitlines()[0]
+        raise InfrastructureError(f"fit: unit {cell} lost its worker in each of {_TRIES} tries ({reason})") from error
     finally:
         rows.close()
 
@@ -52,7 +56,7 @@ class RemoteRows:
     ) -> None:
         self._sample, self._matrix = sample, matrix
         actor = ray.remote(_ChunkHolder).options(
-            num_cpus=pool.cpus, num_gpus=pool.gpus or None, max_restarts=-1, max_task_retries=-1
+            num_cpus=pool.cpus, num_gpus=pool.gpus or None, max_restarts=-1, max_task_retries=_TRIES - 1
         )
         workers = min(pool.workers, len(buckets))
         check_resources("fit", workers, pool)

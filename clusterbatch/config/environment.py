@@ -14,6 +14,9 @@ from clusterbatch.config.base import Address, Section, operational
 
 
 class RayConfig(Section):
+    # cluster: worker processes on Ray. in-process: everything in one process, without Ray, one item of work after the
+    # other, with the same results; for a debugger or a small corpus.
+    mode: Literal["cluster", "in-process"] = operational("cluster")
     # Unset: RAY_ADDRESS, else a cluster started for this run on this machine.
     address: str | None = operational(None)
     runtime_env: dict[str, Any] = operational({})

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import ray
 
 from clusterbatch.config import EmbedConfig, RunConfig, fingerprint
 from clusterbatch.corpus.row_groups import RowGroup, read_row_group, row_groups_of
@@ -20,7 +19,7 @@ from clusterbatch.embedding.embedder import UnitEmbedder, surrogate_artifact
 from clusterbatch.embedding.workers import EmbedWorker, FitSurrogateWorker, PrepareWorker, TrialWorker
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.log import say
-from clusterbatch.runtime import Ahead, Pool, Unit, ray_session, run_units
+from clusterbatch.runtime import Ahead, Pool, Unit, current_executor, ray_session, run_units
 from clusterbatch.runtime.resources import device_for, gpus_for
 from clusterbatch.schema import embeddings_schema
 from clusterbatch.store import Artifact, Counts, Manifest, Receipt, Stopwatch
@@ -252,7 +251,7 @@ def _placement(config: RunConfig, corpus: Artifact) -> tuple[str, Pool, Ahead | 
     device, pool = device_for(settings.device), embedding_pool(settings)
     tokenizers = settings.tokenizers or 0
     if settings.tokenizers is None and pool.gpus:
-        left = int((ray.cluster_resources().get("CPU", 0) - pool.workers * pool.cpus) / Pool.cpus)
+        left = int((current_executor().resources().get("CPU", 0) - pool.workers * pool.cpus) / Pool.cpus)
         tokenizers = min(_TOKENIZERS_PER_GPU_WORKER * pool.workers, max(left, 0))
     arguments = {"corpus": corpus, "config": config}
     return device, pool, Ahead(PrepareWorker, arguments, Pool(tokenizers)) if tokenizers else None

@@ -16,9 +16,9 @@ from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageError
 from clusterbatch.evaluation.models import EvaluatedModel, evaluated_models, identities, load
-from clusterbatch.runtime import Pool, Unit, ray_session, run_units
+from clusterbatch.runtime import Pass, Pool, Result, WorkItem, ray_session
 from clusterbatch.runtime.resources import gpus_for
-from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
+from clusterbatch.store import Artifact, Manifest, Stopwatch
 from clusterbatch.store.workspace import Workspace
 
 
@@ -39,11 +39,10 @@ def evaluate_mteb(config: RunConfig, *, generation: int = 0, force: bool = False
         return artifact.require()
     done = artifact.begin(identity, force)
     jobs = [(task, model) for task in config.evaluate.mteb for model in models]
-    units = [Unit(number, 1, job) for number, job in enumerate(jobs)]
-    arguments = {"artifact": artifact, "fingerprint": identity, "config": config}
+    items = [WorkItem(number, 1, job) for number, job in enumerate(jobs)]
     with ray_session(config.ray):
         pool = Pool(config.evaluate.workers, gpus=gpus_for(config.evaluate.device, config.evaluate.workers))
-        receipts = run_units("mteb", units, MtebWorker, arguments, pool, done=done, measured_in="tasks")
+        receipts = Pass("mteb", artifact, identity, MtebWorker, {"config": config}, pool, "tasks").run(items, done=done)
     return artifact.commit(
         identity,
         receipts,
@@ -70,16 +69,13 @@ def load_task(name: str) -> Any:
 class MtebWorker:
     """Runs one task on one model at a time."""
 
-    def __init__(self, artifact: Artifact, fingerprint: str, config: RunConfig) -> None:
-        self._artifact, self._fingerprint, self._config = artifact, fingerprint, config
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
 
-    def process(self, unit: Unit) -> Receipt:
-        watch = Stopwatch()
-        name, model = unit.payload
+    def process(self, item: WorkItem, output: Artifact) -> Result:
+        name, model = item.payload
         row = {"task": name, "model": model.label, **self._score(load_task(name), model)}
-        receipt = Receipt(unit=unit.number, fingerprint=self._fingerprint, seconds=watch.seconds, details={"row": row})
-        self._artifact.write_receipt(receipt)
-        return receipt
+        return Result(details={"row": row})
 
     def _score(self, task: Any, model: EvaluatedModel) -> dict[str, Any]:
         settings = self._config.evaluate

@@ -1,4 +1,4 @@
-"""One unit of an evaluation: embed a range of a collection's documents and keep each query's best of them."""
+"""One work item of an evaluation: embed a range of a collection's documents and keep each query's best of them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from clusterbatch.encoder.model import Encoder
 from clusterbatch.evaluation.bm25 import LexicalIndex
 from clusterbatch.evaluation.collection import Collection, Texts
 from clusterbatch.evaluation.models import EvaluatedModel, load
-from clusterbatch.runtime import Unit
+from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.search.topk import Ranking, descending_ids, identical_ids, search
-from clusterbatch.store import Artifact, Counts, Part, Receipt, Stopwatch
+from clusterbatch.store import Artifact, Counts, Part
 from clusterbatch.store.tables import read_parquet, write_parquet
 
 # Folder inside the artifact for what is merged and then removed.
@@ -53,14 +53,13 @@ class SearchWorker:
     Keeps encoders as long as they are small, and the queries of the collection it met last.
     """
 
-    def __init__(self, artifact: Artifact, fingerprint: str, config: RunConfig) -> None:
-        self._artifact, self._fingerprint, self._config = artifact, fingerprint, config
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
         self._encoders: dict[EvaluatedModel, Encoder] = {}
         self._queries: _Queries | None = None
 
-    def process(self, unit: Unit) -> Receipt:
-        watch = Stopwatch()
-        task: ShardTask = unit.payload
+    def process(self, item: WorkItem, output: Artifact) -> Result:
+        task: ShardTask = item.payload
         if self._queries is None or self._queries.collection != task.collection:
             self._queries = _Queries(task.collection, self._config)
         queries = self._queries
@@ -77,18 +76,13 @@ class SearchWorker:
                 encoder = self._encoder(model)
                 vectors = documents.vectors(encoder, self._config.embed.batch_tokens)
                 ranking = search(queries.vectors(model, encoder), vectors, self._config.evaluate.top_k, excluded)
-            parts += self._write(unit.number, task, model, ranking, ids)
-        receipt = Receipt(
-            unit=unit.number,
-            fingerprint=self._fingerprint,
-            parts=parts,
-            # The reference reads what other units count already.
-            counts=Counts() if task.lexical else Counts(read=len(ids), written=len(ids)),
-            seconds=watch.seconds,
-            details={"judged": len(queries.judged.intersection(ids))},
+            parts += _write(output, item.number, task, model, ranking, ids)
+        return Result(
+            parts,
+            # The reference reads what other items count already.
+            Counts() if task.lexical else Counts(read=len(ids), written=len(ids)),
+            {"judged": len(queries.judged.intersection(ids))},
         )
-        self._artifact.write_receipt(receipt)
-        return receipt
 
     def _encoder(self, model: EvaluatedModel) -> Encoder:
         if model not in self._encoders:
@@ -97,18 +91,6 @@ class SearchWorker:
                 self._encoders.clear()
             self._encoders[model] = load(model, self._config)
         return self._encoders[model]
-
-    def _write(
-        self, unit: int, task: ShardTask, model: EvaluatedModel, ranking: Ranking, ids: Sequence[str]
-    ) -> list[Part]:
-        parts = []
-        for block, first in enumerate(range(0, len(ranking), task.query_block)):
-            rows = slice(first, first + task.query_block)
-            table = _candidates(Ranking(ranking.scores[rows], ranking.documents[rows]), ids)
-            stem = f"{CANDIDATES}/unit-{unit:08d}-{task.models.index(model):02d}-{block:04d}"
-            details = {"model": model.label, "block": block, "top_k": ranking.scores.shape[1]}
-            parts.append(write_parquet(self._artifact, stem, table, **details))
-        return parts
 
 
 class _Queries:
@@ -144,6 +126,20 @@ def read_candidates(artifact: Artifact, part: Part) -> tuple[Ranking, list[str]]
     numbers = documents.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     scores = table["score"].to_numpy()
     return Ranking(scores.reshape(-1, k), numbers.reshape(-1, k)), documents.dictionary.to_pylist()
+
+
+def _write(
+    output: Artifact, number: int, task: ShardTask, model: EvaluatedModel, ranking: Ranking, ids: Sequence[str]
+) -> list[Part]:
+    """Write an item's ranking by one model, one part for each block of queries."""
+    parts = []
+    for block, first in enumerate(range(0, len(ranking), task.query_block)):
+        rows = slice(first, first + task.query_block)
+        table = _candidates(Ranking(ranking.scores[rows], ranking.documents[rows]), ids)
+        stem = f"{CANDIDATES}/unit-{number:08d}-{task.models.index(model):02d}-{block:04d}"
+        details = {"model": model.label, "block": block, "top_k": ranking.scores.shape[1]}
+        parts.append(write_parquet(output, stem, table, **details))
+    return parts
 
 
 def _candidates(ranking: Ranking, ids: Sequence[str]) -> pa.Table:

@@ -1,7 +1,7 @@
 """The evaluation stage: every model on every collection, by exact search over document ranges on Ray.
 
-Two steps. Units embed a range of documents each, by every model, and leave every query's best of it on storage. Then
-the driver merges block of queries after block of queries, so what it holds is bounded, and writes runs and scores.
+Two steps. Work items embed a range of documents each, by every model, and leave every query's best of it on storage.
+Then the driver merges block of queries after block of queries, so what it holds is bounded, and writes runs and scores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from clusterbatch.evaluation.metrics import Grades, Metric, parse_metric, per_qu
 from clusterbatch.evaluation.models import EvaluatedModel, evaluated_models, identities
 from clusterbatch.evaluation.results import Answers, merge_block, run_lines, scores_table
 from clusterbatch.evaluation.search_worker import CANDIDATES, SearchWorker, ShardTask
-from clusterbatch.runtime import Pool, Unit, ray_session, run_units
+from clusterbatch.runtime import Pass, Pool, WorkItem, ray_session
 from clusterbatch.runtime.resources import gpus_for
 from clusterbatch.store import Artifact, Folder, Manifest, Part, Receipt, Stopwatch
 from clusterbatch.store.tables import write_parquet
@@ -44,18 +44,12 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
     artifact = Workspace(config).evaluation(generation)
     if not force and artifact.is_done(identity):
         return artifact.require()
-    receipts = artifact.begin(identity, force)
-    units, numbers = _units(config, models, collections)
+    done = artifact.begin(identity, force)
+    items, numbers = _items(config, models, collections)
     with ray_session(config.ray):
-        finished = run_units(
-            "evaluate",
-            units,
-            SearchWorker,
-            {"artifact": artifact, "fingerprint": identity, "config": config},
-            Pool(config.evaluate.workers, gpus=gpus_for(config.evaluate.device, config.evaluate.workers)),
-            done=receipts,
-            measured_in="KiB of documents",
-        )
+        pool = Pool(config.evaluate.workers, gpus=gpus_for(config.evaluate.device, config.evaluate.workers))
+        search = Pass("evaluate", artifact, identity, SearchWorker, {"config": config}, pool, "KiB of documents")
+        finished = search.run(items, done=done)
     parts: list[Part] = []
     table: list[dict[str, Any]] = []
     described: dict[str, dict[str, int]] = {}
@@ -109,13 +103,13 @@ def configured_collections(config: RunConfig) -> list[Collection]:
     return [own, *collections] if DOCSTRINGS in config.evaluate.path else collections
 
 
-def _units(
+def _items(
     config: RunConfig, models: Sequence[EvaluatedModel], collections: Sequence[Collection]
-) -> tuple[list[Unit], dict[str, tuple[list[int], list[int]]]]:
-    """All units; and the numbers of those of a collection, by its name: of document ranges, and of the reference."""
+) -> tuple[list[WorkItem], dict[str, tuple[list[int], list[int]]]]:
+    """Return all work items, and by collection the numbers of its document ranges and of the reference."""
     dense = tuple(model for model in models if not model.is_lexical)
     lexical = tuple(model for model in models if model.is_lexical)
-    units: list[Unit] = []
+    items: list[WorkItem] = []
     numbers: dict[str, tuple[list[int], list[int]]] = {}
     for collection in collections:
         ranges = collection.document_ranges(config.evaluate.unit_bytes)
@@ -123,14 +117,14 @@ def _units(
         tasks = [ShardTask(dense, collection, start, end, block) for start, end in ranges]
         if lexical:
             tasks.append(ShardTask(lexical, collection, 0, collection.documents_bytes(), block, lexical=True))
-        first = len(units)
+        first = len(items)
         # How many documents a range holds is not known before it is read; progress counts its size.
-        units += [Unit(first + n, (task.end - task.start) // 1024, task) for n, task in enumerate(tasks)]
+        items += [WorkItem(first + n, (task.end - task.start) // 1024, task) for n, task in enumerate(tasks)]
         numbers[collection.name] = (
             list(range(first, first + len(ranges))),
             list(range(first + len(ranges), first + len(tasks))),
         )
-    return units, numbers
+    return items, numbers
 
 
 def _summary(judgements: Mapping[str, Grades], receipts: Sequence[Receipt]) -> dict[str, int]:

@@ -1,17 +1,25 @@
-"""Ray, thinly: a session, and fixed units of work through a fixed pool of actors."""
+"""Sessions, executors, and passes over work items."""
 
+from clusterbatch.runtime.executor import Executor, InProcessExecutor, current_executor
+from clusterbatch.runtime.passes import Pass
 from clusterbatch.runtime.progress import ProgressLine
-from clusterbatch.runtime.resources import Pool, check_resources
+from clusterbatch.runtime.resources import check_resources
 from clusterbatch.runtime.session import lasting_session, ray_session
-from clusterbatch.runtime.units import Ahead, Unit, UnitWorker, run_units
+from clusterbatch.runtime.units import Unit, run_units
+from clusterbatch.runtime.work import Ahead, Pool, Result, WorkItem
 
 __all__ = [
     "Ahead",
+    "Executor",
+    "InProcessExecutor",
+    "Pass",
     "Pool",
     "ProgressLine",
+    "Result",
     "Unit",
-    "UnitWorker",
+    "WorkItem",
     "check_resources",
+    "current_executor",
     "lasting_session",
     "ray_session",
     "run_units",

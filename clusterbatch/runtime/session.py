@@ -1,19 +1,26 @@
-"""Joining a Ray cluster, or starting one on this machine."""
+"""Sessions: joining a Ray cluster, starting one on this machine, or doing without."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import ray
+import torch
 
 from clusterbatch.config import RayConfig
 from clusterbatch.errors import InfrastructureError
+from clusterbatch.log import say
+from clusterbatch.runtime.executor import InProcessExecutor, installed_executor, using
+from clusterbatch.runtime.ray_executor import RayExecutor
 
 # Workers of a local cluster share the cores: one thread each is what two workers on two cores need, and a fixed
 # number of threads is also what makes sums come out the same every time.
@@ -28,21 +35,39 @@ _LOCAL_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 
+# Addresses that Ray resolves by itself.
+_WORDS_FOR_ADDRESSES = ("auto", "local")
+_RAY_CLIENT_PORT = 10001
+_CONNECT_TRIES, _CONNECT_SECONDS = 3, 5.0
+
 _kept_by_caller = False
-_startup_timeout = 0.0
 
 
 @contextmanager
 def ray_session(config: RayConfig) -> Iterator[None]:
-    """A Ray connection for the duration of the block; one that is there already is used and left as it is."""
-    global _startup_timeout
-    _startup_timeout = config.startup_timeout
-    if ray.is_initialized():
+    """Open a session for the duration of the block, with an executor as `ray.mode` says.
+
+    An existing Ray connection is used and left as it is; so is an in-process session that is open already.
+
+    Raises InfrastructureError if a cluster cannot be started or joined.
+    """
+    existing = installed_executor()
+    if existing is not None and not existing.several_processes:
         yield
+        return
+    if config.mode == "in-process":
+        with _one_thread(), using(InProcessExecutor()):
+            yield
+        return
+    executor = RayExecutor(config.startup_timeout)
+    if ray.is_initialized():
+        with using(executor):
+            yield
         return
     _start(config)
     try:
-        yield
+        with using(executor):
+            yield
     finally:
         if not _kept_by_caller:
             ray.shutdown()
@@ -50,7 +75,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
 
 @contextmanager
 def lasting_session() -> Iterator[None]:
-    """Whatever Ray the block starts lives until its end: several stages then share one start. Starts none itself."""
+    """Keep any Ray that the block starts until its end, so that several stages share one start. Starts none itself."""
     global _kept_by_caller
     if _kept_by_caller or ray.is_initialized():
         yield
@@ -63,13 +88,25 @@ def lasting_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def startup_timeout() -> float:
-    """ray.startup_timeout of the session that was opened last, in seconds."""
-    return _startup_timeout
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute with the threads that a local worker would have: sums then come out the same as there."""
+    for name, value in _LOCAL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _start(config: RayConfig) -> None:
     address = config.address or os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
+        key = "ray.address" if config.address else "RAY_ADDRESS"
+        say(f"ray: joining the cluster at {address} ({key})")
+        _check_port(key, address)
     for name, value in _LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     on_termination = signal.getsignal(signal.SIGTERM)
@@ -97,12 +134,33 @@ def _init(config: RayConfig, address: str | None) -> None:
             )
     # Ray raises a bare Exception where a node does not start in time.
     except Exception as error:
-        raise InfrastructureError(f"ray {address or 'local'}: cannot start or join ({_first_line(error)})") from error
+        raise InfrastructureError(f"ray {address or 'local'}: cannot start or join ({_reason(error)})") from error
+
+
+def _check_port(key: str, address: str) -> None:
+    """Raise InfrastructureError if nothing listens at `address`. Ray itself would try for many minutes."""
+    if address in _WORDS_FOR_ADDRESSES:
+        return
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port or (_RAY_CLIENT_PORT if parts.scheme == "ray" else None)
+    except ValueError:
+        host = port = None
+    if host is None or port is None:
+        raise InfrastructureError(f"{key} {address}: expected auto, host:port or ray://host:port")
+    for attempt in range(1, _CONNECT_TRIES + 1):
+        try:
+            socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+            return
+        except OSError as error:
+            if attempt == _CONNECT_TRIES:
+                raise InfrastructureError(f"{key} {address}: nothing answers there ({error})") from None
+            time.sleep(1)
 
 
 @contextmanager
 def _without_native_stderr() -> Iterator[None]:
-    """Ray's C++ core announces its own log level on standard error when it starts; what matters comes as exceptions."""
+    """Silence standard error: Ray's C++ core announces its log level there. What matters comes as exceptions."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -122,8 +180,13 @@ def _quieten() -> None:
 
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("ray."):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            # What Ray Data has to say of a failed task reaches us as an exception, or as an item that is missing.
+            level = logging.CRITICAL if name.startswith("ray.data") else logging.ERROR
+            logging.getLogger(name).setLevel(level)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if isinstance(error, ray.exceptions.AuthenticationError) or "auth" in str(error).lower():
+        return f"{lines[0]}; the cluster asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+    return lines[0]

@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import ray
 
 from clusterbatch.clustering import fit_distributed as distributed
 from clusterbatch.clustering.communities_fit import fit_communities
@@ -28,7 +27,7 @@ from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.stage import embedding_pool
 from clusterbatch.embedding.vectors import tasks
 from clusterbatch.errors import DataError, UsageError
-from clusterbatch.runtime import Pool, Unit, run_units
+from clusterbatch.runtime import Pool, Unit, current_executor, run_units
 from clusterbatch.runtime.resources import device_for, gpus_for
 from clusterbatch.schema import VECTORS
 from clusterbatch.search.mine import Mined
@@ -202,7 +201,8 @@ class Passes:
         done = job.output.begin(self.identity, self.force)
         cell_bytes = sample_bytes * cells.sampled / max(1.0, cells.sampled.sum())
         order = np.argsort(-cells.sampled, kind="stable").tolist()
-        large = [cell for cell in order if cell_bytes[cell] > distributed.LOCAL_BYTES]
+        spread = current_executor().several_processes
+        large = [cell for cell in order if spread and cell_bytes[cell] > distributed.LOCAL_BYTES]
         for cell in large:
             if cell not in done:
                 done[cell] = distributed.fit_distributed(job.counting(cell), cell, self.computing_pool)
@@ -301,5 +301,5 @@ def _carried(manifest: Manifest) -> Manifest:
 
 
 def run_on_worker(function: Callable[..., Any], argument: Any, pool: Pool) -> Any:
-    """`function(argument)` in a worker process: what it holds is not in the driver's memory."""
-    return ray.get(ray.remote(function).options(num_cpus=pool.cpus).remote(argument))
+    """Return `function(argument)`, computed by a worker process: what it holds is not in the driver's memory."""
+    return current_executor().call(function, argument, pool)

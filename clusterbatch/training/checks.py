@@ -10,10 +10,12 @@ from clusterbatch.store import Manifest
 
 
 def check_workers(config: RunConfig) -> None:
-    """Raises UsageError where a batch has not a row for each worker."""
+    """Raise UsageError if a batch has fewer rows than workers, or `ray.mode` allows fewer workers."""
     workers, size = config.train.workers, config.batches.size
     if workers is not None and max(workers) > size:
         raise UsageError(f"train.workers: {max(workers)} workers, but a batch has {size} pairs (batches.size)")
+    if workers is not None and config.ray.mode == "in-process" and min(workers) > 1:
+        raise UsageError(f"train.workers: {min(workers)} workers need ray.mode=cluster; ray.mode=in-process has one")
 
 
 def check_tokens(config: RunConfig, place: str, clusters: Manifest) -> None:

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clusterbatch import errors
 from clusterbatch.config import RunConfig, fingerprint
+from clusterbatch.encoder.devices import resolve_device
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import (
     ClusterbatchError,
@@ -27,8 +28,9 @@ from clusterbatch.errors import (
     root_cause,
 )
 from clusterbatch.log import say
-from clusterbatch.runtime import Pool, ProgressLine, check_resources, ray_session
+from clusterbatch.runtime import Pool, ProgressLine, check_resources, current_executor, ray_session
 from clusterbatch.runtime.metrics import count_retries, step_finished
+from clusterbatch.runtime.ray_executor import announced_wait
 from clusterbatch.runtime.resources import device_for
 from clusterbatch.store import Counts, Manifest, Receipt, Stopwatch
 from clusterbatch.store.traffic import Traffic, carry_over, since_last
@@ -131,7 +133,10 @@ def _begin_checkpoints(job: TrainingJob, force: bool) -> None:
 
 
 def _fit(job: TrainingJob) -> None:
-    """Runs the workers through Ray Train until the last step; raises what stopped them for good."""
+    """Run the workers through Ray Train until the last step; raise what stopped them for good."""
+    if not current_executor().several_processes:
+        _fit_in_process(job)
+        return
     settings = job.config.train
     use_gpu = device_for(settings.device).startswith("cuda")
     fewest, most = settings.workers or all_workers(use_gpu)
@@ -155,7 +160,8 @@ def _fit(job: TrainingJob) -> None:
             **ray_storage(job.folder.child(_RAY_FOLDER)),
         ),
     )
-    with _progress(job, board):
+    bundles = [Pool(1, settings.cpus_per_worker, 1.0 if use_gpu else 0.0).bundle] * most
+    with _progress(job, board), announced_wait("train", bundles):
         try:
             trainer.fit()
         except Exception as error:
@@ -165,9 +171,25 @@ def _fit(job: TrainingJob) -> None:
         _raise_fatal(board)
 
 
+def _fit_in_process(job: TrainingJob) -> None:
+    """Train with one worker in this process until the last step."""
+    latest = job.checkpoints.latest()
+    with ProgressLine("train", job.steps, "steps") as progress:
+        progress.start_at(latest.manifest.step if latest else 0)
+
+        def observe(line: dict[str, Any]) -> None:
+            step_finished(line)
+            progress.advance(1, log_line(line))
+
+        run_worker(job, World(), resolve_device(job.config.train.device), observe=observe)
+
+
 def all_workers(use_gpu: bool) -> tuple[int, int]:
-    """Where `train.workers` is open. GPUs are not shared: NCCL takes no two ranks on one."""
-    workers = max(1, int(ray.cluster_resources().get("GPU", 0))) if use_gpu else 2
+    """Return the fewest and the most workers if `train.workers` is open. NCCL takes no two ranks on one GPU."""
+    executor = current_executor()
+    if not executor.several_processes:
+        return 1, 1
+    workers = max(1, int(executor.resources().get("GPU", 0))) if use_gpu else 2
     return workers, workers
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.embedding import embedder
-from clusterbatch.embedding import stage as placement
 from clusterbatch.encoder.devices import resolve_device, visible_device
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.errors import UsageError
@@ -21,10 +19,12 @@ from clusterbatch.experiments.compare.breakdown import query_segments
 from clusterbatch.experiments.predict.stage import predict
 from clusterbatch.pipeline.refresh import refresh
 from clusterbatch.pipeline.run import STAGES, run_stage
-from clusterbatch.runtime import resources
+from clusterbatch.runtime import InProcessExecutor, WorkItem, executor
+from clusterbatch.runtime.work import Work
+from clusterbatch.store import Receipt
 from clusterbatch.store.workspace import Workspace
 from tests.integration.subjects import subjects_config
-from tests.without_ray import WORDS, _run_units, without_ray
+from tests.without_ray import WORDS
 
 _WORDS = [*WORDS, "embed.device=cuda", "embed.dtype=float32", "embed.workers=1", "cluster.surrogate=none"]
 _WORDS += ["train.steps=2", "refresh.rounds=1", "refresh.every_steps=2", "refresh.sample=256", "predict.sizes=[16,32]"]
@@ -36,24 +36,23 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
     As Ray does it, a worker sees a GPU where it has asked for one; the weights lie in memory all the same.
     """
-    without_ray(monkeypatch)
     found: dict[str, float] = {}
 
-    def run_units(title: str, units: Any, worker: type, arguments: Any, pool: Any, **options: Any) -> Any:
-        found[title] = pool.gpus
-        with monkeypatch.context() as patch:
-            patch.setattr("torch.cuda.is_available", lambda: bool(pool.gpus))
-            return _run_units(title, units, worker, arguments, pool, **options)
+    class Cluster(InProcessExecutor):
+        def resources(self) -> Mapping[str, float]:
+            return {"CPU": 8.0, "GPU": 1.0}
 
+        def run(self, work: Work, items: Sequence[WorkItem]) -> Iterator[Receipt]:
+            found[work.title] = work.pool.gpus
+            with monkeypatch.context() as patch:
+                patch.setattr("torch.cuda.is_available", lambda: bool(work.pool.gpus))
+                yield from super().run(work, items)
+
+    monkeypatch.setattr(executor, "_current", Cluster(reverse=True))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
-    monkeypatch.setattr(placement, "gpus_for", resources.gpus_for)
     monkeypatch.setattr(
         embedder, "load_encoder", lambda folder, device, **options: load_encoder(folder, device="cpu", **options)
     )
-    for name, room in list(sys.modules.items()):
-        if name.startswith("clusterbatch.") and getattr(room, "run_units", None) is _run_units:
-            monkeypatch.setattr(room, "run_units", run_units)
     return found
 
 

@@ -18,6 +18,8 @@ from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.embedder import UnitEmbedder
 from clusterbatch.embedding.workers import embeddings_table
 from clusterbatch.errors import UsageError
+from clusterbatch.runtime import executor
+from clusterbatch.runtime.ray_executor import RayExecutor
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.shards.stage import cluster
 from clusterbatch.shards.statistics import inspect_cluster, inspect_source
@@ -135,6 +137,7 @@ def test_a_distributed_fit_is_the_local_one_bit_for_bit(tmp_path, in_process, ra
     settings = {"optional": ["weight"], "scope": "corpus"}
     _, local = run(tmp_path / "local", workers=1, **settings)
     monkeypatch.setattr(distributed, "LOCAL_BYTES", 0)
+    monkeypatch.setattr(executor, "_current", RayExecutor())
     for workers in (1, 2):
         _, spread = run(tmp_path / str(workers), workers=workers, **settings)
         assert [part.checksum for part in spread.parts] == [part.checksum for part in local.parts]

@@ -32,15 +32,15 @@ _PROGRAM = """
 import sys
 from clusterbatch.config import RunConfig
 from clusterbatch.experiments.run import STAGES
-from clusterbatch.runtime import lasting_session, units
+from clusterbatch.runtime import lasting_session, metrics
 
-finished = units.metrics.unit_finished
+finished = metrics.unit_finished
 
 def report(title, receipt, waiting):
     finished(title, receipt, waiting)
     print(title, receipt.unit, flush=True)
 
-units.metrics.unit_finished = report
+metrics.unit_finished = report
 config = RunConfig.model_validate_json(sys.argv[1])
 with lasting_session():
     for stage in STAGES[:3]:

@@ -9,7 +9,8 @@ import pytest
 
 from clusterbatch.config import StorageConfig
 from clusterbatch.errors import InfrastructureError
-from clusterbatch.runtime import Pool, Unit, metrics, run_units, units
+from clusterbatch.runtime import InProcessExecutor, Pass, Pool, WorkItem, metrics
+from clusterbatch.runtime.executor import using
 from clusterbatch.store import Counts, Part, Receipt, retries
 
 LINE = {
@@ -77,18 +78,18 @@ def test_a_unit(seen: dict[Any, float]) -> None:
     }
 
 
-def test_a_pass_is_seen_before_its_first_unit_ends(seen: dict[Any, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_is_seen_before_its_first_unit_ends(seen: dict[Any, float]) -> None:
     """And never again, where that unit never ends."""
 
-    def stuck(*_: object) -> Iterator[tuple[Receipt, int]]:
-        assert seen == {("clusterbatch_units_waiting", "embed"): 2}
-        raise InfrastructureError("stuck")
-        yield
+    class Stuck(InProcessExecutor):
+        def run(self, *_: object) -> Iterator[Receipt]:
+            assert seen == {("clusterbatch_units_waiting", "embed"): 2}
+            raise InfrastructureError("stuck")
+            yield
 
-    monkeypatch.setattr(units, "_stream", stuck)
-    todo = [Unit(number, 1, None) for number in range(3)]
-    with pytest.raises(InfrastructureError, match="stuck"):
-        run_units("embed", todo, object, {}, Pool(1), done={1: Receipt(unit=1, fingerprint="f")})
+    items = [WorkItem(number, 1, None) for number in range(3)]
+    with using(Stuck()), pytest.raises(InfrastructureError, match="stuck"):
+        Pass("embed", None, "f", object, {}, Pool(1)).run(items, done={1: Receipt(unit=1, fingerprint="f")})
     assert seen
 
 

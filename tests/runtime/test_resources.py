@@ -1,12 +1,21 @@
 """What a worker asks of a cluster's GPUs."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from clusterbatch.errors import InfrastructureError
-from clusterbatch.runtime import Pool, resources
+from clusterbatch.runtime import Pool, ray_executor, resources
+from clusterbatch.runtime.executor import using
+from clusterbatch.runtime.ray_executor import RayExecutor
 from clusterbatch.runtime.resources import check_bundles, check_resources, device_for, gpus_for
+
+
+@pytest.fixture(autouse=True)
+def _on_ray() -> Iterator[None]:
+    with using(RayExecutor()):
+        yield
 
 
 def _cluster(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
@@ -48,8 +57,8 @@ def test_auto_on_a_cluster_that_starts_nodes_says_once_that_it_is_cpu(
     _cluster(monkeypatch, 0)
     assert device_for("auto") == "cpu"
     assert not capsys.readouterr().err
-    monkeypatch.setattr(resources, "startup_timeout", lambda: 300.0)
-    assert [device_for("auto"), device_for("cpu"), device_for("auto")] == ["cpu"] * 3
+    with using(RayExecutor(startup_timeout=300.0)):
+        assert [device_for("auto"), device_for("cpu"), device_for("auto")] == ["cpu"] * 3
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "set *.device=cuda" in lines[0]
@@ -93,10 +102,9 @@ def test_workers_of_one_pool_fill_the_nodes(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_autoscaler_is_asked_for_what_the_workers_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = _nodes(monkeypatch, {"CPU": 2.0})
-    monkeypatch.setattr(resources, "startup_timeout", lambda: 0.02)
-    monkeypatch.setattr(resources, "_SECONDS_BETWEEN_LOOKS", 0.03)
+    monkeypatch.setattr(ray_executor, "_SECONDS_BETWEEN_LOOKS", 0.03)
     bundles = [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 0.9}, {"CPU": 0.9}]
-    with pytest.raises(InfrastructureError, match="needs 1 GPU"):
+    with using(RayExecutor(startup_timeout=0.02)), pytest.raises(InfrastructureError, match="needs 1 GPU"):
         check_bundles("embed", bundles)
     # And withdrawn in the end.
     assert asked == [{"bundles": bundles}, {"bundles": []}]

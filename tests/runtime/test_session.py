@@ -1,0 +1,152 @@
+"""Sessions: addresses where nothing answers, sessions without Ray, words while waiting."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import ray
+
+from clusterbatch.config import RayConfig, RunConfig, fingerprint, load_config
+from clusterbatch.errors import InfrastructureError, UsageError
+from clusterbatch.runtime import current_executor, lasting_session, ray_executor, ray_session, session
+from clusterbatch.runtime.executor import InProcessExecutor, using
+from clusterbatch.runtime.ray_executor import RayExecutor, announced_wait
+from clusterbatch.runtime.resources import device_for, gpus_for
+from clusterbatch.training.checks import check_workers
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has not joined a cluster, whatever tests before this one did."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(session, "_CONNECT_TRIES", 1)
+
+    def no_init(*_: object, **__: object) -> None:
+        raise AssertionError("ray.init was called")
+
+    monkeypatch.setattr("ray.init", no_init)
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+@pytest.mark.parametrize("key", ["ray.address", "RAY_ADDRESS"])
+@pytest.mark.usefixtures("not_connected")
+def test_an_address_where_nothing_listens_is_told_before_ray_is_asked(
+    form: str, key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = form.format(_free_port())
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    config = RayConfig(address=address if key == "ray.address" else None)
+    with pytest.raises(InfrastructureError, match=f"^{key} {address}: nothing answers there"), ray_session(config):
+        pass
+    # And which cluster was meant, also where it does answer.
+    assert capsys.readouterr().err.splitlines()[0].endswith(f"ray: joining the cluster at {address} ({key})")
+
+
+@pytest.mark.usefixtures("not_connected")
+@pytest.mark.parametrize("address", ["head", "head:port", "ray://", ":6379"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(InfrastructureError, match=r"expected auto, host:port or ray://host:port"):
+        session._check_port("ray.address", address)
+
+
+def test_a_cluster_that_asks_for_a_token_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ray.exceptions.AuthenticationError("Unauthenticated: no token.\nMore words.")
+
+    monkeypatch.setattr("ray.init", refuse)
+    with pytest.raises(InfrastructureError, match=r"Unauthenticated.*RAY_AUTH_TOKEN") as caught:
+        session._init(RayConfig(), "head:6379")
+    assert "\n" not in str(caught.value)
+
+
+def test_in_process_sessions_start_nothing_and_nest() -> None:
+    config = RayConfig(mode="in-process")
+    with pytest.raises(RuntimeError, match="no session"), using(None):  # type: ignore[arg-type]
+        current_executor()
+    with lasting_session(), ray_session(config):
+        outer = current_executor()
+        assert isinstance(outer, InProcessExecutor)
+        assert outer.resources()["CPU"] == os.cpu_count()
+        assert not outer.several_processes
+        # A session inside, of a configuration that does not say so, does not start Ray either.
+        with ray_session(RayConfig()):
+            assert current_executor() is outer
+        outer.check_room("train", [{"CPU": 10_000.0}])
+        assert outer.call(len, [1, 2], None) == 2  # type: ignore[arg-type]
+        if "GPU" not in outer.resources():
+            assert (device_for("auto"), gpus_for("auto", 2)) == ("cpu", 0.0)
+
+
+_WITHOUT_RAY = """
+import ray
+from clusterbatch.config import RayConfig
+from clusterbatch.runtime import lasting_session, ray_session
+
+with lasting_session(), ray_session(RayConfig(mode="in-process")):
+    assert not ray.is_initialized()
+assert not ray.is_initialized()
+"""
+
+
+def test_in_process_sessions_leave_ray_alone() -> None:
+    # Not even a cluster that is named is joined.
+    environment = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{_free_port()}"}
+    subprocess.run([sys.executable, "-c", _WITHOUT_RAY], check=True, env=environment)
+
+
+def test_the_mode_changes_no_fingerprint() -> None:
+    config = RunConfig(workspace="w")
+    assert fingerprint(RayConfig()) == fingerprint(RayConfig(mode="in-process"))
+    assert config.ray.mode == "cluster"
+
+
+def test_several_training_workers_need_a_cluster() -> None:
+    for workers, fits in ((None, True), (1, True), ([1, 2], True), (2, False)):
+        words = ["workspace=w", "ray.mode=in-process", *([f"train.workers={workers}"] if workers else [])]
+        config = load_config(None, words)
+        if fits:
+            check_workers(config)
+        else:
+            with pytest.raises(UsageError, match=r"train\.workers: 2 .* ray\.mode"):
+                check_workers(config)
+
+
+@ray.remote(num_cpus=1.5)
+class _Holder:
+    def ready(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_wait_for_what_others_hold_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray_executor, "_SECONDS_BEFORE_FIRST_WORD", 0.2)
+    monkeypatch.setattr(ray_executor, "_SECONDS_BETWEEN_LOOKS", 0.2)
+    holder = _Holder.remote()  # type: ignore[attr-defined]
+    ray.get(holder.ready.remote())
+    function = ray.remote(num_cpus=1)(lambda: "done")
+    freed = threading.Timer(8, ray.kill, (holder,))
+    freed.start()
+    with using(RayExecutor()), announced_wait("fit", [{"CPU": 1.0}]):
+        assert ray.get(function.remote()) == "done"
+    freed.join()
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "waiting since" in line]
+    assert "fit: 1 of 1 workers waiting since" in line
+    assert "for 1 CPU, which the cluster has but others hold" in line
+    capsys.readouterr()
+    with announced_wait("fit", [{"CPU": 1.0}]):
+        time.sleep(1)
+    assert "waiting since" not in capsys.readouterr().err
