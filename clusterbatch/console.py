@@ -1,14 +1,18 @@
-"""What the command line prints for people: tables on standard output."""
+"""Tables that the command line prints on standard output for people."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
-from clusterbatch.pipeline.clean import Removal
+from clusterbatch.config.describe import Key
+
+if TYPE_CHECKING:
+    from clusterbatch.pipeline.clean import Removal
 
 _COMPARED = [("value", ".4f"), ("difference", "+.4f"), ("p_corrected", ".3f"), ("minutes", ".1f")]
 _DRIFT = [("drift", ".3f"), ("mutual_information", ".3f"), ("hardness", "+.4f")]
@@ -30,7 +34,7 @@ _TEXT = (
 
 
 def print_quality(gains: Iterable[dict[str, Any]], report: str) -> None:
-    """`gains`: rows of experiments.report.gains."""
+    """`gains`: rows of pipeline.report.gains."""
     table = _table(
         "Retrieval quality before and after training", "collection", "metric", "queries", "before", "after", "gain"
     )
@@ -58,7 +62,7 @@ def print_comparison(found: dict[str, Any], page: str) -> None:
 
 
 def print_prediction(found: dict[str, Any]) -> None:
-    """`found`: what experiments.predict returns."""
+    """`found`: what experiments.predict.stage.predict returns."""
     columns = ["source", "rows", "diversity", "duplicates", "source batches", "harder by", "verdict", "reason"]
     table = _table("Would clusters help?", *columns)
     for name, row in sorted(found["sources"].items(), key=lambda entry: -entry[1]["rows"]):
@@ -80,7 +84,7 @@ def print_prediction(found: dict[str, Any]) -> None:
 
 
 def _print_experience(console: Console, found: dict[str, Any]) -> None:
-    """`found`: what experiments.experience.foretell returns."""
+    """`found`: what experiments.predict.experience.foretell returns."""
     if not found["arms"]:
         console.print(f"Earlier comparisons: {found['rows']} sources of other corpora, too few to learn from.")
         return
@@ -102,7 +106,7 @@ def _print_experience(console: Console, found: dict[str, Any]) -> None:
 
 
 def print_tuning(found: dict[str, Any], file: str) -> None:
-    """`found`: what experiments.tune returns; file: the chosen configuration."""
+    """`found`: what experiments.tune.stage.tune returns; file: the chosen configuration."""
     table = _table("Candidates", "arm", "rank score", "steps", found["metric"], "minutes")
     for name, row in found["candidates"].items():
         last = row["rungs"][-1] if row["rungs"] else None
@@ -115,7 +119,7 @@ def print_tuning(found: dict[str, Any], file: str) -> None:
 
 
 def print_intervals(found: dict[str, Any], file: str) -> None:
-    """`found`: what experiments.refresh_interval returns; file: where that is."""
+    """`found`: what experiments.tune.refresh_interval returns; file: where that is."""
     columns = ["refresh", "month", "rows", "embedded", "new clusters", "old data", "new data", "minutes", "cost"]
     table = _table(f"{found['metric']} and cost by refresh interval", *columns)
     for name, policy in found["policies"].items():
@@ -141,7 +145,7 @@ def print_intervals(found: dict[str, Any], file: str) -> None:
 
 
 def print_rounds(rounds: Sequence[dict[str, Any]], live: int | None, report: str) -> None:
-    """`rounds`: those of experiments.summary, under `refresh`."""
+    """`rounds`: those of pipeline.summary, under `refresh`."""
     columns = [
         "generation",
         "from",
@@ -179,7 +183,7 @@ def print_rounds(rounds: Sequence[dict[str, Any]], live: int | None, report: str
 
 
 def print_workspace(workspace: str, rows: Sequence[dict[str, Any]]) -> None:
-    """`rows`: those of experiments.inspect.inspect_workspace."""
+    """`rows`: those of pipeline.inspect_workspace."""
     table = _table(workspace, "stage", "state", "read", "written", "rejected", "set aside", "files", "MiB", "seconds")
     for row in rows:
         name = f"{row['stage']} {row['generation']}" if row["generation"] else row["stage"]
@@ -203,7 +207,7 @@ def print_workspace(workspace: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def print_cluster(cluster: dict[str, Any]) -> None:
-    """`cluster`: a row of clustering.inspect."""
+    """`cluster`: a row of shards.statistics."""
     console = _console()
     lines = [
         f"{cluster['source']}/{cluster['cluster']}: {cluster['rows']:,} rows, "
@@ -236,6 +240,19 @@ def print_removals(removals: Sequence[Removal], removed: bool) -> None:
     console.print(table)
     total = sum(removal.bytes for removal in removals) / 2**20
     console.print(f"{len(removals)} places, {total:,.1f} MiB" + ("" if removed else "; pass --yes to remove them"))
+
+
+def print_keys(keys: Sequence[Key]) -> None:
+    """Print the configuration's keys, section by section."""
+    console = _console()
+    section = ""
+    for key in keys:
+        if (first := key.name.split(".")[0]) != section:
+            section = first
+            console.print(f"\n{section}", style="bold", highlight=False)
+        default = "must be given" if key.default is None else f"default {key.default}"
+        console.print(f"  {key.name}  ({key.type}; {default})", highlight=False, soft_wrap=True)
+        console.print(Padding(key.meaning, (0, 0, 0, 6)), highlight=False)
 
 
 def _interval(row: dict[str, Any]) -> str:

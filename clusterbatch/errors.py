@@ -1,10 +1,10 @@
-"""Errors that a user can act on: one line each, and an exit code that tells an orchestrator whose turn it is."""
+"""Errors that a user can act on: one line each, and an exit code that says who has to act."""
 
 from __future__ import annotations
 
 
 class ClusterbatchError(Exception):
-    """Base of the errors whose message is meant for the user; the command line prints it without a stack trace."""
+    """Base of the errors whose message is meant for users; the command line prints it without a stack trace."""
 
     exit_code = 1
 

@@ -10,6 +10,7 @@ import pytest
 
 from clusterbatch.config import RayConfig
 from clusterbatch.encoder.resolve import PACKAGED, resolve_model
+from clusterbatch.log import configure_logging
 from tests.data_folder import data_folder as find_data_folder
 from tests.encoder.models import make_model
 
@@ -17,6 +18,12 @@ from tests.encoder.models import make_model
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logging() -> None:
+    """What stages log goes to standard error, as under the command line, where `capsys` finds it."""
+    configure_logging()
 
 
 @pytest.fixture(scope="session")

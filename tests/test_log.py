@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -103,3 +104,33 @@ def test_no_module_warns_past_the_structured_lines() -> None:
     assert [
         path.name for path, text in sources.items() if re.search(r"_?logg(er|ing)\.(warning|error|info)\(", text)
     ] == []
+
+
+def test_lines_reach_the_loggers_of_the_program_that_imports_it(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("clusterbatch")
+    logger.addHandler(caplog.handler)
+    try:
+        with log_context(run="w"):
+            say("embed: 3 rows", level="warning", rows=3)
+    finally:
+        logger.removeHandler(caplog.handler)
+    (record,) = caplog.records
+    assert (record.getMessage(), record.levelname, record.name) == ("embed: 3 rows", "WARNING", "clusterbatch")
+    assert record.__dict__["figures"] == {"run": "w", "rows": 3}
+
+
+def test_a_program_can_silence_it(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("clusterbatch")
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        say("embed: 3 rows")
+        say("lost", level="error")
+    finally:
+        logger.setLevel(level)
+    assert capsys.readouterr().err == "lost\n"
+
+
+def test_a_message_with_percent_signs_is_no_format(capsys: pytest.CaptureFixture[str]) -> None:
+    say("100 %s of %d")
+    assert capsys.readouterr().err == "100 %s of %d\n"

@@ -1,4 +1,4 @@
-"""What a run is: one typed section per stage, read from YAML and dotted overrides, with fingerprints."""
+"""Configuration: one typed section per stage, read from YAML and dotted overrides, with fingerprints."""
 
 from clusterbatch.config.base import Section, fingerprint, operational
 from clusterbatch.config.compare import CompareConfig

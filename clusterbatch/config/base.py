@@ -1,4 +1,4 @@
-"""What every section of the configuration has in common: strict keys, frozen values, and an identity."""
+"""Base of all sections of the configuration: strict keys, frozen values, and an identity."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ ModelName = Annotated[str, AfterValidator(_absolute_folder)]
 class Section(BaseModel):
     """One section of a run's configuration. Unknown keys are refused, values cannot change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
 
     def identity(self) -> dict[str, Any]:
-        """The values that decide what is computed, without those that only decide how fast (`operational`)."""
+        """Return the values that decide what is computed, without those that only decide how fast (`operational`)."""
         kept = {}
         for name, field in type(self).model_fields.items():
             extra = field.json_schema_extra
@@ -50,12 +50,12 @@ def operational(default: Any = ..., **constraints: Any) -> Any:
 
 
 def added(default: Any, **constraints: Any) -> Any:
-    """A field that came later: left out of fingerprints while it has its default, so that finished work stays so."""
+    """A field added later: left out of fingerprints while it has its default, so that finished work stays finished."""
     return Field(default, json_schema_extra={"added": True}, **constraints)
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hex digits over the canonical JSON of `parts` (sections by their identity); equal parts, equal fingerprint."""
+    """Return 16 hex digits over the canonical JSON of `parts`, with sections by their identity."""
     plain = [_plain(part) for part in parts]
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

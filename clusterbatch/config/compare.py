@@ -120,56 +120,69 @@ class DecideConfig(Section):
     """When it pays: the gain over the baseline that the user wants to see, and what it may cost."""
 
     metric: str = "NDCG@10"
-    # Smallest gain in `metric` (averaged over collections) that is worth the trouble.
+    """Metric that decides, as a mean over the collections."""
     min_gain: float = Field(0.005, ge=0)
-    # Largest extra cost as a share of the baseline's own (1.0: twice as much in all), at compare.prices, embedding and
-    # clustering included; unset: cost does not decide.
+    """Smallest gain in `metric` that is worth the trouble."""
     max_cost: float | None = Field(None, ge=0)
-    # Of the intervals of all arms together: each one's own level is higher, the more arms there are.
+    """Largest extra cost as a share of the baseline's own (1.0: twice as much in total), at `compare.prices`,
+    embedding and clustering included. Unset: cost does not decide."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Confidence of the intervals of all arms together; each arm's own level is higher, the more arms there are."""
 
 
 class PricesConfig(Section):
     """What units cost, in `currency`: for the report, and for decide.max_cost, where only their ratios count."""
 
     cpu_hour: float = operational(0.05, ge=0)
+    """Price of an hour of one CPU worker."""
     gpu_hour: float = operational(2.0, ge=0)
-    # Of storage: a million requests that read, a million that write, and a gibibyte that is read. A bucket in the
-    # region of the workers costs about 0.4, 5 and 0.
+    """Price of an hour of one GPU worker."""
     million_reads: float = operational(0.0, ge=0)
+    """Price of a million read requests to storage; about 0.4 for a bucket in the workers' region."""
     million_writes: float = operational(0.0, ge=0)
+    """Price of a million write requests to storage; about 5 for a bucket in the workers' region."""
     gibibyte_read: float = operational(0.0, ge=0)
+    """Price of a gibibyte read from storage; 0 for a bucket in the workers' region."""
     currency: str = operational("USD")
+    """Currency of all prices."""
 
 
 class CompareConfig(Section):
-    # Names of built-in arms, or name: {dotted.key: value}.
+    """Arms, seeds and length of a comparison, and the rule that decides."""
+
     arms: Annotated[dict[str, dict[str, Any]], BeforeValidator(_arms)] = Field(
         ["random", "source", "cluster", "random-groups"], validate_default=True
     )
-    # The arm that the others are measured against; unset: the first.
+    """Names of built-in arms, or name: {dotted.key: value}."""
     baseline: str | None = None
-    # Runs of each arm; they take 0 to n - 1 in place of train.seed and batches.seed.
+    """Arm that the others are measured against. Unset: the first."""
     seeds: int = Field(3, ge=1)
-    # Share of the corpus to compare on; unset: all of it.
+    """Runs of each arm; seeds 0 to n - 1 replace `train.seed` and `batches.seed`."""
     sample: float | None = Field(None, gt=0, le=1)
-    # neighbourhoods: whole coarse neighbourhoods of every source, as dense as in the corpus; uniform: any rows.
+    """Share of the corpus to compare on. Unset: all of it."""
     sample_by: Literal["neighbourhoods", "uniform"] = "neighbourhoods"
-    # Seconds (or 15m, 2h) that all of it may take: sample, steps and points are then chosen to fit this machine.
+    """`neighbourhoods` takes whole coarse neighbourhoods of every source, as dense as in the corpus; `uniform` takes
+    any rows."""
     budget: Annotated[float | None, BeforeValidator(_seconds)] = Field(None, ge=60)
-    # Optimizer steps of every run; unset: what train.steps or train.epochs say of the baseline.
+    """Seconds (or 15m, 2h) that the comparison may take: sample, steps and points are then chosen to fit this machine.
+    """
     steps: int | None = Field(None, ge=1)
-    # Three times the steps: late gains need time to show.
+    """Optimizer steps of every run. Unset: the baseline's `train.steps` or `train.epochs`."""
     long: bool = False
-    # Points of the learning curves, evenly spaced; the last is the end.
+    """Whether to train three times the steps: late gains need time to show."""
     points: int = Field(5, ge=1)
-    # Each arm's own sweep: the best pair on half of the queries, which then do not count, is what the arm runs with.
+    """Points of the learning curves, evenly spaced; the last is the end."""
     learning_rates: list[float] = []
+    """Learning rates of each arm's own sweep: the best pair on half of the queries, which then do not count, is used.
+    """
     temperatures: list[float] = []
+    """Temperatures of the same sweep."""
     decide: DecideConfig = DecideConfig()
+    """The rule that decides."""
     prices: PricesConfig = PricesConfig()
-    # Runs side by side.
+    """Prices of units, for costs in the report."""
     workers: int = operational(2, ge=1)
+    """Runs side by side."""
 
     @model_validator(mode="after")
     def _consistent(self) -> CompareConfig:

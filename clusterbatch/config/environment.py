@@ -1,7 +1,4 @@
-"""`reuse`: artifacts that another workspace has already.
-
-`ray` and `storage`: where the work runs and where bytes live. Nothing here changes a result.
-"""
+"""Sections `ray`, `storage` and `reuse`: where work runs and where bytes are stored. No key here changes a result."""
 
 from __future__ import annotations
 
@@ -14,34 +11,44 @@ from clusterbatch.config.base import Address, Section, operational
 
 
 class RayConfig(Section):
-    # cluster: worker processes on Ray. in-process: everything in one process, without Ray, one item of work after the
-    # other, with the same results; for a debugger or a small corpus.
+    """The Ray cluster that stages run on. No key here changes a result."""
+
     mode: Literal["cluster", "in-process"] = operational("cluster")
-    # Unset: RAY_ADDRESS, else a cluster started for this run on this machine.
+    """`cluster` runs stages on Ray; `in-process` runs them in this process without Ray, for debugging and small data.
+    """
     address: str | None = operational(None)
+    """Address of the cluster to join. Unset: RAY_ADDRESS, otherwise a cluster started on this machine for this run."""
     runtime_env: dict[str, Any] = operational({})
-    # Seconds in which a cluster's autoscaler may start the nodes that a stage needs; 0: those that are there must do.
+    """Ray's runtime environment for all workers."""
     startup_timeout: float = operational(0.0, ge=0)
-    # The local cluster only.
+    """Seconds that the cluster's autoscaler has to start the nodes a stage needs. 0: existing nodes must suffice."""
     num_cpus: int | None = operational(None, ge=1)
+    """CPU cores of a cluster started on this machine. Unset: all."""
     object_store_memory: int | None = operational(None, ge=80 * 2**20)
+    """Bytes of the object store of a cluster started on this machine. Unset: Ray's default."""
 
 
 class StorageConfig(Section):
     """S3-compatible storage. Credentials come from the environment or the machine's role, never from here."""
 
     endpoint_url: str | None = operational(None)
+    """Address of the S3-compatible service. Unset: AWS."""
     region: str | None = operational(None)
+    """Region of the buckets. Unset: the environment's."""
     addressing_style: Literal["auto", "path", "virtual"] = operational("auto")
-    # Certificates of the endpoint are checked against this file instead of the system's.
+    """Whether the bucket's name is part of the path or of the host name."""
     ca_file: str | None = operational(None)
+    """File of certificates to check the endpoint against, instead of the system's."""
     verify_tls: bool = operational(True)
-    # How often a request is tried that fails with 429, 500, 503, a reset or a time-out, and for how many seconds.
+    """Whether the endpoint's certificate is checked."""
     attempts: int = operational(8, ge=1)
+    """How often a request is tried that fails with 429, 500, 503, a reset or a time-out."""
     retry_budget: float = operational(120.0, ge=0)
-    # Seconds to wait for a connection and for an answer.
+    """Seconds after which a failing request is not tried again."""
     connect_timeout: float = operational(10.0, gt=0)
+    """Seconds to wait for a connection."""
     read_timeout: float = operational(60.0, gt=0)
+    """Seconds to wait for an answer."""
 
     @field_validator("endpoint_url")
     @classmethod
@@ -62,7 +69,9 @@ class ReuseConfig(Section):
     Results do not depend on where an input lies, and what it is goes into the fingerprint of what is made from it.
     """
 
-    # With the sample, where the corpus is mined from docstrings.
     corpus: Address | None = operational(None)
+    """Workspace whose corpus is used, with the sample if the corpus was mined from docstrings."""
     embeddings: Address | None = operational(None)
+    """Workspace whose embeddings are used."""
     clusters: Address | None = operational(None)
+    """Workspace whose clusters are used."""

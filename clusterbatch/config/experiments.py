@@ -1,11 +1,4 @@
-"""`report`: how results are shown. Nothing here changes one.
-
-`predict`: what clusters would be like on this corpus, before anything is trained.
-
-`tune`: which settings to try, and how long; or how often to refresh while a corpus grows.
-
-`refresh`: the next generation, and when it is worth making and keeping.
-"""
+"""Sections `predict`, `tune`, `refresh` and `report`."""
 
 from __future__ import annotations
 
@@ -21,16 +14,20 @@ from clusterbatch.config.stages import Paths
 
 
 class PredictConfig(Section):
-    # Rows that are embedded; of each source at least 2,048, or all.
+    """Figures of clustered batches on a sample, before any training."""
+
     rows: int = Field(20_000, ge=256)
-    # Rows per cluster that are tried; those below two batches, or too large for the sample, are left out, and said.
+    """Rows to embed; of each source at least 2,048, or all."""
     sizes: list[int] = Field([256, 512, 1024, 2048, 4096, 8192], min_length=1)
-    # What the mask would leave out, as train.mask.surrogate_margin with surrogate_relative: above 95 % of the positive.
+    """Mean cluster sizes to try, in rows. Sizes below two batches or too large for the sample are left out, and
+    reported."""
     mask_share: float = Field(0.95, gt=0, le=1)
-    # A file (JSON, local or s3://): `compare` adds what every arm gained, source by source, and what was known of it
-    # before; `predict` says what the rows of other corpora foretell, and how far they miss each other. It needs at
-    # least 8 rows of the same baseline (compare.baseline) and metric (compare.decide.metric).
+    """Share of the positive's score above which a document would be masked, as `train.mask.surrogate_margin` with
+    `surrogate_relative` does."""
     experience: Address | None = operational(None)
+    """File (JSON, local or s3://) in which `compare` records each arm's gain by source, and from which `predict`
+    estimates gains. It needs at least 8 rows with the same baseline (`compare.baseline`) and metric
+    (`compare.decide.metric`)."""
 
 
 _SECTIONS = ("batches", "cluster", "mine", "train")
@@ -66,21 +63,22 @@ class Policy:
 class ArrivalConfig(Section):
     """What arrives in one month."""
 
-    # As corpus.paths.
     paths: Paths = Field(min_length=1)
-    # Whose answers are in it: collections of evaluate.path, or segments of queries (report.segment_pattern).
+    """Files that arrive, as in `corpus.paths`."""
     queries: list[str] = Field(min_length=1)
+    """Queries whose answers arrive: collections of `evaluate.path`, or segments of queries (`report.segment_pattern`).
+    """
 
 
 class StreamConfig(Section):
     """A corpus that arrives in parts, one a month, and the refresh intervals to try on it."""
 
-    # The first is what the first model is trained on.
     arrivals: list[ArrivalConfig] = Field(min_length=2)
-    # never (trains on with the first clusters); months between two refreshes; or a figure of drift and what it must
-    # exceed (as refresh.when): then new rows join the clusters there are every month, and clusters are made anew where
-    # they drift. `drift > 1` never makes them anew.
+    """The corpus of each month; the first model is trained on the first."""
     refresh: list[int | str] = Field(["never", 2, 1, "drift > 0.05"], min_length=2)
+    """Policies to compare: `never` (continue training with the first clusters), a number of months between two
+    refreshes, or a drift figure and its limit (as in `refresh.when`). With a limit, new rows join the existing
+    clusters every month, and clusters are rebuilt only when they drift; `drift > 1` never rebuilds them."""
 
     @field_validator("refresh")
     @classmethod
@@ -113,27 +111,31 @@ class StreamConfig(Section):
 
 
 class TuneConfig(Section):
-    # Values to try, by dotted key of batches, cluster, mine or train; every combination is a candidate.
+    """Candidate settings, and how long each is tried; or refresh intervals for a growing corpus."""
+
     candidates: dict[str, list[Any]] = {
         "cluster.mean_size": [512, 1024, 2048, 4096],
         "cluster.features": ["document", "query"],
         "train.mask.surrogate_margin": [None, -0.05],
     }
-    # Candidates that are trained at all: the best of a cheap ranking by a sample's vectors. The others are only ranked.
+    """Values to try, by dotted key of batches, cluster, mine or train; every combination is a candidate."""
     keep: int = Field(6, ge=2)
-    # Successive halving: each rung trains `reduction` times the steps of the one before, with 1 / `reduction` of its
-    # candidates; the last rung trains `steps`. Unset: what train.steps or train.epochs say.
+    """Candidates that are trained: the best of a cheap ranking by a sample's vectors. The others are only ranked."""
     steps: int | None = Field(None, ge=1)
+    """Steps of the last rung of successive halving. Unset: `train.steps` or `train.epochs`."""
     reduction: int = Field(3, ge=2)
+    """Factor between rungs: each trains this many times the steps of the rung before, with 1 / reduction of its
+    candidates."""
     rungs: int = Field(2, ge=1)
-    # Runs of each candidate, of which the mean counts; they take 0 to n - 1 in place of train.seed and batches.seed.
+    """Number of rungs."""
     seeds: int = Field(1, ge=1)
-    # What decides, as a mean over the collections of evaluate.path.
+    """Runs per candidate, of which the mean counts; seeds 0 to n - 1 replace `train.seed` and `batches.seed`."""
     metric: str = "NDCG@10"
-    # Set: `tune` compares refresh intervals on it, in place of the candidates.
+    """Metric that decides, as a mean over the collections of `evaluate.path`."""
     stream: StreamConfig | None = None
-    # Runs side by side.
+    """If set, `tune` compares refresh intervals on this stream instead of candidates."""
     workers: int = operational(2, ge=1)
+    """Runs side by side."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TuneConfig:
@@ -159,29 +161,32 @@ DRIFT_FIGURES = ("drift", "movement", "hardness")
 class RefreshConfig(Section):
     """Each round re-embeds, re-clusters and goes on training from the live model's last checkpoint."""
 
-    # Generations that one call makes.
     rounds: int = Field(1, ge=1)
-    # Optimizer steps of a round, with train.schedule over them; unset: one epoch of its batches.
+    """Generations that one call makes."""
     every_steps: int | None = Field(None, ge=1)
-    # What embeds the corpus anew. Unset: the live model; else a fixed one, by name or folder.
+    """Optimizer steps per round, with `train.schedule` over them. Unset: one epoch."""
     surrogate: ModelName | None = None
-    # New clusters are built while a round trains, for the first round that begins after they are whole; a round never
-    # waits. Training and building then share the cluster: see cpus_per_worker of the stages.
+    """Model that embeds the corpus again. Unset: the live model."""
     asynchronous: bool = False
-    # Share of the rows, drawn anew in every round, that stay where the generation before put them: all batches changing
-    # at once can make a model forget (ANCE-Tele, Sun 2022).
+    """Whether new clusters are built while a round trains, for the first round that begins after they are complete; a
+    round never waits. Training and building then share the cluster: see `cpus_per_worker` of the stages."""
     keep_fraction: float = Field(0.0, ge=0, lt=1)
-    # always, never (goes on training with the old clusters: the control), or a figure of the sample and what it must
-    # exceed: drift > 0.1 (share of rows that change clusters, beyond chance), movement, hardness.
+    """Share of the rows, drawn again in every round, that stay in their previous clusters: if all batches change at
+    once, a model can forget (ANCE-Tele, Sun 2022)."""
     when: str = "always"
-    # Rows that drift is measured on, at least; 32 of each cluster where that is more.
+    """When a round rebuilds the clusters: `always`, `never` (continue training with the old ones: the control), or a
+    figure measured on a sample and its limit, for example `drift > 0.1` (share of rows that change clusters, beyond
+    chance), `movement` or `hardness`."""
     sample: int = Field(16_384, ge=256)
-    # A round's model goes live when its metric, averaged over the collections, is no more than `margin` below that of
-    # the live one, and of the best that went before it: small losses do not add up.
+    """Rows on which drift is measured, at least; 32 per cluster if that is more."""
     metric: str = "NDCG@10"
+    """Metric that decides whether a round's model goes live, as a mean over the collections."""
     margin: float = Field(0.005, ge=0)
-    # Documents that are indexed with the live model elsewhere, whose re-indexing a promotion costs; unset: the corpus'.
+    """A round's model goes live if its metric is at most this much below the live model's and below the best earlier
+    live model's, so that small losses do not add up."""
     production_documents: int | None = Field(None, ge=0)
+    """Documents indexed elsewhere with the live model, whose re-indexing a promotion costs. Unset: the corpus'
+    documents."""
 
     @field_validator("when")
     @classmethod
@@ -205,7 +210,10 @@ def _condition(when: str) -> tuple[str, float] | None:
 
 
 class ReportConfig(Section):
+    """Presentation of results. No key here changes a result."""
+
     language: Literal["en", "ja"] = operational("en")
-    # Its first group, found in a query's id, names the segment (source) the query belongs to; the built-in sample's ids
-    # are <source>-q<16 hex digits>. Gains are shown by segment where ids match.
+    """Language of the reports."""
     segment_pattern: str = operational(r"^(.+?)-[dq]?[0-9a-f]{16}$")
+    """Regular expression whose first group, found in a query's id, names the segment (source) of the query. The built-
+    in sample's ids are <source>-q<16 hex digits>. Gains are shown by segment if ids match."""

@@ -1,4 +1,4 @@
-"""From a YAML file and `key=value` words to one checked `RunConfig`, or one clear line."""
+"""Loading of the configuration: a YAML file and `key=value` words become one checked `RunConfig`."""
 
 from __future__ import annotations
 
@@ -19,24 +19,40 @@ from clusterbatch.errors import UsageError
 
 
 class RunConfig(Section):
-    """Everything a run is. `workspace` is one URI, local or s3://bucket/prefix."""
+    """The whole configuration of a run, one section per stage."""
 
     workspace: Address
+    """URI of the workspace, a local folder or s3://bucket/prefix, in which all artifacts are written."""
     corpus: CorpusConfig = CorpusConfig()
+    """Input files and the rules for a valid pair."""
     embed: EmbedConfig = EmbedConfig()
+    """The surrogate that embeds the corpus."""
     mine: MineConfig = MineConfig()
+    """Hard negatives and consistent pairs, found by search."""
     cluster: ClusterConfig = ClusterConfig()
+    """Clusters and shards."""
     batches: BatchesConfig = BatchesConfig()
+    """The batch plan."""
     train: TrainConfig = TrainConfig()
+    """The model to train and how."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """Test collections, models and metrics."""
     refresh: RefreshConfig = RefreshConfig()
+    """Further generations: embed, cluster and train again."""
     predict: PredictConfig = PredictConfig()
+    """Figures of clustered batches before training."""
     tune: TuneConfig = TuneConfig()
+    """Choice of settings by short runs."""
     compare: CompareConfig = CompareConfig()
+    """Comparison of batch strategies."""
     report: ReportConfig = ReportConfig()
+    """Presentation of results."""
     reuse: ReuseConfig = ReuseConfig()
+    """Artifacts of other workspaces to read instead of making them."""
     ray: RayConfig = RayConfig()
+    """The Ray cluster."""
     storage: StorageConfig = StorageConfig()
+    """S3-compatible storage."""
 
     @model_validator(mode="after")
     def _margins(self) -> RunConfig:
@@ -58,9 +74,9 @@ class RunConfig(Section):
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads `path` (YAML, may be None), applies dotted overrides such as `cluster.mean_size=1024`, checks it all.
+    """Read `path` (YAML, may be None), apply dotted overrides such as `cluster.mean_size=1024`, and check the result.
 
-    Raises UsageError with one line that names the key when something is unknown, of the wrong type or impossible.
+    Raises UsageError with one line that names the key if it is unknown, of the wrong type or impossible.
     """
     values: dict[str, Any] = {}
     if path is not None:
@@ -74,7 +90,7 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """`config` with the values of dotted keys replaced; raises UsageError as `load_config` does."""
+    """Return `config` with the values of dotted keys replaced. Raises UsageError as `load_config` does."""
     values = config.model_dump()
     for key, value in changes.items():
         _set(values, key, value)
@@ -84,15 +100,37 @@ def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
         raise UsageError(_one_line(error)) from None
 
 
+class _RepeatedKeyError(Exception):
+    """A key stands twice in one section."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, but a repeated key is an error: YAML itself would let the last one win silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping. Raises _RepeatedKeyError."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise _RepeatedKeyError(f"line {key.start_mark.line + 1}: {key.value} is given twice")
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UsageError(f"configuration {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _RepeatedKeyError as error:
+        raise UsageError(f"configuration {path} {error}") from None
+    # A ValueError: something that looks like a date and is none.
+    except (yaml.YAMLError, ValueError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
-        raise UsageError(f"configuration {path}{line}: not valid YAML") from None
+        detail = "" if where or isinstance(error, UnicodeDecodeError) else f" ({error})"
+        raise UsageError(f"configuration {path}{line}: not valid YAML{detail}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -103,10 +141,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _apply(values: dict[str, Any], word: str) -> None:
     key, separator, text = word.partition("=")
     if not separator or not key.strip():
-        raise UsageError(f"{word!r}: expected key=value, for instance cluster.mean_size=1024")
+        raise UsageError(f"{word!r}: expected key=value, for example cluster.mean_size=1024")
     try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
+        value = yaml.load(text, _Loader) if text else None
+    except (yaml.YAMLError, ValueError):
         raise UsageError(f"{key}: {text!r} is not a valid value") from None
     _set(values, key.strip(), value)
 

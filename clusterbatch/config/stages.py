@@ -1,11 +1,4 @@
-"""`cluster`: how the corpus is grouped, and how its shards are laid out.
-
-`corpus`: where the pairs come from and what a valid pair is.
-
-`embed`: the surrogate, the existing model whose vectors decide clusters and masks.
-
-`mine`: hard negatives and consistent pairs, found by searching the surrogate's vectors.
-"""
+"""Sections `corpus`, `embed`, `mine` and `cluster`: the stages that prepare training data."""
 
 from __future__ import annotations
 
@@ -36,22 +29,28 @@ class ColumnsConfig(Section):
     """Names of the input's columns."""
 
     query: str = "query"
+    """Column with the query's text."""
     document: str = "document"
-    # Unset: a column called `source` where a file has one, else the file's own name. Named here, it must be there.
+    """Column with the document's text."""
     source: str | None = None
+    """Column with the name of the row's source. Unset: a column named `source` if the file has one, otherwise the
+    file's own name. A column named here must exist."""
     pair_id: str | None = None
-    # Texts that do not answer the query: list columns, or several columns of one text each.
+    """Column with a stable identifier of the pair. Unset: a hash of the pair's content."""
     negatives: Paths = []
+    """Texts that do not answer the query: list columns, or several columns with one text each."""
     weight: str | None = None
-    # The user's own segment of a row (customer group, category).
+    """Column with the weight of the pair in the loss. Unset: all pairs weigh 1."""
     group: str | None = None
-    # Vectors that the user has already, of any length: nothing is then embedded. The document's, or the row's where the
-    # query has none of its own.
+    """Column with the user's own segment of a row, for example a customer group or a category."""
     vector: str | None = None
+    """Column with existing vectors of any length; nothing is embedded then. It holds the document's vector, or the
+    row's if there is no `query_vector`."""
     query_vector: str | None = None
-    # Which of query and document are images: bytes, data URIs, or addresses (local, or s3://). The models of `embed`
-    # and `train` must then have towers for both.
+    """Column with existing vectors of the queries; needs `vector`."""
     images: list[Literal["query", "document"]] = added([])
+    """Sides (query, document) that are images: bytes, data URIs, or addresses (local paths or s3://). The models of
+    `embed` and `train` must have an image tower."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ColumnsConfig:
@@ -63,45 +62,54 @@ class ColumnsConfig(Section):
 
 
 class CorpusConfig(Section):
+    """Input files, the rules for a valid pair, and the sizes in which the corpus is written."""
+
     paths: Paths = []
+    """Files, folders or glob patterns, local or s3://; `docstrings://` is the built-in sample."""
     columns: ColumnsConfig = ColumnsConfig()
-    # Overrides `columns.source`: one name for all rows.
+    """Names of the input's columns."""
     source: str | None = None
-    # Which judgements of a BEIR folder or of MS MARCO's files are the pairs: `train` for qrels/train.tsv or
-    # qrels.train.tsv. Unset: the training ones, else all there are.
+    """One source name for all rows; overrides `columns.source`."""
     split: str | None = None
-    # A file that cannot be read: stop with one line that names it, or list it among the rejects and go on. One of a
-    # collection (BEIR, MS MARCO) always stops: pairs are joined from all of its files.
+    """Judgements of a BEIR folder or of MS MARCO's files to use as pairs, for example `train` for qrels/train.tsv or
+    qrels.train.tsv. Unset: the training split if there is one, otherwise all splits."""
     on_error: Literal["fail", "reject"] = "fail"
-    # Of text files. Unset: UTF-8, or CP932 (Shift_JIS) where the text is not UTF-8 but Japanese; collections (BEIR, MS
-    # MARCO) are then UTF-8.
+    """What happens when a file cannot be read: `fail` stops with one line that names it, `reject` lists it among the
+    rejects and continues. A file of a collection (BEIR, MS MARCO) always stops the run, because pairs are joined
+    from all of its files."""
     encoding: str | None = None
+    """Encoding of text files. Unset: UTF-8, or CP932 (Shift_JIS) if the text is Japanese and not UTF-8; collections
+    (BEIR, MS MARCO) are read as UTF-8."""
     max_characters: int = Field(20_000, ge=16)
-    # What happens to a text that is longer.
+    """Length in characters above which a text counts as too long."""
     too_long: Literal["cut", "reject"] = "cut"
-    # Pairs with a copy of a test query of `evaluate.path`, or of a document that answers one, are set aside: also near
-    # copies (estimated Jaccard similarity of word triples), only exact ones, or none.
+    """What happens to a text that is too long."""
     decontaminate: Annotated[Literal["near", "exact", "off"], BeforeValidator(_as_off)] = "near"
-    # Pairs whose query and document are both nearly those of an earlier pair: set aside, into corpus/aside/ with their
-    # reason, or kept like any other. Looking for them takes several times as long as the rest of ingest.
+    """Sets aside pairs that copy a test query of `evaluate.path`, or a document that answers one: `near` also finds
+    near copies (estimated Jaccard similarity of word triples), `exact` only exact copies, `off` none."""
     near_duplicates: Literal["keep", "set_aside"] = "keep"
-    # The similarity from which texts count as near copies, here and against the test collections.
+    """What happens to a pair whose query and document both nearly equal those of an earlier pair: `set_aside` moves it
+    to corpus/aside/ with its reason, `keep` treats it like any other. The search takes several times as long as the
+    rest of ingest."""
     near_threshold: float = Field(0.8, gt=0, le=1)
-    # Rows that later stages read at once, as one unit of work.
+    """Jaccard similarity from which two texts count as near copies, here and against test collections."""
     row_group_rows: int = Field(1024, ge=64)
-    # Of a file of the corpus, about: decides into how many buckets rows are sorted.
+    """Rows of one row group, the unit of work of later stages."""
     part_bytes: int = Field(64 * 2**20, ge=2**16)
-    # Bytes of input that one unit of work reads.
+    """Approximate size in bytes of one file of the corpus; it decides how many buckets rows are sorted into."""
     unit_bytes: int = Field(32 * 2**20, ge=2**12)
-    # The built-in sample only.
+    """Bytes of input that one unit of work reads."""
     sample_pairs: int = Field(18_000, ge=100)
+    """Number of pairs of the built-in sample."""
     sample_seed: int = 0
-    # Processes that read and write, one CPU core each.
+    """Seed of the built-in sample."""
     workers: int = operational(2, ge=1)
-    # What `ingest --append` takes out again: files of pair_ids, one a line, each applied once, to the rows that the
-    # corpus then holds; and sources that the corpus is not to have.
+    """Processes that read and write, one CPU core each."""
     delete: Paths = operational([])
+    """Files of pair_ids, one per line, whose rows `ingest --append` removes. Each file is applied once, to the rows
+    the corpus holds at that time."""
     drop_sources: Paths = operational([])
+    """Sources that `ingest --append` removes from the corpus."""
 
     @field_validator("encoding")
     @classmethod
@@ -121,60 +129,74 @@ CHARACTER_NGRAMS = "char-ngrams"
 
 
 class EmbedConfig(Section):
-    # A folder, an s3:// folder, a name on the hub, or char-ngrams.
+    """The surrogate: the existing embedding model whose vectors decide clusters and masks."""
+
     model: ModelName = "all-MiniLM-L6-v2"
-    # Longer texts are cut. Unset: what the model's own files say.
+    """The embedding model: a local folder, an s3:// folder, a name on the hub, or `char-ngrams`, which needs no model.
+    """
     max_tokens: int | None = Field(256, ge=2)
-    # Put before every text. Unset: the prompts that the model's own files name.
+    """Length in tokens to which texts are cut. Unset: the limit in the model's own files."""
     query_prompt: str | None = None
+    """Text put before every query. Unset: the prompt in the model's own files."""
     document_prompt: str | None = None
-    # Tokens (padding included) that go through the backbone at once. CPUs are fastest while the activations stay in
-    # their caches; a GPU wants all that its memory holds (65536 for MiniLM in 24 GB).
+    """Text put before every document. Unset: the prompt in the model's own files."""
     batch_tokens: int = Field(2048, ge=64)
+    """Tokens (padding included) that go through the encoder at once. CPUs are fastest while activations stay in their
+    caches; a GPU wants as many as its memory holds (65,536 for MiniLM in 24 GB)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    # Whether vectors are kept, or computed again in each later pass that needs them.
+    """Number type of the computation. `auto`: bfloat16 if the hardware multiplies it, otherwise float32."""
     persist: bool = True
-    # auto: the GPUs of the cluster, where it has any.
+    """Whether vectors are stored. If not, each later pass that needs them computes them again."""
     device: str = operational("auto")
+    """`cpu`, `cuda`, or `auto`: the cluster's GPUs if it has any."""
     workers: int = operational(2, ge=1)
-    # What each worker asks of the cluster. GPUs unset: one; where there are fewer GPUs than workers, they share them.
+    """Processes that embed."""
     cpus_per_worker: float = operational(0.9, gt=0)
+    """CPU cores that each worker asks for."""
     gpus_per_worker: float | None = operational(None, gt=0)
-    # Processes that read and tokenise ahead of the workers. Unset: none on CPUs, where workers do it themselves at a
-    # few per cent of their time; eight for each GPU worker.
+    """GPUs that each worker asks for. Unset: one, or a share of one if there are fewer GPUs than workers."""
     tokenizers: int | None = operational(None, ge=0)
+    """Processes that read and tokenise ahead of the workers. Unset: none on CPUs, where workers spend a few per cent
+    of their time on it; eight for each GPU worker."""
 
 
 class MineConfig(Section):
     """Every query is searched among the documents of its source. Off unless negatives or consistency are asked for."""
 
-    # Hard negatives of each row, fewer where not so many pass the filters; appended to those the corpus has.
     negatives: int = Field(0, ge=0)
-    # Of the documents in order of their score, without those known to answer the query: the ranks (from 0) that are
-    # taken from. The first ones are often answers that nobody judged.
+    """Hard negatives to find for each row, appended to those the corpus has; fewer if not enough candidates pass the
+    filters."""
     first: int = Field(5, ge=0)
+    """First rank (from 0) to take negatives from, in order of score and without documents known to answer the query.
+    The highest ranks are often answers that nobody judged."""
     last: int = Field(50, ge=1)
-    # hardest: the first ones; random: any of the range (ANCE, Xiong 2020); balanced: evenly over the range of margins
-    # to the positive's score (TAS-B, Hofstaetter 2021).
+    """Rank at which the range of candidates ends."""
     pick: Literal["hardest", "random", "balanced"] = "random"
-    # Leaves out what scores above this share of the positive's score (NV-Retriever, Moreira 2024), or less than this
-    # margin below it; unset: no limit.
+    """How negatives are chosen from the range: `hardest` takes the first ranks, `random` any (ANCE, Xiong 2020),
+    `balanced` spreads them evenly over the margins to the positive's score (TAS-B, Hofstaetter 2021)."""
     most_of_positive: float | None = Field(0.95, gt=0, le=1)
+    """Skips candidates that score above this share of the positive's score (NV-Retriever, Moreira 2024). Unset: no
+    limit."""
     margin: float | None = Field(None, ge=0)
-    # Keeps with each mined negative how far it scores below its row's own document: the teacher of train.margin_mse.
+    """Skips candidates that score less than this margin below the positive. Unset: no limit."""
     margins: bool = added(False)
-    # Keeps a pair only if its document is among so many best ones of its query (Nomic, Nussbaum 2024: 2).
+    """Stores how far each mined negative scores below its row's own document: the teacher of `train.margin_mse`."""
     consistency: int | None = Field(None, ge=1)
-    # Sources of more rows than this are searched approximately: the work of an exact search grows with their square.
-    # A worker then holds the documents of one source at a time in memory, 2 bytes a dimension. Unset: all exactly.
+    """Keeps a pair only if its document is among this many best documents of its query (Nomic, Nussbaum 2024: 2).
+    Unset: all pairs are kept."""
     approximate_above: int | None = added(None, ge=0)
-    # Of the lists that faiss cuts such a source into, 2 for each unit of the root of its rows: how many a query sees.
+    """Sources with more rows than this are searched approximately, because the work of an exact search grows with the
+    square of the rows. A worker then holds the documents of one source in memory, 2 bytes per dimension. Unset:
+    every search is exact."""
     probes: int = added(32, ge=1)
-    # Of the random choice among ranks.
+    """Lists of the approximate index that each query visits; the index has 2 lists per unit of the square root of the
+    source's rows."""
     seed: int = 0
-    # Processes that search, each with so many cores.
+    """Seed of the random choice among ranks."""
     workers: int = operational(2, ge=1)
+    """Processes that search."""
     cpus_per_worker: float = operational(0.9, gt=0)
+    """CPU cores that each worker asks for."""
 
     @model_validator(mode="after")
     def _consistent(self) -> MineConfig:
@@ -190,55 +212,68 @@ class MineConfig(Section):
 
 
 class ClusterConfig(Section):
-    # kmeans: rows nearest one centroid. communities: equal groups of `mean_size` mutual neighbours, meant to be small;
-    # each source is searched exactly, in time that grows with the square of its rows, and its graph is one worker's.
+    """Clusters of each source, and the shards that training reads."""
+
     method: Literal["kmeans", "communities"] = added("kmeans")
-    # Of the documents in order of their score with a query, without those known to answer it: the ranks (from 0) whose
-    # rows are the query's neighbours. The first ones are often answers that nobody judged.
+    """`kmeans`: each row belongs to its nearest centroid. `communities`: equal groups of `mean_size` mutual
+    neighbours, meant to be small; each source is searched exactly, in time that grows with the square of its rows,
+    and one worker cuts its graph."""
     neighbour_ranks: tuple[int, int] = added((30, 130))
-    # Vectors that are clustered. both: query and document side by side; both_orders: the fit also sees them swapped.
+    """Communities only: ranks (from 0) whose rows count as a query's neighbours, in order of score and without
+    documents known to answer it. The highest ranks are often answers that nobody judged."""
     features: Literal["query", "document", "both", "both_orders"] = "document"
-    # Fewer dimensions to cluster in: by PCA fitted to the sample, or by a random projection. Unset: all.
+    """Vectors to cluster. `both`: query and document concatenated; `both_orders`: the fit also sees them swapped."""
     dimensions: int | None = Field(None, ge=2)
+    """Number of dimensions to cluster in, by `reduction`. Unset: all."""
     reduction: Literal["pca", "random"] = "pca"
-    # corpus: all sources are clustered as one, which is then called "(all)" in place of their names.
+    """How dimensions are reduced: `pca` fitted to the sample, or a `random` projection."""
     scope: Literal["source", "corpus"] = "source"
-    # Cluster by this column of the corpus (corpus.columns.group) instead of by vectors.
+    """`source` clusters each source separately; `corpus` clusters all sources together, under the name "(all)"."""
     column: Literal["group"] | None = None
-    # Clusters per source (per corpus with scope: corpus), fewer where they would have less than 16 rows; or mean_size,
-    # and each source's rows decide. Neither: four global batches of rows per cluster. Sources of less than one and a
-    # half such clusters are not split.
+    """Cluster by this column of the corpus (`corpus.columns.group`) instead of by vectors."""
     clusters: int | None = Field(None, ge=1)
+    """Clusters per source (per corpus with `scope: corpus`), fewer if they would have fewer than 16 rows each. Give
+    this or `mean_size`."""
     mean_size: int | None = Field(None, ge=1)
-    # Larger clusters are split into equal parts, smaller ones merged with their nearest neighbour.
+    """Mean rows per cluster. Unset, with `clusters` unset too: four global batches. Sources smaller than one and a
+    half such clusters are not split."""
     max_size: int | None = Field(None, ge=2)
+    """Clusters with more rows are split into equal parts. Unset: no limit."""
     min_size: int | None = Field(None, ge=2)
-    # Clusters of about one size, at some cost in cosine.
+    """Clusters with fewer rows are merged with their nearest neighbour. Unset: no limit."""
     balanced: bool = False
-    # 2: first into about sqrt(clusters) coarse clusters, then each of those. Unset: 2 above 4,096 clusters.
+    """Whether the fit aims at clusters of equal size, at some cost in cosine."""
     levels: Literal[1, 2] | None = None
+    """2: cluster first into about sqrt(clusters) coarse clusters, then each of those. Unset: 2 above 4,096 clusters."""
     seed: int = 0
-    # Passes over the fit's sample, at most, and fits of which the best is kept.
+    """Seed of the sample, of k-means and of the order of rows inside a cluster."""
     iterations: int = Field(4, ge=1)
+    """Passes over the sample, at most."""
     restarts: int = Field(1, ge=1)
-    # Of each source at least 16,384 rows, or all.
+    """Fits of which the best is kept."""
     sample_per_centroid: int = Field(256, ge=8)
-    # Of the fit's products; the assignment is always in float32. auto: bfloat16 where the hardware multiplies it.
+    """Rows of the sample per centroid; each source is sampled with at least 16,384 rows, or all of its rows."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    # Share of each source's rows to leave out: those farthest from their centroid. They are kept aside.
+    """Number type of the fit's products; the assignment is always computed in float32. `auto`: bfloat16 if the
+    hardware multiplies it."""
     drop_outliers: float | None = Field(None, gt=0, le=0.5)
-    # How the embedding model's vectors are kept for masks: as they are, in 8 bits, or not at all; and reduced to how
-    # many dimensions.
+    """Share of each source's rows to set aside: those farthest from their centroid. Unset: none."""
     surrogate: Literal["float16", "int8", "none"] = "float16"
+    """How the surrogate's vectors are stored for masks: as float16, in 8 bits, or not at all."""
     surrogate_dimensions: int | None = Field(None, ge=8)
+    """Dimensions to which stored vectors are reduced. Unset: all."""
     run_rows: int = Field(64, ge=1)
-    # Tokens and vectors in one shard, about.
+    """Consecutive rows of one cluster that training reads as one block."""
     shard_bytes: int = Field(256 * 2**20, ge=2**16)
+    """Approximate bytes of tokens and vectors in one shard."""
     workers: int = operational(2, ge=1)
+    """Processes that fit, assign and write shards."""
     device: str = operational("auto")
-    # What each worker asks of the cluster. GPUs unset: one; where there are fewer GPUs than workers, they share them.
+    """`cpu`, `cuda`, or `auto`: the cluster's GPUs if it has any."""
     cpus_per_worker: float = operational(0.9, gt=0)
+    """CPU cores that each worker asks for."""
     gpus_per_worker: float | None = operational(None, gt=0)
+    """GPUs that each worker asks for. Unset: one, or a share of one if there are fewer GPUs than workers."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ClusterConfig:

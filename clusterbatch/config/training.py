@@ -1,9 +1,4 @@
-"""`evaluate`: the test collections, the models and the measures.
-
-`batches`: which rows stand together in a global batch, and how that changes while training goes on.
-
-`train`: the model to be pretrained and how.
-"""
+"""Sections `batches`, `train` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -27,11 +22,17 @@ class PhaseConfig(Section):
     """
 
     epochs: int | None = Field(None, ge=1)
+    """Length of the phase in epochs."""
     steps: int | None = Field(None, ge=1)
+    """Length of the phase in steps."""
     stratify: Stratify | None = None
+    """As in `batches`."""
     clusters_per_batch: int | None = Field(None, ge=1)
+    """As in `batches`."""
     merged_clusters: int | None = Field(None, ge=1)
+    """As in `batches`."""
     random_share: float | None = Field(None, ge=0, le=0.5)
+    """As in `batches`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> PhaseConfig:
@@ -46,28 +47,37 @@ class PhaseConfig(Section):
 
 
 class BatchesConfig(Section):
+    """The rows of each global batch, and the order of batches."""
+
     stratify: Stratify = "cluster"
-    # Pairs in one global batch, over all ranks.
+    """Rows that share a batch: any (`random`), those of one source, of one cluster of a source, of one user segment
+    (`corpus.columns.group`) of a source, or of random groups of a source with the sizes of its clusters
+    (`random_groups`, the control for `cluster`)."""
     size: int = Field(256, ge=2)
-    # Unset: derived for each source from its clusters' sizes, so that at most about a quarter of the rows is packed.
+    """Pairs in one global batch, over all ranks."""
     clusters_per_batch: int | None = Field(None, ge=1)
-    # So many neighbouring clusters count as one: coarser clusters without clustering again.
+    """Clusters of one source that share a batch. Unset: derived for each source from the sizes of its clusters, so
+    that at most about a quarter of the rows is packed with neighbouring clusters."""
     merged_clusters: int = Field(1, ge=1)
-    # Share of each batch that is exchanged for rows of any other batches of its source.
+    """Neighbouring clusters that count as one: coarser clusters without clustering again."""
     random_share: float = Field(0.0, ge=0, le=0.5)
-    # Each cluster as often as any other, however many rows it has (TAS, Hofstaetter 2021). Unset: by its rows.
+    """Share of each batch that is exchanged for rows of other batches of the same source."""
     uniform_clusters: bool = False
-    # Phases one after the other, for instance from easy batches to hard ones. Unset: the same from the first step on.
+    """Whether each cluster is drawn equally often (TAS, Hofstaetter 2021) instead of in proportion to its rows."""
     curriculum: list[PhaseConfig] = []
-    # Sources smaller than a batch: pooled with each other, or left out (then their rows are never trained on).
+    """Phases one after the other, for example from easy to hard batches. Unset: one phase."""
     small_sources: Literal["pool", "leave_out"] = "pool"
-    # Multiplies how often a source's batches are drawn (1 for sources not named, 0 leaves a source out); an epoch is
-    # then about as many batches as without. Unset: every row once an epoch.
+    """What happens to sources smaller than a batch: `pool` them with each other, or `leave_out` (their rows are then
+    never trained on)."""
     source_weights: dict[str, float] | None = None
+    """Factors on how often a source's batches are drawn: 1 for sources not named, 0 leaves a source out. An epoch
+    keeps about its number of batches. Unset: every row once an epoch."""
     seed: int = 0
-    # What a worker reads ahead, and what it keeps decoded where a strategy moves single rows.
+    """Seed of the order of batches and blocks."""
     prefetch_bytes: int = operational(64 * 2**20, ge=2**16)
+    """Bytes that a worker reads ahead."""
     cache_bytes: int = operational(256 * 2**20, ge=2**16)
+    """Bytes that a worker keeps decoded when a strategy moves single rows."""
 
     @model_validator(mode="after")
     def _by_cluster(self) -> BatchesConfig:
@@ -111,106 +121,135 @@ class MaskConfig(Section):
     Margins are added to the score of the query's own positive; a negative margin ignores more.
     """
 
-    # Same normalised document text, same normalised query text.
     duplicates: bool = True
-    # The documents of all rows with the same query text count as positives of that query.
+    """Ignores documents with the same normalised text as the positive, and documents of rows with the same normalised
+    query."""
     same_query_is_positive: bool = False
-    # Leave out what the surrogate scores above the pair's own positive plus this margin; unset: off.
+    """Whether the documents of all rows with the same query count as positives of that query."""
     surrogate_margin: float | None = Field(None, ge=-2, le=2)
-    # The margin is a share of the positive's score: -0.05 leaves out what scores above 95 % of it.
+    """Ignores documents that the surrogate scores above the query's own positive plus this margin. Unset: off."""
     surrogate_relative: bool = False
-    # The same with the scores of the model in training (Qwen3-Embedding: 0.1); unset: off.
+    """Whether the margin is a share of the positive's score: -0.05 ignores what scores above 95 % of it."""
     own_score_margin: float | None = Field(None, ge=-2, le=2)
+    """The same with the scores of the model in training (Qwen3-Embedding: 0.1). Unset: off."""
 
 
 class PromptsConfig(Section):
     """What is put before texts. Unset: the prompts that the model's own files name."""
 
     query: str | None = None
+    """Text put before queries."""
     document: str | None = None
+    """Text put before documents."""
 
 
 class LoraConfig(Section):
     """Low-rank adapters instead of all weights (needs `peft`); they are merged into the model that is written."""
 
     rank: int = Field(16, ge=1)
+    """Rank of the adapters."""
     alpha: float = Field(32, gt=0)
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    # Names of the layers that get adapters; unset: all linear ones.
+    """Dropout before the adapters."""
     layers: list[str] | None = None
+    """Names of the layers that get adapters. Unset: all linear layers."""
 
 
 class TrainConfig(Section):
-    model: ModelName = "all-MiniLM-L6-v2"
-    # static: only the model's token embeddings, mean-pooled; backbone: the whole transformer.
-    encoder: Literal["static", "backbone"] = "static"
-    # One of the two; both unset: one epoch.
-    epochs: int | None = Field(None, ge=1)
-    steps: int | None = Field(None, ge=1)
-    max_query_tokens: int = Field(64, ge=2)
-    max_document_tokens: int = Field(256, ge=2)
-    prompts: PromptsConfig = PromptsConfig()
-    # By source, where its texts take prompts of their own; saved with the model as '<source>-query' and so on.
-    source_prompts: dict[str, PromptsConfig] = {}
-    # Dropout of a backbone; unset: what its own files say.
-    dropout: float | None = Field(None, ge=0, lt=1)
-    lora: LoraConfig | None = None
+    """The model to train, its optimizer and its loss."""
 
-    # AdamW. linear and cosine fall to zero after the warmup, wsd (warmup-stable-decay) over the last share `decay`.
+    model: ModelName = "all-MiniLM-L6-v2"
+    """The model to train: a local folder, an s3:// folder, or a name on the hub."""
+    encoder: Literal["static", "backbone"] = "static"
+    """`static` trains only the model's token embeddings, mean-pooled; `backbone` trains the whole transformer."""
+    epochs: int | None = Field(None, ge=1)
+    """Length of training in epochs. Give this or `steps`; both unset: one epoch."""
+    steps: int | None = Field(None, ge=1)
+    """Length of training in optimizer steps."""
+    max_query_tokens: int = Field(64, ge=2)
+    """Length in tokens to which queries are cut."""
+    max_document_tokens: int = Field(256, ge=2)
+    """Length in tokens to which documents are cut."""
+    prompts: PromptsConfig = PromptsConfig()
+    """Texts put before queries and documents."""
+    source_prompts: dict[str, PromptsConfig] = {}
+    """Prompts by source, for sources whose texts take their own; saved with the model as '<source>-query' and
+    '<source>-document'."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout of a backbone. Unset: the value in the model's own files."""
+    lora: LoraConfig | None = None
+    """Low-rank adapters instead of all weights. Unset: all weights are trained."""
+
     learning_rate: float = Field(2e-5, gt=0)
+    """Peak learning rate of AdamW."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
-    # Share of the steps in which the rate rises to learning_rate.
+    """Course of the learning rate after the warmup: `linear` and `cosine` fall to zero, `wsd` (warmup-stable-decay)
+    falls over the last share `decay`."""
     warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises to its peak."""
     decay: float = Field(0.2, gt=0, le=1)
-    # Of matrices only: parameters of one dimension (biases, norms) do not decay.
+    """Share of the steps in which `wsd` decays."""
     weight_decay: float = Field(0.01, ge=0)
-    # Largest global gradient norm; null: no clipping.
+    """Weight decay of matrices; parameters of one dimension (biases, norms) do not decay."""
     clip_norm: float | None = Field(1.0, gt=0)
+    """Largest global norm of the gradient. null: no clipping."""
 
     temperature: float = Field(0.05, gt=0)
-    # The temperature is trained with the model, from `temperature` on and never below 0.01.
+    """Temperature of the contrastive loss."""
     learn_temperature: bool = False
-    # What competes. query_to_document: the batch's documents for each query; query_to_query: its other queries with
-    # them; document_to_query: also its queries for each document, and the two losses are averaged.
+    """Whether the temperature is trained with the model, starting at `temperature` and never below 0.01."""
     directions: list[Direction] = ["query_to_document"]
-    # Sizes of the nested vectors that are trained as well, the full size among them; unset: the full size only.
+    """Candidates that compete in the loss. `query_to_document`: the batch's documents for each query;
+    `query_to_query`: its other queries as well; `document_to_query`: also its queries for each document, and the
+    two losses are averaged."""
     matryoshka: list[int] | None = None
+    """Sizes of nested vectors that are trained too, including the full size. Unset: the full size only."""
     mask: MaskConfig = MaskConfig()
-    # Weight of the Margin-MSE loss (Hofstaetter 2020) that is added to the contrastive one: the model is to score each
-    # mined negative as far below the positive as the surrogate did. Needs mine.margins; 0: off.
+    """Pairs of a batch that the loss ignores as likely false negatives."""
     margin_mse: float = added(0.0, ge=0)
+    """Weight of the Margin-MSE loss (Hofstaetter 2020) added to the contrastive loss: the model learns to score each
+    mined negative as far below the positive as the surrogate did. Needs `mine.margins`. 0: off."""
 
     seed: int = 0
+    """Seed of the initialisation and of dropout."""
     deterministic: bool = False
-    # What a backbone computes in: auto takes bfloat16 where the machine has instructions for it. Weights stay float32.
+    """Whether only deterministic kernels are used."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    # Tokens (padding included) that go through the encoder at once; unset: 2,048 for a backbone on a CPU, else 65,536.
+    """Number type in which a backbone computes. `auto`: bfloat16 if the machine has instructions for it. Weights stay
+    float32."""
     micro_batch_tokens: int | None = Field(None, ge=64)
-    # Activations kept from the forward to the backward pass; micro-batches beyond it are computed twice (gradient
-    # cache). The gradient is the same. Unset: 2 GiB on a CPU, half of what is free on a GPU.
+    """Tokens (padding included) that go through the encoder at once. Unset: 2,048 for a backbone on a CPU, otherwise
+    65,536."""
     activation_bytes: int | None = operational(None, ge=0)
-    # Keeps each layer's input only and computes the layer again: less memory, a third more work.
+    """Bytes of activations kept from the forward to the backward pass; micro-batches beyond it are computed twice
+    (gradient cache), with the same gradient. Unset: 2 GiB on a CPU, half of the free memory on a GPU."""
     gradient_checkpointing: bool = operational(False)
+    """Keeps only each layer's input and computes the layer again: less memory, a third more work."""
 
-    # Steps between two checkpoints; unset: about ten in a run.
     checkpoint_every: int | None = operational(None, ge=1)
+    """Steps between two checkpoints. Unset: about ten per run."""
     keep_checkpoints: int = operational(2, ge=1)
-    # Folder in BEIR layout that is searched every so many steps (give both). The checkpoint that does best there is
-    # kept too, but the model that is written is that of the last step.
+    """Latest checkpoints to keep."""
     evaluate_path: Address | None = operational(None)
+    """Folder in BEIR layout to search during training, every `evaluate_every` steps. The best checkpoint is kept too,
+    but the model that is written is that of the last step."""
     evaluate_every: int | None = operational(None, ge=1)
-    # Where figures go beside the JSON lines; mlflow and wandb need their packages and take their own settings from
-    # their environment variables.
+    """Steps between two searches of `evaluate_path`."""
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = operational(["tensorboard"])
-    # A number, or [fewest, most]: Ray then takes what the cluster has (elastic). Unset: one for each GPU, else two.
+    """Where metrics go besides the JSON lines. mlflow and wandb need their packages and read their settings from their
+    own environment variables."""
     workers: WorkerRange | None = operational(None)
-    # CPU cores that a worker asks for; it computes with as many threads, at least one.
+    """Number of workers, or [fewest, most]: Ray then takes what the cluster has (elastic). Unset: one per GPU, or two.
+    """
     cpus_per_worker: float = operational(0.9, gt=0)
-    # How often lost workers are replaced before the run fails; -1: always.
+    """CPU cores that each worker asks for; it computes with as many threads, at least one."""
     failures: int = operational(3, ge=-1)
+    """How often lost workers are replaced before the run fails. -1: without limit."""
     device: str = operational("auto")
-    # Seconds after which a collective that does not answer fails the run.
+    """`cpu`, `cuda`, or `auto`: the cluster's GPUs if it has any."""
     collective_timeout: float = operational(120.0, gt=0)
+    """Seconds after which a collective operation without an answer fails the run."""
 
     @property
     def named_prompts(self) -> dict[str, str]:
@@ -245,30 +284,40 @@ class TrainConfig(Section):
 
 
 class EvaluateConfig(Section):
-    # Folders in BEIR layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv; docstrings:// means the sample's own.
+    """Test collections, the models to measure, and the metrics."""
+
     path: Paths = []
+    """Folders in BEIR layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv. `docstrings://` is the built-in sample's
+    collection."""
     split: str = "test"
-    # Where no collection is given: so many documents, with all queries that ask for them, are held out of the corpus as
-    # development and test queries. 0: none.
+    """Split of the judgements to measure on."""
     holdout: int = Field(2000, ge=0)
-    # before: train.model as training starts, behind train.prompts; after: the trained model; bm25: word matching, as a
-    # reference. Others are a model's folder, a workspace (its model is meant) or a name on the hub.
+    """Documents to hold out of the corpus, with all queries that ask for them, as development and test queries if no
+    collection is given. 0: none."""
     models: list[str] = Field(["before", "after"], min_length=1)
-    # NDCG@k, MRR@k, Recall@k, Precision@k, MAP@k, HitRate@k, or module:function of (answers, grades).
+    """Models to measure. `before`: `train.model` before training, with `train.prompts`; `after`: the trained model;
+    `bm25`: word matching, as a reference. Others are a model's folder, a workspace (its model is used) or a name on
+    the hub."""
     metrics: list[str] = Field(["NDCG@10", "Recall@100", "MRR@10"], min_length=1)
-    # Names of MTEB tasks to run on the same models (needs the package mteb and, for its data, a network).
+    """NDCG@k, MRR@k, Recall@k, Precision@k, MAP@k, HitRate@k, or module:function of (answers, grades)."""
     mteb: list[str] = operational([])
-    # Documents kept for each query in the run file.
+    """Names of MTEB tasks to run on the same models; needs the package mteb and a network for its data."""
     top_k: int = Field(100, ge=1)
-    # BEIR's rule: a document with the query's own id is not an answer to it.
+    """Documents kept per query in the run file."""
     ignore_identical_ids: bool = True
-    # What texts are cut to here, or to the model's own limit where that is shorter; train.max_*_tokens do not count.
+    """BEIR's rule: a document with the query's own id is not an answer to it."""
     max_query_tokens: int = Field(64, ge=2)
+    """Length in tokens to which queries are cut, or the model's own limit if that is shorter; `train.max_query_tokens`
+    does not apply."""
     max_document_tokens: int = Field(256, ge=2)
-    # Bytes of corpus.jsonl that one unit of work embeds and searches.
+    """Length in tokens to which documents are cut, or the model's own limit if that is shorter;
+    `train.max_document_tokens` does not apply."""
     unit_bytes: int = Field(2 * 2**20, ge=2**10)
+    """Bytes of corpus.jsonl that one unit of work embeds and searches."""
     workers: int = operational(2, ge=1)
+    """Processes that embed and search."""
     device: str = operational("auto")
+    """`cpu`, `cuda`, or `auto`: the cluster's GPUs if it has any."""
 
     @model_validator(mode="after")
     def _depth(self) -> EvaluateConfig:

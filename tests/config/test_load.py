@@ -111,3 +111,18 @@ def test_the_page_on_resuming_names_the_keys_that_may_change() -> None:
         if field.json_schema_extra == {"operational": True}
     }
     assert set(re.findall(r"`(\w+)`", listed)) - {"train", "batches"} == may_change
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "twice.yaml"
+    file.write_text("workspace: w\ntrain:\n  steps: 3\ntrain:\n  epochs: 1\n")
+    with pytest.raises(UsageError, match=r"twice\.yaml line 4: train is given twice"):
+        load_config(str(file))
+
+
+@pytest.mark.parametrize("place", ["file", "word"])
+def test_what_looks_like_a_date_and_is_none_is_one_line(place: str, tmp_path: Path) -> None:
+    file = tmp_path / "date.yaml"
+    file.write_text("corpus:\n  source: 2024-13-45\n" if place == "file" else "workspace: w\n")
+    with pytest.raises(UsageError):
+        load_config(str(file), ["corpus.source=2024-13-45"] if place == "word" else [])

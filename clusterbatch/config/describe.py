@@ -1,0 +1,109 @@
+"""The configuration's keys with their types, defaults and meaning, read from the sections themselves."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from clusterbatch.config.base import Section
+from clusterbatch.config.load import RunConfig
+from clusterbatch.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: its dotted name, type, default in YAML's spelling (None: must be given) and meaning.
+
+    affects_results: whether another value makes another artifact; if not, it only changes speed, memory or place.
+    """
+
+    name: str
+    type: str
+    default: str | None
+    meaning: str
+    affects_results: bool
+
+
+def describe(sections: Sequence[str] = ()) -> list[Key]:
+    """Return the keys of `sections` (all of them by default). Raises UsageError for an unknown section."""
+    names = list(RunConfig.model_fields)
+    for section in sections:
+        if section not in names:
+            close = get_close_matches(section, names, n=1)
+            raise UsageError(f"config: unknown section {section!r}" + (f", did you mean {close[0]}?" if close else ""))
+    return [
+        key
+        for name, field in RunConfig.model_fields.items()
+        if not sections or name in sections
+        for key in _keys(name, field)
+    ]
+
+
+def as_yaml(sections: Sequence[str] = ()) -> str:
+    """Return a configuration file with all keys of `sections`, explained and with their defaults."""
+    lines: list[str] = []
+    above: list[str] = []
+    for key in describe(sections):
+        *parents, leaf = key.name.split(".")
+        for depth, parent in enumerate(parents):
+            if parents[: depth + 1] != above[: depth + 1]:
+                lines += [*([""] if depth == 0 else []), f"{'  ' * depth}{parent}:"]
+        above = parents
+        indent = "  " * len(parents)
+        lines += [f"{indent}# {line}" for line in textwrap.wrap(key.meaning, 116 - len(indent))]
+        lines.append(f"{indent}{leaf}: {'' if key.default is None else key.default}".rstrip())
+    return "\n".join(lines).lstrip("\n")
+
+
+def _keys(name: str, field: FieldInfo) -> Iterator[Key]:
+    section = _section(field.annotation)
+    if section is not None and field.default is not None:
+        for below, inner in section.model_fields.items():
+            yield from _keys(f"{name}.{below}", inner)
+        return
+    extra = field.json_schema_extra
+    yield Key(
+        name,
+        _type_name(field.annotation),
+        None if field.is_required() else _yaml(field.get_default()),
+        field.description or "",
+        not (isinstance(extra, dict) and extra.get("operational")),
+    )
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, Section):
+        value = value.model_dump(mode="json")
+    elif isinstance(value, tuple):
+        value = list(value)
+    # YAML's flow style is a superset of JSON; plain words need no quotes.
+    return value if isinstance(value, str) and value.isidentifier() else json.dumps(value, ensure_ascii=False)
+
+
+def _type_name(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(arguments[0])
+    if origin is Literal:
+        return " | ".join(str(choice) for choice in arguments)
+    if origin in (Union, UnionType):
+        return " | ".join("null" if part is NoneType else _type_name(part) for part in arguments)
+    if origin in (list, tuple):
+        return f"list of {_type_name(arguments[0])}"
+    if origin is dict:
+        return f"map of {_type_name(arguments[0])} to {_type_name(arguments[1])}"
+    if annotation is Any:
+        return "any"
+    names = {str: "text", int: "integer", float: "number", bool: "true | false"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))

@@ -1,0 +1,63 @@
+"""The configuration explains itself: every key has a meaning, and the printed file is a valid one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clusterbatch.cli import main
+from clusterbatch.config import RunConfig, load_config
+from clusterbatch.config.describe import as_yaml, describe
+from clusterbatch.errors import UsageError
+
+
+def leaves(values: dict[str, object], prefix: str = "") -> list[str]:
+    found = []
+    for name, value in values.items():
+        below = value if isinstance(value, dict) and value else None
+        found += leaves(below, f"{prefix}{name}.") if below else [f"{prefix}{name}"]
+    return found
+
+
+def test_every_key_is_listed_once_with_a_meaning() -> None:
+    keys = describe()
+    names = [key.name for key in keys]
+    assert len(set(names)) == len(names)
+    # Maps by name, whose own keys are no keys of the configuration.
+    maps = ("tune.candidates", "compare.arms")
+    expected = {name for name in leaves(RunConfig(workspace="w").model_dump()) if not name.startswith(maps)}
+    assert set(names) == expected | set(maps)
+    assert [key.name for key in keys if not key.meaning.endswith(".")] == []
+
+
+def test_the_printed_file_is_the_default_configuration(tmp_path: Path) -> None:
+    text = as_yaml()
+    assert [line for line in text.splitlines() if len(line) > 120] == []
+    (tmp_path / "all.yaml").write_text(text)
+    assert yaml.safe_load(text)["workspace"] is None
+    found = load_config(str(tmp_path / "all.yaml"), ["workspace=s3://bucket/run"])
+    assert found == RunConfig(workspace="s3://bucket/run")
+
+
+def test_sections_are_shown_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "storage", "ray"]) == 0
+    text = capsys.readouterr().out
+    assert "storage.endpoint_url" in text
+    assert "ray.address" in text
+    assert "cluster." not in text
+    assert {key.name.split(".")[0] for key in describe(["ray", "storage"])} == {"ray", "storage"}
+
+
+def test_an_unknown_section_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match="did you mean cluster"):
+        describe(["clsuter"])
+    assert main(["config", "clsuter"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_keys_that_only_change_speed_are_told_apart() -> None:
+    affects = {key.name: key.affects_results for key in describe()}
+    assert not affects["train.workers"]
+    assert affects["train.seed"]
