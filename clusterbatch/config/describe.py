@@ -58,8 +58,16 @@ def as_yaml(sections: Sequence[str] = ()) -> str:
         above = parents
         indent = "  " * len(parents)
         lines += [f"{indent}# {line}" for line in textwrap.wrap(key.meaning, 116 - len(indent))]
-        lines.append(f"{indent}{leaf}: {'' if key.default is None else key.default}".rstrip())
+        lines += [indent + line for line in _assignment(leaf, key.default)]
     return "\n".join(lines).lstrip("\n")
+
+
+def _assignment(name: str, default: str | None) -> list[str]:
+    """Return `name: default`; a map with entries takes a line for each."""
+    if default is not None and default.startswith("{") and default != "{}":
+        entries: dict[str, Any] = json.loads(default)
+        return [f"{name}:", *(f"  {key}: {json.dumps(value)}" for key, value in entries.items())]
+    return [f"{name}: {default or ''}".rstrip()]
 
 
 def _keys(name: str, field: FieldInfo) -> Iterator[Key]:
@@ -73,7 +81,7 @@ def _keys(name: str, field: FieldInfo) -> Iterator[Key]:
         name,
         _type_name(field.annotation),
         None if field.is_required() else _yaml(field.get_default()),
-        field.description or "",
+        " ".join((field.description or "").split()),
         not (isinstance(extra, dict) and extra.get("operational")),
     )
 

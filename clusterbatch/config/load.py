@@ -118,9 +118,17 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _parse(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        values = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"configuration {path}: {error.strerror or error}") from None
     except _RepeatedKeyError as error:
@@ -143,7 +151,7 @@ def _apply(values: dict[str, Any], word: str) -> None:
     if not separator or not key.strip():
         raise UsageError(f"{word!r}: expected key=value, for example cluster.mean_size=1024")
     try:
-        value = yaml.load(text, _Loader) if text else None
+        value = _parse(text) if text else None
     except (yaml.YAMLError, ValueError):
         raise UsageError(f"{key}: {text!r} is not a valid value") from None
     _set(values, key.strip(), value)
