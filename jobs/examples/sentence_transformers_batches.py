@@ -1,7 +1,7 @@
 """Same-cluster batches in Sentence Transformers' trainer:
 `python jobs/examples/sentence_transformers_batches.py PAIRS.parquet MODEL OUTPUT`.
 
-PAIRS has the columns query, document and cluster (any labels; batches.samplers.label_rows takes them from a workspace).
+PAIRS has the columns query, document and cluster (any labels; clusterbatch.label_rows takes them from a workspace).
 """
 
 import sys
@@ -10,7 +10,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.losses import MultipleNegativesRankingLoss
 
-from clusterbatch.batches.samplers import SentenceTransformersSampler
+from clusterbatch import SentenceTransformersSampler
 
 
 def main(pairs: str, model: str, output: str, **arguments: object) -> SentenceTransformerTrainer:

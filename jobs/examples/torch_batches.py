@@ -1,6 +1,6 @@
 """Same-cluster batches in a plain PyTorch loop: `python jobs/examples/torch_batches.py PAIRS.parquet MODEL`.
 
-PAIRS has the columns query, document and cluster (any labels; batches.samplers.label_rows takes them from a workspace).
+PAIRS has the columns query, document and cluster (any labels; clusterbatch.label_rows takes them from a workspace).
 """
 
 import sys
@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch.utils.data import DataLoader
 
-from clusterbatch.batches.samplers import ClusterBatchSampler
+from clusterbatch import ClusterBatchSampler
 from clusterbatch.config import BatchesConfig
 
 
