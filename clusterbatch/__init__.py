@@ -6,8 +6,9 @@ Names listed in `__all__` are the public interface; everything else may move bet
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from clusterbatch.version import __version__
 
 if TYPE_CHECKING:
     from clusterbatch.batches.curriculum import make_plan
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ClusterBatchSampler",
     "SentenceTransformersSampler",
+    "__version__",
     "label_rows",
     "load_config",
     "make_plan",
@@ -26,11 +28,6 @@ __all__ = [
 
 # Docstrings are Markdown: what the API reference shows them as.
 __docformat__ = "markdown"
-
-try:
-    __version__ = version("clusterbatch")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
 
 # Imported when first used: torch and Ray take seconds, which `clusterbatch --help` need not wait for.
 _HOMES = {

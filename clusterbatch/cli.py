@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
 
-from clusterbatch import __version__, console
+from clusterbatch import console
 from clusterbatch.config import RunConfig, load_config
 from clusterbatch.errors import ClusterbatchError, UsageError, root_cause
 from clusterbatch.log import configure_logging, is_structured, log_context, say
 from clusterbatch.store.lease import workspace_lease
+from clusterbatch.version import __version__
 
 # Models and tokenizers found on this machine are used as they are; progress bars of other libraries would break ours.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

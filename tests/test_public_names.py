@@ -12,7 +12,7 @@ import clusterbatch
 
 def test_public_names_are_there() -> None:
     for name in clusterbatch.__all__:
-        assert callable(getattr(clusterbatch, name))
+        assert getattr(clusterbatch, name)
         assert name in dir(clusterbatch)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         clusterbatch.nonsense  # noqa: B018

@@ -209,10 +209,13 @@ def _condition(when: str) -> tuple[str, float] | None:
     return (match[1], float(match[2])) if match else None
 
 
+Language = Literal["en", "ja"]
+
+
 class ReportConfig(Section):
     """Presentation of results. No key here changes a result."""
 
-    language: Literal["en", "ja"] = operational("en")
+    language: Language = operational("en")
     """Language of the reports."""
     segment_pattern: str = operational(r"^(.+?)-[dq]?[0-9a-f]{16}$")
     """Regular expression whose first group, found in a query's id, names the segment (source) of the query. The built-

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from scipy import stats
 
 from clusterbatch.config import DOCSTRINGS, RunConfig
 from clusterbatch.errors import DataError
 from clusterbatch.evaluation.models import AFTER, BEFORE
 from clusterbatch.evaluation.results import read_scores
-from clusterbatch.pipeline.report_phrases import REPORT_PHRASES
 from clusterbatch.pipeline.summary import SUMMARY, finished_stages, workspace_summary
+from clusterbatch.reporting.page import environment
+from clusterbatch.reporting.phrases import workspace_phrases
 from clusterbatch.store.workspace import Workspace
 
 _CONFIDENCE = 0.95
@@ -107,7 +107,7 @@ def write_report(config: RunConfig) -> str:
         .get_template("report.html.jinja")
         .render(
             language=config.report.language,
-            words=REPORT_PHRASES[config.report.language],
+            words=workspace_phrases(config.report.language),
             summary=summary,
             gains=gains(summary["quality"]),
             scoreboard=scoreboard(summary["quality"]),
@@ -151,17 +151,3 @@ def scoreboard(quality: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row = rows.setdefault(key, {**{name: entry[name] for name in names}, "values": {}})
         row["values"][entry["model"]] = entry["value"]
     return list(rows.values())
-
-
-def environment() -> Environment:
-    """Templates of this package. Every value is escaped: corpora hold any text, markup included."""
-    loaded = Environment(
-        loader=PackageLoader("clusterbatch.pipeline"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    loaded.filters["count"] = lambda value: f"{value:,}"
-    loaded.filters["megabytes"] = lambda value: f"{value / 2**20:,.1f}"
-    return loaded

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from clusterbatch import __version__
 from clusterbatch.batches.curriculum import Plan
 from clusterbatch.config import RunConfig
 from clusterbatch.encoder.model import Encoder
+from clusterbatch.version import __version__
 
 # Sources that are listed one by one; a corpus may have thousands.
 _LISTED = 20

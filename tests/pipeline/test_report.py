@@ -11,8 +11,15 @@ from scipy import stats
 from clusterbatch.config import RunConfig, load_config
 from clusterbatch.errors import DataError
 from clusterbatch.evaluation.results import scores_table
-from clusterbatch.pipeline.report import gains, paired_interval, query_gains, scoreboard, segments_of, write_report
-from clusterbatch.pipeline.report_phrases import REPORT_PHRASES
+from clusterbatch.pipeline.report import (
+    gains,
+    paired_interval,
+    query_gains,
+    scoreboard,
+    segments_of,
+    write_report,
+)
+from clusterbatch.reporting.phrases import workspace_phrases
 from clusterbatch.store import Counts, Receipt
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.workspace import Workspace
@@ -69,10 +76,10 @@ def test_the_page_in_japanese_says_the_same(config: RunConfig):
     english = Path(write_report(config)).read_text(encoding="utf-8")
     japanese = Path(write_report(own)).read_text(encoding="utf-8")
     assert '<html lang="ja">' in japanese
-    assert REPORT_PHRASES["ja"]["report_title"] in japanese
+    assert workspace_phrases("ja")["report_title"] in japanese
     figure = re.compile(r"[+-]?\d\.\d{4}")
     assert sorted(figure.findall(japanese)) == sorted(figure.findall(english))
-    assert REPORT_PHRASES["en"].keys() == REPORT_PHRASES["ja"].keys()
+    assert workspace_phrases("en").keys() == workspace_phrases("ja").keys()
 
 
 def test_incomplete_judgements_are_named_where_they_come_from_pairs(config: RunConfig):

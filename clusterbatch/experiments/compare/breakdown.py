@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.config import RunConfig
+from clusterbatch.config.experiments import Language
 from clusterbatch.embedding.char_ngrams import SURROGATES
 from clusterbatch.embedding.vectors import vector_values
 from clusterbatch.encoder.devices import visible_device
@@ -22,7 +23,7 @@ from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.experiments.compare.results import ArmResult, Comparison
 from clusterbatch.experiments.compare.statistics import difference
-from clusterbatch.experiments.compare.wording import Language, verdict_word
+from clusterbatch.experiments.compare.wording import verdict_word
 from clusterbatch.pipeline.report import LEAST_QUERIES, segments_of
 from clusterbatch.store import Artifact, Manifest
 from clusterbatch.store.tables import read_parquet

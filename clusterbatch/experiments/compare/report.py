@@ -18,7 +18,14 @@ from clusterbatch.experiments.compare.breakdown import (
     sources_of_queries,
 )
 from clusterbatch.experiments.compare.budget import decided
-from clusterbatch.experiments.compare.cluster_views import (
+from clusterbatch.experiments.compare.hardness import with_groups
+from clusterbatch.experiments.compare.results import Comparison, read_comparison
+from clusterbatch.experiments.compare.stage import comparison_artifact, with_sample
+from clusterbatch.experiments.compare.wording import answer, larger_batches, meeting_sentences, next_step, verdict_word
+from clusterbatch.experiments.compare.wording import figures as figures_in_words
+from clusterbatch.pipeline.report import LEAST_QUERIES, judged_by_pairs
+from clusterbatch.pipeline.summary import workspace_summary
+from clusterbatch.reporting.cluster_views import (
     Example,
     MappedCluster,
     Outlier,
@@ -28,15 +35,10 @@ from clusterbatch.experiments.compare.cluster_views import (
     cluster_rows,
     outliers,
 )
-from clusterbatch.experiments.compare.figures import Plot
-from clusterbatch.experiments.compare.hardness import with_groups
-from clusterbatch.experiments.compare.results import Comparison, read_comparison
-from clusterbatch.experiments.compare.stage import comparison_artifact, with_sample
-from clusterbatch.experiments.compare.wording import answer, larger_batches, meeting_sentences, next_step, verdict_word
-from clusterbatch.experiments.compare.wording import figures as figures_in_words
-from clusterbatch.pipeline.phrases import PHRASES
-from clusterbatch.pipeline.report import LEAST_QUERIES, environment, judged_by_pairs
-from clusterbatch.pipeline.summary import workspace_summary
+from clusterbatch.reporting.figures import Plot, cluster_sizes
+from clusterbatch.reporting.figures import cluster_map as cluster_map_figure
+from clusterbatch.reporting.page import environment
+from clusterbatch.reporting.phrases import comparison_phrases
 from clusterbatch.store import Folder, Manifest
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.worker import open_plan
@@ -61,7 +63,7 @@ def write_comparison(config: RunConfig) -> str:
     config = with_sample(decided(config))
     comparison = read_comparison(config, artifact, manifest)
     folder = Workspace(config).root.child("compare", "report")
-    words = PHRASES[config.report.language]
+    words = comparison_phrases(config.report.language)
     views = _views(config, manifest)
     plots = [
         figures.learning_curves(comparison, words),
@@ -70,9 +72,9 @@ def write_comparison(config: RunConfig) -> str:
         figures.cost_against_gain(comparison, words),
     ]
     if views.sizes:
-        plots.append(figures.cluster_sizes(views.sizes, config.batches.size, words))
+        plots.append(cluster_sizes(views.sizes, config.batches.size, words))
     if views.mapped:
-        plots.append(figures.cluster_map(views.mapped, words))
+        plots.append(cluster_map_figure(views.mapped, words))
     segments = {
         "segments": segment_rows(comparison, sources_of_queries(config, comparison)),
         "clusters": extremes(segment_rows(comparison, clusters_of_queries(comparison, artifact, manifest))),
@@ -107,7 +109,7 @@ def _context(
     language = config.report.language
     return {
         "language": language,
-        "words": PHRASES[language],
+        "words": comparison_phrases(language),
         "comparison": comparison,
         "values": figures_in_words(comparison, config),
         "answer": answer(comparison, config, language),

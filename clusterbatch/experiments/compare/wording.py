@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from clusterbatch.config import RunConfig
+from clusterbatch.config.experiments import Language
 from clusterbatch.experiments.compare.larger_batches import catch_up
 from clusterbatch.experiments.compare.results import ArmResult, Comparison
-from clusterbatch.pipeline.phrases import PHRASES
-
-Language = Literal["en", "ja"]
+from clusterbatch.reporting.phrases import comparison_phrases
 
 
 def figures(comparison: Comparison, config: RunConfig) -> dict[str, str]:
@@ -53,7 +50,7 @@ def figures(comparison: Comparison, config: RunConfig) -> dict[str, str]:
 
 def answer(comparison: Comparison, config: RunConfig, language: Language) -> str:
     """One sentence or two: the verdict, the gain with its interval, the cost, what to do."""
-    words, values = PHRASES[language], figures(comparison, config)
+    words, values = comparison_phrases(language), figures(comparison, config)
     sentences = [words[f"answer {_reason(comparison)}"].format(**values)]
     sentences += [further(comparison, language), next_step(comparison, config, language)]
     # Japanese has no space between sentences.
@@ -67,7 +64,7 @@ def further(comparison: Comparison, language: Language) -> str:
         return ""
     over = comparison.over(best, arm)
     key = "further none" if over.gain <= 0 or over.outcome == "does not pay" else "further open"
-    return PHRASES[language][key].format(
+    return comparison_phrases(language)[key].format(
         arm=arm.name,
         best=best.name,
         gain=f"{over.gain:+.4f}",
@@ -81,7 +78,7 @@ def next_step(comparison: Comparison, config: RunConfig, language: Language) -> 
     """What to do now."""
     verdict = comparison.decisive.verdict
     assert verdict is not None
-    words, values = PHRASES[language], figures(comparison, config)
+    words, values = comparison_phrases(language), figures(comparison, config)
     key = _reason(comparison)
     if key == "wide interval":
         if verdict.seeds_needed:
@@ -96,12 +93,12 @@ def next_step(comparison: Comparison, config: RunConfig, language: Language) -> 
 
 
 def verdict_word(arm: ArmResult, language: Language) -> str:
-    return PHRASES[language][arm.verdict.outcome] if arm.verdict else PHRASES[language]["baseline"]
+    return comparison_phrases(language)[arm.verdict.outcome if arm.verdict else "baseline"]
 
 
 def meeting_sentences(comparison: Comparison, config: RunConfig, language: Language) -> list[str]:
     """Sentences with the measured figures in them, for somebody who has to speak about it."""
-    words, values = PHRASES[language], figures(comparison, config)
+    words, values = comparison_phrases(language), figures(comparison, config)
     setup = "say setup" if _masks(comparison.decisive) == _masks(comparison.baseline) else "say setup, other masks"
     verdict = comparison.decisive.verdict
     doubt = "say doubt" if verdict and verdict.detectable is not None else "say doubt, unknown"
@@ -110,7 +107,7 @@ def meeting_sentences(comparison: Comparison, config: RunConfig, language: Langu
 
 def larger_batches(comparison: Comparison, language: Language) -> list[str]:
     """What random batches of other sizes would do instead of the decisive arm; nothing where none were compared."""
-    arm, words = comparison.decisive, PHRASES[language]
+    arm, words = comparison.decisive, comparison_phrases(language)
     found = catch_up(comparison, arm)
     if found is None:
         return []

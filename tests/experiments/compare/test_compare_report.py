@@ -12,12 +12,12 @@ import pytest
 from clusterbatch.config import RunConfig, load_config
 from clusterbatch.experiments.compare import report as comparison_report
 from clusterbatch.experiments.compare.breakdown import arm_rows, steps_to_reach
-from clusterbatch.experiments.compare.cluster_views import Example, MappedCluster, Outlier
-from clusterbatch.experiments.compare.figures import Plot
 from clusterbatch.experiments.compare.report import Views
 from clusterbatch.experiments.compare.results import Comparison
 from clusterbatch.experiments.compare.wording import answer, further, meeting_sentences, next_step
-from clusterbatch.pipeline.phrases import PHRASES
+from clusterbatch.reporting.cluster_views import Example, MappedCluster, Outlier
+from clusterbatch.reporting.figures import Plot
+from clusterbatch.reporting.phrases import comparison_phrases
 from clusterbatch.store import Manifest
 from tests.experiments.compare.made_up import made_up_comparison
 
@@ -103,7 +103,9 @@ def test_what_is_not_known_has_no_figure(language: str, few: dict[str, int], tmp
     assert all(row["low"] is None for row in found["segments"])
     assert '">–</td>' in page.read_text(encoding="utf-8")
     assert "| – |" in (page.parent / "report.md").read_text(encoding="utf-8")
-    assert PHRASES[language]["say doubt, unknown"] in (page.parent / "decision.html").read_text(encoding="utf-8")
+    assert comparison_phrases(language)["say doubt, unknown"] in (page.parent / "decision.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_collection_of_one_query_is_named():
@@ -119,7 +121,7 @@ def test_a_collection_of_one_query_is_named():
 def test_with_a_sweep_it_is_said_which_figures_are_of_which_queries(language: str, tmp_path: Path):
     words = [f"workspace={tmp_path}", f"report.language={language}", "compare.arms=[random,cluster]"]
     page = write(load_config(None, words), replace(made_up_comparison({"random": 0.0, "cluster": 0.03}), swept=True))
-    phrases = PHRASES[language]
+    phrases = comparison_phrases(language)
     # Curves, and what is read off them, are of all queries: scores on the way are not kept by query.
     for key in ("learning_curves", "early", "late", "trend", "reach"):
         assert phrases[key].lower() in phrases["swept_text"].lower()
@@ -199,9 +201,10 @@ def test_no_gain_is_claimed_where_there_is_none(gain):
 
 
 def test_both_languages_say_the_same_things():
-    assert PHRASES["en"].keys() == PHRASES["ja"].keys()
-    for key, english in PHRASES["en"].items():
-        japanese = PHRASES["ja"][key]
+    both = {language: comparison_phrases(language) for language in ("en", "ja")}
+    assert both["en"].keys() == both["ja"].keys()
+    for key, english in both["en"].items():
+        japanese = both["ja"][key]
         figures = [set(re.findall(r"{(\w+)", text)) for text in (english, japanese)]
         assert figures[1] <= figures[0], key
     comparison = made_up_comparison({"random": 0.0, "cluster": 0.004}, seeds=2)
@@ -274,7 +277,7 @@ def test_in_a_real_browser_it_fits_loads_nothing_and_complains_of_nothing(browse
     requests = [entry["message"] for entry in browser.get_log("performance") if "requestWillBeSent" in entry["message"]]
     addresses = set(re.findall(r'"url":"([^"]+)"', " ".join(requests)))
     assert addresses <= {page.as_uri()}
-    assert browser.title in {words["title"] for words in PHRASES.values()}
+    assert browser.title in {comparison_phrases(language)["title"] for language in ("en", "ja")}
     assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
     assert browser.execute_script(OVERLAPS) == []
 
