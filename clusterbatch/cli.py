@@ -147,17 +147,12 @@ def _summary(config: RunConfig, report: str) -> Outcome:
 def _compare(config: RunConfig, options: argparse.Namespace) -> Outcome:
     from clusterbatch.evaluation.checks import check_collections
     from clusterbatch.experiments.compare.report import DATA, write_comparison
-    from clusterbatch.experiments.compare.stage import compare, comparison_artifact
-    from clusterbatch.experiments.predict.experience import remember
-    from clusterbatch.experiments.predict.stage import predict
+    from clusterbatch.experiments.compare.stage import compare
     from clusterbatch.pipeline.report import write_report
     from clusterbatch.store import Folder
 
     check_collections(config)
-    manifest = compare(config, force=options.force)
-    if config.predict.experience is not None:
-        rows = remember(config, comparison_artifact(config), manifest, predict(config)["sources"])
-        say(f"compare   {rows} sources' outcomes are in {config.predict.experience}")
+    compare(config, force=options.force)
     write_report(config)
     page = write_comparison(config)
     found = Folder(page.rsplit("/", 1)[0], config.storage).read_json(DATA)

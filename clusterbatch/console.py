@@ -63,7 +63,7 @@ def print_comparison(found: dict[str, Any], page: str) -> None:
 
 def print_prediction(found: dict[str, Any]) -> None:
     """`found`: what experiments.predict.stage.predict returns."""
-    columns = ["source", "rows", "diversity", "duplicates", "source batches", "harder by", "verdict", "reason"]
+    columns = ["source", "rows", "diversity", "duplicates", "source batches", "harder by", "batches", "reason"]
     table = _table("Would clusters help?", *columns)
     for name, row in sorted(found["sources"].items(), key=lambda entry: -entry[1]["rows"]):
         table.add_row(
@@ -79,30 +79,6 @@ def print_prediction(found: dict[str, Any]) -> None:
     console = _console()
     console.print(table)
     console.print(found["answer"])
-    if "experience" in found:
-        _print_experience(console, found["experience"])
-
-
-def _print_experience(console: Console, found: dict[str, Any]) -> None:
-    """`found`: what experiments.predict.experience.foretell returns."""
-    if not found["arms"]:
-        console.print(f"Earlier comparisons: {found['rows']} sources of other corpora, too few to learn from.")
-        return
-    table = _table(
-        f"Gain in {found['metric']} over {found['baseline']} by {found['rows']} sources of earlier comparisons",
-        *("source", *found["arms"], "nearest of them", "gained"),
-    )
-    for name, row in found["sources"].items():
-        near = row["nearest"]
-        gained = ", ".join(f"{arm} {near['gains'][arm]:+.4f}" for arm in found["arms"])
-        estimates = [f"{row['gains'][arm]:+.4f}" for arm in found["arms"]]
-        table.add_row(name, *estimates, f"{near['source']} ({near['workspace'].rsplit('/', 1)[-1]})", gained)
-    console.print(table)
-    for arm, row in found["arms"].items():
-        console.print(
-            f"{arm}: each of them, left out, is missed by {row['error']:.4f} on average; guessing the others' mean "
-            f"misses by {row['guessing']:.4f}"
-        )
 
 
 def print_tuning(found: dict[str, Any], file: str) -> None:

@@ -4,7 +4,7 @@ from clusterbatch.config.base import Section, fingerprint, operational
 from clusterbatch.config.compare import CompareConfig
 from clusterbatch.config.environment import RayConfig, ReuseConfig, StorageConfig
 from clusterbatch.config.experiments import PredictConfig, RefreshConfig, ReportConfig, TuneConfig
-from clusterbatch.config.load import RunConfig, load_config, with_changes
+from clusterbatch.config.load import RunConfig, load_config, shown_configuration, with_changes
 from clusterbatch.config.stages import DOCSTRINGS, ClusterConfig, ColumnsConfig, CorpusConfig, EmbedConfig, MineConfig
 from clusterbatch.config.training import (
     BatchesConfig,
@@ -43,5 +43,6 @@ __all__ = [
     "fingerprint",
     "load_config",
     "operational",
+    "shown_configuration",
     "with_changes",
 ]

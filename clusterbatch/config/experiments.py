@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clusterbatch.config.base import Address, ModelName, Section, operational
+from clusterbatch.config.base import ModelName, Section, operational
 from clusterbatch.config.stages import Paths
 
 
@@ -24,10 +24,16 @@ class PredictConfig(Section):
     mask_share: float = Field(0.95, gt=0, le=1)
     """Share of the positive's score above which a document would be masked, as `train.mask.surrogate_margin` with
     `surrogate_relative` does."""
-    experience: Address | None = operational(None)
-    """File (JSON, local or s3://) in which `compare` records each arm's gain by source, and from which `predict`
-    estimates gains. It needs at least 8 rows with the same baseline (`compare.baseline`) and metric
-    (`compare.decide.metric`)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_experience(cls, values: object) -> object:
+        # Configurations that were written down by earlier versions name the key.
+        if isinstance(values, dict) and "experience" in values:
+            values = dict(values)
+            if values.pop("experience") is not None:
+                raise ValueError("experience: removed, its estimates were no better than guessing; delete the key")
+        return values
 
 
 _SECTIONS = ("batches", "cluster", "mine", "train")

@@ -126,6 +126,17 @@ def _parse(text: str) -> Any:
         loader.dispose()
 
 
+def shown_configuration(config: RunConfig) -> str:
+    """Return the configuration as YAML that may be shown to others and loaded again.
+
+    Without `ray.runtime_env`, which may hold credentials (`env_vars`); a comment says so if it was set.
+    """
+    values = config.model_dump(mode="json")
+    hidden = values["ray"].pop("runtime_env")
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return f"# ray.runtime_env is not shown: it may hold credentials.\n{text}" if hidden else text
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = _parse(path.read_text(encoding="utf-8"))

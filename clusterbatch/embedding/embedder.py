@@ -5,7 +5,7 @@ From a unit of the corpus to what goes into the model: read, drop what is there 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,10 +102,7 @@ class _Tokenisation:
         layout = read_layout(folder)
         self._tokenizer = Tokenizer(folder, special_tokens=layout.kind != "static")
         self._max_tokens = shorter(config.max_tokens, layout.max_tokens)
-        self._prompts: dict[Side, str] = {
-            "query": layout.prompts["query"] if config.query_prompt is None else config.query_prompt,
-            "document": layout.prompts["document"] if config.document_prompt is None else config.document_prompt,
-        }
+        self._prompts = embedding_prompts(config, layout.prompts)
         self.type = token_type(self._tokenizer.vocabulary)
 
     def tokens(self, texts: Sequence[str], side: Side) -> Tokens:
@@ -118,6 +115,14 @@ class _Tokenisation:
             return np.stack([np.zeros_like(lengths), lengths], axis=1)
         running = np.concatenate([[0], np.cumsum(tokens.values == self._tokenizer.unknown)])
         return np.stack([running[tokens.offsets[1:]] - running[tokens.offsets[:-1]], lengths], axis=1)
+
+
+def embedding_prompts(config: EmbedConfig, of_model: Mapping[str, str]) -> dict[Side, str]:
+    """Return the prompt of each side: the configured one, or the model's own where none is configured."""
+    return {
+        "query": of_model["query"] if config.query_prompt is None else config.query_prompt,
+        "document": of_model["document"] if config.document_prompt is None else config.document_prompt,
+    }
 
 
 def first_of_each(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

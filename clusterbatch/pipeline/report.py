@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import yaml
 from scipy import stats
 
-from clusterbatch.config import DOCSTRINGS, RunConfig
+from clusterbatch.config import DOCSTRINGS, RunConfig, shown_configuration
 from clusterbatch.errors import DataError
 from clusterbatch.evaluation.models import AFTER, BEFORE
 from clusterbatch.evaluation.results import read_scores
@@ -118,7 +117,7 @@ def write_report(config: RunConfig) -> str:
             least_queries=LEAST_QUERIES,
             incomplete=judged_by_pairs(config),
             compared=workspace.root.exists(COMPARED),
-            configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+            configuration=shown_configuration(config),
             software=software,
         )
     )

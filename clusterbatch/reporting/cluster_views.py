@@ -1,13 +1,11 @@
-"""What clusters and batches look like to a person: examples of batches, terms of clusters, a map of the centroids.
+"""Views of batches and clusters for people: examples of batches, the largest clusters on a map, the farthest rows.
 
-The rows that belong least to where they are: farthest from their centroid, set aside or not.
+Numbers of clusters are those of the index, as `inspect --cluster` takes them.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,15 +13,19 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.batches.curriculum import Plan
+from clusterbatch.config import ClusterConfig
 from clusterbatch.corpus.images import readable
-from clusterbatch.evaluation.bm25 import words
-from clusterbatch.shards.index import ClusterIndex
-from clusterbatch.shards.reader import ROWS, read_index
+from clusterbatch.shards.cluster_means import cluster_means
+from clusterbatch.shards.reader import ROWS
 from clusterbatch.shards.reduce import OUTLIERS
+from clusterbatch.shards.statistics import FARTHEST, STATISTICS
 from clusterbatch.store import Artifact, Manifest, Part
 from clusterbatch.store.tables import read_parquet
 
 _SHOWN = 10
+_EXCERPT = 160
+# Clusters on the map, the largest first, and the words that are shown of each.
+_MAPPED, _TERMS = 300, 5
 
 
 @dataclass(frozen=True)
@@ -38,37 +40,30 @@ class Outlier:
 
 
 def outliers(artifact: Artifact, manifest: Manifest) -> list[Outlier]:
-    """The farthest rows of clusters that were made by vectors, the farthest first. Reads one column, and their text."""
-    found: list[tuple[float, str, int, bool]] = []
+    """Return the rows farthest from their centroids, the farthest first, of clusters that were made by vectors.
+
+    Rows of the clusters are those that the cluster stage has stored; of rows set aside one column is read.
+    """
+    stored = _content(artifact, manifest, FARTHEST)
+    rows = [] if stored is None else [{**row, "aside": False} for row in stored.to_pylist()]
     for part in manifest.parts:
-        if part.details.get("content") not in (ROWS, OUTLIERS):
+        if part.details.get("content") != OUTLIERS:
             continue
         cosine = read_parquet(artifact.folder, part.path, ["cosine"])["cosine"].to_numpy()
-        # Rows of sources that were not split have none.
         known = np.flatnonzero(np.isfinite(cosine))
-        farthest = known[np.argsort(cosine[known], kind="stable")[:_SHOWN]].tolist()
-        aside = part.details["content"] == OUTLIERS
-        found = sorted([*found, *((float(cosine[row]), part.path, row, aside) for row in farthest)])[:_SHOWN]
-    shown = []
-    for cosine_of_row, path, row, aside in found:
-        text = read_parquet(artifact.folder, path, ["source", "query", "document"]).slice(row, 1).to_pylist()[0]
-        query, document = excerpt(text["query"]), excerpt(text["document"])
-        shown.append(Outlier(text["source"], query, document, cosine_of_row, aside))
-    return shown
-
-
-_EXCERPT = 160
-# Clusters on the map, the largest first, and rows of each whose words are counted.
-_MAPPED = 300
-_ROWS_OF_CLUSTER = 64
-_TERMS = 5
-# Words of at least so many characters; shorter ones are seldom what a cluster is about. Character pairs of Japanese
-# count as they are.
-_SHORTEST = 4
+        chosen = known[np.argsort(cosine[known], kind="stable")[:_SHOWN]]
+        if len(chosen):
+            text = read_parquet(artifact.folder, part.path, ["source", "query", "document", "cosine"])
+            rows += [{**row, "aside": True} for row in text.take(pa.array(chosen)).to_pylist()]
+    rows.sort(key=lambda row: (row["cosine"], row["source"], row["query"]))
+    return [
+        Outlier(row["source"], excerpt(row["query"]), excerpt(row["document"]), row["cosine"], row["aside"])
+        for row in rows[:_SHOWN]
+    ]
 
 
 class ShardText:
-    """Text of single rows of the shards; row groups are kept while they are asked for."""
+    """Reads text of single rows of the shards; keeps the row groups read last."""
 
     def __init__(self, artifact: Artifact, manifest: Manifest) -> None:
         self._artifact = artifact
@@ -78,7 +73,7 @@ class ShardText:
         self._group = lru_cache(maxsize=8)(self._read_group)
 
     def rows(self, shard: int, first: int, rows: int) -> pa.Table:
-        """Up to `rows` consecutive rows, all from the row group of the first: pair_id, query, document, source."""
+        """Return up to `rows` consecutive rows of the first one's row group: pair_id, query, document, source."""
         group = 0
         for size in self._parts[shard].details["row_groups"]:
             if first < size:
@@ -101,9 +96,9 @@ class Example:
     pairs: list[dict[str, str]]
 
 
-def batch_example(arm: str, plan: Plan, text: ShardText, pairs: int = 6) -> Example:
-    """Evenly spaced pairs of the batch in the middle of the first epoch."""
-    step = plan.steps_per_epoch // 2
+def batch_example(arm: str, plan: Plan, text: ShardText, steps: int, pairs: int = 6) -> Example:
+    """Return evenly spaced pairs of a batch that the run of `steps` trains on, from its middle."""
+    step = steps // 2
     batch = plan.batch(step)
     shown = []
     for position in np.unique(np.linspace(0, len(batch) - 1, pairs).astype(int)):
@@ -118,7 +113,7 @@ def batch_example(arm: str, plan: Plan, text: ShardText, pairs: int = 6) -> Exam
 
 @dataclass(frozen=True)
 class MappedCluster:
-    """x, y: the centroid on the two main axes of all centroids; terms: its most telling words."""
+    """x, y: the cluster's mean on the two main axes of all that are shown; terms: the words that name it."""
 
     source: str
     cluster: int
@@ -128,71 +123,54 @@ class MappedCluster:
     terms: list[str]
 
 
-def cluster_map(artifact: Artifact, manifest: Manifest) -> list[MappedCluster]:
-    """The largest clusters of the sources that were split. Distances on two axes are rough; the terms say more."""
-    index = read_index(artifact, manifest)
-    sizes = _sizes(index)
-    centroids: dict[tuple[str, int], np.ndarray] = {}
-    for part in manifest.parts:
-        if part.details.get("content") == "centroids":
-            column = read_parquet(artifact.folder, part, ["centroid"])["centroid"].combine_chunks()
-            for cluster, centroid in enumerate(column.values.to_numpy().reshape(len(column), -1)):
-                centroids[part.details["group"], cluster] = centroid
-    shown = sorted((key for key in centroids if key in sizes), key=lambda key: (-sizes[key][0], key))[:_MAPPED]
-    if len(shown) < 3:
+def cluster_map(artifact: Artifact, manifest: Manifest, config: ClusterConfig) -> list[MappedCluster]:
+    """Return the largest clusters of the sources that were split; none if there are fewer than three.
+
+    Distances on two axes are rough; the terms say more.
+    """
+    table = _content(artifact, manifest, STATISTICS)
+    if table is None:
         return []
-    positions = _two_axes(np.stack([centroids[key] for key in shown]))
-    terms = _terms(ShardText(artifact, manifest), index, [sizes[key][1] for key in shown])
-    return [
-        MappedCluster(source, cluster, sizes[source, cluster][0], float(x), float(y), found)
-        for (source, cluster), (x, y), found in zip(shown, positions, terms, strict=True)
-    ]
+    rows = table.select(["source", "cluster", "rows", "terms", "mean_cosine"]).to_pylist()
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["source"]] = counts.get(row["source"], 0) + 1
+    split = [row for row in rows if counts[row["source"]] > 1 and not math.isnan(row["mean_cosine"])]
+    split.sort(key=lambda row: (-row["rows"], row["source"], row["cluster"]))
+    by_name = {(row["source"], row["cluster"]): row for row in split[:_MAPPED]}
+    means = cluster_means(artifact, config, by_name.keys()) if len(by_name) >= 3 else None
+    if means is None:
+        return []
+    places = dict(zip(means.names, _two_axes(means.vectors).tolist(), strict=True))
+    found = []
+    for (source, cluster), row in by_name.items():
+        x, y = places[source, cluster]
+        found.append(MappedCluster(source, cluster, row["rows"], x, y, row["terms"][:_TERMS]))
+    return found
 
 
 def cluster_rows(artifact: Artifact, manifest: Manifest) -> list[int]:
-    """Rows of every cluster."""
-    return [rows for rows, _ in _sizes(read_index(artifact, manifest)).values()]
+    """Return the rows of every cluster."""
+    table = _content(artifact, manifest, STATISTICS)
+    found: list[int] = [] if table is None else table["rows"].to_pylist()
+    return found
 
 
-def _sizes(index: ClusterIndex) -> dict[tuple[str, int], tuple[int, int]]:
-    """Rows and first piece by (source, cluster)."""
-    sizes: dict[tuple[str, int], tuple[int, int]] = {}
-    for piece in range(len(index)):
-        key = (index.sources[index.source[piece]], int(index.cluster[piece]))
-        rows, first = sizes.get(key, (0, piece))
-        sizes[key] = (rows + int(index.rows[piece]), first)
-    return sizes
+def _content(artifact: Artifact, manifest: Manifest, content: str) -> pa.Table | None:
+    """Return the table that the cluster stage stored under that name; None if there is none."""
+    part = next((part for part in manifest.parts if part.details.get("content") == content), None)
+    return None if part is None else read_parquet(artifact.folder, part)
 
 
 def _two_axes(vectors: np.ndarray) -> np.ndarray:
-    """(k, 2): principal components of (k, d) vectors."""
+    """Return the two principal components, (k, 2), of (k, d) vectors."""
     centred = vectors.astype(np.float64) - vectors.mean(0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
     found: np.ndarray = centred @ axes[:2].T
     return found
 
 
-def _terms(text: ShardText, index: ClusterIndex, pieces: Sequence[int]) -> list[list[str]]:
-    """For each piece the words that are frequent in it and rare in the others (tf-idf over clusters)."""
-    counts = []
-    for piece in pieces:
-        table = text.rows(
-            int(index.shard[piece]), int(index.first_row[piece]), min(_ROWS_OF_CLUSTER, int(index.rows[piece]))
-        )
-        rows = [
-            set(words(query)) | set(words(document[:1000]))
-            for query, document in zip(table["query"].to_pylist(), table["document"].to_pylist(), strict=True)
-        ]
-        counts.append(Counter(word for row in rows for word in row if len(word) >= _SHORTEST or not word.isascii()))
-    clusters_with = Counter(word for count in counts for word, rows in count.items() if rows > 1)
-    found = []
-    for count in counts:
-        weight = {w: rows * math.log(len(counts) / max(1, clusters_with[w])) for w, rows in count.items() if rows > 1}
-        found.append(sorted(weight, key=lambda word: (-weight[word], word))[:_TERMS])
-    return found
-
-
 def excerpt(text: str) -> str:
-    """On one line, cut to what a table cell can hold."""
+    """Return the text on one line, cut to what a table cell can hold."""
     flat = " ".join(readable(text, len(text)).split())
     return flat if len(flat) <= _EXCERPT else flat[: _EXCERPT - 1] + "…"

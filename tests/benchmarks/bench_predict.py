@@ -24,14 +24,24 @@ from typing import Any
 import numpy as np
 
 from clusterbatch.config import RunConfig, load_config, with_changes
+from clusterbatch.experiments.compare.breakdown import clusters_of_queries
 from clusterbatch.experiments.compare.results import Comparison, read_comparison
 from clusterbatch.experiments.compare.stage import compare, comparison_artifact
 from clusterbatch.experiments.compare.statistics import Spread, difference
-from clusterbatch.experiments.predict.experience import FEATURES, features_of, left_out, sources_of_queries
 from clusterbatch.experiments.predict.stage import predict
 from clusterbatch.pipeline.report import LEAST_QUERIES, segments_of
 from tests.benchmarks.figures import emit
-from tests.benchmarks.ranks import agreement, leave_one_out
+from tests.benchmarks.ranks import agreement, leave_one_out, left_out
+
+FEATURES = ("gain", "diversity", "hardness", "false negatives", "duplicates", "log rows")
+
+
+def features_of(source: Mapping[str, Any]) -> list[float]:
+    """Return the FEATURES of one source of a prediction: all that is known before training."""
+    own = source["source"]
+    rows = float(np.log(source["rows"]))
+    known = [source["diversity"], own["hardness"], own["false_negatives"], source["duplicates"], rows]
+    return [source["gain"], *known]
 
 
 @dataclass(frozen=True)
@@ -151,9 +161,10 @@ def main() -> None:
     manifest = artifact.manifest() or compare(config)
     comparison = read_comparison(config, artifact, manifest)
     name = options.collection
-    nearest = sources_of_queries(comparison, artifact, manifest).get(name)
-    if nearest is None:
+    clusters = clusters_of_queries(comparison, artifact, manifest).get(name)
+    if clusters is None:
         parser.error(f"{name}: the comparison has no clusters that queries could be nearest to")
+    nearest = np.array([cluster.rpartition(" ")[0] for cluster in clusters.tolist()])
     predicted = made_predictions(config, options.rows)
     by_id = segments_of(comparison.queries[name], config.report.segment_pattern)
     baselines = [arm.name for arm in comparison.arms if arm.name in ("source", comparison.reference)]

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
-
-from clusterbatch.experiments.predict.experience import left_out
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 _RESAMPLES = 2000
 
@@ -59,6 +61,15 @@ def leave_one_out(features: np.ndarray, outcome: np.ndarray, *, permutations: in
         chance.append(_spearman(left_out(features, shuffled[:, None])[:, 0], shuffled))
     p = (1 + np.sum(np.array(chance) >= rho - 1e-12)) / (1 + permutations)
     return LeftOut(rho, float(np.mean(chance)), float(np.quantile(chance, 0.975)), float(p))
+
+
+def left_out(features: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
+    """Return what is learned of each row from the others, (N, A); features: (N, F), outcomes: (N, A).
+
+    The penalty is as heavy as if each feature had been seen to do nothing as often as it was seen at all.
+    """
+    regression = make_pipeline(StandardScaler(), Ridge(alpha=len(features) - 1))
+    return np.asarray(cross_val_predict(regression, features, outcomes, cv=LeaveOneOut())).reshape(outcomes.shape)
 
 
 def _spearman(left: np.ndarray, right: np.ndarray) -> float:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.corpus.ingest import ingest
@@ -18,15 +23,19 @@ from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.experiments.compare import stage as module
 from clusterbatch.experiments.compare.arms import arms_of
+from clusterbatch.experiments.compare.breakdown import query_segments
 from clusterbatch.experiments.compare.hardness import hardness, match, with_groups
 from clusterbatch.experiments.compare.report import write_comparison
 from clusterbatch.experiments.compare.results import read_comparison
 from clusterbatch.experiments.compare.stage import compare, comparison_artifact
-from clusterbatch.experiments.compare.trial import Trials, TrialWorker
+from clusterbatch.experiments.compare.trial import Trials, TrialWorker, _trained_encoder, starting_encoder
+from clusterbatch.runtime import Pass, WorkItem
+from clusterbatch.shards.reader import read_index
 from clusterbatch.shards.stage import cluster
-from clusterbatch.store import Artifact, Folder
+from clusterbatch.store import Artifact, Folder, Receipt
 from clusterbatch.store.workspace import Workspace
 from tests.integration.subjects import SUBJECTS, subjects_config
+from tests.integration.test_cluster_stage import text_rows
 from tests.without_ray import without_ray
 
 
@@ -52,13 +61,13 @@ def shared_stages(config: RunConfig) -> None:
 @pytest.mark.usefixtures("ray_local", "shared_stages")
 def test_a_comparison_from_corpus_to_report(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
     # The first attempt ends after the first trials.
-    original = module.run_units
+    original = Pass.run
 
-    def interrupted(title, units, *arguments, **options):
-        original(title, units[:2], *arguments, **options)
+    def interrupted(self: Pass, items: Sequence[WorkItem], **options: Any) -> None:
+        original(self, items[:2], **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "run_units", interrupted)
+    monkeypatch.setattr(Pass, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compare(config)
     artifact = comparison_artifact(config)
@@ -67,11 +76,11 @@ def test_a_comparison_from_corpus_to_report(config: RunConfig, monkeypatch: pyte
     assert len(kept) == 2
     ran = []
 
-    def counted(title, units, *arguments, **options):
-        ran.extend(unit.number for unit in units if unit.number not in options["done"])
-        return original(title, units, *arguments, **options)
+    def counted(self: Pass, items: Sequence[WorkItem], **options: Any) -> list[Receipt]:
+        ran.extend(item.number for item in items if item.number not in options["done"])
+        return original(self, items, **options)
 
-    monkeypatch.setattr(module, "run_units", counted)
+    monkeypatch.setattr(Pass, "run", counted)
     manifest = compare(config)
     assert len(ran) == 3
 
@@ -104,17 +113,25 @@ def test_a_comparison_from_corpus_to_report(config: RunConfig, monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("in_process", "shared_stages")
-def test_trials_measure_behind_the_prompts_of_training(config: RunConfig, tmp_path: Path):
-    words = {"train.prompts.query": "simmer anchor tide bake ", "train.device": "cpu", "train.trackers": []}
+@pytest.mark.parametrize("lora", [False, True])
+def test_trials_measure_what_training_leaves_with_its_prompts(
+    config: RunConfig, tmp_path: Path, tiny: Callable[[str], Path], lora: bool
+):
+    words: dict[str, Any] = {"train.prompts.query": "simmer anchor tide bake ", "train.device": "cpu"}
+    words |= {"train.trackers": [], "train.precision": "float32"}
+    if lora:
+        # Adapters: what a checkpoint holds has other names than the parameters of the model it was made from.
+        words |= {"train.model": str(tiny("bert")), "train.encoder": "backbone", "train.lora": {"rank": 4}}
     own = with_changes(config, words)
     arms, layouts = arms_of(own)
     for layout in layouts.values():
         cluster(layout)
     [collection] = configured_collections(own)
     trials = Trials(own, arms, layouts, 6, "with prompts")
-    worker = TrialWorker(Artifact(Folder(str(tmp_path)), "trials"), "with prompts", [collection], ["NDCG@10"], 1)
+    output = Artifact(Folder(str(tmp_path)), "trials")
+    worker = TrialWorker([collection], ["NDCG@10"], 1)
     untrained, trained, *_ = trials.main({arm.name: trials.settings(arm)[0] for arm in arms})
-    found = [worker.process(unit).details["curve"][-1]["value"] for unit in (untrained, trained)]
+    found = [worker.process(item, output).details["curve"][-1]["value"] for item in (untrained, trained)]
 
     loaded = LoadedCollection(collection, own.evaluate.max_query_tokens, own.evaluate.max_document_tokens)
 
@@ -125,10 +142,57 @@ def test_trials_measure_behind_the_prompts_of_training(config: RunConfig, tmp_pa
     # What training leaves has the prompts among its files, whoever loads it.
     result = Workspace(trained.payload.config).trained_model()
     assert found[1] == measured(load_encoder(resolve_model(result.uri)))
-    start = load_encoder(resolve_model(own.train.model), "static")
+    start = load_encoder(resolve_model(own.train.model), own.train.encoder)
     without = measured(start)
     start.prompts["query"] = own.train.prompts.query or ""
     assert found[0] == measured(start) != without
+    assert found[0] != found[1]
+
+
+def test_a_checkpoint_of_another_model_is_not_measured(config: RunConfig):
+    device = torch.device("cpu")
+    parameters = {
+        f"encoder.{name}": parameter.detach() for name, parameter in starting_encoder(config, device).named_parameters()
+    }
+    _trained_encoder(config, device, parameters)
+    with pytest.raises(AssertionError, match="another model"):
+        _trained_encoder(config, device, {f"{name}.lora": each for name, each in parameters.items()})
+
+
+@pytest.mark.usefixtures("in_process")
+def test_queries_are_put_into_clusters_with_the_models_own_prompts(config: RunConfig, tmp_path: Path):
+    """Queries of the corpus, whose clusters are known, as a test collection."""
+    folder = shutil.copytree(resolve_model(config.embed.model), tmp_path / "prompted")
+    (folder / "config_sentence_transformers.json").write_text(
+        json.dumps({"prompts": {"query": "simmer onion butter pepper oven roast "}})
+    )
+    changes = {"workspace": f"{tmp_path}/ws", "embed.model": str(folder), "cluster.features": "query"}
+    own = with_changes(config, changes)
+    ingest(own)
+    embed(own)
+    cluster(own)
+    artifact = Workspace(own).clusters()
+    rows = text_rows(artifact)
+    index, of_row = read_index(artifact, artifact.require()), []
+    for source, number, size in zip(index.source, index.cluster, index.rows, strict=True):
+        of_row += [(index.sources[source], int(number))] * int(size)
+    collection = tmp_path / "own"
+    (collection / "qrels").mkdir(parents=True)
+    lines = [json.dumps({"_id": f"q{n}", "text": text}) for n, text in enumerate(rows["query"].to_pylist())]
+    (collection / "queries.jsonl").write_text("\n".join(lines))
+    (collection / "corpus.jsonl").write_text(json.dumps({"_id": "d", "text": "anchor"}))
+    judged = "".join(f"q{n}\td\t1\n" for n in range(rows.num_rows))
+    (collection / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+
+    def share_put_back(run: RunConfig) -> float:
+        found = query_segments(run, artifact, configured_collections(run)).to_pylist()
+        assert len(found) == rows.num_rows
+        return float(np.mean([(row["source"], row["cluster"]) == of_row[int(row["query_id"][1:])] for row in found]))
+
+    own = with_changes(own, {"evaluate.path": str(collection)})
+    assert share_put_back(own) > 0.9
+    # Without them, queries land elsewhere.
+    assert share_put_back(with_changes(own, {"embed.query_prompt": ""})) < share_put_back(own) - 0.05
 
 
 @pytest.mark.usefixtures("in_process", "shared_stages")

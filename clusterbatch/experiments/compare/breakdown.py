@@ -1,8 +1,6 @@
-"""Rows of the comparison's table, as figures; how they are written is the template's matter.
+"""Rows of a comparison's tables: arms, and gains of the decisive arm by source and by cluster.
 
-Which cluster a test query is nearest to: winners and losers among clusters, also where ids name no source.
-
-Where the decisive arm gains and where it loses: by the source that query ids name, and by the nearest cluster.
+A query's source is named by its id; its cluster is the nearest one. How figures are written is up to the templates.
 """
 
 from __future__ import annotations
@@ -16,84 +14,63 @@ import pyarrow as pa
 from clusterbatch.config import RunConfig
 from clusterbatch.config.experiments import Language
 from clusterbatch.embedding.char_ngrams import SURROGATES
-from clusterbatch.embedding.vectors import vector_values
+from clusterbatch.embedding.embedder import embedding_prompts
 from clusterbatch.encoder.devices import visible_device
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.experiments.compare.results import ArmResult, Comparison
-from clusterbatch.experiments.compare.statistics import difference
+from clusterbatch.experiments.compare.statistics import Spread, difference
 from clusterbatch.experiments.compare.wording import verdict_word
 from clusterbatch.pipeline.report import LEAST_QUERIES, segments_of
+from clusterbatch.shards.cluster_means import as_stored, cluster_means
 from clusterbatch.store import Artifact, Manifest
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 
-# What the part of a comparison is called that holds them.
+# Name of the part of a comparison with the nearest cluster of each query.
 SEGMENTS = "segments"
 _SCHEMA = pa.schema(
     [
         pa.field("collection", pa.string(), nullable=False),
         pa.field("query_id", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
-        # Number of the centroid inside the source, in the fit's order.
-        pa.field("centroid", pa.int32(), nullable=False),
+        # Number of the cluster inside the source, as in the cluster index.
+        pa.field("cluster", pa.int32(), nullable=False),
     ]
 )
 
 
 def query_segments(config: RunConfig, clusters: Artifact, collections: Sequence[Collection]) -> pa.Table:
-    """Of every judged query the centroid, of any source, that its surrogate's vector is nearest to.
+    """Return the cluster, of any source, that the surrogate's vector of every judged query is nearest to.
 
-    Columns collection, query_id, source, centroid. No rows where queries have no vectors comparable with the centroids:
-    the user's own vectors, character n-grams, features of both sides, a projection.
+    Columns collection, query_id, source, cluster (numbers of the index). No rows if queries have no vectors comparable
+    with those of the clusters: the user's own vectors, character n-grams, shards without vectors.
     """
     empty = _SCHEMA.empty_table()
-    names, centroids = _centroids(clusters)
     own_vectors = Workspace(config).corpus.require().details.get("dimensions") is not None
-    if not names or own_vectors or config.embed.model in SURROGATES:
+    if own_vectors or config.embed.model in SURROGATES:
+        return empty
+    means = cluster_means(clusters, config.cluster)
+    if means is None:
         return empty
     folder = resolve_model(config.embed.model, config.storage)
     encoder = load_encoder(folder, device=visible_device(config.embed.device), packed=True)
-    if encoder.dimensions != centroids.shape[1]:
-        return empty
+    prompt = embedding_prompts(config.embed, encoder.prompts)["query"]
     found = [empty]
     for collection in collections:
         texts = collection.read_queries(collection.read_judgements())
-        tokens = encoder.prepare(
-            list(texts.values()), config.evaluate.max_query_tokens, config.embed.query_prompt or ""
-        )
-        nearest = np.argmax(encoder.encode(tokens, config.embed.batch_tokens) @ centroids.T, axis=1)
+        tokens = encoder.prepare(list(texts.values()), config.evaluate.max_query_tokens, prompt)
+        vectors = encoder.encode(tokens, config.embed.batch_tokens)
+        nearest = means.nearest(as_stored(vectors, clusters, config.cluster)).tolist()
         columns = [
             [collection.name] * len(texts),
             list(texts),
-            [names[row][0] for row in nearest],
-            [names[row][1] for row in nearest],
+            [means.names[row][0] for row in nearest],
+            [means.names[row][1] for row in nearest],
         ]
         found.append(pa.table(columns, schema=_SCHEMA))
     return pa.concat_tables(found)
-
-
-def _centroids(clusters: Artifact) -> tuple[list[tuple[str, int]], np.ndarray]:
-    """(source, number) of all centroids of the finest level, and their vectors (k, d) float32."""
-    parts = [part for part in clusters.require().parts if part.details.get("content") == "centroids"]
-    finest: dict[str, int] = {}
-    for part in parts:
-        source = part.details["group"]
-        finest[source] = max(finest.get(source, 1), part.details.get("level", 1))
-    names: list[tuple[str, int]] = []
-    vectors = []
-    counts: dict[str, int] = {}
-    for part in parts:
-        source = part.details["group"]
-        if part.details.get("level", 1) < finest[source]:
-            continue
-        values = vector_values(read_parquet(clusters.folder, part.path, ["centroid"])["centroid"])
-        first = counts.get(source, 0)
-        names += [(source, first + row) for row in range(len(values))]
-        counts[source] = first + len(values)
-        vectors.append(values.astype(np.float32))
-    return names, np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32)
 
 
 # Clusters shown at each end of the list.
@@ -101,18 +78,23 @@ _EXTREMES = 10
 
 
 def sources_of_queries(config: RunConfig, comparison: Comparison) -> dict[str, np.ndarray]:
-    """(Q,) the source that each query's id names, '' where it names none, by collection."""
+    """Return the source that each query's id names, '' if none, (Q,) by collection."""
     pattern = config.report.segment_pattern
     return {name: segments_of(comparison.queries[name], pattern) for name in comparison.collections}
 
 
 def clusters_of_queries(comparison: Comparison, artifact: Artifact, manifest: Manifest) -> dict[str, np.ndarray]:
-    """(Q,) the cluster that each query is nearest to, by collection; empty where that was not found out."""
+    """Return the cluster that each query is nearest to, (Q,) by collection; empty if that is not known.
+
+    Comparisons of earlier versions hold numbers of centroids, which are not those of the clusters: they do not count.
+    """
     part = next((part for part in manifest.parts if part.details.get("content") == SEGMENTS), None)
     if part is None:
         return {}
     table = read_parquet(artifact.folder, part)
-    columns = (table[name].to_pylist() for name in ("collection", "query_id", "source", "centroid"))
+    if "cluster" not in table.column_names:
+        return {}
+    columns = (table[name].to_pylist() for name in ("collection", "query_id", "source", "cluster"))
     cluster = {(name, query): f"{source} {number}" for name, query, source, number in zip(*columns, strict=True)}
     return {
         name: np.array([cluster.get((name, query), "") for query in comparison.queries[name]])
@@ -121,36 +103,44 @@ def clusters_of_queries(comparison: Comparison, artifact: Artifact, manifest: Ma
 
 
 def segment_rows(comparison: Comparison, segments: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Gain of the decisive arm by collection and segment, the best first: {collection, segment, queries, gain, low,
-    high}; low and high are None with one seed. Queries of the segment '' and segments of few queries are left out."""
+    """Return the gain of the decisive arm by collection and segment, the best first.
+
+    {collection, segment, queries, gain, low, high}; low and high are None with one seed. Intervals hold for all rows
+    together, so that they also hold for those that are picked as the best and the worst. Queries of the segment '' and
+    segments of few queries are left out.
+    """
     arm, metric = comparison.decisive.name, comparison.metric
-    rows = []
+    found: list[tuple[dict[str, Any], Spread]] = []
     for collection, of_query in segments.items():
         own, reference = (comparison.scores[name][collection, metric] for name in (arm, comparison.reference))
         for segment in sorted(set(of_query.tolist()) - {""}):
             chosen = of_query == segment
             if chosen.sum() < LEAST_QUERIES:
                 continue
-            spread = difference([own[:, chosen]], [reference[:, chosen]])
-            low, high = spread.interval(comparison.confidence) if spread.is_known else (None, None)
             entry = {"collection": collection, "segment": segment, "queries": int(chosen.sum())}
-            rows.append({**entry, "gain": spread.mean, "low": low, "high": high})
+            found.append((entry, difference([own[:, chosen]], [reference[:, chosen]])))
+    rows = []
+    for entry, spread in found:
+        low, high = spread.interval(comparison.joint(len(found))) if spread.is_known else (None, None)
+        rows.append({**entry, "gain": spread.mean, "low": low, "high": high})
     return sorted(rows, key=lambda row: -row["gain"])
 
 
 def extremes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The clusters that gain and lose most."""
+    """Return the clusters that gain and lose most."""
     return rows if len(rows) <= 2 * _EXTREMES else [*rows[:_EXTREMES], *rows[-_EXTREMES:]]
 
 
 def arm_rows(comparison: Comparison, language: Language) -> list[dict[str, Any]]:
-    """One row per arm; None where a figure does not exist (the baseline's own difference, an interval of one seed or of
-    a collection of one query)."""
+    """Return one row per arm.
+
+    None if a figure does not exist, for example the baseline's own difference or an interval of one seed.
+    """
     return [_row(comparison, arm, language) for arm in comparison.arms]
 
 
 def steps_to_reach(comparison: Comparison, arm: ArmResult, value: float) -> float | None:
-    """Steps after which an arm's mean curve first reaches `value`, on straight lines between its points."""
+    """Return the steps after which an arm's mean curve first reaches `value`, on straight lines between its points."""
     curve = arm.curve.mean(1)
     for end in range(1, len(curve)):
         if curve[end] >= value:
@@ -179,7 +169,7 @@ def _row(comparison: Comparison, arm: ArmResult, language: Language) -> dict[str
         "low": low,
         "high": high,
         "p_randomisation": arm.p_randomisation,
-        "p_corrected": arm.p_corrected if arm.spread.is_known else None,
+        "p_corrected": arm.p_corrected if gain and gain.is_known else None,
         # The first point of the curves, and the last two: whether an advantage grows or melts.
         "early": float(ahead[1]) if gain else None,
         "late": float(ahead[-2:].mean()) if gain else None,
@@ -204,12 +194,12 @@ def _row(comparison: Comparison, arm: ArmResult, language: Language) -> dict[str
 
 
 def _price_of_steps(arm: ArmResult, share: float) -> float:
-    """Of the shared stages and a share of the training."""
+    """Return the price of the shared stages and of a share of the training."""
     return arm.cost.price - (1 - share) * arm.cost.training_price
 
 
 def _price_per_point(comparison: Comparison, arm: ArmResult) -> float | None:
-    """What a hundredth of the metric costs beyond the baseline; None where there is no gain to pay for."""
+    """Return what a hundredth of the metric costs beyond the baseline; None if there is no gain to pay for."""
     if arm.gain is None or arm.gain.mean <= 0:
         return None
     return (arm.cost.price - comparison.baseline.cost.price) / (100 * arm.gain.mean)

@@ -39,7 +39,7 @@ def gains(comparison: Comparison, min_gain: float, words: Mapping[str, str]) -> 
         for row, arm in enumerate(arms):
             assert arm.gain is not None
             look = look_of(comparison.arms.index(arm))
-            half = arm.gain.half_width(comparison.simultaneous) if arm.gain.seeds > 1 else 0.0
+            half = arm.gain.half_width(comparison.simultaneous) if arm.gain.is_known else 0.0
             axes.errorbar(arm.gain.mean, row, xerr=half, color=look["color"], marker=look["marker"], capsize=4)
         axes.axvline(0, color=muted(), linewidth=1)
         axes.axvline(min_gain, color=muted(), linewidth=1, linestyle=":")
@@ -53,7 +53,7 @@ def gains(comparison: Comparison, min_gain: float, words: Mapping[str, str]) -> 
 
 
 def gains_by_collection(comparison: Comparison, words: Mapping[str, str]) -> Plot:
-    arms = comparison.others
+    arms, level = comparison.others, comparison.joint(len(comparison.collections))
 
     def draw(axes: Axes) -> None:
         for number, arm in enumerate(arms):
@@ -61,7 +61,7 @@ def gains_by_collection(comparison: Comparison, words: Mapping[str, str]) -> Plo
             offset = (number - (len(arms) - 1) / 2) * 0.7 / max(1, len(arms))
             for row, collection in enumerate(comparison.collections):
                 spread = arm.by_collection[collection]
-                half = spread.half_width(comparison.confidence) if spread.seeds > 1 else 0.0
+                half = spread.half_width(level) if spread.is_known else 0.0
                 axes.errorbar(
                     spread.mean,
                     row + offset,

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
-from clusterbatch.config import RunConfig
+from clusterbatch.config import RunConfig, shown_configuration
 from clusterbatch.experiments.compare import figures
 from clusterbatch.experiments.compare.arms import arms_of, clustered_layout, with_phases
 from clusterbatch.experiments.compare.breakdown import (
@@ -127,7 +125,7 @@ def _context(
         "least_queries": LEAST_QUERIES,
         "summary": workspace_summary(config),
         "workspace": Folder(config.workspace).uri,
-        "configuration": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        "configuration": shown_configuration(config),
         "software": manifest.software,
     }
 
@@ -142,12 +140,15 @@ def _views(config: RunConfig, manifest: Manifest) -> Views:
         artifact = Workspace(layouts[arm.layout]).clusters()
         clusters = artifact.require()
         plan = open_plan(arm.config, artifact, clusters)
-        examples.append(batch_example(arm.name, plan, ShardText(artifact, clusters)))
+        examples.append(batch_example(arm.name, plan, ShardText(artifact, clusters), manifest.details["steps"]))
     shown = clustered_layout(arms)
     if shown is None:
         return Views(examples)
     artifact = Workspace(layouts[shown]).clusters()
     clusters = artifact.require()
     return Views(
-        examples, cluster_map(artifact, clusters), cluster_rows(artifact, clusters), outliers(artifact, clusters)
+        examples,
+        cluster_map(artifact, clusters, layouts[shown].cluster),
+        cluster_rows(artifact, clusters),
+        outliers(artifact, clusters),
     )

@@ -21,6 +21,7 @@ from clusterbatch.experiments.compare.statistics import (
     decide,
     difference,
     holm,
+    joint_level,
     mean_spread,
     randomisation_p,
 )
@@ -133,8 +134,15 @@ class Comparison:
 
     @property
     def simultaneous(self) -> float:
-        """Level of each interval that makes all of them together hold with `confidence`."""
-        return 1 - (1 - self.confidence) / len(self.others)
+        """Level of each arm's interval that makes all of them together hold with `confidence`."""
+        return joint_level(self.confidence, len(self.others))
+
+    def joint(self, intervals: int) -> float:
+        """Return the level of each of so many intervals of every arm that makes all of them hold with `confidence`.
+
+        For intervals of one arm, too: which arm is looked at has been chosen by its results.
+        """
+        return joint_level(self.confidence, intervals * len(self.others))
 
 
 def read_comparison(config: RunConfig, artifact: Artifact, manifest: Manifest) -> Comparison:

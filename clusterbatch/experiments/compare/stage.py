@@ -27,7 +27,7 @@ from clusterbatch.experiments.compare.costs import shared_costs
 from clusterbatch.experiments.compare.hardness import hardness, match, spaced
 from clusterbatch.experiments.compare.sample import sample_corpus, sample_home
 from clusterbatch.experiments.compare.trial import Setting, Trials, TrialWorker, is_for_tuning
-from clusterbatch.runtime import Pool, Unit, lasting_session, ray_session, run_units
+from clusterbatch.runtime import Pass, Pool, WorkItem, lasting_session, ray_session
 from clusterbatch.runtime.resources import gpus_for
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.shards.stage import cluster
@@ -109,7 +109,7 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
                 str(number): {**receipt.details, "traffic": receipt.traffic.model_dump()}
                 for number, receipt in sorted(done.items())
             },
-            "main": [unit.number for unit in main],
+            "main": [item.number for item in main],
             "steps": steps,
             "arms": {
                 arm.name: {
@@ -155,26 +155,25 @@ def _steps(config: RunConfig, plan: Plan) -> int:
 
 def _run(
     config: RunConfig,
-    units: Sequence[Unit],
+    items: Sequence[WorkItem],
     artifact: Artifact,
     identity: str,
     collections: Sequence[Collection],
     metrics: Sequence[str],
     done: dict[int, Receipt],
 ) -> dict[int, Receipt]:
-    """`done` with the receipts of `units`."""
-    if not units:
+    """Return `done` with the receipts of `items`."""
+    if not items:
         return done
     arguments = {
-        "artifact": artifact,
-        "fingerprint": identity,
         "collections": list(collections),
         "metrics": list(dict.fromkeys(metrics)),
         "points": config.compare.points,
     }
     workers = config.compare.workers
     pool = Pool(workers, gpus=gpus_for(config.train.device, workers))
-    receipts = run_units("compare", units, TrialWorker, arguments, pool, done=done, measured_in="steps")
+    trials = Pass("compare", artifact, identity, TrialWorker, arguments, pool, "steps")
+    receipts = trials.run(items, done=done)
     return {**done, **{receipt.unit: receipt for receipt in receipts}}
 
 
@@ -183,10 +182,9 @@ def _best_setting(config: RunConfig, artifact: Artifact, trials: Trials, arm: Ar
     settings = trials.settings(arm)
     if len(settings) == 1:
         return settings[0]
-    units = [unit for unit in trials.sweep() if unit.payload.arm == arm.name]
-    values = [
-        _tuning_mean(artifact, done[unit.number], parse_metric(config.compare.decide.metric).name) for unit in units
-    ]
+    items = [item for item in trials.sweep() if item.payload.arm == arm.name]
+    metric = parse_metric(config.compare.decide.metric).name
+    values = [_tuning_mean(artifact, done[item.number], metric) for item in items]
     return settings[int(np.argmax(values))]
 
 

@@ -1,6 +1,4 @@
-"""One of three verdicts on an arm, against the user's own threshold.
-
-Is a difference between two arms real, how large, and what would settle it?
+"""Differences between arms with intervals, and one of three verdicts on each, against the user's own threshold.
 
 An arm is measured with S seeds on Q[c] queries of each of C collections. Two things could have fallen out otherwise:
 the queries that somebody happened to judge, and the seeds. With d[s, q] the difference of a query's score under seed s,
@@ -34,11 +32,13 @@ from clusterbatch.config.compare import DecideConfig
 _RESAMPLES = 4999
 _POWER = 0.8
 _MOST_SEEDS = 1000
+# Metrics go from 0 to 1: what is below is rounding.
+_NO_ERROR = 1e-9
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean of a quantity and what it is uncertain by.
+    """Mean of a quantity and its uncertainty.
 
     of_queries: for each collection what its queries add to the variance, and how many they are. The variance of a
     single query, or seed, is NaN.
@@ -51,7 +51,7 @@ class Spread:
 
     @property
     def queries(self) -> int:
-        """Of all collections."""
+        """Return the queries of all collections."""
         return sum(queries for _, queries in self.of_queries)
 
     @property
@@ -60,8 +60,12 @@ class Spread:
 
     @property
     def is_known(self) -> bool:
-        """Whether there is an interval at all: one seed, or one query of a collection, says nothing of any other."""
-        return self.seeds > 1 and all(queries > 1 for _, queries in self.of_queries)
+        """Return whether there is an interval: one seed, or one query of a collection, says nothing of any other.
+
+        Nor do scores that do not vary at all: a few hits of a coarse metric, or two arms with the same vectors.
+        """
+        several = self.seeds > 1 and all(queries > 1 for _, queries in self.of_queries)
+        return several and self.error > _NO_ERROR
 
     @property
     def freedom(self) -> float:
@@ -69,14 +73,12 @@ class Spread:
         if not self.is_known:
             return math.nan
         total = self.variance_queries + self.variance_seeds
-        if total == 0:
-            return float(self.seeds - 1)
         parts = sum(variance**2 / (queries - 1) for variance, queries in self.of_queries)
         return total**2 / (parts + self.variance_seeds**2 / (self.seeds - 1))
 
     @property
     def error(self) -> float:
-        """Standard error of the mean."""
+        """Return the standard error of the mean."""
         return math.sqrt(self.variance_queries + self.variance_seeds)
 
     def interval(self, confidence: float) -> tuple[float, float]:
@@ -88,9 +90,9 @@ class Spread:
         return float(special.stdtrit(self.freedom, (1 + confidence) / 2)) * self.error
 
     def p_value(self) -> float:
-        """Two-sided, of a mean of zero."""
-        if self.error == 0:
-            return 1.0 if self.mean == 0 else 0.0
+        """Return the two-sided p value of a mean of zero; NaN if the spread is not known."""
+        if not self.is_known:
+            return math.nan
         return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
 
     def detectable(self, confidence: float) -> float:
@@ -191,7 +193,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 Outcome = Literal["pays", "does not pay", "cannot tell yet"]
-Reason = Literal["gain", "no gain", "too dear", "wide interval", "one seed", "one query"]
+Reason = Literal["gain", "no gain", "too dear", "wide interval", "one seed", "one query", "no spread"]
 
 
 @dataclass(frozen=True)
@@ -215,17 +217,24 @@ class Verdict:
     both_needed: tuple[int, int] | None = None
 
 
+def joint_level(confidence: float, intervals: int) -> float:
+    """Return the level of each of so many intervals that makes all of them hold together (Bonferroni)."""
+    return 1 - (1 - confidence) / max(1, intervals)
+
+
 def decide(gain: Spread, extra_cost: float, arms: int, rule: DecideConfig) -> Verdict:
     """`gain` over the baseline; `arms`: how many are compared with it.
 
     It pays when the whole interval lies at or above the smallest gain that is worth the trouble, and the price is
     right; it does not when the whole interval lies below. In between this experiment cannot tell.
     """
-    confidence = 1 - (1 - rule.confidence) / arms
+    confidence = joint_level(rule.confidence, arms)
     if gain.seeds < 2:
         return Verdict("cannot tell yet", "one seed", gain.mean, None, None, extra_cost, None, seeds_needed=3)
-    if not gain.is_known:
+    if any(queries < 2 for _, queries in gain.of_queries):
         return Verdict("cannot tell yet", "one query", gain.mean, None, None, extra_cost, None)
+    if not gain.is_known:
+        return Verdict("cannot tell yet", "no spread", gain.mean, None, None, extra_cost, None)
     low, high = gain.interval(confidence)
     detectable = gain.detectable(confidence)
     # A gain of nothing is not a gain, even where the user asks for none.

@@ -1,6 +1,6 @@
-"""One run of a comparison, in one process: train an arm with a seed, and measure it along the way.
+"""Trials of a comparison: train an arm with a seed in one process and measure it along the way.
 
-Which trials a comparison consists of, under numbers that do not depend on which of them are run.
+Their numbers do not depend on which of them are run.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import xxhash
 
 from clusterbatch.config import RunConfig, fingerprint, with_changes
+from clusterbatch.encoder.clip import TowersEncoder
 from clusterbatch.encoder.devices import resolve_device
 from clusterbatch.encoder.model import Encoder, load_encoder
 from clusterbatch.encoder.resolve import resolve_model
@@ -24,11 +25,12 @@ from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.measure import LoadedCollection
 from clusterbatch.evaluation.metrics import Metric, parse_metric
 from clusterbatch.experiments.compare.arms import Arm
-from clusterbatch.runtime import Unit
-from clusterbatch.store import Artifact, Counts, Receipt, Stopwatch
+from clusterbatch.runtime import Result, WorkItem
+from clusterbatch.store import Artifact, Counts, Stopwatch
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.training.collectives import World
 from clusterbatch.training.metrics import read_metrics
+from clusterbatch.training.prepare_model import finish, prepare
 from clusterbatch.training.worker import CHECKPOINTS, TrainingJob, prepare_torch, run_worker
 
 UNTRAINED = "untrained"
@@ -38,7 +40,7 @@ Setting = tuple[float, float]
 
 
 class Trials:
-    """Trial 0 is the model as training starts from it; then come arms x settings x seeds."""
+    """Trial 0 is the model before training; then come arms x settings x seeds."""
 
     def __init__(
         self, config: RunConfig, arms: Sequence[Arm], layouts: Mapping[str, RunConfig], steps: int, identity: str
@@ -47,39 +49,39 @@ class Trials:
         self._steps, self._identity = steps, identity
 
     def settings(self, arm: Arm) -> list[Setting]:
-        """What an arm's sweep goes through; without a sweep the one setting it has."""
+        """Return the settings of an arm's sweep; without a sweep the one setting it has."""
         compare, train = self._config.compare, arm.config.train
         return list(
             product(compare.learning_rates or [train.learning_rate], compare.temperatures or [train.temperature])
         )
 
-    def sweep(self) -> list[Unit]:
-        """One seed of every setting, where there is more than one."""
+    def sweep(self) -> list[WorkItem]:
+        """Return one seed of every setting of the arms that have more than one."""
         return [
-            self._unit(position, choice, 0)
+            self._item(position, choice, 0)
             for position, arm in enumerate(self._arms)
             for choice in range(len(self.settings(arm)))
             if len(self.settings(arm)) > 1
         ]
 
-    def main(self, chosen: Mapping[str, Setting]) -> list[Unit]:
-        """The untrained model, and every arm with its setting and all seeds."""
+    def main(self, chosen: Mapping[str, Setting]) -> list[WorkItem]:
+        """Return the untrained model, and every arm with its setting and all seeds."""
         reference = next(arm for arm in self._arms if arm.name == self._config.compare.reference)
         untrained = self._trial(reference, self.settings(reference)[0], 0, UNTRAINED, 0)
-        units = [Unit(0, 0, untrained)]
+        items = [WorkItem(0, 0, untrained)]
         # Seed by seed: an interrupted comparison then has whole seeds of all arms.
         for seed in range(self._config.compare.seeds):
             for position, arm in enumerate(self._arms):
-                units.append(self._unit(position, self.settings(arm).index(chosen[arm.name]), seed))
-        return units
+                items.append(self._item(position, self.settings(arm).index(chosen[arm.name]), seed))
+        return items
 
-    def _unit(self, position: int, choice: int, seed: int) -> Unit:
+    def _item(self, position: int, choice: int, seed: int) -> WorkItem:
         arm = self._arms[position]
         setting = self.settings(arm)[choice]
         seeds, settings = self._config.compare.seeds, len(self.settings(arm))
         name = f"{arm.name}.seed={seed}" if settings == 1 else f"{arm.name}.setting={choice}.seed={seed}"
         number = 1 + (position * settings + choice) * seeds + seed
-        return Unit(number, self._steps, self._trial(arm, setting, seed, name, self._steps))
+        return WorkItem(number, self._steps, self._trial(arm, setting, seed, name, self._steps))
 
     def _trial(self, arm: Arm, setting: Setting, seed: int, name: str, steps: int) -> Trial:
         config = with_changes(
@@ -97,7 +99,7 @@ class Trials:
 
 
 def is_for_tuning(query: str) -> bool:
-    """Whether a query belongs to the half on which settings are chosen; the verdict then rests on the other half."""
+    """Return whether settings are chosen on a query; the verdict then rests on the other half of the queries."""
     return xxhash.xxh3_64_intdigest(query.encode()) % 2 == 0
 
 
@@ -113,7 +115,7 @@ SCORES = pa.schema(
 
 @dataclass(frozen=True)
 class Trial:
-    """`name` is that of its folder; `config` has its own workspace and seeds. No steps: the model untrained."""
+    """One run of an arm: `name` is that of its folder, `config` has its own workspace and seeds; 0 steps: untrained."""
 
     name: str
     arm: str
@@ -126,32 +128,25 @@ class Trial:
 class TrialWorker:
     """Runs trials one after the other; collections are read and tokenised once."""
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        fingerprint: str,
-        collections: Sequence[Collection],
-        metrics: Sequence[str],
-        points: int,
-    ) -> None:
-        self._artifact, self._fingerprint = artifact, fingerprint
+    def __init__(self, collections: Sequence[Collection], metrics: Sequence[str], points: int) -> None:
         self._collections = collections
         self._metrics = [parse_metric(name) for name in metrics]
         self._points = points
         self._loaded: list[LoadedCollection] | None = None
 
-    def process(self, unit: Unit) -> Receipt:
-        """Receipt.details: trial, arm, seed, steps, device, seconds_training, seconds_measuring, losses [[step, loss]],
-        curve [{step, collection, metric, value}]. Its part has every query's score at the end.
+    def process(self, item: WorkItem, output: Artifact) -> Result:
+        """Run one trial; its part has every query's score at the end.
 
-        All is measured behind the prompts of training, also the model untrained: before and after differ by the
+        Result.details: trial, arm, seed, steps, device, seconds_training, seconds_measuring, losses [[step, loss]],
+        curve [{step, collection, metric, value}].
+
+        Everything is measured with the prompts of training, also the untrained model: before and after differ by the
         training alone, not by what the model is given.
         """
-        trial: Trial = unit.payload
+        trial: Trial = item.payload
         watch = Stopwatch()
         prepare_torch(trial.config)
         device = resolve_device(trial.config.train.device)
-        encoder = starting_encoder(trial.config, device)
         curve: list[dict[str, Any]] = []
         losses: list[list[float]] = []
         trained = 0.0
@@ -160,24 +155,21 @@ class TrialWorker:
             run_worker(job, World(), device)
             trained, losses = _cost(job)
             for checkpoint in job.checkpoints.whole():
-                _load_parameters(encoder, checkpoint.load()[0])
+                encoder = _trained_encoder(trial.config, device, checkpoint.load()[0])
                 ended = checkpoint.manifest.step == trial.steps
                 # On the way only what the curve shows: the depth of the other metrics is most of a measurement.
                 scores = self._measure(encoder, trial, self._metrics if ended else self._metrics[:1])
                 curve += self._means(scores, checkpoint.manifest.step)
             job.folder.remove(CHECKPOINTS)
         else:
-            scores = self._measure(encoder, trial, self._metrics)
+            scores = self._measure(starting_encoder(trial.config, device), trial, self._metrics)
             curve = self._means(scores, 0)
-        part = write_parquet(self._artifact, f"scores-{trial.name}", self._table(scores), trial=trial.name)
+        part = write_parquet(output, f"scores-{trial.name}", self._table(scores), trial=trial.name)
         pairs = trial.steps * trial.config.batches.size
-        receipt = Receipt(
-            unit=unit.number,
-            fingerprint=self._fingerprint,
-            parts=[part],
-            counts=Counts(read=pairs, written=pairs),
-            seconds=watch.seconds,
-            details={
+        return Result(
+            [part],
+            Counts(read=pairs, written=pairs),
+            {
                 "trial": trial.name,
                 "arm": trial.arm,
                 "seed": trial.seed,
@@ -191,8 +183,6 @@ class TrialWorker:
                 "progress": f"{trial.arm} seed {trial.seed}",
             },
         )
-        self._artifact.write_receipt(receipt)
-        return receipt
 
     def _job(self, trial: Trial) -> TrainingJob:
         every = -(-trial.steps // self._points)
@@ -208,7 +198,7 @@ class TrialWorker:
         return TrainingJob(config, 0, trial.steps, config.train.model, trial.fingerprint)
 
     def _measure(self, encoder: Encoder, trial: Trial, metrics: Sequence[Metric]) -> dict[tuple[int, str], np.ndarray]:
-        """(Q,) by (number of the collection, metric name)."""
+        """Return scores (Q,) by (number of the collection, metric name)."""
         settings = trial.config.evaluate
         cutoffs = [metric.cutoff or settings.top_k for metric in metrics]
         if self._loaded is None:
@@ -252,24 +242,35 @@ class TrialWorker:
 
 
 def starting_encoder(config: RunConfig, device: torch.device) -> Encoder:
-    """The model that a trial's training starts from, with the prompts that it is trained behind."""
+    """Load the model that a trial's training starts from, with the prompts of its training."""
     encoder = load_encoder(resolve_model(config.train.model, config.storage), config.train.encoder, device=device)
     encoder.prompts.update(config.train.named_prompts)
     return encoder
 
 
-def _load_parameters(encoder: Encoder, parameters: Mapping[str, torch.Tensor]) -> None:
-    """Weights of a checkpoint, which holds those that are trained; the others are as the model starts with them."""
+def _trained_encoder(config: RunConfig, device: torch.device, parameters: Mapping[str, torch.Tensor]) -> Encoder:
+    """Load a checkpoint's model as training would write it: adapters merged, evaluation mode.
+
+    The model is prepared as for training, so that it has exactly the parameters that a checkpoint holds, adapters
+    included; a name too many or too few is an AssertionError.
+    """
+    encoder = starting_encoder(config, device)
+    if isinstance(encoder, TowersEncoder):
+        encoder.freeze_unused(config.corpus.columns.images)
+    prepare(encoder, config.train)
+    trained = {f"encoder.{name}": each for name, each in encoder.named_parameters() if each.requires_grad}
+    of_encoder = {name for name in parameters if name.startswith("encoder.")}
+    assert of_encoder == trained.keys(), "a checkpoint of another model"
     with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            if f"encoder.{name}" in parameters:
-                parameter.copy_(parameters[f"encoder.{name}"])
+        for name, parameter in trained.items():
+            parameter.copy_(parameters[name])
+    return finish(encoder)
 
 
 def _cost(job: TrainingJob) -> tuple[float, list[list[float]]]:
-    """Seconds of training, and up to 200 (step, mean loss since the one before) of the loss curve.
+    """Return seconds of training, and up to 200 (step, mean loss since the one before) of the loss curve.
 
-    Every step is counted with the median step's seconds: what else the machine was doing is no property of an arm.
+    Every step counts with the median step's seconds: other load on the machine is no property of an arm.
     """
     lines = [json.loads(line) for line in read_metrics(job.folder).splitlines()]
     width = max(1, -(-len(lines) // 200))

@@ -1,4 +1,4 @@
-"""`predict`: embeds a sample and says, source by source, whether clustered batches would be worth it."""
+"""`predict`: embeds a sample and says, source by source, how much harder batches of clusters would be."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from clusterbatch.embedding.stage import embed, embedding_pool
 from clusterbatch.embedding.vectors import SIDES, TaskUnit, VectorSource, tasks, vector_values
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.experiments.predict.batch_figures import Sample, batch_figures, overall, predict_group, verdict_of
-from clusterbatch.experiments.predict.experience import foretell
 from clusterbatch.hashing import row_hashes
-from clusterbatch.runtime import Pool, Unit, lasting_session, ray_session, run_units
-from clusterbatch.store import Artifact, Counts, Manifest, Part, Receipt, Stopwatch
+from clusterbatch.runtime import Pass, Pool, Result, WorkItem, lasting_session, ray_session
+from clusterbatch.store import Artifact, Counts, Manifest, Part, Stopwatch
 from clusterbatch.store.shuffle import read_bucket, write_buckets
 from clusterbatch.store.workspace import Workspace
 
@@ -33,10 +32,10 @@ _MIXED_ROWS = 4096
 
 
 def predict(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
-    """What `predict/prediction.json` then holds: `answer` and `gain` of the corpus, figures and verdict by source; with
-    predict.experience also `experience`, what experience.foretell says.
+    """Predict how hard batches of clusters would be, source by source, and write it to `predict/prediction.json`.
 
-    Needs the corpus (ingested here where it is not) and the embedding model; trains nothing.
+    Returns what is written: `answer` and `gain` of the corpus, figures and verdict by source. Needs the corpus, which
+    is ingested here if it is not yet, and the embedding model; trains nothing, so it cannot say if clusters pay.
     """
     watch = Stopwatch()
     workspace = Workspace(config)
@@ -46,9 +45,9 @@ def predict(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
         artifact, parts, groups = draw_sample(config, force)
         pool = Pool(config.embed.workers, config.embed.cpus_per_worker)
         with ray_session(config.ray):
-            each = [Unit(group, int(rows), None) for group, rows in enumerate(groups.rows)]
+            each = [WorkItem(group, int(rows), None) for group, rows in enumerate(groups.rows)]
             worker = {"config": config, "sample": artifact, "parts": parts, "groups": groups}
-            found = run_units("predict", each, PredictWorker, worker, pool)
+            found = Pass("predict", None, "", PredictWorker, worker, pool).run(each)
     figures = {name: receipt.details for name, receipt in zip(groups.names, found, strict=True)}
     rows = _mixed(artifact, parts, groups)
     mixed = batch_figures(rows, np.zeros(len(rows), int), **batch_settings(config))
@@ -58,14 +57,12 @@ def predict(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
         "sources": figures,
         "seconds": round(watch.seconds, 1),
     }
-    if config.predict.experience is not None:
-        result["experience"] = foretell(config, workspace.corpus.require().fingerprint, figures)
     workspace.root.write_json(PREDICTION, result)
     return result
 
 
 def draw_sample(config: RunConfig, force: bool) -> tuple[Artifact, list[Part], Groups]:
-    """Vectors and hashes of about `predict.rows` rows of the ingested corpus, in parts that are bucketed by source."""
+    """Write vectors and hashes of about `predict.rows` rows of the ingested corpus, in parts bucketed by source."""
     workspace = Workspace(config)
     corpus = workspace.corpus.require()
     groups = source_groups(corpus)
@@ -74,16 +71,16 @@ def draw_sample(config: RunConfig, force: bool) -> tuple[Artifact, list[Part], G
     artifact = Artifact(workspace.root.child("predict", "sample"), "sample of vectors")
     embeddings, vectors = _vectors(config, corpus)
     identity = fingerprint("predict", config.embed, vectors, corpus.fingerprint, shares.tolist())
-    done = artifact.begin(identity, force)
-    arguments = {"config": config, "groups": groups, "shares": shares, "output": artifact, "fingerprint": identity}
+    arguments = {"config": config, "groups": groups, "shares": shares}
     with ray_session(config.ray):
         pool = Pool(config.embed.workers, config.embed.cpus_per_worker) if embeddings else embedding_pool(config.embed)
-        receipts = run_units("predict: sample", tasks(corpus, embeddings), SampleVectors, arguments, pool, done=done)
+        sample = Pass("predict: sample", artifact, identity, SampleVectors, arguments, pool)
+        receipts = sample.run(tasks(corpus, embeddings), force=force)
     return artifact, [part for receipt in receipts for part in receipt.parts], groups
 
 
 def batch_settings(config: RunConfig) -> dict[str, Any]:
-    """What prediction.batch_figures needs to know of the training to come."""
+    """Return what batch_figures needs to know of the training to come."""
     return {
         "batch": config.batches.size,
         "temperature": config.train.temperature,
@@ -92,7 +89,7 @@ def batch_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _vectors(config: RunConfig, corpus: Manifest) -> tuple[Manifest | None, str]:
-    """The vectors that there are, or None: then the sample alone is embedded; and what tells them from others."""
+    """Return the existing vectors, or None if only the sample is to be embedded; and their identity."""
     kept = Workspace(config).embeddings().manifest()
     if kept is not None and kept.inputs.get("corpus") == corpus.fingerprint and kept.details.get("persisted", True):
         made_with = EmbedConfig.model_validate(kept.config) if kept.config else config.embed
@@ -112,7 +109,7 @@ def read_sample(table: pa.Table) -> Sample:
 
 
 def _mixed(artifact: Artifact, parts: Sequence[Part], groups: Groups) -> Sample:
-    """Rows of all sources in their true proportions."""
+    """Return rows of all sources in their true proportions."""
     pieces = []
     for group, rows in enumerate(groups.rows.tolist()):
         table = read_bucket(artifact, parts, group)
@@ -125,32 +122,21 @@ def _mixed(artifact: Artifact, parts: Sequence[Part], groups: Groups) -> Sample:
 class SampleVectors:
     """Embeds the rows of a task whose hash is below their source's share; writes them bucketed by source."""
 
-    def __init__(
-        self, config: RunConfig, groups: Groups, shares: np.ndarray, output: Artifact, fingerprint: str
-    ) -> None:
+    def __init__(self, config: RunConfig, groups: Groups, shares: np.ndarray) -> None:
         self._corpus = Workspace(config).corpus
         self._vectors = VectorSource(config, 0)
         self._groups, self._shares = groups, shares
-        self._output, self._fingerprint = output, fingerprint
 
-    def process(self, unit: Unit) -> Receipt:
-        watch = Stopwatch()
-        picked = [found for found in map(self._pick, unit.payload) if found is not None]
+    def process(self, item: WorkItem, output: Artifact) -> Result:
+        picked = [found for found in map(self._pick, item.payload) if found is not None]
         parts = []
         if picked:
             group = np.concatenate([each for each, _ in picked])
             table = pa.concat_tables([rows for _, rows in picked])
-            parts.append(write_buckets(self._output, unit.number, table, group, len(self._groups.names)))
+            parts.append(write_buckets(output, item.number, table, group, len(self._groups.names)))
         kept = sum(part.rows for part in parts)
-        receipt = Receipt(
-            unit=unit.number,
-            fingerprint=self._fingerprint,
-            parts=parts,
-            counts=Counts(read=unit.rows, written=kept, set_aside={"not sampled": unit.rows - kept}),
-            seconds=watch.seconds,
-        )
-        self._output.write_receipt(receipt)
-        return receipt
+        counts = Counts(read=item.rows, written=kept, set_aside={"not sampled": item.rows - kept})
+        return Result(parts, counts)
 
     def _pick(self, item: TaskUnit) -> tuple[np.ndarray, pa.Table] | None:
         hashes = [f"{side}_hash" for side in SIDES]
@@ -166,24 +152,22 @@ class SampleVectors:
 
 
 class PredictWorker:
-    """The figures and the verdict of the source that is the unit's number."""
+    """Returns the figures and the verdict of the source that is the item's number."""
 
     def __init__(self, config: RunConfig, sample: Artifact, parts: Sequence[Part], groups: Groups) -> None:
         self._config, self._sample, self._parts, self._groups = config, sample, parts, groups
 
-    def process(self, unit: Unit) -> Receipt:
-        table = read_bucket(self._sample, self._parts, unit.number)
+    def process(self, item: WorkItem, output: Artifact) -> Result:
+        table = read_bucket(self._sample, self._parts, item.number)
         assert table is not None, "a source without sampled rows"
         config = self._config
         found = predict_group(
             read_sample(table),
-            int(self._groups.rows[unit.number]),
+            int(self._groups.rows[item.number]),
             feature_vectors(table, config.cluster.features),
             config.predict.sizes,
             seed=config.cluster.seed,
             **batch_settings(config),
         )
         outcome, gain, why = verdict_of(found)
-        return Receipt(
-            unit=unit.number, fingerprint="", details={**found, "verdict": outcome, "gain": gain, "why": why}
-        )
+        return Result(details={**found, "verdict": outcome, "gain": gain, "why": why})

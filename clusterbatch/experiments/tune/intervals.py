@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from clusterbatch.experiments.compare.statistics import difference, mean_spread
+from clusterbatch.experiments.compare.statistics import difference, joint_level, mean_spread
 
 
 def months_of(scores: np.ndarray, arrival: np.ndarray) -> list[tuple[float, float]]:
@@ -44,14 +44,18 @@ def on_new(scores: np.ndarray, arrival: np.ndarray) -> np.ndarray:
 def summarise(
     scores: Mapping[str, np.ndarray], arrival: np.ndarray, costs: Mapping[str, float], confidence: float
 ) -> dict[str, dict[str, Any]]:
-    """By policy {old, new, value (their mean), cost (a month), gain, low, high}: gain of the value over the first
-    policy's with its interval, None for that one itself and, the interval, with one seed."""
+    """Return {old, new, value (their mean), cost (a month), gain, low, high} by policy.
+
+    gain: of the value over the first policy's, with an interval at a level that holds for all policies together; None
+    for that policy itself and, the interval, with one seed.
+    """
+    level = joint_level(confidence, len(scores) - 1)
     sides = {name: [on_old(each, arrival), on_new(each, arrival)] for name, each in scores.items()}
     baseline = next(iter(sides.values()))
     found: dict[str, dict[str, Any]] = {}
     for name, (old, new) in sides.items():
         gain = difference([old, new], baseline) if found else None
-        low, high = gain.interval(confidence) if gain else (math.nan, math.nan)
+        low, high = gain.interval(level) if gain else (math.nan, math.nan)
         found[name] = {
             "old": float(old.mean()),
             "new": float(new.mean()),

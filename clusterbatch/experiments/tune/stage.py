@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import yaml
 
 from clusterbatch.batches.curriculum import Plan
-from clusterbatch.config import RunConfig, fingerprint, with_changes
+from clusterbatch.config import RunConfig, fingerprint, shown_configuration, with_changes
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.embedding.stage import embed
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
@@ -23,7 +22,7 @@ from clusterbatch.experiments.compare.arms import Arm, arms_of
 from clusterbatch.experiments.compare.trial import Trial, TrialWorker
 from clusterbatch.experiments.predict.stage import draw_sample, read_sample
 from clusterbatch.experiments.tune.rank import SourceSample, rank_score
-from clusterbatch.runtime import Pool, Unit, lasting_session, ray_session, run_units
+from clusterbatch.runtime import Pass, Pool, WorkItem, lasting_session, ray_session
 from clusterbatch.runtime.resources import gpus_for
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Stopwatch
@@ -90,7 +89,7 @@ def tune(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
         "seconds": round(watch.seconds, 1),
     }
     root = Workspace(config).root
-    root.write(CHOSEN, yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode())
+    root.write(CHOSEN, shown_configuration(chosen).encode())
     root.write_json(RESULT, result)
     return result
 
@@ -165,13 +164,11 @@ class _Runs:
         )
         artifact = Artifact(Workspace(self._config).root.child("tune", f"runs-{steps}"), "runs of tune")
         done = artifact.begin(identity, self._force)
-        units = [
-            Unit(number, steps, self._trial(name, seed, steps, identity))
+        items = [
+            WorkItem(number, steps, self._trial(name, seed, steps, identity))
             for number, (name, seed) in enumerate((name, seed) for name in names for seed in range(seeds))
         ]
         arguments = {
-            "artifact": artifact,
-            "fingerprint": identity,
             "collections": self._collections,
             "metrics": [self._metric],
             "points": 1,
@@ -179,7 +176,7 @@ class _Runs:
         workers = self._config.tune.workers
         pool = Pool(workers, gpus=gpus_for(self._config.train.device, workers))
         with ray_session(self._config.ray):
-            receipts = run_units("tune", units, TrialWorker, arguments, pool, done=done, measured_in="steps")
+            receipts = Pass("tune", artifact, identity, TrialWorker, arguments, pool, "steps").run(items, done=done)
         found = {}
         for name in names:
             own = [receipt.details for receipt in receipts if receipt.details["arm"] == name]

@@ -19,18 +19,20 @@ def made_up_comparison(
     queries: int = 400,
     rule: DecideConfig | None = None,
     hours: dict[str, float] | None = None,
+    noise: float = 1.0,
 ) -> Comparison:
     """Arms by name with their true gains over the first, on two collections; ids name the sources `one` and `two`."""
     rng = np.random.default_rng(0)
     collections = ["indoors", "outdoors"]
-    ability = {name: rng.beta(2, 2, queries) for name in collections}
+    # Without noise no difference varies, not even in its last bits.
+    ability = {name: rng.beta(2, 2, queries) if noise else np.full(queries, 0.5) for name in collections}
     scores = {
         arm: {
             (name, METRIC): np.clip(
                 ability[name]
                 + effect
-                + 0.05 * rng.normal(size=(1, queries))
-                + 0.002 * rng.normal(size=(seeds, queries)),
+                + noise * 0.05 * rng.normal(size=(1, queries))
+                + noise * 0.002 * rng.normal(size=(seeds, queries)),
                 0,
                 1,
             )

@@ -30,7 +30,13 @@ def page(request, tmp_path_factory) -> Path:
     """A whole report from a made-up comparison, with hostile and Japanese text in it."""
     folder = tmp_path_factory.mktemp("report")
     config = load_config(
-        None, [f"workspace={folder}", f"report.language={request.param}", "compare.arms=[random,cluster]"]
+        None,
+        [
+            f"workspace={folder}",
+            f"report.language={request.param}",
+            "compare.arms=[random,cluster]",
+            "ray.runtime_env={env_vars: {HF_TOKEN: not-for-others}}",
+        ],
     )
     return write(config, made_up_comparison({"random": 0.0, "cluster": 0.03}))
 
@@ -64,6 +70,12 @@ def write(config: RunConfig, comparison: Comparison) -> Path:
         return Path(comparison_report.write_comparison(config))
 
 
+def test_no_secret_of_the_runtime_environment_is_shown(page: Path):
+    for file in page.parent.rglob("*"):
+        assert not file.is_file() or b"not-for-others" not in file.read_bytes(), file
+    assert "ray.runtime_env is not shown" in page.read_text(encoding="utf-8")
+
+
 def test_nothing_is_loaded_from_elsewhere_and_text_is_escaped(page: Path):
     html = page.read_text(encoding="utf-8")
     assert "&lt;script&gt;" in html
@@ -89,7 +101,7 @@ def no_figure_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_figure_files")
 @pytest.mark.parametrize("language", ["en", "ja"])
-@pytest.mark.parametrize("few", [{"seeds": 1}, {"queries": 1}])
+@pytest.mark.parametrize("few", [{"seeds": 1}, {"queries": 1}, {"noise": 0.0}])
 def test_what_is_not_known_has_no_figure(language: str, few: dict[str, int], tmp_path: Path):
     words = [f"workspace={tmp_path}", f"report.language={language}", "compare.arms=[random,cluster]"]
     page = write(load_config(None, words), made_up_comparison({"random": 0.0, "cluster": 0.03}, **few))

@@ -7,7 +7,15 @@ import pytest
 from scipy import stats
 
 from clusterbatch.config.compare import DecideConfig
-from clusterbatch.experiments.compare.statistics import Spread, decide, difference, holm, mean_spread, randomisation_p
+from clusterbatch.experiments.compare.statistics import (
+    Spread,
+    decide,
+    difference,
+    holm,
+    joint_level,
+    mean_spread,
+    randomisation_p,
+)
 
 
 def experiment(
@@ -146,3 +154,33 @@ def test_arms_that_do_not_differ_are_seldom_said_to_pay():
         arm, base = experiment(rng, 0.0, seeds=3)
         claims += decide(difference([arm], [base]), 0.0, 1, DecideConfig(min_gain=0.0)).outcome == "pays"
     assert claims <= 10
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.0])
+def test_scores_that_do_not_vary_are_no_certainty(gain: float):
+    """Three hits of three by every seed, or two arms with the same vectors."""
+    spread = difference([np.full((2, 3), gain)], [np.zeros((2, 3))])
+    assert not spread.is_known
+    verdict = decide(spread, 0.0, 1, DecideConfig())
+    assert (verdict.outcome, verdict.reason) == ("cannot tell yet", "no spread")
+    assert (verdict.low, verdict.high, verdict.detectable) == (None, None, None)
+    assert math.isnan(spread.p_value())
+
+
+def test_intervals_of_picked_rows_hold_together():
+    """Nothing differs: of 100 clusters, the ten that gain most and least seldom have an interval without 0."""
+    rng, wrong, alone, repeats = np.random.default_rng(8), 0, 0, 60
+    for _ in range(repeats):
+        shift = 0.01 * rng.normal(size=(3, 1))
+        spreads = [mean_spread([0.1 * rng.normal(size=(3, 30)) + shift]) for _ in range(100)]
+        extreme = sorted(spreads, key=lambda spread: spread.mean)
+        picked = extreme[:10] + extreme[-10:]
+
+        def excludes_zero(level: float, picked: list[Spread] = picked) -> bool:
+            return any(abs(spread.mean) > spread.half_width(level) for spread in picked)
+
+        wrong += excludes_zero(joint_level(0.95, 100))
+        alone += excludes_zero(0.95)
+    assert wrong <= 0.05 * repeats + 3
+    # What would be shown without the correction.
+    assert alone > 0.3 * repeats

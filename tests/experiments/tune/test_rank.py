@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.benchmarks.ranks import agreement, leave_one_out
+from tests.benchmarks.ranks import agreement, leave_one_out, left_out
 
 RANDOM = np.random.default_rng(1)
 FEATURES = RANDOM.normal(size=(20, 4))
@@ -30,3 +30,23 @@ def test_ranks_alone_count_and_the_interval_holds_them() -> None:
     other = agreement(values, RANDOM.normal(size=30))
     assert other.low < other.rho < other.high
     assert agreement(np.ones(30), values).rho == 0.0
+
+
+def test_a_row_left_out_does_not_count_for_itself() -> None:
+    features, outcome = np.random.default_rng(1).normal(size=(2, 20, 4))
+    before = left_out(features, outcome)
+    outcome[7] += 100.0
+    after = left_out(features, outcome)
+    np.testing.assert_allclose(after[7], before[7])
+    assert not np.allclose(after[6], before[6])
+
+
+def test_what_is_left_out_is_foretold_by_ridge_on_the_others() -> None:
+    random = np.random.default_rng(2)
+    features, outcome = random.normal(size=(12, 3)), random.normal(size=(12, 2))
+    known, asked = np.delete(features, 5, axis=0), features[5]
+    scaled = (known - known.mean(axis=0)) / known.std(axis=0)
+    centre = np.delete(outcome, 5, axis=0).mean(axis=0)
+    weights = np.linalg.solve(scaled.T @ scaled + 11 * np.eye(3), scaled.T @ (np.delete(outcome, 5, axis=0) - centre))
+    expected = centre + (asked - known.mean(axis=0)) / known.std(axis=0) @ weights
+    np.testing.assert_allclose(left_out(features, outcome)[5], expected)
