@@ -80,6 +80,9 @@ class CorpusConfig(Section):
     encoding: str | None = None
     """Encoding of text files. Unset: UTF-8, or CP932 (Shift_JIS) if the text is Japanese and not UTF-8; collections
     (BEIR, MS MARCO) are read as UTF-8."""
+    tsv_quotes: bool = added(False)
+    """Whether fields of TSV files may be quoted, as pandas and spreadsheets write fields with line breaks, tabs or
+    quotes. Otherwise a quote is a character like any other."""
     max_characters: int = Field(20_000, ge=16)
     """Length in characters above which a text counts as too long."""
     too_long: Literal["cut", "reject"] = "cut"

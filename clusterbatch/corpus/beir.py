@@ -1,4 +1,4 @@
-"""Inputs whose pairs are judgements over texts in other files: BEIR folders and MS MARCO passage files."""
+"""Inputs whose pairs are judgements about texts in other files: BEIR folders and MS MARCO passage files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TRAIN = re.compile(r"(^|[./])train\.tsv$")
 
 @dataclass(frozen=True)
 class PairCollection:
-    """A folder of documents, queries and judgements; `number` tells its ids from those of others."""
+    """A folder of documents, queries and judgements; `number` keeps its ids apart from those of others."""
 
     number: int
     name: str
@@ -40,7 +40,7 @@ class PairCollection:
 
 @dataclass(frozen=True)
 class CollectionSlice:
-    """A slice of one of a collection's files, and what it holds."""
+    """A slice of one of a collection's files, and its role."""
 
     collection: int
     role: Role
@@ -53,10 +53,10 @@ class CollectionSlice:
 
 
 def collection_in(folder: Folder, number: int, split: str | None, key: str = "corpus.split") -> PairCollection | None:
-    """The collection in a folder; None where the folder's files are of no such layout.
+    """Return the collection in a folder; None if the folder's files are of no such layout.
 
-    Judgements: those of `split` (qrels/SPLIT.tsv, qrels.SPLIT.tsv), by default the training ones, else all there are.
-    Raises UsageError, which names `key`, where the split is not there.
+    Judgements: those of `split` (qrels/SPLIT.tsv, qrels.SPLIT.tsv), by default the training ones, otherwise all.
+    Raises UsageError, which names `key`, if there is no such split.
     """
     entries = folder.find(linked_folders=True)
     for layout in _LAYOUTS:
@@ -84,7 +84,7 @@ def _of_split(folder: Folder, entries: Sequence[Entry], split: str | None, key: 
 def plan_collections(
     collections: Sequence[PairCollection], unit_bytes: int, first_slice: int
 ) -> list[list[CollectionSlice]]:
-    """Units of at most about `unit_bytes`; slices are numbered from `first_slice` on."""
+    """Return the slices of all files, of at most about `unit_bytes`, each a unit; numbered from `first_slice` on."""
     units: list[list[CollectionSlice]] = []
     number = first_slice
     for collection in collections:

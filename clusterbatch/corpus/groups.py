@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from clusterbatch.errors import DataError
 from clusterbatch.store import Manifest
 
-# The name in the cluster index of what is not separated by source.
+# The name in the cluster index of a corpus that is not separated by source.
 WHOLE_CORPUS = "(all)"
 
 
@@ -24,7 +24,7 @@ class Groups:
     clusters: np.ndarray
 
     def of_rows(self, source: pa.ChunkedArray) -> np.ndarray:
-        """(rows,) int64: the group of each row, by its source."""
+        """Return the group of each row by its source, (rows,) int64."""
         if self.names == [WHOLE_CORPUS]:
             return np.zeros(len(source), np.int64)
         found = pc.index_in(source, pa.array(self.names))
@@ -35,7 +35,7 @@ class Groups:
 
 
 def source_groups(corpus: Manifest) -> Groups:
-    """Every source is searched by itself, as no batch mixes them."""
+    """Return one group for each source, as no batch mixes them."""
     sources: dict[str, int] = corpus.details["sources"]
     names = sorted(name for name, rows in sources.items() if rows)
     return Groups(names, np.array([sources[name] for name in names]), np.ones(len(names), np.int64))

@@ -1,9 +1,9 @@
-"""Which pairs are held out as a test collection of the user's own, chosen without a pass of its own.
+"""The choice of the pairs that are held out as a test collection of the user's own, without a pass of its own.
 
-Documents are chosen at random inside each source: those with the smallest keyed hashes. Every unit of pass 1 keeps its
-smallest, so the smallest of all are known when it ends, with the queries that ask for them. Held out are all pairs of a
-chosen document, and all pairs of a query that asks for one: no held-out pair, no copy of it and no test query is
-trained on.
+Documents are chosen at random inside each source: those with the smallest keyed hashes. Every work item of pass 1
+keeps its smallest, so the smallest of all are known when the pass ends, with the queries that ask for them. Held out
+are all pairs of a chosen document, and all pairs of a query that asks for one: no held-out pair, no copy of it and no
+test query is trained on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ SKETCH = pa.schema(
         pa.field("query_hash", pa.uint64()),
     ]
 )
-
+# A sketch that also carries the texts, so that near copies of what is chosen can be found.
+SKETCH_WITH_TEXTS = pa.schema([*SKETCH, pa.field("query", pa.string()), pa.field("document", pa.string())])
 
 CHOSEN = pa.schema([pa.field("is_query", pa.bool_()), pa.field("hash", pa.uint64())])
 
@@ -47,21 +48,25 @@ class HeldOut:
     queries: np.ndarray
 
     def mask(self, pairs: pa.Table) -> np.ndarray:
-        """(n,) bool: the pairs that are held out."""
+        """Return which pairs are held out, (n,) bool."""
         return np.isin(pairs["document_hash"].to_numpy(), self.documents) | self.judged(pairs)
 
     def judged(self, pairs: pa.Table) -> np.ndarray:
-        """(n,) bool: the held-out pairs that become judgements. Those of a chosen document that another source has too
-        do not: such a query may be trained on with other documents."""
+        """Return which held-out pairs become judgements, (n,) bool.
+
+        If another source has a chosen document too, its pairs do not: their queries may be trained on with other
+        documents.
+        """
         return np.isin(pairs["query_hash"].to_numpy(), self.queries)
 
     def to_table(self) -> pa.Table:
-        """One row for each hash, in a table of `CHOSEN`."""
+        """Return one row for each hash, in a table of `CHOSEN`."""
         is_query = np.repeat([False, True], [len(self.documents), len(self.queries)])
         return pa.table([is_query, np.concatenate([self.documents, self.queries])], schema=CHOSEN)
 
     @staticmethod
     def from_table(chosen: pa.Table) -> HeldOut:
+        """Return what `to_table` was called on."""
         is_query, hashes = chosen["is_query"].to_numpy(), chosen["hash"].to_numpy()
         return HeldOut(hashes[~is_query], hashes[is_query])
 
@@ -69,33 +74,24 @@ class HeldOut:
 NOTHING = HeldOut(np.empty(0, np.uint64), np.empty(0, np.uint64))
 
 
-def sketch(pairs: pa.Table, most: int) -> pa.Table:
-    """Of each source, the pairs of its `most` documents with the smallest keys; a table of `SKETCH`."""
-    keys = _keys(pairs["document_hash"].to_numpy())
+def sketch(pairs: pa.Table, most: int, schema: pa.Schema = SKETCH) -> pa.Table:
+    """Return of each source the pairs of its `most` documents with the smallest keys, as a table of `schema`."""
     sources = pairs["source"].combine_chunks().dictionary_encode()
-    codes = sources.indices.to_numpy()
-    # Distinct documents in the order of source, then key.
-    order = np.lexsort((keys, codes))
-    new = np.ones(len(order), bool)
-    new[1:] = (keys[order][1:] != keys[order][:-1]) | (codes[order][1:] != codes[order][:-1])
-    document = np.cumsum(new) - 1
-    first_of_source = np.searchsorted(codes[order][new], np.arange(len(sources.dictionary)))
-    rank = document - first_of_source[codes[order]]
-    kept = np.sort(order[rank < most])
-    return pairs.select(SKETCH.names).take(pa.array(kept)).cast(SKETCH)
+    ranks = _ranks(sources.indices.to_numpy(), _keys(pairs["document_hash"].to_numpy()))
+    return pairs.select(schema.names).take(pa.array(np.flatnonzero(ranks < most))).cast(schema)
 
 
 def read_sketches(parts: Sequence[tuple[Artifact, Part]]) -> Iterator[pa.Table]:
-    """The sketches that the units of pass 1 left, each in the artifact that it is named with."""
+    """Yield the sketches that the items of pass 1 left, each in the artifact that it is named with, without texts."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         # A few at a time, so that what was read does not pile up.
         for start in range(0, len(parts), _AT_ONCE):
             placed = parts[start : start + _AT_ONCE]
-            yield from pool.map(lambda item: read_parquet(item[0].folder, item[1]), placed)
+            yield from pool.map(lambda item: read_parquet(item[0].folder, item[1], SKETCH.names), placed)
 
 
 def choose(sketches: Iterable[pa.Table], total: int) -> HeldOut:
-    """About `total` documents, in equal shares of the sources (at least one of each that has two, at most a tenth).
+    """Choose about `total` documents, in equal shares of the sources (at most a tenth, at least one of two).
 
     `sketches` were made with most = `total`.
     """
@@ -104,34 +100,54 @@ def choose(sketches: Iterable[pa.Table], total: int) -> HeldOut:
         merged = sketch(pa.concat_tables([merged, *some]), total)
     if not merged.num_rows:
         return NOTHING
+    sources = merged["source"].combine_chunks().dictionary_encode()
+    codes, names = sources.indices.to_numpy(), sources.dictionary.to_pylist()
     keys = _keys(merged["document_hash"].to_numpy())
-    sources = np.array(merged["source"].to_pylist())
-    of_source = {name: np.unique(keys[sources == name]) for name in sorted(set(sources.tolist()))}
-    quotas = equal_shares({name: _largest(found, total) for name, found in of_source.items()}, total)
-    chosen = np.zeros(len(keys), bool)
-    for name, quota in quotas.items():
-        chosen |= (sources == name) & np.isin(keys, of_source[name][:quota])
+    ranks = _ranks(codes, keys)
+    available = _available(codes, keys, ranks, len(names), total)
+    quotas = equal_shares(dict(zip(names, available, strict=True)), total)
+    chosen = ranks < np.array([quotas[name] for name in names])[codes]
     documents = np.unique(merged["document_hash"].to_numpy()[chosen])
     queries = np.unique(merged["query_hash"].to_numpy()[chosen])
     return HeldOut(documents, queries)
 
 
 def split_of(query_hash: int) -> str:
-    """The collection that a held-out query belongs to."""
+    """Return the collection that a held-out query belongs to."""
     return SPLITS[int(_keys(np.array([query_hash], np.uint64))[0] & np.uint64(1))]
 
 
-def _largest(keys: np.ndarray, total: int) -> int:
-    """How many documents a source may give, of which `keys` are the smallest `total` sorted keys (or all)."""
-    count = float(len(keys))
-    if len(keys) >= total:
-        # The k-th smallest of n keys, uniform on [0, 2^64), is about k / n (Bar-Yossef et al. 2002).
-        count = (total - 1) / (float(keys[total - 1]) / 2.0**64)
-    return min(total, max(int(count * _LARGEST_SHARE), 1 if count >= 2 else 0))
+def _ranks(codes: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Return for each row the rank of its document among those of its source, by key: (n,) int64 from 0 on.
+
+    codes: (n,) numbers of the sources, each of 0 to the largest at least once; keys: (n,) uint64, one for a document.
+    """
+    order = np.lexsort((keys, codes))
+    codes, keys = codes[order], keys[order]
+    is_new = np.ones(len(order), bool)
+    is_new[1:] = (keys[1:] != keys[:-1]) | (codes[1:] != codes[:-1])
+    document = np.cumsum(is_new) - 1
+    first_of_source = np.searchsorted(codes[is_new], np.arange(codes[-1] + 1 if len(codes) else 0))
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = document - first_of_source[codes]
+    return ranks
+
+
+def _available(codes: np.ndarray, keys: np.ndarray, ranks: np.ndarray, sources: int, total: int) -> list[int]:
+    """Return how many documents each source may give; the rows are those of its `total` smallest keys, or all."""
+    found = np.zeros(sources, np.int64)
+    np.maximum.at(found, codes, ranks + 1)
+    largest_key = np.zeros(sources)
+    last = ranks == total - 1
+    largest_key[codes[last]] = keys[last]
+    # The k-th smallest of n keys, uniform on [0, 2^64), is about k / n (Bar-Yossef et al. 2002).
+    estimated = np.where(found >= total, (total - 1) / (np.maximum(largest_key, 1.0) / 2.0**64), found)
+    shares = np.maximum((estimated * _LARGEST_SHARE).astype(np.int64), estimated >= 2)
+    return np.minimum(shares, total).tolist()  # type: ignore[no-any-return]
 
 
 def _keys(hashes: np.ndarray) -> np.ndarray:
-    """SplitMix64 of each hash: an order that has nothing to do with buckets, which follow the hash itself."""
+    """Return SplitMix64 of each hash: an order that has nothing to do with buckets, which follow the hash itself."""
     with np.errstate(over="ignore"):
         mixed = hashes.astype(np.uint64) + _SEED
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -2,13 +2,14 @@
 
 Pass 1 reads slices of the input, validates rows and sorts them into buckets by document hash; collections are joined
 first. Pass 2 takes a bucket, drops duplicate pairs (the first by file and row stays) and writes it as parts of the
-corpus. Rows that are not taken are in `corpus/rejects/` with file, row and reason. What is appended to a corpus takes
-the same way, and is compared with the rows that are there.
+corpus. Rows that are not taken are in `corpus/rejects/` with file, row and reason. Files that are appended to a corpus
+go through the same passes, and are also compared with the rows that it has.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from clusterbatch.config import DOCSTRINGS, RunConfig, fingerprint
@@ -16,6 +17,7 @@ from clusterbatch.corpus.append import (
     CHOSEN,
     Dropping,
     Growth,
+    changed_rules,
     check_same_rules,
     dropped_lists,
     files_read,
@@ -24,43 +26,49 @@ from clusterbatch.corpus.append import (
     write_files,
 )
 from clusterbatch.corpus.beir import PairCollection, collection_in
+from clusterbatch.corpus.decontaminate import SIGNATURES, distinct_texts
 from clusterbatch.corpus.docstrings import PAIRS, ensure_sample
 from clusterbatch.corpus.find_inputs import Inputs, find_inputs
+from clusterbatch.corpus.image_sizes import referenced_bytes
 from clusterbatch.corpus.inputs import InputFile
-from clusterbatch.corpus.passes import Passes
-from clusterbatch.corpus.read import held_out_documents
+from clusterbatch.corpus.passes import IngestPasses
+from clusterbatch.corpus.read import TEXT_PER_BYTE, held_out_documents
 from clusterbatch.errors import DataError, OtherWorkError, UsageError
 from clusterbatch.log import say
 from clusterbatch.runtime import ray_session
-from clusterbatch.store.artifact import Counts, Manifest, Part, Receipt, Stopwatch
+from clusterbatch.store.artifact import RECEIPTS, Artifact, Counts, Manifest, Part, Receipt, Stopwatch
 from clusterbatch.store.folder import Folder
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.versions import Version
 from clusterbatch.store.workspace import Workspace
 
+# Sources that are named in a message.
+_NAMED_SOURCES = 8
+
 
 def ingest(config: RunConfig, *, generation: int = 0, force: bool = False, append: bool = False) -> Manifest:
-    """Reads `corpus.paths` into the workspace's corpus; does nothing where that is done already.
+    """Read `corpus.paths` into the workspace's corpus; do nothing if that is done already.
 
-    append: where there is a corpus, files of `corpus.paths` that it does not have (or that have changed since) become
-    its next version, without the rows of `corpus.delete` and `corpus.drop_sources`.
+    append: if there is a corpus, files of `corpus.paths` that it does not have (or that have changed since) become its
+    next version, without the rows of `corpus.delete` and `corpus.drop_sources`.
 
-    Raises UsageError where a path leads nowhere, DataError for a broken file (unless corpus.on_error is reject) and
-    where no valid pair is found.
+    Raises UsageError if a path leads nowhere or the corpus was made with other rules, DataError for a broken file
+    (unless corpus.on_error is reject) and if no valid pair is found.
     """
     if not config.corpus.paths:
         raise UsageError(f"corpus.paths: must be given (files, folders, globs, or {DOCSTRINGS})")
     inputs, tests = _inputs(config, force), _tests(config)
     if config.corpus.columns.images and inputs.collections:
         raise UsageError("corpus.columns.images: images are read from files of pairs, not from a collection's")
-    # The built-in sample, where it had to be mined, has its own manifest and its own seconds.
+    # The built-in sample, if it had to be mined, has its own manifest and its own seconds.
     stopwatch = Stopwatch()
+    tests_described = _described(_files(tests))
     identity = fingerprint(
         "corpus",
         config.corpus,
         _described(inputs),
         held_out_documents(config),
-        _described(_files(tests)),
+        tests_described,
         *([config.corpus.drop_sources] if config.corpus.drop_sources else []),
     )
     artifact = Workspace(config).corpus
@@ -68,22 +76,23 @@ def ingest(config: RunConfig, *, generation: int = 0, force: bool = False, appen
     grows = made is not None and append and not force
     if config.corpus.delete and not grows:
         say(
-            "ingest    corpus.delete is read only by --append to a corpus that is there: rows that it names come in",
+            "ingest    corpus.delete applies only to `ingest --append` to an existing corpus; the rows it lists are "
+            "included",
             level="warning",
         )
     if made is not None and grows:
         return _append(config, made, inputs, tests, stopwatch)
-    if made is not None and made.version > 1 and not force and not new_inputs(inputs, files_read(artifact, made)):
-        return made
-    if made is not None and made.fingerprint == identity and not force:
-        return made
-    if made is not None and not force and not artifact.reused:
-        raise OtherWorkError(
-            f"{artifact.folder.uri}: holds a corpus of other inputs or made with another configuration; --append adds "
-            "the files that are new, --force replaces it"
-        )
+    if made is not None and not force:
+        changed = changed_rules(config, made, fingerprint(tests_described))
+        if made.version > 1 and not changed and not new_inputs(inputs, files_read(artifact, made)):
+            return made
+        if made.version == 1 and made.fingerprint == identity:
+            return made
+        if not artifact.reused:
+            raise OtherWorkError(f"{artifact.folder.uri}: {_difference(changed)}")
     done = artifact.begin(identity, force)
-    passes = Passes(config, identity, artifact, inputs, tests)
+    inputs.report_skipped()
+    passes = IngestPasses(config, identity, artifact, inputs, tests, _bytes(inputs, config))
     with ray_session(config.ray):
         passes.join()
         passes.read()
@@ -95,7 +104,7 @@ def ingest(config: RunConfig, *, generation: int = 0, force: bool = False, appen
 def _append(
     config: RunConfig, base: Manifest, inputs: Inputs, tests: list[PairCollection], stopwatch: Stopwatch
 ) -> Manifest:
-    """The next version of the corpus; the newest where there is nothing that it does not have."""
+    """Make the next version of the corpus; return the newest if there is nothing that it does not have."""
     corpus = Workspace(config).corpus
     check_same_rules(config, base, fingerprint(_described(_files(tests))))
     read = files_read(corpus, base)
@@ -107,8 +116,10 @@ def _append(
     identity = fingerprint("corpus version", base.fingerprint, _described(inputs), _described(lists), sources)
     version = corpus.next_version(base)
     done = version.begin(identity)
+    inputs.report_skipped()
     dropping = Dropping([file.uri for file in lists], sources, corpus.folder)
-    passes = Passes(config, identity, version, inputs, tests, Growth(corpus, base, dropping))
+    growth = Growth(corpus, base, dropping)
+    passes = IngestPasses(config, identity, version, inputs, tests, _bytes(inputs, config), growth)
     with ray_session(config.ray):
         passes.join()
         passes.read()
@@ -125,6 +136,21 @@ def _append(
     return manifest
 
 
+def _bytes(inputs: Inputs, config: RunConfig) -> int:
+    """Return the bytes of the inputs, with those of images that they refer to as far as they count for planning."""
+    return inputs.bytes + referenced_bytes(inputs.files, config.corpus, config.storage) // TEXT_PER_BYTE
+
+
+def _difference(changed: Sequence[str]) -> str:
+    """Say how an existing corpus differs from the one that is asked for, and what can be done."""
+    if changed:
+        return f"{'; '.join(changed)}; --force replaces the corpus"
+    return (
+        "holds a corpus of other inputs or made with another configuration; --append adds the files that are new, "
+        "--force replaces it"
+    )
+
+
 def _inputs(config: RunConfig, force: bool) -> Inputs:
     paths = []
     for path in config.corpus.paths:
@@ -136,7 +162,7 @@ def _inputs(config: RunConfig, force: bool) -> Inputs:
 
 
 def _tests(config: RunConfig) -> list[PairCollection]:
-    """The collections that the corpus must not contain; the built-in sample's own is apart already."""
+    """Return the collections that the corpus must not contain; the built-in sample's own is separate already."""
     if config.corpus.decontaminate == "off":
         return []
     paths = [path for path in config.evaluate.path if path != DOCSTRINGS]
@@ -145,7 +171,7 @@ def _tests(config: RunConfig) -> list[PairCollection]:
         folder = Folder(path, config.storage)
         collection = collection_in(folder, number, config.evaluate.split, "evaluate.split")
         if collection is None:
-            # Passed over, its texts would be trained on.
+            # If it were skipped, its texts would be trained on.
             raise UsageError(
                 f"evaluate.path: {folder.uri} is no collection in BEIR layout (corpus.jsonl, queries.jsonl, "
                 f"qrels/{config.evaluate.split}.tsv)"
@@ -163,9 +189,16 @@ def _described(files: Inputs | list[InputFile]) -> list[list[Any]]:
 
 
 def _commit(
-    passes: Passes, receipts: list[Receipt], more: list[Part], seconds: float, lists: list[InputFile] | None = None
+    passes: IngestPasses,
+    receipts: list[Receipt],
+    more: list[Part],
+    seconds: float,
+    lists: list[InputFile] | None = None,
 ) -> Manifest:
-    """more: parts beside those of the receipts; lists: files of rows to delete that were read as well."""
+    """Check that no row is lost and write the manifest.
+
+    more: parts beside those of the receipts; lists: files of rows to delete that were read as well.
+    """
     artifact, files = passes.artifact, list(passes.inputs)
     counts = sum((receipt.counts for receipt in receipts), Counts())
     if counts.read != passes.rows_read:
@@ -178,11 +211,16 @@ def _commit(
         if not artifact.base.counts.written + counts.written:
             raise DataError("ingest --append: no pair of the corpus would be left")
     elif not counts.written:
+        _withdraw(artifact, receipts)
+        passes.exchange.remove()
         most = f"; most common reason: {reasons.most_common(1)[0][0]}" if reasons else ""
         raise DataError(f"corpus.paths: no valid pair in {len(files)} files, {counts.rejected} rows rejected{most}")
     extra = [*more, write_files(artifact, [*files, *(lists or [])])]
     if not before and len(passes.held_out.documents):
         extra.append(write_parquet(artifact, "heldout", passes.held_out.to_table(), role=CHOSEN))
+        if passes.held_out_texts:
+            texts = distinct_texts(passes.held_out_texts)
+            extra.append(write_parquet(artifact, "heldout-signatures", texts, role=SIGNATURES))
     manifest = artifact.commit(
         passes.identity,
         receipts,
@@ -197,10 +235,28 @@ def _commit(
             "cut_texts": before.get("cut_texts", 0) + passes.cut,
             # Of the vectors that came with the rows.
             "dimensions": passes.dimensions,
-            # What the corpus must not contain.
+            # The collections that the corpus must not contain.
             "tests": fingerprint(_described(_files(passes.tests))),
         },
         extra_parts=extra,
     )
     passes.exchange.remove()
+    _report_sources(manifest.details["sources"])
     return manifest
+
+
+def _withdraw(artifact: Artifact, receipts: Sequence[Receipt]) -> None:
+    """Remove what was written, so that an ingest without a valid pair is not in the way of the next one."""
+    artifact.folder.remove(RECEIPTS)
+    for receipt in receipts:
+        for part in receipt.parts:
+            artifact.folder.remove(part.path)
+
+
+def _report_sources(sources: dict[str, int]) -> None:
+    """Print the sources with their pairs, the largest first: a wrong division into sources shows here."""
+    largest = sorted(sources, key=lambda name: (-sources[name], name))
+    named = ", ".join(f"{name} {sources[name]:,}" for name in largest[:_NAMED_SOURCES])
+    more = f", and {len(largest) - _NAMED_SOURCES:,} more" if len(largest) > _NAMED_SOURCES else ""
+    plural = "" if len(largest) == 1 else "s"
+    say(f"ingest    {len(largest):,} source{plural}: {named}{more}", sources=len(largest))

@@ -1,8 +1,8 @@
-"""Joins judgements with their documents and queries through storage, so that no side has to fit anywhere whole.
+"""Joins judgements with their documents and queries through storage, so that no side has to fit in memory.
 
-Scatter: slices of all files become rows by id, bucketed: documents and judgements by document, queries by query.
-Then a bucket's judgements find their documents and go on, bucketed by query; and last they find their queries, and are
-pairs like those of any other input.
+First, slices of all files become rows by id, bucketed: documents and judgements by document, queries by query. Then the
+judgements of a bucket get their documents and are bucketed by query; last, they get their queries and are pairs like
+those of any other input.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from clusterbatch.corpus.readers.records import RowError, check_unicode
 from clusterbatch.corpus.rows import REJECTED, BrokenFileError, Chunk, Reject, rejected, shown
 from clusterbatch.corpus.validate import validate
 from clusterbatch.errors import DataError
-from clusterbatch.runtime import Unit
-from clusterbatch.store.artifact import Artifact, Counts, Part, Receipt, Stopwatch
+from clusterbatch.runtime import Result, WorkItem
+from clusterbatch.store.artifact import Artifact, Counts, Part
 from clusterbatch.store.shuffle import read_bucket, write_buckets
 from clusterbatch.store.tables import write_parquet
 
@@ -43,7 +43,7 @@ _SCHEMAS: dict[Role, pa.Schema] = {
     ),
 }
 
-# Judgements that have their documents, by query.
+# Judgements with their documents, by query.
 _FOUND = pa.schema(
     [pa.field("id", pa.string()), pa.field("source", pa.string()), *_ORIGIN, pa.field("document", pa.string())]
 )
@@ -53,77 +53,103 @@ _CHUNK_ROWS = 8192
 class ScatterWorker:
     """Reads one slice of a collection's file; leaves its rows by id."""
 
-    def __init__(self, artifact: Artifact, fingerprint: str, buckets: int, encoding: str) -> None:
-        self._artifact = artifact
-        self._fingerprint = fingerprint
+    def __init__(self, buckets: int, encoding: str, flush_bytes: int) -> None:
         self._buckets = buckets
         self._encoding = encoding
+        self._flush_bytes = flush_bytes
 
-    def process(self, unit: Unit) -> Receipt:
-        stopwatch = Stopwatch()
-        item: CollectionSlice = unit.payload[0]
-        rows: list[dict[str, Any]] = []
-        rejects: list[Reject] = []
-        counts = Counts()
-        seen = 0
+    def process(self, item: WorkItem, output: Artifact) -> Result:
+        piece: CollectionSlice = item.payload[0]
+        scatter = _Scatter(output, item.number, piece, self._buckets, self._flush_bytes)
         try:
-            with opened(item.piece.file, self._artifact.folder.storage) as (_, file):
-                for position, values in enumerate(parsed_lines(file, item, self._encoding, to_store=True)):
-                    seen += 1
-                    if isinstance(values, Reject):
-                        rejects.append(values)
-                    elif values is None:
-                        counts += Counts(read=1, set_aside={NOT_RELEVANT: 1})
-                    else:
-                        rows.append({**values, "slice": item.piece.number, "position": position})
+            with opened(piece.piece.file, output.folder.storage) as (_, file):
+                for position, values in enumerate(parsed_lines(file, piece, self._encoding, to_store=True)):
+                    scatter.add(position, values)
         except BrokenFileError as error:
-            raise DataError(f"{item.piece.file.uri}: {error}") from error
-        table = pa.Table.from_pylist(rows, schema=_SCHEMAS[item.role])
-        # Only judgements are rows of the corpus; texts count where they cannot be read.
-        pairs = len(rows) if item.role == "judgements" else 0
-        counts += Counts(read=pairs + len(rejects), written=pairs, rejected=len(rejects))
-        parts = [
-            write_buckets(
-                self._artifact,
-                unit.number,
-                table,
-                buckets_of(table["id"], self._buckets),
-                self._buckets,
-                role=item.role,
-            )
-        ]
-        if rejects:
-            positions = np.array([reject.row for reject in rejects], np.int64)
-            table = rejected(np.full(len(rejects), item.piece.number), positions, rejects)
-            parts.append(write_parquet(self._artifact, f"rejects-{unit.number:08d}", table, role=REJECTS))
-        receipt = Receipt(
-            unit=unit.number,
-            fingerprint=self._fingerprint,
-            parts=parts,
-            counts=counts,
-            seconds=stopwatch.seconds,
-            details={"slices": [(item.piece.number, item.piece.file.uri, seen)]},
+            raise DataError(f"{piece.piece.file.uri}: {error}") from error
+        parts, counts = scatter.finish()
+        return Result(parts, counts, {"slices": [(piece.piece.number, piece.piece.file.uri, scatter.seen)]})
+
+
+class _Scatter:
+    """Collects the rows of one slice and writes them by bucket; a compressed file is one slice, however large it is."""
+
+    def __init__(self, output: Artifact, number: int, piece: CollectionSlice, buckets: int, flush_bytes: int) -> None:
+        self._output = output
+        self._number = number
+        self._piece = piece
+        self._buckets = buckets
+        self._flush_bytes = flush_bytes
+        self._rows: list[dict[str, Any]] = []
+        self._rejects: list[Reject] = []
+        self._tables: list[pa.Table] = []
+        self._reject_tables: list[pa.Table] = []
+        self._bytes = 0
+        self._parts: list[Part] = []
+        self._written = self._rejected = self._not_relevant = 0
+        self.seen = 0
+
+    def add(self, position: int, values: dict[str, Any] | Reject | None) -> None:
+        self.seen += 1
+        if isinstance(values, Reject):
+            self._rejects.append(values)
+        elif values is None:
+            self._not_relevant += 1
+        else:
+            self._rows.append({**values, "slice": self._piece.piece.number, "position": position})
+        if len(self._rows) + len(self._rejects) >= _CHUNK_ROWS:
+            self._pack()
+            if self._bytes >= self._flush_bytes:
+                self._flush()
+
+    def finish(self) -> tuple[list[Part], Counts]:
+        """Write what is left; return all parts and what became of the rows."""
+        self._pack()
+        if self._tables or self._reject_tables or not self._parts:
+            self._flush()
+        # Only judgements are rows of the corpus; texts count if they cannot be read.
+        pairs = self._written if self._piece.role == "judgements" else 0
+        aside = {NOT_RELEVANT: self._not_relevant} if self._not_relevant else {}
+        read = pairs + self._rejected + self._not_relevant
+        return self._parts, Counts(read=read, written=pairs, rejected=self._rejected, set_aside=aside)
+
+    def _pack(self) -> None:
+        """Turn the waiting rows into Arrow, which takes a fraction of the memory."""
+        if self._rows:
+            self._tables.append(pa.Table.from_pylist(self._rows, schema=_SCHEMAS[self._piece.role]))
+            self._bytes += self._tables[-1].nbytes
+            self._written += len(self._rows)
+        if self._rejects:
+            positions = np.array([reject.row for reject in self._rejects], np.int64)
+            table = rejected(np.full(len(self._rejects), self._piece.piece.number), positions, self._rejects)
+            self._reject_tables.append(table)
+            self._bytes += table.nbytes
+            self._rejected += len(self._rejects)
+        self._rows, self._rejects = [], []
+
+    def _flush(self) -> None:
+        table = pa.concat_tables([_SCHEMAS[self._piece.role].empty_table(), *self._tables])
+        buckets = buckets_of(table["id"], self._buckets)
+        self._parts.append(
+            write_buckets(self._output, self._number, table, buckets, self._buckets, role=self._piece.role)
         )
-        self._artifact.write_receipt(receipt)
-        return receipt
+        if self._reject_tables:
+            refused = pa.concat_tables(self._reject_tables)
+            self._parts.append(write_parquet(self._output, f"rejects-{self._number:08d}", refused, role=REJECTS))
+        self._tables, self._reject_tables, self._bytes = [], [], 0
 
 
 class DocumentWorker:
     """Gives the judgements of one bucket their documents; leaves them bucketed by query."""
 
-    def __init__(
-        self, artifact: Artifact, scattered: Artifact, fingerprint: str, parts: dict[Role, list[Part]], buckets: int
-    ) -> None:
-        self._artifact = artifact
+    def __init__(self, scattered: Artifact, parts: dict[Role, list[Part]], buckets: int) -> None:
         self._scattered = scattered
-        self._fingerprint = fingerprint
         self._parts = parts
         self._buckets = buckets
 
-    def process(self, unit: Unit) -> Receipt:
-        stopwatch = Stopwatch()
-        judgements = bucket_table(self._scattered, self._parts["judgements"], unit.number, _SCHEMAS["judgements"])
-        documents = bucket_table(self._scattered, self._parts["documents"], unit.number, _SCHEMAS["documents"])
+    def process(self, item: WorkItem, output: Artifact) -> Result:
+        judgements = bucket_table(self._scattered, self._parts["judgements"], item.number, _SCHEMAS["judgements"])
+        documents = bucket_table(self._scattered, self._parts["documents"], item.number, _SCHEMAS["documents"])
         documents, twice = first_of_id(documents)
         index = pc.index_in(judgements["id"], value_set=documents["id"].combine_chunks())
         known = index.is_valid()
@@ -132,57 +158,39 @@ class DocumentWorker:
         texts = documents["text"].take(index.drop_null())
         found = found.drop_columns(["id"]).rename_columns(["id", "source", "slice", "position"])
         found = found.append_column("document", texts)
-        rejects = [
-            with_reason(lost, NO_DOCUMENT, lost["id"]),
-            with_reason(twice, ID_TWICE, twice["id"]),
-        ]
-        parts = [
-            write_buckets(
-                self._artifact, unit.number, found, buckets_of(found["id"], self._buckets), self._buckets, role="found"
-            )
-        ]
+        buckets = buckets_of(found["id"], self._buckets)
+        parts = [write_buckets(output, item.number, found, buckets, self._buckets, role="found")]
+        rejects = [with_reason(lost, NO_DOCUMENT, lost["id"]), with_reason(twice, ID_TWICE, twice["id"])]
         refused = pa.concat_tables(rejects)
         if refused.num_rows:
-            parts.append(write_parquet(self._artifact, f"rejects-{unit.number:08d}", refused, role=REJECTS))
-        receipt = Receipt(
-            unit=unit.number,
-            fingerprint=self._fingerprint,
-            parts=parts,
-            counts=Counts(read=judgements.num_rows + twice.num_rows, written=found.num_rows, rejected=refused.num_rows),
-            seconds=stopwatch.seconds,
-        )
-        self._artifact.write_receipt(receipt)
-        return receipt
+            parts.append(write_parquet(output, f"rejects-{item.number:08d}", refused, role=REJECTS))
+        read = judgements.num_rows + twice.num_rows
+        return Result(parts, Counts(read=read, written=found.num_rows, rejected=refused.num_rows))
 
 
 class QueryWorker:
-    """Gives the judgements of one bucket their queries: a source of pairs, as a slice of a file is."""
+    """Gives the judgements of one bucket their queries: the result is pairs, as those of a slice of a file are."""
 
     def __init__(
         self,
-        artifact: Artifact,
         scattered: Artifact,
         joined: Artifact,
-        fingerprint: str,
         config: CorpusConfig,
         queries: Sequence[Part],
         found: Sequence[Part],
         sorting: Sorting,
     ) -> None:
-        self._artifact = artifact
         self._scattered = scattered
         self._joined = joined
-        self._fingerprint = fingerprint
         self._config = config
         self._queries = queries
         self._found = found
         self._sorting = sorting
 
-    def process(self, unit: Unit) -> Receipt:
-        stopwatch = Stopwatch()
-        sink = PairSink(self._artifact, unit.number, self._sorting)
-        judgements = bucket_table(self._joined, self._found, unit.number, _FOUND)
-        queries = bucket_table(self._scattered, self._queries, unit.number, _SCHEMAS["queries"])
+    def process(self, item: WorkItem, output: Artifact) -> Result:
+        sink = PairSink(output, item.number, self._sorting)
+        judgements = bucket_table(self._joined, self._found, item.number, _FOUND)
+        queries = bucket_table(self._scattered, self._queries, item.number, _SCHEMAS["queries"])
         queries, twice = first_of_id(queries)
         index = pc.index_in(judgements["id"], value_set=queries["id"].combine_chunks())
         lost = judgements.filter(index.is_null())
@@ -195,39 +203,30 @@ class QueryWorker:
             columns = {name: rows[name].combine_chunks() for name in ("query", "document", "source")}
             chunk = Chunk(np.arange(start, start + rows.num_rows), columns)
             sink.add(validate(chunk, self._config, ""), lambda rows: (slices[rows], positions[rows]))
-        receipt = Receipt(
-            unit=unit.number,
-            fingerprint=self._fingerprint,
-            parts=sink.finish(),
-            counts=sink.counts,
-            seconds=stopwatch.seconds,
-            details={"cut": sink.cut},
-        )
-        self._artifact.write_receipt(receipt)
-        return receipt
+        return Result(sink.finish(), sink.counts, {"cut": sink.cut})
 
 
 def buckets_of(ids: pa.ChunkedArray, buckets: int) -> np.ndarray:
-    """(n,) int64 in [0, buckets), by the hash of each id."""
+    """Return a bucket for each id, by its hash: (n,) int64 in [0, buckets)."""
     hashes = np.fromiter((xxhash.xxh3_64_intdigest(text.encode()) for text in ids.to_pylist()), np.uint64, len(ids))
     return (hashes % np.uint64(buckets)).astype(np.int64)
 
 
 def bucket_table(artifact: Artifact, parts: Sequence[Part], bucket: int, schema: pa.Schema) -> pa.Table:
-    """The rows of a bucket, in the order of `parts`; an empty table of `schema` where there are none."""
+    """Return the rows of a bucket, in the order of `parts`; an empty table of `schema` if there are none."""
     table = read_bucket(artifact, parts, bucket)
     return schema.empty_table() if table is None else table
 
 
 def first_of_id(table: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The first row of each id, in order, and the other rows."""
+    """Return the first row of each id, in order, and the other rows."""
     ids = table["id"].combine_chunks()
     first = pc.index_in(ids, value_set=ids).to_numpy(zero_copy_only=False) == np.arange(len(ids))
     return table.filter(pa.array(first)), table.filter(pa.array(~first))
 
 
 def with_reason(rows: pa.Table, reason: str, content: pa.ChunkedArray) -> pa.Table:
-    """A table of `REJECTED` for rows that have slice and position."""
+    """Return a table of `REJECTED` for rows that have slice and position."""
     columns = [rows["slice"], rows["position"], pa.repeat(pa.scalar(reason), rows.num_rows), content]
     return pa.table(columns, schema=REJECTED)
 
@@ -235,13 +234,15 @@ def with_reason(rows: pa.Table, reason: str, content: pa.ChunkedArray) -> pa.Tab
 def parsed_lines(
     file: BinaryIO, item: CollectionSlice, encoding: str = "utf-8", to_store: bool = False
 ) -> Iterator[dict[str, Any] | Reject | None]:
-    """Values of each line that is one; None for a judgement that says "not relevant". `to_store` wants texts that can
-    be written: Unicode.
+    """Yield the values of each line, a Reject if it has none, or None for a judgement that says "not relevant".
 
-    Raises BrokenFileError for an encoding in which lines cannot be told by their bytes.
+    to_store: reject texts that cannot be written, as they are not Unicode. Raises BrokenFileError for an encoding in
+    which bytes do not show where lines end.
     """
     if encoding.startswith(("utf-16", "utf-32")):
-        raise BrokenFileError(f"{encoding.upper()} text; a collection's lines must be told by their bytes")
+        raise BrokenFileError(
+            f"{encoding.upper()} text; a collection must be UTF-8 or another encoding that keeps ASCII bytes"
+        )
     whole = not item.piece.file.name.endswith((".jsonl", ".tsv"))
     lines = (line for line in lines_of(file, None if whole else item.piece) if line.strip())
     if item.role == "judgements":
@@ -269,7 +270,7 @@ def parsed_lines(
 def _json_text(line: bytes, encoding: str) -> dict[str, Any]:
     value = parse_object(line, encoding)
     if "_id" in value and isinstance(value.get("image"), str):
-        # For test collections; as input it has no text, and is rejected for that.
+        # For test collections; as input it is rejected, as it has no text.
         return {"id": str(value["_id"]), "text": "", "image": value["image"]}
     if "_id" not in value or not isinstance(value.get("text"), str):
         raise RowError("expected an object with _id and text")

@@ -1,4 +1,4 @@
-"""Near copies of texts, by MinHash over word triples (character 5-grams where words are not separated).
+"""Near copies of texts, by MinHash over word triples (character 5-grams if words are not separated).
 
 Method: MinHash, Broder 1997; locality-sensitive hashing in bands, Leskovec, Rajaraman and Ullman, chapter 3.
 """
@@ -26,7 +26,7 @@ _LONGEST_WORDS = 20
 
 
 def signature(text: str, kind: bytes = b"") -> np.ndarray:
-    """(PERMUTATIONS,) uint64; the share of equal entries of two signatures estimates the texts' Jaccard similarity.
+    """Return (PERMUTATIONS,) uint64; the share of equal entries of two estimates the texts' Jaccard similarity.
 
     Texts of one `kind` have nothing in common with those of another. The minimum of two signatures, entry by entry, is
     that of both texts together.
@@ -39,7 +39,7 @@ def signature(text: str, kind: bytes = b"") -> np.ndarray:
 
 
 def bands(threshold: float) -> list[slice]:
-    """Pieces of a signature; texts at least that similar nearly always have one of them in common."""
+    """Return pieces of a signature; texts at least that similar nearly always have one of them in common."""
     index = _lsh(threshold)
     return [slice(band * index.r, (band + 1) * index.r) for band in range(index.b)]
 
@@ -47,7 +47,7 @@ def bands(threshold: float) -> list[slice]:
 def _lsh(threshold: float) -> MinHashLSH:
     from datasketch import MinHashLSH
 
-    # Rather too many candidates than too few: they are compared afterwards.
+    # Better too many candidates than too few: they are compared afterwards.
     return MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
 
 
@@ -63,6 +63,7 @@ class NearIndex:
             self._index.insert(number, _minhash(values))
 
     def has_near(self, text: str) -> bool:
+        """Return whether a text is a near copy of one of the index."""
         values = signature(text)
         candidates = self._index.query(_minhash(values))
         return any(float(np.mean(self._signatures[number] == values)) >= self._threshold for number in candidates)
@@ -76,7 +77,7 @@ def _minhash(values: np.ndarray) -> MinHash:
 
 def _shingles(text: str) -> set[str]:
     if is_data_uri(text):
-        # Letters of encoded images say nothing of likeness: only the same bytes are near.
+        # The letters of encoded images say nothing about similarity: only the same bytes are near.
         return {text}
     words = text.split()
     if len(text) > _LONGEST_WORDS * len(words):
@@ -90,8 +91,8 @@ def _hash(data: bytes) -> int:
 
 @cache
 def _empty() -> MinHash:
-    """Copied for each text: making the permutations anew takes longer than using them."""
-    # Here, as it brings half of SciPy, for which workers that compare nothing would wait.
+    """Return an empty sketch, to be copied for each text: making permutations takes longer than using them."""
+    # Imported here, as it loads half of SciPy, which workers that compare nothing do not need.
     from datasketch import MinHash
 
     return MinHash(num_perm=PERMUTATIONS, hashfunc=_hash)

@@ -1,13 +1,13 @@
-"""Near-duplicate pairs of the corpus itself: those whose query and document are both nearly those of an earlier pair.
+"""Near-duplicate pairs of the corpus itself: pairs whose query and document are both near those of an earlier pair.
 
 No pair is compared with all others. Pass 1 leaves, for each band of a pair's signature, an entry bucketed by that band;
-pairs that have a band in common meet in a bucket and are compared there. What is found goes back by document, to where
-the corpus is written.
+pairs that have a band in common meet in a bucket and are compared there. The result is bucketed by document, as the
+pairs are when the corpus is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,15 +15,17 @@ import pyarrow as pa
 import xxhash
 
 from clusterbatch.corpus.minhash import PERMUTATIONS, bands, signature
-from clusterbatch.runtime import Unit
-from clusterbatch.store.artifact import Artifact, Counts, Part, Receipt, Stopwatch
+from clusterbatch.runtime import Result, WorkItem
+from clusterbatch.store.artifact import Artifact, Counts, Part
 from clusterbatch.store.shuffle import read_bucket, write_buckets
 
 NEAR_PAIR = "near duplicate of another pair"
-# The role of parts with entries by band, and of those that name what was found.
+# Roles of parts: entries by band, and pairs that were found to be near an earlier one.
 ENTRIES = "near entries"
 FOUND = "near duplicates"
 
+# Pairs whose entries are made at once, and their bytes: entries are 2.6 KB a pair, however short its texts.
+_PAIRS_ROWS, _PAIRS_BYTES = 2**17, 32 * 2**20
 # 16 bits of each hash are enough to compare by: one in 65,536 unequal ones looks equal (Li and Koenig 2010).
 _SIGNATURE = pa.list_(pa.uint16(), PERMUTATIONS)
 _ORIGIN = [pa.field("document_hash", pa.uint64()), pa.field("slice", pa.int64()), pa.field("position", pa.int64())]
@@ -32,12 +34,25 @@ _ENTRY = pa.schema(
 )
 
 
+def write_entries(output: Artifact, number: int, pairs: pa.Table, threshold: float, buckets: int) -> Iterator[Part]:
+    """Write the entries of `pairs`, bucketed by band, in as many parts as memory asks for.
+
+    number: of the work item, for the names of the parts.
+    """
+    pieces = max(1, pairs.nbytes // _PAIRS_BYTES, -(-pairs.num_rows // _PAIRS_ROWS))
+    rows = max(1, -(-pairs.num_rows // pieces))
+    for start in range(0, pairs.num_rows, rows):
+        table = entries(pairs.slice(start, rows), threshold)
+        bucket_of_row = (table["band"].to_numpy() % np.uint64(buckets)).astype(np.int64)
+        yield write_buckets(output, number, table, bucket_of_row, buckets, role=ENTRIES)
+
+
 def entries(pairs: pa.Table, threshold: float) -> pa.Table:
-    """One row for each pair and band of its signature; `pairs` have slice and position."""
+    """Return one row for each pair and band of its signature; `pairs` have slice and position."""
     count = pairs.num_rows
     query = np.array([signature(text, b"?") for text in pairs["query"].to_pylist()]).reshape(count, PERMUTATIONS)
     document = np.array([signature(text) for text in pairs["document"].to_pylist()]).reshape(count, PERMUTATIONS)
-    # Where queries and documents are both that similar, so are the two together: ratios of sums lie between the ratios.
+    # If queries and documents are both that similar, so are the two together: ratios of sums lie between the ratios.
     together = np.minimum(query, document)
     tables = []
     origin = pairs.select([field.name for field in _ORIGIN])
@@ -49,7 +64,10 @@ def entries(pairs: pa.Table, threshold: float) -> pa.Table:
 
 
 def near_earlier(table: pa.Table, threshold: float) -> np.ndarray:
-    """(n,) bool for entries in the order of slice and position: a pair before it has the same band and is nearly it."""
+    """Return which entries are near an earlier one with the same band, (n,) bool.
+
+    `table` is in the order of slice and position.
+    """
     keys = table["band"].to_numpy()
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], keys[order][1:] != keys[order][:-1]]))
@@ -60,8 +78,8 @@ def near_earlier(table: pa.Table, threshold: float) -> np.ndarray:
     query, document = (_signatures(table[name]) for name in ("query", "document"))
     codes = _band_codes(query, threshold)
     for rows in groups:
-        # Compared are those alone that have a band of the query in common as well, for one document may have many
-        # queries; and with those alone that are not near others, for there may be many copies of one pair.
+        # Only entries that have a band of the query in common as well are compared, as one document may have many
+        # queries; and only with entries that are not near others, as one pair may have many copies.
         leaders: dict[int, list[int]] = {}
         for row in rows.tolist():
             rivals = {leader for code in codes[row] for leader in leaders.get(code, ())}
@@ -80,7 +98,7 @@ def _alike(signatures: np.ndarray, one: int, other: int, threshold: float) -> bo
 
 
 def _band_codes(signatures: np.ndarray, threshold: float) -> list[list[int]]:
-    """(n, bands) numbers that are equal where signatures have that band in common."""
+    """Return (n, bands) numbers that are equal if signatures have that band in common."""
     codes, pieces = [], bands(threshold)
     for number, piece in enumerate(pieces):
         columns = np.ascontiguousarray(signatures[:, piece])
@@ -93,52 +111,34 @@ def _band_codes(signatures: np.ndarray, threshold: float) -> list[list[int]]:
 class NearPairsWorker:
     """Compares the pairs of one bucket of bands; leaves which are near an earlier one, bucketed by document."""
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        fingerprint: str,
-        parts: Sequence[tuple[Artifact, Part]],
-        threshold: float,
-        buckets: int,
-    ) -> None:
-        self._artifact = artifact
-        self._fingerprint = fingerprint
+    def __init__(self, parts: Sequence[tuple[Artifact, Part]], threshold: float, buckets: int) -> None:
         self._parts = parts
         self._threshold = threshold
         self._buckets = buckets
 
-    def process(self, unit: Unit) -> Receipt:
-        stopwatch = Stopwatch()
+    def process(self, item: WorkItem, output: Artifact) -> Result:
         tables = [_ENTRY.empty_table()]
         for place in dict.fromkeys(place for place, _ in self._parts):
-            table = read_bucket(place, [part for holder, part in self._parts if holder == place], unit.number)
+            table = read_bucket(place, [part for holder, part in self._parts if holder == place], item.number)
             if table is not None:
                 tables.append(table)
         table = pa.concat_tables(tables).sort_by([("slice", "ascending"), ("position", "ascending")])
         near = near_earlier(table, self._threshold)
         found = table.select([field.name for field in _ORIGIN]).filter(pa.array(near))
         buckets = (found["document_hash"].to_numpy() % np.uint64(self._buckets)).astype(np.int64)
-        part = write_buckets(self._artifact, unit.number, found, buckets, self._buckets, role=FOUND)
-        receipt = Receipt(
-            unit=unit.number,
-            fingerprint=self._fingerprint,
-            parts=[part],
-            counts=Counts(read=table.num_rows, written=table.num_rows),
-            seconds=stopwatch.seconds,
-        )
-        self._artifact.write_receipt(receipt)
-        return receipt
+        part = write_buckets(output, item.number, found, buckets, self._buckets, role=FOUND)
+        return Result([part], Counts(read=table.num_rows, written=table.num_rows))
 
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Which pairs are near an earlier one, by bucket of their documents."""
+    """The pairs that are near an earlier one, by bucket of their documents."""
 
     artifact: Artifact
     parts: tuple[Part, ...]
 
     def mask(self, bucket: int, pairs: pa.Table) -> np.ndarray:
-        """(n,) bool for the pairs of a bucket, which have slice and position."""
+        """Return which pairs of a bucket are near an earlier one, (n,) bool; `pairs` have slice and position."""
         found = read_bucket(self.artifact, self.parts, bucket)
         if found is None:
             return np.zeros(pairs.num_rows, bool)
@@ -146,8 +146,8 @@ class NearDuplicates:
 
 
 def _places(rows: pa.Table) -> np.ndarray:
-    """(n,) of (slice, position) as one value each."""
-    return np.rec.fromarrays([rows["slice"].to_numpy(), rows["position"].to_numpy()])
+    """Return where each row came from, (n,) values; a row of the input may be several pairs, of several documents."""
+    return np.rec.fromarrays([rows[field.name].to_numpy() for field in _ORIGIN])
 
 
 def _column(signatures: np.ndarray) -> pa.Array:

@@ -1,4 +1,4 @@
-"""What counts as the same text: normalised before hashing, never in the text that is trained on."""
+"""Normalisation and hashes of texts: texts are normalised before hashing, never in what is trained on."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ _SEPARATOR = "\x1f"
 
 
 def normalise(text: str) -> str:
-    """Unicode NFKC, casefold, every run of whitespace one space, none at the ends; an image as it is."""
+    """Return the text in NFKC, casefolded, with single spaces and none at its ends; an image as it is."""
     if is_data_uri(text):
         return text
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def text_hash(text: str) -> int:
-    """XXH3-64 of the normalised text, as an unsigned integer: equal for what a reader would call the same text."""
+    """Return XXH3-64 of the normalised text, unsigned: equal for what a reader would call the same text."""
     return xxhash.xxh3_64_intdigest(normalise(text).encode("utf-8", "surrogatepass"))
 
 
 def text_hashes(texts: Iterable[str], count: int) -> np.ndarray:
-    """`text_hash` of each of `count` texts; (count,) uint64."""
+    """Return `text_hash` of each of `count` texts, (count,) uint64."""
     return np.fromiter((text_hash(text) for text in texts), np.uint64, count)
 
 
 def pair_id(source: str, query: str, document: str) -> str:
-    """32 hex digits, XXH3-128 of source, query and document as they are: the same pair, the same id, in every run."""
+    """Return 32 hex digits, XXH3-128 of source, query and document as they are: the same id in every run."""
     return xxhash.xxh3_128_hexdigest(_SEPARATOR.join((source, query, document)).encode("utf-8", "surrogatepass"))
 
 
 def pair_ids(sources: Sequence[str], queries: Sequence[str], documents: Sequence[str]) -> list[str]:
+    """Return the `pair_id` of each pair."""
     return [pair_id(*pair) for pair in zip(sources, queries, documents, strict=True)]
 
 
 def keyed_hash(seed: int, text: str) -> int:
-    """64-bit hash for choosing and ordering: independent of `text_hash`, another order for each seed."""
+    """Return a 64-bit hash for choosing and ordering: independent of `text_hash`, another order for each seed."""
     return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"), seed=seed & (2**64 - 1))

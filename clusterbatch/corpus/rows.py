@@ -1,19 +1,17 @@
-"""Rejected rows between the passes of ingest: by slice, since positions in files are known only when all is read.
-
-Rows on their way from a file to the corpus: canonical columns by name, and what cannot be one of them.
-"""
+"""Rows on their way from a file to the corpus: canonical columns by name, and rejects with their reasons."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from clusterbatch.config import ColumnsConfig
+from clusterbatch.config import ColumnsConfig, CorpusConfig
 from clusterbatch.errors import DataError
 from clusterbatch.store.artifact import Receipt
 
@@ -33,9 +31,20 @@ COLUMN_TYPES: dict[str, pa.DataType] = {
     "query_vector": pa.list_(pa.float32()),
 }
 
+REJECTED = pa.schema(
+    [
+        pa.field("slice", pa.int64()),
+        # Zero-based position in the slice; null for what cannot be read of a file.
+        pa.field("position", pa.int64()),
+        pa.field("reason", pa.string()),
+        pa.field("content", pa.string()),
+    ]
+)
+NOTHING = REJECTED.empty_table()
+
 
 class BrokenFileError(DataError):
-    """A file, or what follows in it, cannot be read at all; the message is the reason, without the file's name."""
+    """A file, or the rest of it, cannot be read at all; the message is the reason, without the file's name."""
 
 
 @dataclass(frozen=True)
@@ -49,65 +58,87 @@ class Reject:
 
 @dataclass
 class Chunk:
-    """Rows read from one place of a file. `rows`: (n,) int64 positions in the slice; each column has n values."""
+    """Rows read from one place of a file.
+
+    rows: (n,) int64 positions in the slice, one for each pair: a row with several documents is several pairs. Each
+    column has n values. absent: columns of negatives that no row up to here has, None if that is not known.
+    """
 
     rows: np.ndarray
     columns: dict[str, pa.Array]
     rejects: list[Reject] = field(default_factory=list)
+    absent: frozenset[str] | None = None
+
+    @property
+    def input_rows(self) -> int:
+        """How many rows of the input the chunk is made of."""
+        refused = [reject.row for reject in self.rejects if reject.row is not None]
+        return len(np.union1d(self.rows, np.array(refused, np.int64)))
 
 
-def input_names(columns: ColumnsConfig) -> dict[str, str]:
-    """The input's name of each canonical column that is one column there (negatives may be several)."""
-    named = {name: getattr(columns, name) for name in ("query", "document", "source", "pair_id", "weight", "group")}
-    if columns.vector is not None:
-        named |= {"document_vector": columns.vector, "query_vector": columns.query_vector or columns.vector}
-    return {name: value for name, value in named.items() if value is not None} | _offered(columns)
+@dataclass(frozen=True)
+class InputColumns:
+    """The columns of an input file, by their names there.
 
+    names: of each canonical column that is one column there; offered: those that need not be there; negatives: one or
+    several columns; constants: columns that folders (`key=value`) give to all rows, unless the file has them.
+    """
 
-def _offered(columns: ColumnsConfig) -> dict[str, str]:
-    """What is taken where a file has it, and not missed where it has not."""
-    return {"source": "source"} if columns.source is None else {}
+    names: Mapping[str, str]
+    negatives: Sequence[str]
+    images: Sequence[str]
+    offered: frozenset[str] = frozenset()
+    constants: Mapping[str, str | None] = field(default_factory=dict)
+
+    @staticmethod
+    def of(config: CorpusConfig, constants: Mapping[str, str | None] | None = None) -> InputColumns:
+        """Return what a configuration asks of a file below folders that give `constants`."""
+        columns = config.columns
+        keys = ("query", "document", "source", "pair_id", "weight", "group")
+        names = {name: getattr(columns, name) for name in keys if getattr(columns, name) is not None}
+        if columns.vector is not None:
+            names |= {"document_vector": columns.vector, "query_vector": columns.query_vector or columns.vector}
+        offered: frozenset[str] = frozenset()
+        if config.source is not None:
+            # One name for all rows: a column is not even read.
+            names.pop("source", None)
+        elif columns.source is None:
+            names["source"] = "source"
+            offered = frozenset({"source"})
+        return InputColumns(names, columns.negatives, columns.images, offered, constants or {})
 
 
 def optional_columns(columns: ColumnsConfig) -> list[str]:
-    """The optional corpus columns that this configuration fills; the same for all files, so that parts agree."""
+    """Return the optional corpus columns that a configuration fills; the same for all files, so that parts agree."""
     return [name for name in ("negatives", "weight", "group") if getattr(columns, name)]
 
 
-def check_columns(present: Sequence[str], columns: ColumnsConfig) -> None:
-    """Raises BrokenFileError where a file lacks a column that the configuration names."""
-    wanted = [*input_names(columns).values(), *columns.negatives]
-    offered = _offered(columns).values()
-    missing = [name for name in wanted if name not in present and name not in offered]
+def check_columns(present: Sequence[str], columns: InputColumns) -> None:
+    """Raise BrokenFileError if a file lacks a column that the configuration names, or has it twice."""
+    wanted = [*columns.names.values(), *columns.negatives]
+    missing = [
+        name
+        for name in dict.fromkeys(wanted)
+        if name not in present and name not in columns.offered and name not in columns.constants
+    ]
     if missing:
         names = (name if name.isprintable() else ascii(name) for name in present[:12])
         has = ", ".join(name[:40] for name in names) or "no columns"
         raise BrokenFileError(f"no column {', '.join(missing)} (has: {has}); name the columns with corpus.columns")
+    twice = [name for name, count in Counter(present).items() if count > 1 and name in wanted]
+    if twice:
+        raise BrokenFileError(f"column {twice[0]} stands twice in the file")
 
 
 def shown(content: Any) -> str:
-    """A row as JSON text, cut, with what is not Unicode escaped: for the rejects."""
+    """Return a row as JSON text for the rejects: cut, with what is not Unicode escaped."""
     text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= _MOST_CONTENT else text[: _MOST_CONTENT - 1] + "…"
 
 
-REJECTED = pa.schema(
-    [
-        pa.field("slice", pa.int64()),
-        # Zero-based position in the slice; null where what cannot be read of a file is meant.
-        pa.field("position", pa.int64()),
-        pa.field("reason", pa.string()),
-        pa.field("content", pa.string()),
-    ]
-)
-
-
-NOTHING = REJECTED.empty_table()
-
-
 def rejected(slices: np.ndarray, positions: np.ndarray | None, rejects: Sequence[Reject]) -> pa.Table:
-    """A table of `REJECTED`; `slices` and `positions` are (n,) int64, no positions where files are meant."""
+    """Return a table of `REJECTED`; `slices` and `positions` are (n,) int64, None if whole files are rejected."""
     columns = {
         "slice": pa.array(slices, pa.int64()),
         "position": pa.nulls(len(rejects), pa.int64()) if positions is None else pa.array(positions, pa.int64()),
@@ -117,15 +148,33 @@ def rejected(slices: np.ndarray, positions: np.ndarray | None, rejects: Sequence
     return pa.table(columns, schema=REJECTED)
 
 
-def broken_files(receipts: Iterable[Receipt]) -> pa.Table:
-    """What the units of pass 1 could not read, a table of `REJECTED`: one row for each file and reason.
+def broken_files(receipts: Iterable[Receipt], more: Iterable[tuple[int, str, str]] = ()) -> pa.Table:
+    """Return what the items of pass 1 could not read, and `more`, as `REJECTED`: one row for each file and reason.
 
-    Every slice that breaks tells why, for a file may be sound before and after it; one that is broken as a whole tells
-    the same in all its slices.
+    Every slice that breaks gives its reason, as a file may be sound before and after it; one that is broken as a whole
+    gives the same reason in all its slices.
     """
     first: dict[tuple[str, str], int] = {}
-    for receipt in receipts:
-        for number, file, reason in receipt.details.get("broken", []):
-            first.setdefault((file, reason), number)
+    told = [broken for receipt in receipts for broken in receipt.details.get("broken", [])]
+    for number, file, reason in [*told, *more]:
+        first.setdefault((file, reason), number)
     slices = np.fromiter(first.values(), np.int64, len(first))
     return rejected(slices, None, [Reject(None, reason) for _, reason in first])
+
+
+def files_without_negatives(receipts: Iterable[Receipt]) -> list[tuple[int, str, str]]:
+    """Return slice, file and reason for each JSON Lines file in which no row has a column of `columns.negatives`.
+
+    A single row may lack it, and a single slice too; a name that no row knows is a mistake, as in other formats.
+    """
+    absent: dict[str, set[str]] = {}
+    first: dict[str, int] = {}
+    for receipt in receipts:
+        for number, file, columns in receipt.details.get("absent", []):
+            absent[file] = absent.get(file, set(columns)) & set(columns)
+            first[file] = min(number, first.get(file, number))
+    return [
+        (first[file], file, f"no column {', '.join(sorted(columns))} in any row; name the columns with corpus.columns")
+        for file, columns in absent.items()
+        if columns
+    ]

@@ -1,4 +1,4 @@
-"""Which rows are valid pairs, and the canonical columns of those that are."""
+"""Validation of rows, and the canonical columns of those that are valid pairs."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ class Validated:
 
     @staticmethod
     def nothing_but(rejects: list[Reject], config: CorpusConfig) -> Validated:
+        """Return no valid rows."""
         schema = corpus_schema(optional_columns(config.columns))
         return Validated(schema.empty_table(), np.empty(0, np.int64), rejects)
 
 
 def validate(chunk: Chunk, config: CorpusConfig, default_source: str) -> Validated:
-    """Rejects rows whose query or document is null, blank or (if so configured) too long, or whose weight is not one.
+    """Reject rows whose query or document is null, blank or (if so configured) too long, or whose weight is not one.
 
-    `default_source` names the source of rows that do not name one.
+    default_source: the source of rows that do not name one.
     """
     columns = dict(chunk.columns)
     count = len(chunk.rows)
     if not count:
         return Validated.nothing_but(chunk.rejects, config)
-    # 0: valid; else the number of the first reason that applies.
+    # 0: valid; otherwise the number of the first reason that applies.
     verdict = np.zeros(count, np.int8)
     reasons = ["valid"]
     cut = np.zeros(count, bool)
@@ -108,7 +109,7 @@ def _sources(columns: dict[str, pa.Array], count: int, config: CorpusConfig, def
 
 
 def unit_vectors(vectors: pa.ListArray) -> tuple[pa.ListArray, dict[str, np.ndarray]]:
-    """list<float16> of length 1 in the sense of the norm, and by reason where that is impossible, (n,) bool."""
+    """Return the vectors scaled to norm 1 as list<float16>, and by reason which cannot be, (n,) bool."""
     lengths = vectors.value_lengths().fill_null(0).to_numpy().astype(np.int64)
     values = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     row_of_value = np.repeat(np.arange(len(lengths)), lengths)

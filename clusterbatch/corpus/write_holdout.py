@@ -11,8 +11,8 @@ import xxhash
 
 from clusterbatch.corpus.holdout import SPLITS, split_of
 from clusterbatch.corpus.images import is_data_uri
-from clusterbatch.runtime import Unit
-from clusterbatch.store.artifact import Artifact, Part, Receipt, Stopwatch
+from clusterbatch.runtime import Result, WorkItem
+from clusterbatch.store.artifact import Artifact, Part
 from clusterbatch.store.checksum import checksum
 from clusterbatch.store.tables import read_parquet
 
@@ -21,21 +21,18 @@ _ROLE = "collection"
 
 
 class CollectionWorker:
-    """One unit: the parts that the buckets left become corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv."""
+    """Turns what the buckets left into corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv of `corpus`, in one item."""
 
     def __init__(
-        self, artifact: Artifact, leftovers: Artifact, fingerprint: str, documents: Sequence[Part], held: Sequence[Part]
+        self, corpus: Artifact, leftovers: Artifact, documents: Sequence[Part], held_out: Sequence[Part]
     ) -> None:
-        self._artifact = artifact
+        self._corpus = corpus
         self._leftovers = leftovers
-        self._fingerprint = fingerprint
         self._documents = documents
-        self._held = held
+        self._held_out = held_out
 
-    def process(self, unit: Unit) -> Receipt:
-        stopwatch = Stopwatch()
-        parts = [self._write_documents(), *self._write_queries()]
-        return Receipt(unit=unit.number, fingerprint=self._fingerprint, parts=parts, seconds=stopwatch.seconds)
+    def process(self, item: WorkItem, output: None) -> Result:
+        return Result([self._write_documents(), *self._write_queries()])
 
     def _write_documents(self) -> Part:
         digest, size, rows = xxhash.xxh3_128(), 0, 0
@@ -46,7 +43,7 @@ class CollectionWorker:
                 rows += 1
                 file.write(line)
             file.flush()
-            self._artifact.folder.upload(f"{HOLDOUT}/corpus.jsonl", file.name)
+            self._corpus.folder.upload(f"{HOLDOUT}/corpus.jsonl", file.name)
         path = f"{HOLDOUT}/corpus.jsonl"
         return Part(path=path, rows=rows, bytes=size, checksum=digest.hexdigest(), details={"role": _ROLE})
 
@@ -58,11 +55,11 @@ class CollectionWorker:
                 yield (json.dumps(row, ensure_ascii=False) + "\n").encode()
 
     def _write_queries(self) -> Iterator[Part]:
-        tables = [read_parquet(self._leftovers.folder, part) for part in self._held]
-        held = pa.concat_tables(tables).sort_by([("query_hash", "ascending"), ("document_hash", "ascending")])
+        tables = [read_parquet(self._leftovers.folder, part) for part in self._held_out]
+        held_out = pa.concat_tables(tables).sort_by([("query_hash", "ascending"), ("document_hash", "ascending")])
         texts: dict[int, str] = {}
         judgements: dict[str, list[str]] = {split: [] for split in SPLITS}
-        for row in held.to_pylist():
+        for row in held_out.to_pylist():
             texts.setdefault(row["query_hash"], row["query"])
             line = f"{query_id(row['query_hash'])}\t{document_id(row['document_hash'])}\t1\n"
             judgements[split_of(row["query_hash"])].append(line)
@@ -76,18 +73,20 @@ class CollectionWorker:
     def _write(self, name: str, text: str, rows: int) -> Part:
         data = text.encode()
         path = f"{HOLDOUT}/{name}"
-        self._artifact.folder.write(path, data)
+        self._corpus.folder.write(path, data)
         return Part(path=path, rows=rows, bytes=len(data), checksum=checksum(data), details={"role": _ROLE})
 
 
 def content(text: str) -> dict[str, str]:
-    """The text or the image of an item in BEIR layout, which knows only texts; images are called as in MTEB's."""
+    """Return the text or image of an item in BEIR layout, which knows only texts; images are named as in MTEB's."""
     return {"image" if is_data_uri(text) else "text": text}
 
 
 def document_id(document_hash: int) -> str:
+    """Return the id of a document in the held-out collection."""
     return f"d{document_hash:016x}"
 
 
 def query_id(query_hash: int) -> str:
+    """Return the id of a query in the held-out collection."""
     return f"q{query_hash:016x}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import glob
 import io
 import json
 import os
@@ -160,7 +161,7 @@ class Folder:
         elif pattern is None:
             found = self._call("", lambda: self.filesystem.find(base, detail=True))
         else:
-            found = self._call(pattern, lambda: self.filesystem.glob(f"{base}/{pattern}", detail=True))
+            found = self._call(pattern, lambda: self.filesystem.glob(f"{glob.escape(base)}/{pattern}", detail=True))
         entries = []
         for path, info in found.items():
             if info["type"] == "file" and path != base:
@@ -245,7 +246,7 @@ def _holds_too_much(path: str, is_local: bool) -> bool:
 def _local_files(base: str, pattern: str | None, linked_folders: bool) -> dict[str, Any]:
     """What fsspec tells of the files below a folder, by path."""
     filesystem = LocalFileSystem()
-    paths = _paths_below(base, linked_folders) if pattern is None else filesystem.glob(f"{base}/{pattern}")
+    paths = _paths_below(base, linked_folders) if pattern is None else filesystem.glob(f"{glob.escape(base)}/{pattern}")
     found = {}
     for path in paths:
         # Listed, a link is no file to fsspec; asked for by its path, it is what it leads to (nothing, if nowhere).

@@ -65,7 +65,7 @@ KINDS: dict[str, Maker] = {
     "empty": _with_line(b'{"query": "", "document": "b"}'),
     "blank": _with_line('{"query": "a", "document": "\u00a0\u3000 "}'.encode()),
     "wrong type": _with_line(b'{"query": {"text": "a"}, "document": "b"}'),
-    "list for a text": _with_line(b'{"query": "a", "document": ["b", "c"]}'),
+    "list for a text": _with_line(b'{"query": "a", "document": ["b", 3]}'),
     "boolean": _with_line(b'{"query": true, "document": "b"}'),
     "invalid UTF-8": _with_line(b'{"query": "caf\xe9", "document": "b"}'),
     "lone surrogate": _with_line(b'{"query": "\\ud83d", "document": "b"}'),

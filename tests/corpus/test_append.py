@@ -216,7 +216,7 @@ def test_a_list_of_rows_to_delete_is_not_passed_over_in_silence(
     config = _config(tmp_path, delete=[str(write_lines(tmp_path / "gone.txt", ["pair-3"]))])
     for force in (False, True):
         assert ingest(config, force=force, append=True).counts.written == 20
-        assert "corpus.delete is read only by --append" in capsys.readouterr().err
+        assert "corpus.delete applies only to" in capsys.readouterr().err
     assert ingest(config, append=True).counts.written == 19
     assert "corpus.delete" not in capsys.readouterr().err
 

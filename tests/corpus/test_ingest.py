@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from clusterbatch.config import RunConfig, with_changes
-from clusterbatch.corpus import passes
 from clusterbatch.corpus import read as sizing
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.corpus.read import flush_bytes, read_bytes
 from clusterbatch.corpus.row_groups import read_row_group, row_groups_of
 from clusterbatch.errors import DataError, UsageError
+from clusterbatch.runtime import Pass
 from clusterbatch.store import Manifest
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
@@ -273,13 +273,13 @@ def test_a_large_input_is_read_in_fewer_units_and_gives_the_same_corpus(
         rows[31] = "not json"
         write_lines(tmp_path / f"in/site-{file}.jsonl", rows)
     units: dict[str, int] = {}
-    run_units = passes.run_units
+    run = Pass.run
 
-    def counting(title: str, planned: Any, *arguments: Any, **options: Any) -> Any:
-        units[title] = len(planned)
-        return run_units(title, planned, *arguments, **options)
+    def counting(self: Pass, items: Any, **options: Any) -> Any:
+        units[self.title] = len(items)
+        return run(self, items, **options)
 
-    monkeypatch.setattr(passes, "run_units", counting)
+    monkeypatch.setattr(Pass, "run", counting)
 
     def outcome(name: str) -> list[list[dict[str, Any]]]:
         config = configuration(tmp_path, [tmp_path / "in"], unit_bytes=4096, part_bytes=2**16, row_group_rows=64)

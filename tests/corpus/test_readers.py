@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from clusterbatch.config import CorpusConfig
-from clusterbatch.corpus.rows import check_columns, input_names
+from clusterbatch.corpus.rows import InputColumns, check_columns
 from tests.corpus.reading import read
 
 PAIRS = [
@@ -56,7 +56,6 @@ TABLE = pa.table({"query": [query for query, _ in PAIRS], "document": [document 
         ("pairs.json.zst", zstandard.ZstdCompressor().compress(LINES)),
         ("pairs.csv", as_csv(",")),
         ("pairs.csv.gz", gzip.compress(as_csv(";"))),
-        ("pairs.tsv", as_csv("\t")),
         ("excel.csv", as_csv(",", "utf-8-sig")),
         ("unicode.csv", as_csv("\t", "utf-16")),
         ("no_extension", LINES),
@@ -70,6 +69,31 @@ def test_all_formats_give_the_same_rows(tmp_path: Path, name: str, content: byte
     assert outcome.pairs == PAIRS
     assert outcome.rejects == []
     assert {row["source"] for row in outcome.rows} == {name.split(".")[0]}
+
+
+def test_tsv_has_quoted_fields_only_on_request(tmp_path: Path) -> None:
+    (tmp_path / "pandas.tsv").write_bytes(as_csv("\t"))
+    assert read(tmp_path / "pandas.tsv", tsv_quotes=True).pairs == PAIRS
+    assert "corpus.tsv_quotes" in read(tmp_path / "pandas.tsv").rejects[0].reason
+    plain = [('"starts with a quote', "one"), ('6" pipe', '"whole"'), ("plain", 'ends"'), ("last", "row")]
+    (tmp_path / "plain.tsv").write_text("".join(f"{q}\t{d}\n" for q, d in [("query", "document"), *plain]))
+    outcome = read(tmp_path / "plain.tsv")
+    assert (outcome.pairs, outcome.rejects) == (plain, [])
+
+
+@pytest.mark.parametrize(
+    "bad", [b'a,"never closed', b'"never, closed', b'"a \\" b",c', b'"ends with a backslash \\"",c', b'"a"b,c']
+)
+@pytest.mark.parametrize("quoted", [True, False])
+def test_a_quote_that_is_not_closed_costs_its_own_row_alone(tmp_path: Path, bad: bytes, quoted: bool) -> None:
+    good = [(f"query {n}", f"document {n}") for n in range(6)]
+    rows = [f'"{q}","{d}"'.encode() if quoted else f"{q},{d}".encode() for q, d in good]
+    (tmp_path / "x.csv").write_bytes(b"\n".join([b"query,document", *rows[:2], bad, *rows[2:4], bad, *rows[4:]]))
+    outcome = read(tmp_path / "x.csv")
+    assert outcome.pairs == good
+    assert [reject.row for reject in outcome.rejects] == [2, 5]
+    assert all(reject.reason.startswith("not CSV") for reject in outcome.rejects)
+    assert [reject.content.encode().strip() for reject in outcome.rejects if reject.content] == [bad, bad]
 
 
 @pytest.mark.parametrize("unit_bytes", [4096, 5000, 10_000_000])
@@ -146,7 +170,9 @@ def test_source_is_a_constant_a_column_or_the_name_of_the_file(tmp_path: Path) -
         (b'{"query": "", "document": "a"}', "query: empty or whitespace"),
         ('{"query": "a", "document": "\u3000 \\t\\n"}'.encode(), "document: empty or whitespace"),
         (b'{"query": 3, "document": "a"}', "query: int instead of text"),
-        (b'{"query": "a", "document": ["b"]}', "document: list instead of text"),
+        (b'{"query": "a", "document": ["b", 3]}', "document: int instead of text"),
+        (b'{"query": "a", "document": []}', "document: null"),
+        (b'{"query": ["a"], "document": "b"}', "query: list instead of text"),
         (b'{"query": "a", "document": "\xff\xfe"}', "invalid UTF-8 at byte 28"),
         (b'{"query": "a", "document": "\\ud800"}', "document: invalid bytes"),
         (b'{"query": "a", "document": "' + b"x" * 101 + b'"}', "document: more than 100 characters"),
@@ -223,7 +249,7 @@ ZIPPED = gzip.compress(LINES)
         ("c.jsonl", PARQUET, "not what its name says: no JSON Lines"),
         ("d.jsonl.gz", LINES, "not what its name says: gzip by name, not compressed by content"),
         ("e.jsonl", ZIPPED, "not what its name says: not compressed by name, gzip by content"),
-        ("f.jsonl.gz", ZIPPED[: len(ZIPPED) // 2], "Truncated compressed stream"),
+        ("f.jsonl.gz", ZIPPED[: len(ZIPPED) // 2], "Compressed file ended before the end"),
         ("g.jsonl.zst", ZIPPED, "not what its name says: zstd by name, gzip by content"),
         ("h.jsonl.gz", gzip.compress(ZIPPED), "compressed twice"),
         ("i.jsonl", b"", "empty file"),
@@ -248,5 +274,5 @@ def test_each_broken_file_has_a_reason(tmp_path: Path, name: str, content: bytes
 def test_a_configuration_that_was_written_and_read_again_means_the_same() -> None:
     config = CorpusConfig(paths=["x"])
     again = CorpusConfig.model_validate_json(config.model_dump_json())
-    assert input_names(again.columns) == input_names(config.columns)
-    check_columns(["query", "document"], again.columns)
+    assert InputColumns.of(again) == InputColumns.of(config)
+    check_columns(["query", "document"], InputColumns.of(again))

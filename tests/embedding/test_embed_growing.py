@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 
 from clusterbatch.config import EmbedConfig, RunConfig
-from clusterbatch.corpus import append as known
-from clusterbatch.corpus.append import Dropping, KnownWorker, part_units, without_dropped
+from clusterbatch.corpus.append import Dropping, KnownWorker, dropped_lists, part_items, without_dropped
 from clusterbatch.corpus.read import Sorting
 from clusterbatch.corpus.row_groups import PAIRS, read_row_group, row_groups_of
 from clusterbatch.embedding.embedder import EmbeddedUnit, UnitEmbedder
 from clusterbatch.embedding.stage import embed, is_embedded
 from clusterbatch.embedding.vectors import SIDES, VectorSource, tasks
+from clusterbatch.runtime import Pass, Pool
 from clusterbatch.store import Artifact, Counts, Receipt
 from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace
@@ -37,22 +37,21 @@ def _grow(config: RunConfig, rows: pa.Table, drop: list[str], folder: Path) -> N
     version = corpus.next_version(base)
     file = folder / f"drop-{version.number}.txt"
     file.write_text("\n".join(drop))
-    found = KnownWorker(
-        Artifact(version.folder.child("_exchange"), "known"),
-        "known",
-        corpus,
-        version,
-        Dropping([str(file)], [], corpus.folder),
-        [],
-        Sorting(1, 0, near_threshold=None, near_buckets=1, hashes=False, flush_bytes=2**20, dropped=()),
-    )
-    receipts = [found.process(unit) for unit in part_units(base)]
+    known = Artifact(version.folder.child("_exchange"), "known")
+    arguments = {
+        "corpus": corpus,
+        "version": version,
+        "dropping": Dropping([str(file)], [], corpus.folder),
+        "hashes": [],
+        "sorting": Sorting(1, 0, near_threshold=None, near_buckets=1, hashes=False, flush_bytes=2**20, dropped=()),
+    }
+    receipts = Pass("known", known, "known", KnownWorker, arguments, Pool(1)).run(part_items(base))
     version.base = without_dropped(base, receipts, version.path)
     parts = [write_parquet(version, "part", rows, 64, role=PAIRS)] if rows.num_rows else []
     counts = Counts(read=rows.num_rows, written=rows.num_rows)
     made = Receipt(unit=0, fingerprint=f"v{version.number}", parts=parts, counts=counts)
     details = {"sources": {"site": version.base.counts.written + rows.num_rows}}
-    lists = known.dropped_lists(receipts)
+    lists = dropped_lists(receipts)
     version.commit(f"v{version.number}", [made], config={}, inputs={}, seconds=0, details=details, extra_parts=lists)
 
 

@@ -1,8 +1,8 @@
-"""The readers by format, chosen by a file's name and its first bytes; library errors get one voice."""
+"""The readers by format, chosen by a file's name and its first bytes; errors of libraries become one kind."""
 
 from __future__ import annotations
 
-import posixpath
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-from clusterbatch.config import ColumnsConfig, CorpusConfig, StorageConfig
+from clusterbatch.config import CorpusConfig, StorageConfig
 from clusterbatch.corpus.inputs import InputFile, Slice
 from clusterbatch.corpus.readers.delimited import read_delimited
 from clusterbatch.corpus.readers.formats import Format, agree, agree_inside
 from clusterbatch.corpus.readers.jsonl import read_json_lines
 from clusterbatch.corpus.readers.parquet import read_parquet_slice
 from clusterbatch.corpus.readers.text import decompressed, detect_encoding
-from clusterbatch.corpus.rows import BrokenFileError, Chunk
+from clusterbatch.corpus.rows import BrokenFileError, Chunk, InputColumns
 from clusterbatch.store.folder import Folder
 
 _HEAD = 64 * 2**10
@@ -26,30 +26,32 @@ _MOST_TELLING = 1024
 
 
 def read_slice(piece: Slice, config: CorpusConfig, storage: StorageConfig) -> Iterator[Chunk]:
-    """The rows of one slice, in order, in chunks of a few megabytes.
+    """Yield the rows of one slice, in order, in chunks of a few megabytes.
 
-    Raises BrokenFileError where the file or the rest of it cannot be read: truncated, not what its name says, or
-    without the columns that the configuration names.
+    Raises BrokenFileError if the file or the rest of it cannot be read: truncated, not what its name says, or without
+    the columns that the configuration names.
     """
     with opened(piece.file, storage) as (opening, file):
         reader = READERS.get(opening.format.kind or "")
         if reader is None:
             raise BrokenFileError(f"unknown format; expected {', '.join(READERS)}")
-        yield from reader(Reading(file, piece, config.columns, config.encoding, opening))
+        columns = InputColumns.of(config, piece.file.keys)
+        yield from reader(Reading(file, piece, columns, config.encoding, opening, config.tsv_quotes))
 
 
 class Reading(NamedTuple):
-    """What a reader is given. encoding: the one that is configured, else None."""
+    """Arguments of a reader. encoding: the one configured, if any; tsv_quotes: whether TSV has quoted fields."""
 
     file: BinaryIO
     piece: Slice
-    columns: ColumnsConfig
+    columns: InputColumns
     encoding: str | None
     opening: Opening
+    tsv_quotes: bool = False
 
     @property
     def text_encoding(self) -> str:
-        """For readers of text."""
+        """The encoding for readers of text."""
         return self.encoding or detect_encoding(self.opening.head)
 
 
@@ -67,7 +69,9 @@ def _delimited(reading: Reading) -> Iterator[Chunk]:
     encoding, opening = reading.text_encoding, reading.opening
     if b"\0" in opening.head[:_MOST_TELLING] and not encoding.startswith(("utf-16", "utf-32")):
         raise BrokenFileError("not what its name says: binary data, not text")
-    return read_delimited(reading.file, reading.columns, encoding, tabs=opening.format.kind == "tsv")
+    tabs = opening.format.kind == "tsv"
+    quotes = reading.tsv_quotes or not tabs
+    return read_delimited(reading.file, reading.columns, encoding, tabs=tabs, quotes=quotes)
 
 
 # By the kind that formats.EXTENSIONS gives a file.
@@ -81,7 +85,7 @@ READERS: dict[str, Callable[[Reading], Iterator[Chunk]]] = {
 
 @dataclass(frozen=True)
 class Opening:
-    """What the beginning of a file tells: its format, and the first bytes of its (decompressed) content."""
+    """What the beginning of a file shows: its format, and the first bytes of its (decompressed) content."""
 
     format: Format
     head: bytes
@@ -89,19 +93,19 @@ class Opening:
 
 @contextmanager
 def opened(file: InputFile, storage: StorageConfig) -> Iterator[tuple[Opening, BinaryIO]]:
-    """A file's content, decompressed. What libraries raise inside the block becomes BrokenFileError.
+    """Open a file's content, decompressed. What libraries raise inside the block becomes BrokenFileError.
 
-    Raises BrokenFileError where the file is empty or not what its name says.
+    Raises BrokenFileError if the file is empty or not what its name says.
     """
     if file.size == 0:
         raise BrokenFileError("empty file")
-    folder = Folder(posixpath.dirname(file.uri), storage)
+    folder, name = file.place(storage)
     try:
-        opening = _opening(folder, file.name)
-        with folder.open(file.name) as stored:
+        opening = _opening(folder, name)
+        with folder.open(name) as stored:
             yield opening, decompressed(stored, opening.format.compression)
     # The names in a damaged footer may not be text.
-    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the storage, not the file
         text = str(error).strip()

@@ -1,4 +1,4 @@
-"""Which format a file has: what its name says, and whether its first bytes agree."""
+"""The format of a file: what its name says, and whether its first bytes agree."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ EXTENSIONS: dict[str, str] = {
 }
 _COMPRESSIONS: dict[str, Compression] = {"gz": "gzip", "gzip": "gzip", "zst": "zstd", "zstd": "zstd"}
 _MAGIC: dict[Compression, bytes] = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
-_PARQUET = b"PAR1"
+_PARQUET, _ENCRYPTED = b"PAR1", b"PARE"
+# Zstandard has 16 marks for frames that are to be skipped; parallel compressors begin with one.
+_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
 _ARRAY_OF_OBJECTS = re.compile(rb"\s*\[\s*\{")
 _NAMES = {"parquet": "Parquet file", "jsonl": "JSON Lines", "csv": "CSV", "tsv": "TSV"}
 
 
 @dataclass(frozen=True)
 class Format:
-    """`kind` is None where the name does not tell."""
+    """`kind` is None if the name does not say."""
 
     kind: str | None
     compression: Compression | None = None
@@ -38,12 +40,12 @@ class Format:
 
     @property
     def can_be_cut(self) -> bool:
-        """Whether a reader can begin in the middle; quoted line breaks (CSV) and compression forbid it."""
+        """Whether a reader can begin in the middle; not with quoted line breaks (CSV) or compression."""
         return self.kind in ("parquet", "jsonl") and self.compression is None
 
 
 def format_of_name(name: str) -> Format:
-    """By the extension, or the two last ones of a compressed file (`pairs.jsonl.gz`)."""
+    """Return the format by the extension, or the two last ones of a compressed file (`pairs.jsonl.gz`)."""
     *_, extension = [None, *name.lower().rsplit("/", 1)[-1].split(".")[1:]]
     compression = _COMPRESSIONS.get(extension or "")
     if compression:
@@ -52,9 +54,11 @@ def format_of_name(name: str) -> Format:
 
 
 def format_of_content(head: bytes) -> Format:
-    """What the first bytes say; text that is not JSON is taken for CSV."""
+    """Return the format by the first bytes; text that is not JSON is taken for CSV."""
     if head.startswith(_PARQUET):
         return Format("parquet")
+    if _SKIPPABLE.match(head):
+        return Format(None, "zstd")
     for compression, magic in _MAGIC.items():
         if head.startswith(magic):
             return Format(None, compression)
@@ -65,7 +69,9 @@ def format_of_content(head: bytes) -> Format:
 
 
 def agree(name: str, head: bytes) -> tuple[Format, str | None]:
-    """The format to read a file with, and why it cannot be read where name and content contradict each other."""
+    """Return the format to read a file with, and why it cannot be read if name and content contradict each other."""
+    if head.startswith(_ENCRYPTED):
+        return format_of_name(name), "an encrypted Parquet file; it must be decrypted first"
     named, seen = format_of_name(name), format_of_content(head)
     if named.compression != seen.compression:
         claimed, found = named.compression or "not compressed", seen.compression or "not compressed"
@@ -76,7 +82,7 @@ def agree(name: str, head: bytes) -> tuple[Format, str | None]:
 
 
 def agree_inside(named: Format, head: bytes) -> tuple[Format, str | None]:
-    """The same for a compressed file, by the first bytes of what is inside."""
+    """Do the same for a compressed file, by the first bytes of its content."""
     seen = format_of_content(head)
     if seen.compression:
         return named, "compressed twice"

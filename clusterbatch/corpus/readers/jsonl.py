@@ -1,4 +1,4 @@
-"""JSON Lines: one object a line, read by byte ranges so that a large file is many units of work."""
+"""JSON Lines: one object a line, read by byte ranges so that a large file is many slices."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from clusterbatch.config import ColumnsConfig
 from clusterbatch.corpus.inputs import Slice
 from clusterbatch.corpus.readers.records import ChunkBuilder, Extractor, RowError
-from clusterbatch.corpus.rows import BrokenFileError, Chunk
+from clusterbatch.corpus.rows import BrokenFileError, Chunk, InputColumns
 
 _LONGEST_LINE = 64 * 2**20
 _MARK = b"\xef\xbb\xbf"
 
 
-def read_json_lines(file: BinaryIO, piece: Slice | None, columns: ColumnsConfig, encoding: str) -> Iterator[Chunk]:
-    """Rows of the lines that begin in the slice, or of all (None); positions count from the slice's first row.
+def read_json_lines(file: BinaryIO, piece: Slice | None, columns: InputColumns, encoding: str) -> Iterator[Chunk]:
+    """Yield the rows of the lines that begin in the slice, or of all (None); positions count from its first row.
 
-    Blank lines are no rows. Raises BrokenFileError for an encoding in which lines cannot be told by their bytes.
+    Blank lines are no rows. Raises BrokenFileError for an encoding in which bytes do not show where lines end.
     """
     if encoding.startswith(("utf-16", "utf-32")):
         raise BrokenFileError(f"{encoding.upper()} text; JSON Lines must be UTF-8")
@@ -30,13 +29,13 @@ def read_json_lines(file: BinaryIO, piece: Slice | None, columns: ColumnsConfig,
         except RowError as error:
             builder.reject(row, str(error), line.decode(encoding, "backslashreplace"))
         if builder.is_full:
-            yield builder.take()
+            yield builder.take(extract.absent)
     if not builder.is_empty:
-        yield builder.take()
+        yield builder.take(extract.absent)
 
 
 def lines_of(file: BinaryIO, piece: Slice | None = None) -> Iterator[bytes]:
-    """Lines that begin in the slice, or all; without line ends and without a byte order mark."""
+    """Yield the lines that begin in the slice, or all; without line ends and without a byte order mark."""
     start, end = (piece.start, piece.end) if piece else (0, None)
     position = 0
     if start:
@@ -54,7 +53,7 @@ def lines_of(file: BinaryIO, piece: Slice | None = None) -> Iterator[bytes]:
 
 
 def parse_object(line: bytes, encoding: str = "utf-8") -> dict[str, Any]:
-    """The object of one line. Raises RowError where it is none."""
+    """Return the object of one line. Raises RowError if it is none."""
     try:
         value = json.loads(line.decode(encoding))
     except UnicodeDecodeError as error:

@@ -1,8 +1,11 @@
-"""Parquet files, also as Hugging Face exports them: string, large string, dictionary and binary columns of text."""
+"""Parquet files as data frame libraries, databases and Hugging Face's datasets write them."""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
+from contextlib import suppress
+from decimal import Decimal
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -10,44 +13,48 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clusterbatch.config import ColumnsConfig
 from clusterbatch.corpus.images import data_uri
 from clusterbatch.corpus.inputs import Slice
-from clusterbatch.corpus.rows import (
-    COLUMN_TYPES,
-    BrokenFileError,
-    Chunk,
-    Reject,
-    check_columns,
-    input_names,
-)
+from clusterbatch.corpus.readers.records import RowError, canonical_value, negative_texts
+from clusterbatch.corpus.rows import COLUMN_TYPES, BrokenFileError, Chunk, InputColumns, Reject, check_columns
 from clusterbatch.schema import VECTORS
 
 _CHUNK_ROWS = 8192
-_IMAGE_CHUNK_ROWS = 128
+# About how many bytes of texts are read at once; a row group may have rows of any size.
+_CHUNK_BYTES = 32 * 2**20
 # Decoding reads a column chunk in steps of this many bytes, not whole: row groups may be larger than memory.
 _BUFFER = 2**20
+# Columns of labels, in which numbers are as good as texts.
+_LABELS = ("pair_id", "source", "group")
+_EXPECTED = {
+    "weight": "a number",
+    **dict.fromkeys(VECTORS, "a list of numbers"),
+    "negatives": "text or lists of texts",
+}
+_HINTS = {"source": "; corpus.source gives all rows one source"}
 
 
-def read_parquet_slice(file: BinaryIO, piece: Slice, columns: ColumnsConfig) -> Iterator[Chunk]:
-    """Rows of the row groups that begin in the slice: every row group is in exactly one slice.
+def read_parquet_slice(file: BinaryIO, piece: Slice, columns: InputColumns) -> Iterator[Chunk]:
+    """Yield the rows of the row groups that begin in the slice: every row group is in exactly one slice.
 
     Positions count from the slice's first row.
     """
     parquet = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
-    present = parquet.schema_arrow.names
-    check_columns(present, columns)
-    names = {name: given for name, given in input_names(columns).items() if given in present}
+    schema = parquet.schema_arrow
+    check_columns(schema.names, columns)
+    names = {name: given for name, given in columns.names.items() if given in schema.names}
     for name, given in names.items():
-        kind = parquet.schema_arrow.field(given).type
-        if not (name in columns.images and _is_image(kind)):
-            _check_type(name, given, kind)
-    chunk_rows = _IMAGE_CHUNK_ROWS if columns.images else _CHUNK_ROWS
+        if not (name in columns.images and _is_image(schema.field(given).type)):
+            _check_type(name, given, schema.field(given).type, columns)
+    for given in columns.negatives:
+        _check_type("negatives", given, schema.field(given).type, columns)
     row = 0
     wanted = list(dict.fromkeys([*names.values(), *columns.negatives]))
-    for group in range(parquet.num_row_groups):
-        if piece.start <= _first_byte(parquet.metadata.row_group(group)) < piece.end:
-            for batch in parquet.iter_batches(chunk_rows, row_groups=[group], columns=wanted):
+    for number in range(parquet.num_row_groups):
+        group = parquet.metadata.row_group(number)
+        if piece.start <= _first_byte(group) < piece.end:
+            rows = _rows_at_once(group, wanted)
+            for batch in parquet.iter_batches(rows, row_groups=[number], columns=wanted):
                 yield _chunk(batch, row, names, columns)
                 row += batch.num_rows
 
@@ -57,88 +64,197 @@ def _first_byte(group: Any) -> int:
     return int(min(column.dictionary_page_offset or column.data_page_offset, column.data_page_offset))
 
 
-def _check_type(name: str, given: str, kind: pa.DataType) -> None:
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+def _rows_at_once(group: Any, wanted: list[str]) -> int:
+    """Return how many rows of a row group are read at once, by the bytes that its metadata says."""
+    columns = (group.column(number) for number in range(group.num_columns))
+    size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema.split(".")[0] in wanted)
+    return max(1, min(_CHUNK_ROWS, group.num_rows * _CHUNK_BYTES // max(1, size)))
+
+
+def _check_type(name: str, given: str, kind: pa.DataType, columns: InputColumns) -> None:
+    """Raise BrokenFileError if a column cannot be what it is to be."""
+    value = _value_type(kind)
+    item = _value_type(value.value_type) if _is_list(value) else None
     if name in VECTORS:
-        right = any(test(kind) for test in _LIST_TESTS) and pa.types.is_floating(kind.value_type)
+        right = item is not None and _is_number(item)
     elif name == "weight":
-        right = pa.types.is_floating(value) or pa.types.is_integer(value) or pa.types.is_null(value)
+        right = _is_number(value) or pa.types.is_null(value)
+    elif name == "negatives":
+        right = _is_text(item if item is not None else value)
+    elif name in _LABELS:
+        right = _is_text(value) or pa.types.is_integer(value) or pa.types.is_decimal(value) or _is_uuid(value)
     else:
-        right = any(test(value) for test in _TEXT_TESTS)
-        if name in ("pair_id", "source", "group"):
-            right = right or pa.types.is_integer(value)
+        several = name == "document" and name not in columns.images and not set(VECTORS) & set(columns.names)
+        right = _is_text(value) or (several and item is not None and _is_text(item))
     if not right:
-        raise BrokenFileError(f"column {given} is {kind}, expected {_EXPECTED.get(name, 'text')}")
+        raise BrokenFileError(f"column {given} is {kind}, expected {_EXPECTED.get(name, 'text')}{_HINTS.get(name, '')}")
 
 
-_EXPECTED = {"weight": "a number", **dict.fromkeys(VECTORS, "a list of numbers")}
-_LIST_TESTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-_TEXT_TESTS = (
-    pa.types.is_string,
-    pa.types.is_large_string,
-    pa.types.is_string_view,
-    pa.types.is_binary,
-    pa.types.is_large_binary,
-    pa.types.is_null,
-)
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type that is stored: of a dictionary, its values'; of an extension type, its storage's."""
+    if isinstance(kind, pa.BaseExtensionType) and not _is_uuid(kind):
+        return _value_type(kind.storage_type)
+    return _value_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
 
 
-def _chunk(batch: pa.RecordBatch, first: int, names: dict[str, str], settings: ColumnsConfig) -> Chunk:
+def _is_uuid(kind: pa.DataType) -> bool:
+    return isinstance(kind, pa.UuidType) or (pa.types.is_fixed_size_binary(kind) and kind.byte_width == 16)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    tests = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
+    return any(getattr(pa.types, test)(kind) for test in tests)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    tests = (
+        "is_string",
+        "is_large_string",
+        "is_string_view",
+        "is_binary",
+        "is_large_binary",
+        "is_binary_view",
+        "is_null",
+    )
+    return any(getattr(pa.types, test)(kind) for test in tests)
+
+
+def _chunk(batch: pa.RecordBatch, first: int, names: dict[str, str], settings: InputColumns) -> Chunk:
     columns: dict[str, pa.Array] = {}
     rejects: dict[int, Reject] = {}
+    row_of_pair: np.ndarray | None = None
+
+    def refuse(positions: list[int], reason: str) -> None:
+        for position in positions:
+            rejects.setdefault(position, Reject(first + position, reason))
+
     for name, given in names.items():
-        given_array = batch.column(given)
-        if name in settings.images:
-            given_array = _addresses(given_array)
-        array, invalid = _cast(given_array, COLUMN_TYPES[name])
-        columns[name] = array
-        for position in invalid:
-            rejects.setdefault(position, Reject(first + position, f"{name}: invalid UTF-8"))
+        array = batch.column(given)
+        try:
+            if name in settings.images:
+                array = _addresses(array)
+            array = _stored(array)
+            if name == "document" and _is_list(array.type):
+                row_of_pair, array = _pairs_of_rows(array)
+            columns[name], invalid = _cast(array, name)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise BrokenFileError(f"column {given}: {str(error).splitlines()[0]}") from error
+        if name == "document" and row_of_pair is not None:
+            invalid = row_of_pair[invalid].tolist()
+        refuse(invalid, f"{name}: invalid UTF-8")
     if settings.negatives:
-        columns["negatives"] = merge_negatives([batch.column(given) for given in settings.negatives])
-    rows = np.arange(first, first + batch.num_rows, dtype=np.int64)
-    if not rejects:
-        return Chunk(rows, columns)
+        columns["negatives"], invalid = merge_negatives(
+            {given: _stored(batch.column(given)) for given in settings.negatives}
+        )
+        refuse(invalid, "negatives: invalid UTF-8")
+    for name, given in settings.names.items():
+        if name not in names and given in settings.constants:
+            columns[name] = _constant(name, settings.constants[given], batch.num_rows)
     keep = np.ones(batch.num_rows, bool)
     keep[list(rejects)] = False
-    mask = pa.array(keep)
-    return Chunk(rows[keep], {name: array.filter(mask) for name, array in columns.items()}, list(rejects.values()))
+    pairs = np.arange(batch.num_rows) if row_of_pair is None else row_of_pair
+    if row_of_pair is not None:
+        taken = pa.array(row_of_pair)
+        columns = {name: array if name == "document" else array.take(taken) for name, array in columns.items()}
+    if rejects:
+        mask = pa.array(keep[pairs])
+        columns = {name: array.filter(mask) for name, array in columns.items()}
+    return Chunk(first + pairs[keep[pairs]], columns, list(rejects.values()))
+
+
+def _pairs_of_rows(lists: pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """Return the row of each pair, (n,) int64, and its document; a list without documents is one null."""
+    lists = lists.cast(pa.large_list(lists.type.value_type))
+    lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    rows = np.repeat(np.arange(len(lengths)), np.maximum(lengths, 1))
+    places = np.zeros(len(rows), np.int64)
+    filled = lengths[rows] > 0
+    places[filled] = np.arange(filled.sum())
+    return rows, lists.flatten().take(pa.array(places, mask=~filled))
+
+
+def _constant(name: str, value: str | None, rows: int) -> pa.Array:
+    """Return a column that the file's folders give. Raises BrokenFileError if it cannot be one."""
+    try:
+        return pa.array([canonical_value(name, value)] * rows, COLUMN_TYPES[name])
+    except RowError as error:
+        raise BrokenFileError(f"folder: {error}") from None
 
 
 def _is_image(kind: pa.DataType) -> bool:
-    """Encoded images as Hugging Face's data sets keep them: struct<bytes: binary, path: string>."""
+    """Return whether a column has encoded images as Hugging Face's data sets keep them: struct<bytes, path>."""
     return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
 
 
 def _addresses(array: pa.Array) -> pa.Array:
-    """Images that are bytes as data URIs, not checked yet; texts are addresses already."""
+    """Return images that are bytes as data URIs, not checked yet; texts are addresses already."""
     if pa.types.is_struct(array.type):
         has_path = array.type.get_field_index("path") >= 0
         paths = pc.struct_field(array, "path") if has_path else pa.nulls(len(array), pa.string())
         return pc.coalesce(_addresses(pc.struct_field(array, "bytes")), paths.cast(pa.string()))
     if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
-        # Which kind of image it is shows when it is opened.
+        # The kind of image is found when it is opened.
         found = (None if data is None else data_uri(data, "encoded") for data in array.to_pylist())
         return pa.array(found, pa.string())
     return array
 
 
-def _cast(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:
-    """`array` as `target`, and the positions whose text is not UTF-8 (null there)."""
+def _stored(array: pa.Array) -> pa.Array:
+    """Return the values of a dictionary or of an extension type, also inside lists."""
+    if isinstance(array, pa.ExtensionArray) and not _is_uuid(array.type):
+        return _stored(array.storage)
     if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if pa.types.is_list(target):
-        return array.cast(target), []
-    if not pa.types.is_string(target):
-        return array.cast(target), []
+        return _stored(array.dictionary_decode())
+    if _is_list(array.type) and array.type.value_type != _value_type(array.type.value_type):
+        return _stored(array.cast(pa.large_list(_value_type(array.type.value_type))))
+    return array
+
+
+def _cast(array: pa.Array, name: str) -> tuple[pa.Array, list[int]]:
+    """Return `array` as the canonical column `name`, and the positions of texts that are not UTF-8 (null there)."""
+    target = COLUMN_TYPES[name]
+    if name in VECTORS:
+        lists = array.cast(pa.large_list(array.type.value_type))
+        numbers = _as_floats(lists.flatten())
+        lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), mask=None)
+        return pa.ListArray.from_arrays(offsets, numbers, mask=lists.is_null()), []
+    if name == "weight":
+        return _as_floats(array), []
+    if _is_uuid(array.type):
+        values = [_uuid_text(value) for value in array.to_pylist()]
+        return pa.array(values, target), []
+    if pa.types.is_decimal(array.type):
+        return pa.array([_decimal_text(value) for value in array.to_pylist()], target), []
     if pa.types.is_integer(array.type):
         return array.cast(target), []
     # Parquet does not promise that its strings are UTF-8; the cast from bytes checks.
     binary = array.cast(pa.large_binary())
-    try:
+    with suppress(pa.ArrowInvalid):
         return binary.cast(target), []
-    except pa.ArrowInvalid:
-        return _decode_each(binary)
+    return _decode_each(binary)
+
+
+def _as_floats(array: pa.Array) -> pa.Array:
+    """Return numbers as float32; those that it cannot hold exactly are rounded, as in other formats."""
+    if not pa.types.is_floating(array.type):
+        array = array.cast(pa.float64(), safe=False)
+    return array.cast(pa.float32(), safe=False)
+
+
+def _uuid_text(value: uuid.UUID | bytes | None) -> str | None:
+    return None if value is None else str(value if isinstance(value, uuid.UUID) else uuid.UUID(bytes=value))
+
+
+def _decimal_text(value: Decimal | None) -> str | None:
+    """Return a number as people write it: `12`, not `12.000`."""
+    if value is None:
+        return None
+    return f"{value:f}".rstrip("0").rstrip(".") if value % 1 == 0 and "." in f"{value:f}" else f"{value:f}"
 
 
 def _decode_each(binary: pa.Array) -> tuple[pa.Array, list[int]]:
@@ -153,20 +269,31 @@ def _decode_each(binary: pa.Array) -> tuple[pa.Array, list[int]]:
     return pa.array(texts, pa.string()), invalid
 
 
-def merge_negatives(arrays: list[pa.Array]) -> pa.Array:
-    """One list<string> per row from list columns and columns of single texts; nulls inside are left out."""
-    if len(arrays) == 1 and pa.types.is_list(arrays[0].type):
-        lists = arrays[0].cast(pa.list_(pa.string()))
-        if lists.null_count == 0 and lists.flatten().null_count == 0:
-            return lists
+def merge_negatives(columns: dict[str, pa.Array]) -> tuple[pa.Array, list[int]]:
+    """Return one list<string> per row from columns of lists and of texts, and the positions that are not UTF-8.
+
+    Nulls and blank texts are left out; a text that is a list in JSON's notation is that list.
+    """
+    arrays = list(columns.values())
+    if len(arrays) == 1 and _is_list(arrays[0].type):
+        with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            lists = arrays[0].cast(pa.list_(pa.string()))
+            texts = lists.flatten()
+            blank = pc.any(pc.equal(pc.utf8_trim_whitespace(texts), "")).as_py()
+            if not (lists.null_count or texts.null_count or blank):
+                return lists, []
     merged: list[list[str]] = [[] for _ in range(len(arrays[0]))]
-    for array in arrays:
-        for row, value in zip(merged, pc.cast(array, _nested_text(array.type)).to_pylist(), strict=True):
-            row.extend(text for text in (value if isinstance(value, list) else [value]) if text is not None)
-    return pa.array(merged, pa.list_(pa.string()))
+    invalid: list[int] = []
+    for given, array in columns.items():
+        for position, value in enumerate(array.to_pylist()):
+            try:
+                merged[position] += negative_texts(_decoded(value), given)
+            except UnicodeDecodeError:
+                invalid.append(position)
+    return pa.array(merged, pa.list_(pa.string())), invalid
 
 
-def _nested_text(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.list_(pa.string())
-    return pa.string()
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decoded(item) for item in value]
+    return value.decode() if isinstance(value, bytes) else value

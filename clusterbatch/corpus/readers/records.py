@@ -1,4 +1,4 @@
-"""What the readers of text formats share: values of one row at a time become Arrow columns in chunks."""
+"""What the readers share: the canonical values of one row, and chunks of rows as Arrow columns."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clusterbatch.config import ColumnsConfig
-from clusterbatch.corpus.rows import COLUMN_TYPES, TEXT_COLUMNS, Chunk, Reject, input_names, shown
+from clusterbatch.corpus.rows import COLUMN_TYPES, TEXT_COLUMNS, Chunk, InputColumns, Reject, shown
 from clusterbatch.schema import VECTORS
 
 _CHUNK_ROWS = 8192
@@ -23,35 +22,63 @@ class RowError(Exception):
 
 
 class Extractor:
-    """The canonical values of one record, a mapping from the input's column names."""
+    """Takes the canonical values out of one record, a mapping from the input's column names.
 
-    def __init__(self, columns: ColumnsConfig) -> None:
-        self._names = input_names(columns)
-        self._negatives = columns.negatives
-        self._source_is_offered = columns.source is None
+    absent: columns of negatives that no record has had yet; None before the first record.
+    """
+
+    def __init__(self, columns: InputColumns) -> None:
+        self._columns = columns
+        self.absent: frozenset[str] | None = None
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Raises RowError where a column is missing or of another type."""
+        """Return the values by canonical name; a document may be a list of texts.
+
+        Raises RowError if a column is missing or of another type.
+        """
+        columns = self._columns
         values: dict[str, Any] = {}
-        for name, given in self._names.items():
+        for name, given in columns.names.items():
             if given in record:
-                values[name] = _canonical_value(name, record[given])
-            elif not (name == "source" and self._source_is_offered):
+                value = record[given]
+            elif given in columns.constants:
+                value = columns.constants[given]
+            elif given in columns.offered:
+                continue
+            else:
                 raise RowError(f"{name}: no column {given!r}")
-        if self._negatives:
-            values["negatives"] = self._merge(record)
+            several = name == "document" and isinstance(value, list) and name not in columns.images
+            values[name] = _documents(value, columns) if several else canonical_value(name, value)
+        if columns.negatives:
+            values["negatives"] = self._negatives(record)
         return values
 
-    def _merge(self, record: Mapping[str, Any]) -> list[str]:
+    def _negatives(self, record: Mapping[str, Any]) -> list[str]:
+        missing = frozenset(given for given in self._columns.negatives if given not in record)
+        self.absent = missing if self.absent is None else self.absent & missing
         merged: list[str] = []
-        for given in self._negatives:
-            value = record.get(given)
-            for text in value if isinstance(value, list) else [value]:
-                if not (text is None or isinstance(text, str)):
-                    raise RowError(f"negatives: {type(text).__name__} instead of text in {given!r}")
-                if text:
-                    merged.append(text)
+        for given in self._columns.negatives:
+            merged += negative_texts(record.get(given), given)
         return merged
+
+
+def negative_texts(value: Any, column: str) -> list[str]:
+    """Return the negatives of a cell: a text, a list of texts, or such a list in JSON's notation, in any format.
+
+    Nulls and blank texts are left out. Raises RowError for anything but text.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        listed = _parsed(value)
+        # CSV has no lists; JSON's notation is what tools write there.
+        if isinstance(listed, list) and all(text is None or isinstance(text, str) for text in listed):
+            value = listed
+    texts = []
+    for text in value if isinstance(value, list) else [value]:
+        if not (text is None or isinstance(text, str)):
+            raise RowError(f"negatives: {type(text).__name__} instead of text in {column!r}")
+        if text and not text.isspace():
+            texts.append(text)
+    return texts
 
 
 class ChunkBuilder:
@@ -67,16 +94,22 @@ class ChunkBuilder:
         self._characters = 0
 
     def add(self, row: int, values: dict[str, Any]) -> None:
-        """Raises RowError where a text is not Unicode (lone surrogates, from bytes or escapes)."""
+        """Add a row; one with several documents becomes several pairs.
+
+        Raises RowError if a text is not Unicode (lone surrogates, from bytes or escapes).
+        """
+        documents = values.get("document")
+        pairs = [{**values, "document": text} for text in documents] if isinstance(documents, list) else [values]
         for name, value in values.items():
             for text in value if isinstance(value, list) else [value]:
                 if isinstance(text, str):
                     check_unicode(name, text)
                     self._characters += len(text)
-        self._rows.append(row)
-        self._values.append(values)
+        self._rows += [row] * len(pairs)
+        self._values += pairs
 
     def reject(self, row: int, reason: str, content: Any) -> None:
+        """Add a row that is not taken."""
         self._rejects.append(Reject(row, reason, shown(content)))
 
     @property
@@ -87,15 +120,24 @@ class ChunkBuilder:
     def is_empty(self) -> bool:
         return not self._rows and not self._rejects
 
-    def take(self) -> Chunk:
+    def take(self, absent: frozenset[str] | None = None) -> Chunk:
+        """Return the rows as a chunk and start the next one."""
         names = [name for name in COLUMN_TYPES if any(name in values for values in self._values)]
         columns = {name: pa.array([values.get(name) for values in self._values], COLUMN_TYPES[name]) for name in names}
-        chunk = Chunk(np.array(self._rows, np.int64), columns, self._rejects)
+        chunk = Chunk(np.array(self._rows, np.int64), columns, self._rejects, absent)
         self._start()
         return chunk
 
 
-def _canonical_value(name: str, value: Any) -> str | float | list[float] | None:
+def _documents(value: list[Any], columns: InputColumns) -> list[str | None]:
+    """Return the texts of a list of documents; a list without any is one null."""
+    if any(name in columns.names for name in VECTORS) and len(value) > 1:
+        raise RowError("document: several texts cannot share one vector")
+    return [canonical_value("document", text) for text in value] or [None]  # type: ignore[misc]
+
+
+def canonical_value(name: str, value: Any) -> str | float | list[float] | None:
+    """Return the value of a canonical column; an empty identifier or label is null. Raises RowError if it is none."""
     # A CSV field cannot say null; an empty identifier or label says nothing.
     if value is None or (value == "" and name not in TEXT_COLUMNS):
         return None
@@ -124,18 +166,26 @@ def _weight(value: Any) -> float:
 
 
 def _vector(value: Any) -> list[float]:
+    # CSV has no lists; JSON's notation is what tools write there.
+    numbers = _parsed(value) if isinstance(value, str) else value
     try:
-        # CSV has no lists; JSON's notation is what tools write there.
-        numbers = json.loads(value) if isinstance(value, str) else value
         return [float(number) for number in numbers]
-    except (TypeError, ValueError, RecursionError):
+    except (TypeError, ValueError):
         raise RowError(f"vector: {type(value).__name__} instead of a list of numbers") from None
     except OverflowError:
         raise RowError("vector: an integer that is too large") from None
 
 
+def _parsed(text: str) -> Any:
+    """Return what a JSON text says, None if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
 def check_unicode(name: str, text: str) -> None:
-    """Raises RowError where a text has lone surrogates, which no column can hold."""
+    """Raise RowError if a text has lone surrogates, which no column can hold."""
     if not text.isascii():
         try:
             text.encode()

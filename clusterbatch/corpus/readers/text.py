@@ -1,8 +1,9 @@
-"""Bytes of text files: decompressed, and decoded by an encoding that is configured or found out."""
+"""Bytes of text files: decompression, and detection of the encoding."""
 
 from __future__ import annotations
 
 import codecs
+import gzip
 import io
 import re
 from typing import BinaryIO
@@ -27,14 +28,19 @@ _LEAST_KANA = 0.1
 
 
 def decompressed(file: BinaryIO, compression: Compression | None) -> BinaryIO:
-    """The content of a file. Reading raises OSError where the compressed stream is damaged or ends too early."""
+    """Return the content of a file. Reading raises OSError, EOFError or zlib.error if the compressed stream is damaged.
+
+    A stream may have several members or frames, and gzip's may be padded with zeros.
+    """
     if compression is None:
         return file
+    if compression == "gzip":
+        return io.BufferedReader(gzip.GzipFile(fileobj=file), _BUFFER)  # type: ignore[type-var]
     return io.BufferedReader(pa.CompressedInputStream(file, compression), _BUFFER)
 
 
 def detect_encoding(head: bytes) -> str:
-    """UTF-8 (also where nothing fits: rows that are not are rejected), UTF-16 or 32 by their marks, or CP932."""
+    """Return UTF-8 (also if nothing fits: such rows are rejected), UTF-16 or 32 by their marks, or CP932."""
     for mark, encoding in _MARKS.items():
         if head.startswith(mark):
             return encoding
