@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch.distributed
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 
 from clusterbatch.batches.curriculum import make_plan
 from clusterbatch.config import BatchesConfig
@@ -151,13 +151,22 @@ class SentenceTransformersSampler:
         """
         self._clusters, self._sources = np.asarray(clusters), None if sources is None else np.asarray(sources)
         self._devices, self._batches = devices, batches
+        self._has_trained = False
 
     def __call__(
         self, dataset: Any, batch_size: int, drop_last: bool = False, seed: int = 0, **_: Any
-    ) -> DeviceBatchSampler:
-        """What the trainer calls; the plan needs no generator and drops nothing."""
+    ) -> DeviceBatchSampler | BatchSampler:
+        """Return the batches of `dataset`; the trainer calls it. The plan needs no generator and drops nothing.
+
+        The trainer asks for its training dataset first. Any later dataset of another length is one that it evaluates
+        on: its rows have no labels, and come in their own order. Raises UsageError if the labels are not those of the
+        training dataset.
+        """
         if len(dataset) != len(self._clusters):
+            if self._has_trained:
+                return BatchSampler(SequentialSampler(dataset), batch_size, drop_last)
             raise UsageError(f"{len(self._clusters)} cluster labels for a dataset of {len(dataset)} rows")
+        self._has_trained = True
         devices = self._devices
         if devices is None:
             devices = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1

@@ -214,15 +214,9 @@ def _check_layout(index: ClusterIndex, config: BatchesConfig, layout: str) -> No
 
 def _weights(index: ClusterIndex, config: BatchesConfig) -> np.ndarray:
     """(sources,) float64, 1 where nothing is said."""
-    for name, weight in (config.source_weights or {}).items():
+    for name in config.source_weights or {}:
         if name not in index.sources:
             raise UsageError(f"batches.source_weights.{name}: the corpus has no such source")
-        if not np.isfinite(weight) or weight < 0:
-            raise UsageError(f"batches.source_weights.{name}: must be 0 or more (got {weight})")
-    if config.source_weights and not STRATEGIES[config.stratify].by_source:
-        raise UsageError(
-            f"batches.source_weights: with stratify: {config.stratify} there are no batches of one source to weight"
-        )
     return np.array([(config.source_weights or {}).get(name, 1.0) for name in index.sources])
 
 

@@ -226,3 +226,14 @@ class ReportConfig(Section):
     segment_pattern: str = operational(r"^(.+?)-[dq]?[0-9a-f]{16}$")
     """Regular expression whose first group, found in a query's id, names the segment (source) of the query. The built-
     in sample's ids are <source>-q<16 hex digits>. Gains are shown by segment if ids match."""
+
+    @field_validator("segment_pattern")
+    @classmethod
+    def _has_a_group(cls, pattern: str) -> str:
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        if not groups:
+            raise ValueError("expected a group in parentheses, which names the segment")
+        return pattern

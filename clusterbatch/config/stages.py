@@ -248,7 +248,7 @@ class ClusterConfig(Section):
     """Whether the fit aims at clusters of equal size, at some cost in cosine."""
     levels: Literal[1, 2] | None = None
     """2: cluster first into about sqrt(clusters) coarse clusters, then each of those. Unset: 2 above 4,096 clusters."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Seed of the sample, of k-means and of the order of rows inside a cluster."""
     iterations: int = Field(4, ge=1)
     """Passes over the sample, at most."""

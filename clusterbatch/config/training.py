@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -83,6 +84,22 @@ class BatchesConfig(Section):
     def _by_cluster(self) -> BatchesConfig:
         if self.uniform_clusters and any(phase.stratify != "cluster" for phase in self.phases):
             raise ValueError("uniform_clusters needs stratify: cluster, in all phases")
+        return self
+
+    @model_validator(mode="after")
+    def _parts(self) -> BatchesConfig:
+        for phase in self.phases:
+            if phase.clusters_per_batch and self.size % phase.clusters_per_batch:
+                raise ValueError(f"clusters_per_batch: {phase.clusters_per_batch} does not divide size {self.size}")
+        return self
+
+    @model_validator(mode="after")
+    def _weights(self) -> BatchesConfig:
+        for name, weight in (self.source_weights or {}).items():
+            if not math.isfinite(weight) or weight < 0:
+                raise ValueError(f"source_weights.{name}: must be 0 or more (got {weight})")
+        if self.source_weights and any(phase.stratify == "random" for phase in self.phases):
+            raise ValueError("source_weights: with stratify: random there are no batches of one source to weight")
         return self
 
     @model_validator(mode="after")
@@ -181,8 +198,9 @@ class TrainConfig(Section):
     lora: LoraConfig | None = None
     """Low-rank adapters instead of all weights. Unset: all weights are trained."""
 
-    learning_rate: float = Field(2e-5, gt=0)
-    """Peak learning rate of AdamW."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of AdamW. Unset: 5e-3 for a static encoder; for a backbone 1e-4 up to 50 million weights, 5e-5
+    up to 200 million, 2e-5 above."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
     """Course of the learning rate after the warmup: `linear` and `cosine` fall to zero, `wsd` (warmup-stable-decay)
     falls over the last share `decay`."""
@@ -228,7 +246,8 @@ class TrainConfig(Section):
     """Keeps only each layer's input and computes the layer again: less memory, a third more work."""
 
     checkpoint_every: int | None = operational(None, ge=1)
-    """Steps between two checkpoints. Unset: about ten per run."""
+    """Steps between two checkpoints. Unset: about ten per run, but none within a minute of the one before, and at least
+    one every half hour."""
     keep_checkpoints: int = operational(2, ge=1)
     """Latest checkpoints to keep."""
     evaluate_path: Address | None = operational(None)
@@ -272,6 +291,8 @@ class TrainConfig(Section):
             raise ValueError("directions: one is named twice")
         if self.matryoshka is not None and (not self.matryoshka or min(self.matryoshka) < 1):
             raise ValueError("matryoshka: expected sizes of at least 1")
+        if self.matryoshka is not None and len(set(self.matryoshka)) < len(self.matryoshka):
+            raise ValueError("matryoshka: one size is named twice")
         if (self.evaluate_path is None) != (self.evaluate_every is None):
             raise ValueError("evaluate_path and evaluate_every go together")
         if self.encoder == "static" and (self.lora or self.gradient_checkpointing):

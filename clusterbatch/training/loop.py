@@ -33,6 +33,8 @@ class LoopSettings:
     evaluate_every: int = 1
     # Seconds that a step may wait for the checkpoint before it to be written; all ranks stand still meanwhile.
     patience: float = math.inf
+    # (least, most) seconds between two checkpoints, beside checkpoint_every.
+    checkpoint_seconds: tuple[float, float] = (0.0, math.inf)
 
 
 class TrainingLoop:
@@ -60,6 +62,7 @@ class TrainingLoop:
         self._peak_flops = peak_flops
         self._trackers, self._validation = trackers, validation
         self.last_line: dict[str, Any] | None = None
+        self._last_checkpoint = time.monotonic()
         self._observe, self._stop_requested = observe, stop_requested
         self._flops_per_token = training_flops_per_token(training.encoder)
 
@@ -80,7 +83,7 @@ class TrainingLoop:
                 line["score"] = score
             self._record(line)
             # A score is worth a checkpoint: it may be the best.
-            if ending or score is not None or (done % settings.checkpoint_every == 0 and self._is_free()):
+            if ending or score is not None or (self._is_due(done) and self._is_free()):
                 self._checkpoint(done, batch.epoch, score)
             if stopping and done < settings.last_step:
                 self._wait_together()
@@ -122,6 +125,13 @@ class TrainingLoop:
             score=score,
         )
         self._checkpoints.save(manifest, *training.state())
+        self._last_checkpoint = time.monotonic()
+
+    def _is_due(self, done: int) -> bool:
+        """Whether a periodic checkpoint is due; rank 0 alone decides, as no other rank writes any."""
+        least, most = self._settings.checkpoint_seconds
+        seconds = time.monotonic() - self._last_checkpoint
+        return seconds >= most or (done % self._settings.checkpoint_every == 0 and seconds >= least)
 
     def _is_free(self) -> bool:
         """Storage that takes longer for a checkpoint than lies between two gets fewer of them: the other ranks, in

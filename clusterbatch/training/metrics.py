@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import resource
 import sys
 import tempfile
@@ -31,19 +32,28 @@ from clusterbatch.encoder.model import Encoder
 from clusterbatch.errors import UsageError
 from clusterbatch.store import Folder
 
-# Dense bfloat16 peak of accelerators, FLOP/s, from their data sheets; matched by name.
-_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}
+# Dense bfloat16 peak of accelerators, FLOP/s, from their data sheets, by the whole words of their names.
+_PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+}
 _GEMM_SIZE = 1024
 _GEMM_ROUNDS = 8
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the device: its data sheet's where it is known, else the best of a few matrix products."""
+    """Return the FLOP/s of the device: its data sheet's if known, otherwise the best of a few matrix products."""
     if device.type == "cuda" and dtype == torch.bfloat16:
-        name = torch.cuda.get_device_name(device)
-        for key, peak in _PEAKS.items():
-            if key in name:
-                return peak
+        known = data_sheet_flops(torch.cuda.get_device_name(device))
+        if known is not None:
+            return known
     left = torch.randn(_GEMM_SIZE, _GEMM_SIZE, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(_GEMM_ROUNDS):
@@ -55,15 +65,23 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * _GEMM_SIZE**3 / best
 
 
+def data_sheet_flops(name: str) -> float | None:
+    """Return the dense bfloat16 peak of an accelerator of this name, FLOP/s; None if it is not known."""
+    return next((peak for key, peak in _PEAKS.items() if re.search(rf"\b{key}\b", name)), None)
+
+
 def training_flops_per_token(encoder: Encoder) -> float | None:
-    """FLOP of forward and backward per token: 6 per weight that a token passes (Kaplan 2020), attention scores left
-    out (a few per cent at these lengths). None for a static encoder, whose work is moving memory, and for two towers,
-    each of which only part of the tokens pass."""
+    """Return the FLOP of forward and backward per token, attention scores left out (a few per cent at these lengths).
+
+    6 per weight that a token passes (Kaplan 2020): 2 forward, 2 for the gradient of its input, 2 for its own, which a
+    frozen weight has not. None for a static encoder, whose work is moving memory, and for two towers, each of which
+    only part of the tokens pass.
+    """
     if encoder.kind != "backbone":
         return None
-    table = encoder.backbone.get_input_embeddings()  # type: ignore[operator]
-    weights = sum(parameter.numel() for parameter in encoder.parameters() if parameter.ndim > 1)
-    return 6.0 * (weights - table.weight.numel())
+    table = encoder.backbone.get_input_embeddings().weight  # type: ignore[operator]
+    weights = [weight for weight in encoder.parameters() if weight.ndim > 1 and weight is not table]
+    return float(sum((6 if weight.requires_grad else 4) * weight.numel() for weight in weights))
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -1,6 +1,7 @@
-"""AdamW over the model's trainable parameters, its state laid out by name so that it can be saved without pickle.
+"""AdamW over the trainable parameters, and its learning rate.
 
-The learning rate as a pure function of the step, so that nothing of it needs to be saved.
+The moments are laid out by name, so that they can be saved without pickle. The learning rate is a pure function of the
+step, so nothing of it needs to be saved.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from clusterbatch.config import TrainConfig
 
 Schedule = Literal["linear", "cosine", "wsd", "constant"]
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def learning_rate_factor(schedule: Schedule, step: int, steps: int, warmup: float, decay: float) -> float:
-    """What the peak learning rate is multiplied with at `step` (from 0) of `steps`.
+    """Return the factor of the peak learning rate at `step` (from 0) of `steps`.
 
     warmup: share of the steps that rises linearly from 1/n to 1. linear, cosine: falls to 0 after that. wsd
     (warmup-stable-decay, Hu 2024, MiniCPM): stays at 1, then falls linearly over the last share `decay`. constant:
@@ -35,14 +37,12 @@ def learning_rate_factor(schedule: Schedule, step: int, steps: int, warmup: floa
     return left if schedule == "linear" else 0.5 * (1.0 - math.cos(math.pi * left))
 
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
 class Optimizer:
     """Wraps torch's fused AdamW: one pass over parameters and moments, on the CPU too."""
 
-    def __init__(self, parameters: dict[str, nn.Parameter], config: TrainConfig, steps: int) -> None:
-        self._parameters, self._config, self._steps = parameters, config, steps
+    def __init__(self, parameters: dict[str, nn.Parameter], config: TrainConfig, steps: int, rate: float) -> None:
+        """`rate`: the peak learning rate; `steps`: of the whole run, over which the schedule stretches."""
+        self._parameters, self._config, self._steps, self._rate = parameters, config, steps, rate
         # Biases, norms and the temperature are not weights to be kept small.
         decayed = [parameter for parameter in parameters.values() if parameter.ndim > 1]
         others = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
@@ -51,16 +51,16 @@ class Optimizer:
             {"params": others, "weight_decay": 0.0},
         ]
         self._adamw = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=config.learning_rate, fused=True
+            [group for group in groups if group["params"]], lr=rate, fused=True
         )
 
     def learning_rate(self, step: int) -> float:
         config = self._config
         factor = learning_rate_factor(config.schedule, step, self._steps, config.warmup, config.decay)
-        return config.learning_rate * factor
+        return self._rate * factor
 
     def step(self, step: int) -> float:
-        """Updates the parameters with the gradients of step `step` (from 0); returns the learning rate used."""
+        """Update the parameters with the gradients of step `step` (from 0); return the learning rate used."""
         rate = self.learning_rate(step)
         for group in self._adamw.param_groups:
             group["lr"] = rate
@@ -68,7 +68,7 @@ class Optimizer:
         return rate
 
     def state(self) -> dict[str, Tensor]:
-        """Moments by '<moment>/<parameter>', the live tensors; empty before the first step."""
+        """Return the live moments by '<moment>/<parameter>'; empty before the first step."""
         return {
             f"{moment}/{name}": self._adamw.state[parameter][moment]
             for name, parameter in self._parameters.items()
@@ -77,7 +77,7 @@ class Optimizer:
         }
 
     def blank_state(self) -> dict[str, Tensor]:
-        """Moments of zero, as `state` has them once a step is done."""
+        """Return moments of zero by the same names, as `state` has them after a step."""
         return {
             f"{moment}/{name}": torch.zeros_like(parameter)
             for name, parameter in self._parameters.items()
@@ -85,6 +85,7 @@ class Optimizer:
         }
 
     def load(self, state: dict[str, Tensor], steps_done: int) -> None:
+        """Take over copies of the moments `state`, which have seen `steps_done` steps."""
         for name, parameter in self._parameters.items():
             if f"{_MOMENTS[0]}/{name}" not in state:
                 continue

@@ -22,6 +22,10 @@ from clusterbatch.training.margin_mse import TeacherMargins
 from clusterbatch.training.masks import BatchFacts
 from clusterbatch.training.optimizer import Optimizer
 from clusterbatch.training.prepare_model import activation_bytes, autocast, micro_batch_tokens, prepare, token_table
+from clusterbatch.training.starting_model import default_learning_rate
+
+# The name of the temperature's logarithm among the parameters, if it is learned.
+LOG_SCALE = "loss.log_scale"
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,10 @@ class TrainingStep:
         table = token_table(encoder).weight
         tables = [table] if table.requires_grad else []
         self.gradients = FlatGradients(list(self.trainable.values()), tables, world)
-        self.optimizer = Optimizer(self.trainable, config, steps)
+        weights = sum(parameter.numel() for parameter in encoder.parameters())
+        self.optimizer = Optimizer(
+            self.trainable, config, steps, config.learning_rate or default_learning_rate(config, weights)
+        )
         self._autocast = autocast(config, encoder)
         self._activation_bytes = activation_bytes(config, encoder.device)
         self._micro_batch_tokens = micro_batch_tokens(config, encoder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from clusterbatch.batches.curriculum import Plan, make_plan
 from clusterbatch.batches.loader import SliceLoader
@@ -29,12 +31,15 @@ from clusterbatch.training.metrics import MetricsLog, open_trackers, peak_flops
 from clusterbatch.training.model_card import model_card
 from clusterbatch.training.prepare_model import computing_dtype, finish
 from clusterbatch.training.resume import Start, resume
-from clusterbatch.training.step import TrainingStep
+from clusterbatch.training.starting_model import check_matryoshka
+from clusterbatch.training.step import LOG_SCALE, TrainingStep
 from clusterbatch.training.validation import Validation
 
 CHECKPOINTS = "checkpoints"
-# Checkpoints in a run whose configuration does not say when.
+# If the configuration does not say when to write checkpoints: about so many in a run, no two of them nearer to each
+# other than the first number of seconds nor farther apart than the second.
 _CHECKPOINTS_PER_RUN = 10
+_SECONDS_BETWEEN_CHECKPOINTS = (60.0, 1800.0)
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,8 @@ class TrainingJob:
 
     @property
     def first_checkpoint(self) -> Checkpoint | None:
-        """What the run begins from, beside the initial model: the moments of the one that it continues."""
-        # Adapters are merged into the initial model, new ones begin at nothing.
-        if self.continued is None or self.config.train.lora is not None:
-            return None
-        return self._checkpoints(self.continued.base).latest()
+        """The last checkpoint of the run that this one continues."""
+        return None if self.continued is None else self._checkpoints(self.continued.base).latest()
 
     def _checkpoints(self, generation: int) -> Checkpoints:
         folder = Workspace(self.config).train(generation).folder.child(CHECKPOINTS)
@@ -112,9 +114,7 @@ def run_worker(
     config = job.config
     prepare_torch(config)
     encoder = load_encoder(resolve_model(job.initial_model, config.storage), config.train.encoder, device=device)
-    sizes = config.train.matryoshka
-    if sizes is not None and max(sizes) != encoder.dimensions:
-        raise UsageError(f"train.matryoshka: the largest size must be the model's, {encoder.dimensions}")
+    check_matryoshka(config.train, encoder.dimensions)
     if isinstance(encoder, TowersEncoder):
         encoder.freeze_unused(config.corpus.columns.images)
     encoder.prompts.update(config.train.named_prompts)
@@ -122,7 +122,7 @@ def run_worker(
     clusters = job.clusters
     reader = ShardReader(clusters)
     plan = open_plan(config, clusters, clusters.require())
-    first_step = resume(training, lambda: _read_start(job, plan))
+    first_step = resume(training, lambda: _read_start(job, plan, training))
     loader = SliceLoader(
         plan,
         reader,
@@ -143,6 +143,7 @@ def run_worker(
         plan.fingerprint,
         config.train.evaluate_every or job.steps,
         config.train.collective_timeout / 4,
+        (0.0, math.inf) if config.train.checkpoint_every else _SECONDS_BETWEEN_CHECKPOINTS,
     )
     is_first = world.rank == 0
     trackers = []
@@ -191,13 +192,26 @@ def upload(source: Path, target: Folder) -> None:
             target.write(path.relative_to(source).as_posix(), path.read_bytes())
 
 
-def _read_start(job: TrainingJob, plan: Plan) -> Start:
-    """The last whole checkpoint of the run; without one what it begins from."""
+def _read_start(job: TrainingJob, plan: Plan, training: TrainingStep) -> Start:
+    """Read the last whole checkpoint of the run; without one, what the run begins from."""
     checkpoint, first = job.checkpoints.latest(), job.first_checkpoint
-    before = job.continued.steps_before if job.continued and first else 0
+    with_adapters = job.config.train.lora is not None
+    # Adapters are merged into the initial model; new ones begin at nothing, and so do their moments.
+    before = job.continued.steps_before if job.continued and first and not with_adapters else 0
     if checkpoint is None:
-        return Start(0, before, first.load() if first else None)
+        if first is None:
+            return Start(0, 0, None)
+        return Start(0, before, _temperature(first, training) if with_adapters else first.load())
     manifest = checkpoint.manifest
     if (manifest.run_fingerprint, manifest.plan_fingerprint) != (job.fingerprint, plan.fingerprint):
         raise UsageError(f"{checkpoint.folder.uri}: a checkpoint of another configuration; pass --force to replace it")
     return Start(manifest.step, before + manifest.step, checkpoint.load())
+
+
+def _temperature(checkpoint: Checkpoint, training: TrainingStep) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
+    """Return the state of a fresh run with the temperature that `checkpoint` has learned; None if it has none."""
+    parameters, moments = training.blank()
+    learned = checkpoint.load()[0] if LOG_SCALE in parameters else {}
+    if LOG_SCALE not in learned:
+        return None
+    return {**parameters, LOG_SCALE: learned[LOG_SCALE]}, moments
