@@ -7,8 +7,7 @@ phase that is given in steps may end in the middle of an epoch; the rest of that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -36,8 +35,6 @@ class Plan(Protocol):
     def locate(self, step: int) -> tuple[int, int]: ...
 
     def steps_of(self, epochs: int) -> int: ...
-
-    def report(self, epochs: int = 1) -> dict[str, Any]: ...
 
 
 def make_plan(index: ClusterIndex, config: BatchesConfig, layout: str = "cluster") -> Plan:
@@ -95,18 +92,3 @@ class CurriculumPlan:
                 return int(self.first_steps[phase]) + plan.steps_of(epochs - before)
             before += self._epochs[phase]
         return int(self.first_steps[-1]) + self.plans[-1].steps_of(epochs - before)
-
-    def report(self, epochs: int = 1) -> dict[str, Any]:
-        """The last phase's report; `phases`: {first_step, strategy, purity, packed_share, read_amplification} of each;
-        warnings name the phase that they are about."""
-        reports = [plan.report(epochs) for plan in self.plans]
-        keys = ("strategy", "steps_per_epoch", "purity", "packed_share", "read_amplification")
-        phases = [
-            {"first_step": int(first), **{key: report[key] for key in keys}}
-            for first, report in zip(self.first_steps, reports, strict=True)
-        ]
-        return {**reports[-1], "phases": phases, "warnings": _warnings(reports)}
-
-
-def _warnings(reports: Sequence[dict[str, Any]]) -> list[str]:
-    return [f"phase {number}: {text}" for number, each in enumerate(reports, start=1) for text in each["warnings"]]

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -94,7 +93,9 @@ class BatchPlan:
         self.config = config
         self.layout = layout
         self.strata, self.left_out = build_strata(index, config, layout)
-        self.fingerprint = fingerprint("plan", PLAN_VERSION, config, layout, index.fingerprint)
+        # Plans that mix crowded clusters are others than those that were made before there was such mixing.
+        mixing = ["mixed"] if any(stratum.mixed for stratum in self.strata) else []
+        self.fingerprint = fingerprint("plan", PLAN_VERSION, config, layout, index.fingerprint, *mixing)
         self.first_epoch = first_epoch
         self.exchanged = round(config.random_share * config.size)
         self.batches_of_stratum = np.array([-(-stratum.rows // config.size) for stratum in self.strata])
@@ -137,12 +138,6 @@ class BatchPlan:
         # With weights an epoch sees only some of a stratum's batches; packed ones must not all come last.
         local = int(permute(np.array([local]), batches, seed, number, own_epoch, _BATCHES)[0])
         return self._assemble(step, epoch, self.strata[number], own_epoch, local)
-
-    def report(self, epochs: int = 1) -> dict[str, Any]:
-        """What training on this plan will be like, and what to mind; see report.plan_report."""
-        from clusterbatch.batches.plan_report import plan_report
-
-        return plan_report(self, epochs)
 
     def sequence(self, stratum: Stratum, epoch: int) -> EpochSequence:
         """The order of a stratum's rows in one of its epochs; a few are kept, for steps alternate between strata."""
@@ -203,7 +198,7 @@ class BatchPlan:
         # A pool has the mean weight of its rows, for its batches mix its sources.
         weight_of_piece = np.array([weights.get(name, 1.0) for name in self.index.sources])[self.index.source]
         factors = [np.average(weight_of_piece[each.pieces], weights=each.piece_rows) for each in self.strata]
-        clusters = np.array([len(each.group_rows) for each in self.strata])
+        clusters = np.array([each.clusters for each in self.strata])
         share = (clusters if uniform else self.batches_of_stratum) * np.array(factors)
         wanted = share / share.sum() * self.batches_of_stratum.sum()
         return np.maximum(1, np.round(wanted)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""What training on a plan will be like, before it starts: purity, packing, repeats, reading, and what to mind.
+"""Report on a plan before training starts: purity, packing, repeats, reading, and warnings.
 
 Computed from stretches of groups instead of rows, so that 10^9 rows in 10^5 clusters take seconds.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from clusterbatch.batches.curriculum import CurriculumPlan, Plan
 from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.batches.sequence import HARDLY_LARGER, Stretches
 from clusterbatch.batches.strata import POOL, Stratum, packed_rows
@@ -22,6 +23,7 @@ _SAMPLED_STEPS = 128
 _MUCH_PACKED = 0.3
 _MUCH_HARDLY_LARGER = 0.05
 _MUCH_READ = 1.1
+_MUCH_CROWDED = 0.5
 _NAMES = 3
 _SUMMED = ("rows", "clusters", "batches", "batches_per_epoch", "leftovers", "repeats")
 _AVERAGED = ("purity", "packed_share", "read_amplification")
@@ -38,19 +40,26 @@ class _Tally:
     purity: float = 0.0
 
 
-def plan_report(plan: BatchPlan, epochs: int = 1) -> dict[str, Any]:
-    """Steps, composition and reading of the first `epochs` epochs, as plain JSON values.
+def plan_report(plan: Plan, epochs: int = 1) -> dict[str, Any]:
+    """Describe steps, composition and reading of the first `epochs` epochs, as plain JSON values.
 
-    steps_per_epoch, rows, pooled and left_out (names of sources), warnings (sentences), and, for the whole plan and
-    under `sources` for each source (or pool):
+    steps_per_epoch, rows, pooled, left_out and mixed (names of sources), warnings (sentences), and, for the whole plan
+    and under `sources` for each source (or pool):
 
-    purity              mean share of a batch from its main cluster; None where the layout knows no clusters, and for
-                        single sources where rows move singly (the plan's is then the mean of a sample of steps)
+    purity              mean share of a batch from its main cluster of the index, whatever the strategy; None if the
+                        layout knows no clusters, and for single sources if groups are not clusters or rows move singly
+                        (the plan's is then the mean of a sample of steps)
     packed_share        share of the rows that stand in batches of several clusters' remains
     leftovers           rows that remain of their clusters when all whole parts of a batch are taken
     repeats             rows that come twice in one pass over the source
     read_amplification  rows fetched / rows used, by one worker that keeps nothing it has read
+
+    For a curriculum: the last phase's report with `phases`, {first_step, strategy, purity, packed_share,
+    read_amplification} of each; warnings name the phase that they are about.
     """
+    if isinstance(plan, CurriculumPlan):
+        return _curriculum_report(plan, epochs)
+    assert isinstance(plan, BatchPlan)
     tallies = [_tally(plan, stratum, epochs) for stratum in plan.strata]
     strata = [_describe(plan, stratum, tally) for stratum, tally in zip(plan.strata, tallies, strict=True)]
     # With weights, strata count as often as their batches are drawn.
@@ -70,9 +79,23 @@ def plan_report(plan: BatchPlan, epochs: int = 1) -> dict[str, Any]:
         "read_amplification": float(share @ [each["read_amplification"] for each in strata]),
         "pooled": next((list(stratum.sources) for stratum in plan.strata if stratum.name == POOL), []),
         "left_out": plan.left_out,
+        "mixed": [stratum.name for stratum in plan.strata if stratum.mixed],
         "sources": _by_source([stratum.name for stratum in plan.strata], strata),
     }
     return {**report, "warnings": _warnings(plan, report)}
+
+
+def _curriculum_report(plan: CurriculumPlan, epochs: int) -> dict[str, Any]:
+    reports = [plan_report(each, epochs) for each in plan.plans]
+    keys = ("strategy", "steps_per_epoch", "purity", "packed_share", "read_amplification")
+    phases = [
+        {"first_step": int(first), **{key: report[key] for key in keys}}
+        for first, report in zip(plan.first_steps, reports, strict=True)
+    ]
+    warnings = [
+        f"phase {number}: {text}" for number, report in enumerate(reports, start=1) for text in report["warnings"]
+    ]
+    return {**reports[-1], "phases": phases, "warnings": warnings}
 
 
 def _tally(plan: BatchPlan, stratum: Stratum, epochs: int) -> _Tally:
@@ -162,10 +185,16 @@ def _fetched_singly(stratum: Stratum, rows: np.ndarray) -> float:
     return float(counts @ (stratum.rows * (1 - (1 - 1 / runs) ** sizes)))
 
 
+def _counts_clusters(plan: BatchPlan, stratum: Stratum) -> bool:
+    """Whether the groups that a tally counts are clusters of the index, in every batch of the stratum."""
+    knows_clusters = plan.layout in ("cluster", "group")
+    return knows_clusters and stratum.whole_runs and not plan.exchanged and plan.config.merged_clusters == 1
+
+
 def _purity(plan: BatchPlan, tallies: Sequence[_Tally], share: np.ndarray) -> float | None:
     if plan.layout not in ("cluster", "group"):
         return None
-    if not plan.moves_rows:
+    if all(_counts_clusters(plan, stratum) for stratum in plan.strata):
         return float(share @ [tally.purity / tally.batches for tally in tallies])
     steps = np.linspace(0, plan.steps_per_epoch - 1, min(_SAMPLED_STEPS, plan.steps_per_epoch)).astype(int)
     return float(np.mean([plan.batch(step).purity for step in steps.tolist()]))
@@ -174,14 +203,13 @@ def _purity(plan: BatchPlan, tallies: Sequence[_Tally], share: np.ndarray) -> fl
 def _describe(plan: BatchPlan, stratum: Stratum, tally: _Tally) -> dict[str, Any]:
     part = plan.config.size // stratum.groups_per_batch
     batches = int(plan.batches_of_stratum[stratum.number])
-    knows_clusters = plan.layout in ("cluster", "group") and not plan.moves_rows
     return {
         "rows": stratum.rows,
-        "clusters": len(stratum.group_rows),
+        "clusters": stratum.clusters,
         "batches": batches,
         "batches_per_epoch": int(plan.quotas[stratum.number]),
         "clusters_per_batch": stratum.groups_per_batch,
-        "purity": tally.purity / tally.batches if knows_clusters else None,
+        "purity": tally.purity / tally.batches if _counts_clusters(plan, stratum) else None,
         "packed_share": tally.packed / tally.rows,
         "leftovers": packed_rows(stratum.group_rows, part),
         "repeats": batches * plan.config.size - stratum.rows,
@@ -202,15 +230,17 @@ def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     joined = {key: one[key] + other[key] for key in _SUMMED}
     joined["clusters_per_batch"] = max(one["clusters_per_batch"], other["clusters_per_batch"])
     for key in _AVERAGED:
-        weighted = [each[key] * each["batches"] for each in (one, other) if each[key] is not None]
-        joined[key] = sum(weighted) / joined["batches"] if weighted else None
+        known = one[key] is not None and other[key] is not None
+        total = sum(each[key] * each["batches"] for each in (one, other)) if known else None
+        joined[key] = None if total is None else total / joined["batches"]
     return {key: joined[key] for key in one}
 
 
 def _warnings(plan: BatchPlan, report: dict[str, Any]) -> list[str]:
     config, run_rows = plan.config, plan.index.run_rows
     found = []
-    if not all(stratum.whole_runs for stratum in plan.strata):
+    unmixed = [stratum for stratum in plan.strata if not stratum.mixed]
+    if not all(stratum.whole_runs for stratum in unmixed):
         found.append(
             f"batches.stratify: {config.stratify} on shards laid out by {plan.layout} moves single rows, reading "
             f"up to {report['read_amplification']:.0f} times the bytes used; less where batches.cache_bytes holds them"
@@ -220,17 +250,41 @@ def _warnings(plan: BatchPlan, report: dict[str, Any]) -> list[str]:
             f"batches.random_share: {plan.exchanged} rows of each batch are read one by one, "
             f"{report['read_amplification']:.1f} times the bytes used; less where batches.cache_bytes holds their runs"
         )
-    elif report["read_amplification"] > _MUCH_READ:
+    elif report["read_amplification"] > _MUCH_READ and any(_cuts_runs(plan, stratum) for stratum in unmixed):
         found.append(
             f"reading: {report['read_amplification']:.2f} times the bytes used are read; batches.size should be a "
             f"multiple of cluster.run_rows ({run_rows}) times clusters_per_batch"
         )
     if STRATEGIES[config.stratify].groups is not None:
         found += _about_clusters(plan, report)
+    found += _about_repeats(plan, report)
     if report["pooled"]:
         found.append(f"small sources: batches mix {_names(report['pooled'])}, each smaller than a batch")
     if report["left_out"]:
         found.append(f"left out, never trained on: {_names(report['left_out'])}")
+    return found
+
+
+def _cuts_runs(plan: BatchPlan, stratum: Stratum) -> bool:
+    return plan.config.size // stratum.groups_per_batch % stratum.run_rows != 0
+
+
+def _about_repeats(plan: BatchPlan, report: dict[str, Any]) -> list[str]:
+    """Return warnings about texts that repeat so much that batches have few negatives."""
+    found = []
+    if report["mixed"]:
+        rows = sum(stratum.rows for stratum in plan.strata if stratum.mixed)
+        found.append(
+            f"repeats: clusters of {_names(report['mixed'])} mostly repeat one query or document, so {rows:,} rows "
+            f"({rows / report['rows']:.0%}) are mixed with those of neighbouring clusters, and read one by one"
+        )
+    crowded = [stratum for stratum in plan.strata if stratum.crowding > _MUCH_CROWDED]
+    if crowded:
+        share = max(stratum.crowding for stratum in crowded)
+        found.append(
+            f"repeats: up to {share:.0%} of the negatives in batches of {_names([each.name for each in crowded])} have "
+            "the query or document of their positive: there is little to learn from them"
+        )
     return found
 
 

@@ -6,6 +6,10 @@ or from `clusters_per_batch` groups, and what remains of a group is packed with 
 for each strategy: strategies.py.
 
 With `uniform_clusters` every cluster that fills a batch is a stratum of its own, drawn as often as any other.
+
+Batches of one cluster teach nothing if most of its rows have the same document (or query): all their negatives are
+copies of the positive. Such crowded clusters are mixed, row by row, with each other and with as many rows of the
+clusters next to them in packing order: a stratum of one group.
 """
 
 from __future__ import annotations
@@ -24,8 +28,10 @@ from clusterbatch.shards.index import ClusterIndex
 
 POOL = "(small sources)"
 
-# Where no clusters_per_batch is given, so many rows at most shall be in packed batches.
+# If no clusters_per_batch is given, so many rows at most are to be in packed batches.
 _PACKED_SHARE = 0.25
+# A cluster is crowded if more than this share of its negatives would be copies of the positive.
+_CROWDED = 0.5
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,9 @@ class Stratum:
 
     pieces: (p,) entries of the cluster index; piece_rows: (p,) their rows; first_piece: (g + 1,) where each group's
     pieces begin; whole_runs: whether rows move in the runs of the layout; scattered: whether the members of a group
-    are drawn from all over the stratum (random_groups).
+    are drawn from all over the stratum (random_groups); mixed: number of clusters that are mixed in its one group,
+    0 in any other stratum; crowding: estimated share of a row's negatives that are copies of its positive, if rows of
+    the stratum met at random.
     """
 
     number: int
@@ -47,6 +55,13 @@ class Stratum:
     whole_runs: bool
     scattered: bool
     groups_per_batch: int
+    mixed: int = 0
+    crowding: float = 0.0
+
+    @property
+    def clusters(self) -> int:
+        """Number of the strategy's groups, those that are mixed counted singly."""
+        return self.mixed or len(self.group_rows)
 
     @property
     def rows(self) -> int:
@@ -101,7 +116,7 @@ def build_strata(index: ClusterIndex, config: BatchesConfig, layout: str) -> tup
         raise UsageError(f"batches.size: a batch of {config.size} pairs, but there are only {total} to choose from")
     if not STRATEGIES[config.stratify].by_source:
         everything = range(len(index.sources))
-        return [_stratum(index, config, layout, 0, WHOLE_CORPUS, everything, np.arange(len(index)))], []
+        return [_stratum(index, config, layout, 0, WHOLE_CORPUS, everything, np.arange(len(index)), False)], []
     drawn = np.flatnonzero(weights > 0)
     large, small = drawn[rows_of_source[drawn] >= config.size], drawn[rows_of_source[drawn] < config.size]
     left_out = weights <= 0
@@ -112,11 +127,12 @@ def build_strata(index: ClusterIndex, config: BatchesConfig, layout: str) -> tup
         members.append((POOL, small.tolist()))
     if not members:
         raise UsageError(f"batches.size: no source has {config.size} pairs; make batches smaller or pool small_sources")
-    sets: list[tuple[str, Sequence[int], np.ndarray]] = []
+    sets: list[tuple[str, Sequence[int], np.ndarray, bool]] = []
     for name, sources in members:
-        pieces = _pieces(index, sources)
-        cuts = _by_cluster(index, config, pieces) if config.uniform_clusters and name != POOL else [pieces]
-        sets += [(name, sources, cut) for cut in cuts]
+        rest, mixed = _without_crowded(index, config, _pieces(index, sources))
+        cuts = _by_cluster(index, config, rest) if config.uniform_clusters and name != POOL else [rest]
+        sets += [(name, sources, cut, False) for cut in cuts if len(cut)]
+        sets += [(name, sources, mixed, True)] if len(mixed) else []
     strata = [_stratum(index, config, layout, number, *each) for number, each in enumerate(sets)]
     return strata, [index.sources[source] for source in np.flatnonzero(left_out)]
 
@@ -127,11 +143,39 @@ def _pieces(index: ClusterIndex, sources: Sequence[int]) -> np.ndarray:
     return np.concatenate([np.arange(start, stop) for start, stop in zip(first, last, strict=True)])
 
 
+def _without_crowded(index: ClusterIndex, config: BatchesConfig, pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the pieces of a stratum into (those of its strategy's groups, those to be mixed row by row)."""
+    strategy, none = STRATEGIES[config.stratify], pieces[:0]
+    if strategy.groups is None or strategy.scattered or not len(index.crowding):
+        return pieces, none
+    group = np.stack([index.source[pieces], strategy.groups(index, pieces, config)])
+    number = np.unique(group, axis=1, return_inverse=True)[1].ravel()
+    rows = np.bincount(number, weights=index.rows[pieces]).astype(np.int64)
+    copies = np.bincount(number, weights=index.crowding[pieces] * index.rows[pieces].astype(np.float64) ** 2)
+    # What is smaller than half a batch is packed with its neighbours anyway.
+    crowded = np.flatnonzero((copies / rows.astype(np.float64) ** 2 > _CROWDED) & (2 * rows >= config.size))
+    if not len(crowded):
+        return pieces, none
+    # Neighbours of crowded groups first; in packing order where two are equally near.
+    after = np.searchsorted(crowded, np.arange(len(rows))).clip(max=len(crowded) - 1)
+    distance = np.minimum(*(np.abs(np.arange(len(rows)) - crowded[each]) for each in (after, (after - 1).clip(min=0))))
+    order = np.argsort(distance, kind="stable")
+    wanted = max(2 * int(rows[crowded].sum()), config.size)
+    taken = order[: int(np.searchsorted(np.cumsum(rows[order]), wanted)) + 1]
+    is_taken = np.zeros(len(rows), bool)
+    is_taken[taken] = True
+    if rows[~is_taken].sum() < config.size:
+        is_taken[:] = True
+    return pieces[~is_taken[number]], pieces[is_taken[number]]
+
+
 def _by_cluster(index: ClusterIndex, config: BatchesConfig, pieces: np.ndarray) -> list[np.ndarray]:
     """The pieces of a source, a set for each cluster that fills a batch; all smaller clusters share one.
 
-    Where they do not fill a batch either, they go with the last one that does.
+    If they do not fill a batch either, they go with the last one that does.
     """
+    if not len(pieces):
+        return []
     clusters, cluster = np.unique(index.cluster[pieces] // config.merged_clusters, return_inverse=True)
     rows = np.bincount(cluster, weights=index.rows[pieces], minlength=len(clusters))
     fills = rows >= config.size
@@ -155,6 +199,7 @@ def _stratum(
     name: str,
     sources: Sequence[int],
     pieces: np.ndarray,
+    mixed: bool,
 ) -> Stratum:
     strategy = STRATEGIES[config.stratify]
     group = strategy.groups(index, pieces, config) if strategy.groups else np.zeros(len(pieces), np.int64)
@@ -163,7 +208,13 @@ def _stratum(
     pieces, group, source = pieces[order], group[order], source[order]
     changes = (np.diff(source) != 0) | (np.diff(group) != 0)
     first_piece = np.concatenate([[0], np.flatnonzero(changes) + 1, [len(pieces)]])
+    clusters = len(first_piece) - 1
+    if mixed:
+        first_piece = first_piece[[0, -1]]
     rows = index.rows[pieces]
+    crowding = 0.0
+    if len(index.crowding):
+        crowding = float(index.crowding[pieces] @ (rows / rows.sum()) ** 2)
     group_rows = np.add.reduceat(rows, first_piece[:-1])
     return Stratum(
         number=number,
@@ -173,9 +224,11 @@ def _stratum(
         piece_rows=rows,
         first_piece=first_piece,
         run_rows=index.run_rows,
-        whole_runs=strategy.moves_runs(config.stratify, layout),
+        whole_runs=not mixed and strategy.moves_runs(config.stratify, layout),
         scattered=strategy.scattered,
-        groups_per_batch=_groups_per_batch(config, group_rows, index.run_rows),
+        groups_per_batch=1 if mixed else _groups_per_batch(config, group_rows, index.run_rows),
+        mixed=clusters if mixed else 0,
+        crowding=crowding,
     )
 
 

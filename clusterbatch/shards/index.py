@@ -7,6 +7,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+# Pieces with less crowding than this are taken to have none: ordinary corpora then have indexes without that column.
+LEAST_CROWDING = 0.1
+
+
+def repeated_share(hashes: np.ndarray) -> float:
+    """Return the probability that two different rows have the same hash; hashes: (n,) of any integer type."""
+    rows = len(hashes)
+    counts = np.unique(hashes, return_counts=True)[1].astype(np.float64)
+    return float((counts * (counts - 1)).sum() / (rows * (rows - 1))) if rows > 1 else 0.0
+
 
 @dataclass(frozen=True)
 class ClusterIndex:
@@ -27,6 +37,9 @@ class ClusterIndex:
     # Identity of the clusters artifact that this index belongs to.
     fingerprint: str
     mean_cosine: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    # float32, the probability that two rows of a piece have the same query, or the same document, whichever is larger;
+    # empty if it is small in all pieces, or not known.
+    crowding: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
 
     def __post_init__(self) -> None:
         if np.any(np.diff(self.source) < 0):
@@ -57,4 +70,5 @@ class ClusterIndex:
             run_rows=run_rows,
             fingerprint=fingerprint,
             mean_cosine=table["mean_cosine"].to_numpy(),
+            crowding=table["crowding"].to_numpy() if "crowding" in table.column_names else np.empty(0, np.float32),
         )

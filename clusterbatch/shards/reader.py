@@ -192,11 +192,14 @@ class ShardReader:
 
 
 def index_table(pieces: Sequence[dict[str, Any]]) -> pa.Table:
-    """Entries of schema.CLUSTER_INDEX, one per piece."""
+    """Return the entries of schema.CLUSTER_INDEX, one per piece, and the column `crowding` if some piece has any."""
     columns = {name: [piece[name] for piece in pieces] for name in CLUSTER_INDEX.names}
     # JSON has no NaN: from a receipt it comes back as None.
     columns["mean_cosine"] = [math.nan if value is None else value for value in columns["mean_cosine"]]
-    return pa.table(columns, schema=CLUSTER_INDEX)
+    table = pa.table(columns, schema=CLUSTER_INDEX)
+    if not any("crowding" in piece for piece in pieces):
+        return table
+    return table.append_column("crowding", pa.array([piece.get("crowding", 0.0) for piece in pieces], pa.float32()))
 
 
 def read_index(artifact: Artifact, manifest: Manifest) -> ClusterIndex:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from clusterbatch.shards.index import LEAST_CROWDING, repeated_share
 from clusterbatch.shards.layout import ROWS, RUNS, TRAINING, VECTORS, ShardLayout
 from clusterbatch.store.artifact import Artifact, Part
 from clusterbatch.store.checksum import checksum64
@@ -33,9 +34,13 @@ class ShardWriter:
     def add(self, table: pa.Table, text: pa.Table, **described: Any) -> None:
         """Appends one piece of a cluster: `table` has the training columns (and vectors), `text` the same rows.
 
-        `described` goes into the piece's entry: what of schema.CLUSTER_INDEX the caller knows.
+        `described` goes into the piece's entry: what of schema.CLUSTER_INDEX the caller knows. `crowding` is added
+        if the piece's rows repeat each other's texts so much that the plan has to know.
         """
         assert table.num_rows == text.num_rows > 0
+        crowding = max(repeated_share(table[name].to_numpy()) for name in ("query_hash", "document_hash"))
+        if crowding >= LEAST_CROWDING:
+            described["crowding"] = round(crowding, 4)
         run_rows, training = self._layout.run_rows, self._files[TRAINING]
         first_byte = training.bytes
         for file in self._files.values():

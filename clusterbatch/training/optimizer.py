@@ -50,9 +50,7 @@ class Optimizer:
             {"params": decayed, "weight_decay": config.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        self._adamw = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=rate, fused=True
-        )
+        self._adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=rate, fused=True)
 
     def learning_rate(self, step: int) -> float:
         config = self._config

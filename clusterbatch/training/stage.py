@@ -17,6 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clusterbatch import errors
+from clusterbatch.batches.plan_report import plan_report
 from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.encoder.devices import resolve_device
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
@@ -85,7 +86,7 @@ def train(
         return artifact.require()
     check_adapters(config.train)
     check_trackers(config.train.trackers)
-    report = plan.report()
+    report = plan_report(plan)
     for warning in report["warnings"]:
         say(f"plan: {warning}", level="warning")
     watch = Stopwatch()

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clusterbatch.batches.plan import BatchPlan
+from clusterbatch.batches.plan_report import plan_report
 from clusterbatch.batches.strata import POOL
 from clusterbatch.config import BatchesConfig
 from tests.batches.indexes import make_index
@@ -26,7 +27,7 @@ def test_figures_are_those_of_a_walk_through_all_batches(
     sizes[0].append(size)
     index = make_index(sizes, run_rows=run_rows, pieces=pieces)
     plan = BatchPlan(index, BatchesConfig(size=size, clusters_per_batch=clusters_per_batch))
-    report = plan.report(epochs)
+    report = plan_report(plan, epochs)
     purity, packed, repeats, fetched = defaultdict(list), defaultdict(list), defaultdict(int), defaultdict(int)
     for batch in map(plan.batch, range(epochs * plan.steps_per_epoch)):
         name = batch.stratum.name
@@ -57,7 +58,7 @@ def test_reading_is_predicted_exactly_where_batches_are_of_whole_runs() -> None:
     for batch in map(plan.batch, range(plan.steps_per_epoch)):
         runs = np.unique(np.stack([batch.piece, batch.row // 8]), axis=1)
         fetched += int(np.minimum(8, index.rows[runs[0]] - runs[1] * 8).sum())
-    predicted = plan.report()["read_amplification"]
+    predicted = plan_report(plan)["read_amplification"]
     assert predicted == pytest.approx(fetched / (plan.steps_per_epoch * 64), rel=0.005)
     assert predicted < 1.05
 
@@ -69,7 +70,7 @@ def test_single_rows_are_predicted_to_read_whole_runs() -> None:
         8 * len(set(zip(batch.piece.tolist(), (batch.row // 8).tolist(), strict=True))) / 64
         for batch in map(plan.batch, range(plan.steps_per_epoch))
     ]
-    report = plan.report()
+    report = plan_report(plan)
     assert report["read_amplification"] == pytest.approx(np.mean(fetched), rel=0.05)
     assert report["sources"]["(all)"]["purity"] is None
     assert report["purity"] == pytest.approx(np.mean([plan.batch(s).purity for s in range(63)]), rel=0.1)
@@ -78,11 +79,11 @@ def test_single_rows_are_predicted_to_read_whole_runs() -> None:
 
 def test_pooled_and_left_out_sources_are_named() -> None:
     index = make_index([[20], [30], [500]], run_rows=8)
-    pooled = BatchPlan(index, BatchesConfig(size=64)).report()
+    pooled = plan_report(BatchPlan(index, BatchesConfig(size=64)))
     assert pooled["pooled"] == ["source-0", "source-1"]
     assert set(pooled["sources"]) == {"source-2", POOL}
     assert any("source-0, source-1" in warning for warning in pooled["warnings"])
-    left = BatchPlan(index, BatchesConfig(size=64, small_sources="leave_out")).report()
+    left = plan_report(BatchPlan(index, BatchesConfig(size=64, small_sources="leave_out")))
     assert left["left_out"] == ["source-0", "source-1"]
     assert left["rows"] == 500
     assert any(warning.startswith("left out") for warning in left["warnings"])
@@ -98,12 +99,12 @@ def test_pooled_and_left_out_sources_are_named() -> None:
     ],
 )
 def test_what_to_mind_is_said(clusters: list[int], config: dict[str, int], words: str) -> None:
-    report = BatchPlan(make_index([clusters]), BatchesConfig(**config)).report()
+    report = plan_report(BatchPlan(make_index([clusters]), BatchesConfig(**config)))
     assert any(words in warning for warning in report["warnings"]), report["warnings"]
 
 
 def test_a_good_plan_gives_no_warning() -> None:
-    report = BatchPlan(make_index([[1000, 900, 1200, 1100]] * 3), BatchesConfig(size=64)).report()
+    report = plan_report(BatchPlan(make_index([[1000, 900, 1200, 1100]] * 3), BatchesConfig(size=64)))
     assert report["warnings"] == []
     assert report["purity"] > 0.9
     assert report["packed_share"] < 0.1
@@ -113,7 +114,7 @@ def test_a_source_with_a_stratum_for_each_cluster_is_described_as_one() -> None:
     index = make_index([[640, 64, 20, 30], [320, 128, 10]], run_rows=8)
     plan = BatchPlan(index, BatchesConfig(size=32, uniform_clusters=True, clusters_per_batch=1))
     assert len(plan.strata) > 2
-    report = plan.report()
+    report = plan_report(plan)
     assert set(report["sources"]) == {"source-0", "source-1"}
     assert sum(each["rows"] for each in report["sources"].values()) == report["rows"] == index.total_rows
     assert report["sources"]["source-0"]["clusters"] == 4

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from clusterbatch.batches import BatchPlan, SliceLoader
+from clusterbatch.batches.plan_report import plan_report
 from clusterbatch.config import BatchesConfig, StorageConfig
 from clusterbatch.shards.layout import TRAINING
 from clusterbatch.shards.reader import ShardReader
@@ -104,7 +105,7 @@ def predicted(rows: int) -> None:
         for mean in (200, 512, 1000, 4000):
             index = make_index([sizes_of(kind, mean, rows)], run_rows=RUN_ROWS)
             for batch in (256, 512, 1024, 4096, 16_384):
-                report = BatchPlan(index, BatchesConfig(size=batch)).report()
+                report = plan_report(BatchPlan(index, BatchesConfig(size=batch)))
                 plan = {
                     "clusters_per_batch": report["sources"]["source-0"]["clusters_per_batch"],
                     "purity": round(report["purity"], 3),

@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 
 from clusterbatch.batches.plan import BatchPlan
+from clusterbatch.batches.plan_report import plan_report
 from clusterbatch.config import BatchesConfig
 from clusterbatch.shards.index import ClusterIndex
 from tests.benchmarks.figures import emit
@@ -64,7 +65,7 @@ def measure(kind: str, rows: int, clusters: int, batch: int, steps: int) -> dict
         seconds.append(time.perf_counter() - start)
     stepped = peak_bytes()
     start = time.perf_counter()
-    report = plan.report()
+    report = plan_report(plan)
     reported = time.perf_counter() - start
     return {
         "seconds to build": built,
