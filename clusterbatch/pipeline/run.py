@@ -21,6 +21,7 @@ from clusterbatch.store import Artifact, Manifest, Stopwatch
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.checks import check_workers
 from clusterbatch.training.stage import train
+from clusterbatch.training.starting_model import check_starting_model
 
 
 class StageFunction(Protocol):
@@ -102,6 +103,7 @@ def run(config: RunConfig, *, force: bool = False) -> str:
     if not config.corpus.paths:
         raise UsageError("corpus.paths: give at least one file or folder, or docstrings:// for the built-in sample")
     check_workers(config)
+    check_starting_model(config)
     check_models(config)
     check_collections(config)
     with lasting_session():

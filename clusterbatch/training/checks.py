@@ -1,4 +1,4 @@
-"""What would fail late, or train on something else than was asked for: refused before a worker starts."""
+"""Checks before training starts: refuse what would fail late, or train on something else than was asked for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_workers(config: RunConfig) -> None:
 
 
 def check_tokens(config: RunConfig, place: str, clusters: Manifest) -> None:
-    """Raises UsageError where the shards hold other tokens than the model would be given from the texts."""
+    """Raise UsageError if the shards hold other tokens than the model would be given from the texts."""
     kept = clusters.details.get("tokens")
     wanted = Tokenisation.of(config).identity
     changed = [] if kept is None else [name for name in wanted if kept.get(name) != wanted[name]]
@@ -29,8 +29,14 @@ def check_tokens(config: RunConfig, place: str, clusters: Manifest) -> None:
         )
 
 
+def check_margins(config: RunConfig, place: str, clusters: Manifest) -> None:
+    """Raise UsageError if `train.margin_mse` is on and the shards hold no teacher's margins."""
+    if config.train.margin_mse and not clusters.details["layout"].get("margins"):
+        raise UsageError(f"train.margin_mse: {place} was made without mine.margins")
+
+
 def check_phases(plan: Plan, steps: int) -> None:
-    """Raises UsageError where training would be over before the last phase of a curriculum begins."""
+    """Raise UsageError if training would be over before the last phase of a curriculum begins."""
     if isinstance(plan, CurriculumPlan) and steps <= plan.first_steps[-1]:
         raise UsageError(
             f"batches.curriculum: the last phase begins with step {plan.first_steps[-1]:,}, but the run has {steps:,}; "

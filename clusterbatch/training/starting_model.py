@@ -38,7 +38,7 @@ def read_starting_model(config: RunConfig) -> StartingModel:
     return StartingModel(sum(math.prod(shape) for shape in shapes), _dimensions(layout, shapes))
 
 
-def check_model(config: RunConfig) -> None:
+def check_starting_model(config: RunConfig) -> None:
     """Raise what `read_starting_model` raises, and UsageError if `train.matryoshka` does not fit the model."""
     model = read_starting_model(config)
     if model.dimensions is not None:

@@ -78,20 +78,22 @@ class TrainingJob:
 
     @property
     def checkpoints(self) -> Checkpoints:
-        return self._checkpoints(self.generation)
+        return checkpoints_of(self.config, self.generation)
 
     @property
     def first_checkpoint(self) -> Checkpoint | None:
         """The last checkpoint of the run that this one continues."""
-        return None if self.continued is None else self._checkpoints(self.continued.base).latest()
-
-    def _checkpoints(self, generation: int) -> Checkpoints:
-        folder = Workspace(self.config).train(generation).folder.child(CHECKPOINTS)
-        return Checkpoints(folder, self.config.train.keep_checkpoints)
+        return None if self.continued is None else checkpoints_of(self.config, self.continued.base).latest()
 
     @property
     def checkpoint_every(self) -> int:
         return self.config.train.checkpoint_every or max(1, -(-self.steps // _CHECKPOINTS_PER_RUN))
+
+
+def checkpoints_of(config: RunConfig, generation: int) -> Checkpoints:
+    """Return the checkpoints of a generation's training run."""
+    folder = Workspace(config).train(generation).folder.child(CHECKPOINTS)
+    return Checkpoints(folder, config.train.keep_checkpoints)
 
 
 def open_plan(config: RunConfig, clusters: Artifact, manifest: Manifest) -> Plan:

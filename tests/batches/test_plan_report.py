@@ -110,6 +110,24 @@ def test_a_good_plan_gives_no_warning() -> None:
     assert report["packed_share"] < 0.1
 
 
+def test_purity_is_that_of_the_clusters_however_many_count_as_one_group() -> None:
+    plan = BatchPlan(make_index([[320] * 8]), BatchesConfig(size=64, merged_clusters=4, clusters_per_batch=1))
+    walked = [plan.batch(step).purity for step in range(plan.steps_per_epoch)]
+    assert max(walked) < 0.8
+    report = plan_report(plan)
+    assert report["purity"] == pytest.approx(np.mean(walked))
+    assert report["sources"]["source-0"]["purity"] is None
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_batches_of_whole_runs_are_not_told_to_be_so(size: int) -> None:
+    """Small clusters end in many short runs, so more is read than is used whatever the size of the batch."""
+    plan = BatchPlan(make_index([[30, 50, 20] * 40], run_rows=64), BatchesConfig(size=size))
+    report = plan_report(plan)
+    assert report["read_amplification"] > 1.1
+    assert not any("batches.size should be" in warning for warning in report["warnings"]), report["warnings"]
+
+
 def test_a_source_with_a_stratum_for_each_cluster_is_described_as_one() -> None:
     index = make_index([[640, 64, 20, 30], [320, 128, 10]], run_rows=8)
     plan = BatchPlan(index, BatchesConfig(size=32, uniform_clusters=True, clusters_per_batch=1))

@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from clusterbatch.batches.samplers import ClusterBatchSampler, SentenceTransformersSampler, label_rows
+from clusterbatch.batches.samplers import (
+    ClusterBatchSampler,
+    DeviceBatchSampler,
+    SentenceTransformersSampler,
+    label_rows,
+)
 from clusterbatch.config import BatchesConfig
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store import Folder
@@ -102,6 +107,13 @@ def test_processes_of_sentence_transformers_get_slices_of_one_global_batch() -> 
         assert slices[0] + slices[1] == batch
 
 
+def test_a_dataset_that_the_trainer_evaluates_on_needs_no_labels() -> None:
+    build = SentenceTransformersSampler(CLUSTERS)
+    assert isinstance(build(range(1000), batch_size=50, drop_last=False), DeviceBatchSampler)
+    evaluated = list(build(range(20), batch_size=8, drop_last=False, seed=1))
+    assert evaluated == [list(range(8)), list(range(8, 16)), list(range(16, 20))]
+
+
 def test_labels_must_match_the_dataset() -> None:
     with pytest.raises(UsageError, match="1000 cluster labels for a dataset of 7 rows"):
         SentenceTransformersSampler(CLUSTERS)(range(7), batch_size=4, drop_last=False)
@@ -173,6 +185,11 @@ def test_the_sentence_transformers_example_trains_on_the_planned_batches_and_res
     }
     trainer = script.main(*tiny, str(tmp_path), **arguments)
     assert trainer.state.global_step == 26
+    evaluated = len(seen)
+    trainer.evaluate(trainer.train_dataset.select(range(40)))
+    # 40 rows in batches of 8, transformers' default; the training dataset's labels say nothing about them.
+    assert len(seen) == evaluated + 5
+    del seen[evaluated:]
     rows = pq.read_table(tiny[0])
     numbers = np.array([[int(word[1:]) for word in text.split()] for text in rows["query"].to_pylist()]).sum(axis=1)
     sampler = ClusterBatchSampler(rows["cluster"].to_numpy(), BatchesConfig(size=32, seed=42))

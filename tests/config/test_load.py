@@ -40,6 +40,19 @@ def test_one_path_is_a_list_of_one(tmp_path: Path) -> None:
         (["workspace"], "'workspace': expected key=value"),
         (["workspace=w", "workspace.deeper=3"], "workspace is a value, not a section"),
         (["workspace=w", "train.mask={"], "is not a valid value"),
+        (["workspace=w", "batches.clusters_per_batch=7"], "clusters_per_batch: 7 does not divide size 256"),
+        (
+            ["workspace=w", "batches.curriculum=[{steps: 5, clusters_per_batch: 3}, {}]"],
+            "clusters_per_batch: 3 does not divide size 256",
+        ),
+        (["workspace=w", "batches.source_weights={a: -1}"], "source_weights.a: must be 0 or more"),
+        (["workspace=w", "batches.source_weights={a: .nan}"], "source_weights.a: must be 0 or more"),
+        (["workspace=w", "batches.source_weights={a: 2}", "batches.stratify=random"], "stratify: random"),
+        (["workspace=w", "cluster.seed=-1"], "cluster.seed: input should be greater than or equal to 0"),
+        (["workspace=w", "train.matryoshka=[8, 8]"], "matryoshka: one size is named twice"),
+        (["workspace=w", "report.segment_pattern=("], "report.segment_pattern: not a regular expression"),
+        (["workspace=w", "report.segment_pattern=abc"], "report.segment_pattern: expected a group in parentheses"),
+        (["workspace=w", "corpus.source=2024-13-45"], "corpus.source: '2024-13-45' is not a valid value"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_key(words: list[str], message: str) -> None:

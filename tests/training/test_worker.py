@@ -19,8 +19,10 @@ from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.measure import LoadedCollection
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.store import Folder
+from clusterbatch.training import worker
 from clusterbatch.training.collectives import World
 from clusterbatch.training.validation import Validation
+from clusterbatch.training.worker import Continuation, TrainingJob
 from tests.training.small_run import (
     WORDS,
     metric_lines,
@@ -170,6 +172,34 @@ def test_adapters_are_trained_alone_and_merged_into_the_model(tmp_path: Path) ->
     changed = {name for name, value in after.items() if not torch.equal(torch.from_numpy(value), before[name])}
     assert changed
     assert all("weight" in name and "embeddings" not in name and "LayerNorm" not in name for name in changed)
+
+
+def test_a_learned_temperature_outlives_the_adapters_of_a_round(tmp_path: Path) -> None:
+    """Adapters are merged and begin anew in the next generation; the temperature belongs to the model."""
+    pytest.importorskip("peft")
+    job = _run(tmp_path, "first", {"lora": {"rank": 4}, "learn_temperature": True})
+    learned = metric_lines(job)[-1]["temperature"]
+    assert abs(learned - job.config.train.temperature) > 1e-4
+    follow = TrainingJob(job.config, 1, 1, job.config.train.model, "next", Continuation(0, 0, 1, 8))
+    train_on_rank(World(), follow)
+    first = metric_lines(follow)[0]
+    # One step of warmup-free Adam moves the logarithm by about the learning rate.
+    assert first["temperature"] == pytest.approx(learned, rel=0.02)
+
+
+def test_checkpoints_follow_the_clock_if_their_steps_are_left_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steps_of(name: str, seconds: tuple[float, float], every: int | None = None) -> list[int]:
+        monkeypatch.setattr(worker, "_SECONDS_BETWEEN_CHECKPOINTS", seconds)
+        job = _run(tmp_path, name, {"steps": 12, "checkpoint_every": every, "keep_checkpoints": 20})
+        return [checkpoint.manifest.step for checkpoint in job.checkpoints.whole()]
+
+    # A run that is over in no time leaves the last one alone.
+    assert steps_of("short", (60.0, 1800.0)) == [12]
+    assert steps_of("slow", (0.0, 1800.0)) == [2, 4, 6, 8, 10, 12]
+    assert steps_of("slower", (0.0, 0.0)) == list(range(1, 13))
+    assert steps_of("asked", (60.0, 1800.0), 5) == [5, 10, 12]
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoints_before_it(tmp_path: Path) -> None:

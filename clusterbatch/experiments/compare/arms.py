@@ -11,6 +11,7 @@ from clusterbatch.clustering.partitions import mean_size
 from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.config.compare import HALF, MATCHED
 from clusterbatch.errors import UsageError
+from clusterbatch.training.starting_model import with_learning_rate
 
 # What an arm may change: everything else is the same for all, or the comparison means nothing.
 _SECTIONS = ("batches", "cluster", "mine", "train")
@@ -70,7 +71,13 @@ def arms_of(config: RunConfig) -> tuple[list[Arm], dict[str, RunConfig]]:
             names[name] = next(usable, None) or _add(layouts, config, arm, arm.batches.stratify)
     asked = config.compare.arms
     arms = [
-        Arm(name, arm, names[name], asked[name].get(_PER_BATCH) == MATCHED, _open_phases(asked[name]))
+        Arm(
+            name,
+            with_learning_rate(arm),
+            names[name],
+            asked[name].get(_PER_BATCH) == MATCHED,
+            _open_phases(asked[name]),
+        )
         for name, arm in configs.items()
     ]
     return arms, layouts

@@ -34,7 +34,7 @@ from clusterbatch.runtime.resources import device_for
 from clusterbatch.store import Artifact, Folder, Receipt, Stopwatch
 from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace
-from clusterbatch.training.stage import all_workers
+from clusterbatch.training.driver import all_workers
 
 RESULT = "tune/refresh.json"
 _WORK = "work"
