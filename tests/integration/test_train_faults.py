@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,9 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from clusterbatch.config import RunConfig
+from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.metrics import read_metrics
 from clusterbatch.training.stage import train
 from clusterbatch.training.worker import TrainingJob
 from tests.training.small_run import model_weights, same_bits, small_config, write_clusters
@@ -104,6 +108,43 @@ def test_lost_workers_are_replaced_and_nothing_else_changes(tmp_path: Path, ray_
     names = Workspace(config).train().folder.list("tensorboard")
     # Three attempts, three event files.
     assert len(names) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+@pytest.mark.parametrize("mode", ["cluster", "in-process"])
+def test_an_interrupted_run_says_so_and_leaves_a_checkpoint_of_its_last_step(
+    tmp_path: Path, number: int, code: int, said: str, mode: str
+) -> None:
+    config = with_changes(
+        small_config(tmp_path, train={"steps": 5000, "workers": 1, "cpus_per_worker": 0.5, "checkpoint_every": 10}),
+        {"ray.mode": mode},
+    )
+    write_clusters(config)
+    path = tmp_path / "run.yaml"
+    path.write_text(config.model_dump_json())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clusterbatch.cli", "train", str(path)], stderr=subprocess.PIPE, text=True
+    )
+    checkpoints = _job(config).checkpoints
+    deadline = time.monotonic() + _SECONDS
+    while checkpoints.latest() is None:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=_SECONDS)
+    assert process.returncode == code, errors
+    lines = errors.splitlines()
+    assert lines[-1] == f"clusterbatch: {said}; the same command continues where this one stopped"
+    latest = checkpoints.latest()
+    assert latest is not None
+    step = latest.manifest.step
+    # Told to stop, the worker finished its step: no later one is in the metrics.
+    assert lines[-2] == f"train: stopped after {step:,} of 5,000 steps, with a checkpoint"
+    assert [json.loads(line)["step"] for line in read_metrics(_job(config).folder).splitlines()] == list(range(step))
 
 
 def test_a_finished_run_is_not_run_again_and_another_configuration_does_not_replace_it(finished: RunConfig) -> None:

@@ -34,8 +34,9 @@ def test_frozen_weights_cost_no_gradient_of_their_own(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     config = small_config(tmp_path, train={"lora": {"rank": 4}}).train
     encoder = load_encoder(config.model, "backbone")
-    whole = training_flops_per_token(encoder)
-    assert whole is not None
+    table = encoder.backbone.get_input_embeddings().weight
+    frozen = sum(weight.numel() for weight in encoder.parameters() if weight.ndim > 1) - table.numel()
     prepare(encoder, config)
     adapters = sum(weight.numel() for weight in encoder.parameters() if weight.requires_grad)
-    assert training_flops_per_token(encoder) == pytest.approx(whole * 4 / 6 + 6 * adapters)
+    assert 0 < adapters < frozen
+    assert training_flops_per_token(encoder) == 4 * frozen + 6 * adapters
