@@ -51,6 +51,7 @@ class Trials:
     def settings(self, arm: Arm) -> list[Setting]:
         """Return the settings of an arm's sweep; without a sweep the one setting it has."""
         compare, train = self._config.compare, arm.config.train
+        assert train.learning_rate is not None, "arms have theirs filled in"
         return list(
             product(compare.learning_rates or [train.learning_rate], compare.temperatures or [train.temperature])
         )
