@@ -1,25 +1,41 @@
-"""The report of a workspace: one self-contained HTML file and metrics.json, from manifests and training metrics.
+"""Report of a workspace: one self-contained HTML file and metrics.json, from manifests and training metrics.
 
-What training changed, before against after, with intervals over queries, by collection and by segment.
+It shows what training changed, before against after, with intervals over queries, by collection and by segment; the
+curves of training; and the clusters and batches that were trained on.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 from scipy import stats
 
+from clusterbatch.batches.curriculum import make_plan
 from clusterbatch.config import DOCSTRINGS, RunConfig, shown_configuration
-from clusterbatch.errors import DataError
+from clusterbatch.errors import DataError, UsageError
 from clusterbatch.evaluation.models import AFTER, BEFORE
 from clusterbatch.evaluation.results import read_scores
-from clusterbatch.pipeline.summary import SUMMARY, finished_stages, workspace_summary
+from clusterbatch.pipeline import run_figures
+from clusterbatch.pipeline.summary import SUMMARY, finished_stages, generations, workspace_summary
+from clusterbatch.reporting.cluster_views import (
+    Example,
+    MappedCluster,
+    ShardText,
+    batch_example,
+    cluster_map,
+    cluster_rows,
+)
+from clusterbatch.reporting.figures import Plot, cluster_sizes
+from clusterbatch.reporting.figures import cluster_map as cluster_map_figure
 from clusterbatch.reporting.page import environment
 from clusterbatch.reporting.phrases import workspace_phrases
+from clusterbatch.shards.reader import ShardReader
+from clusterbatch.store import Artifact, Manifest
 from clusterbatch.store.workspace import Workspace
 
 _CONFIDENCE = 0.95
@@ -28,31 +44,35 @@ LEAST_QUERIES = 20
 
 
 def segments_of(queries: Iterable[str], pattern: str) -> np.ndarray:
-    """(Q,) names by report.segment_pattern, '' where an id names none."""
+    """Return (Q,) names by report.segment_pattern, '' if an id names none."""
     compiled = re.compile(pattern)
     matches = (compiled.match(query) for query in queries)
     return np.array([match[1] if match else "" for match in matches])
 
 
-def paired_interval(after: np.ndarray, before: np.ndarray) -> tuple[float, float] | None:
-    """Interval of the mean difference for other queries of the same kind (paired t, scipy); (Q,) scores each.
+def paired_interval(
+    after: np.ndarray, before: np.ndarray, confidence: float = _CONFIDENCE
+) -> tuple[float, float] | None:
+    """Return the interval of the mean difference for other queries of the same kind (paired t, scipy) from (Q,) scores.
 
-    None of a single query, which says nothing of any other. Another seed of the training is another matter: `compare`
-    measures that.
+    None for a single query, which says nothing about others, and for differences that are all equal, which are no
+    measure of chance. Another seed of the training is another matter: `compare` measures that.
     """
-    if len(after) < 2:
+    if len(after) < 2 or np.ptp(after - before) < 1e-12:
         return None
-    if np.array_equal(after, before):
-        return 0.0, 0.0
-    low, high = stats.ttest_rel(after, before).confidence_interval(_CONFIDENCE)
+    low, high = stats.ttest_rel(after, before).confidence_interval(confidence)
     return float(low), float(high)
 
 
 def query_gains(
     config: RunConfig, generation: int
 ) -> tuple[dict[tuple[str, str], tuple[float, float] | None], list[dict[str, Any]]]:
-    """Intervals by (collection, metric), None of a single query; and, for the first metric, one row per segment:
-    {collection, segment, queries, gain, low, high}, the best first. Empty where an evaluation lacks before or after."""
+    """Return intervals by (collection, metric), and, for the first metric, one row per segment.
+
+    Rows are {collection, segment, queries, before, after, gain, low, high}, best first; low and high are None if there
+    is no interval. The intervals of the segments hold together (Bonferroni): the best and the worst are looked at
+    first. Both are empty if the evaluation lacks before or after.
+    """
     artifact = Workspace(config).evaluation(generation)
     manifest = artifact.require()
     if not {BEFORE, AFTER} <= set(manifest.details["models"]):
@@ -75,12 +95,25 @@ def query_gains(
         for name in sorted(set(names.tolist()) - {""}):
             chosen = names == name
             if chosen.sum() >= LEAST_QUERIES:
-                interval = paired_interval(own[chosen], reference[chosen])
-                assert interval is not None, "a segment has several queries"
-                gain = float(np.mean(own[chosen] - reference[chosen]))
-                entry = {"collection": collection, "segment": name, "queries": int(chosen.sum())}
-                segments.append({**entry, "gain": gain, "low": interval[0], "high": interval[1]})
-    return intervals, sorted(segments, key=lambda row: -row["gain"])
+                scores = own[chosen], reference[chosen]
+                segments.append({"collection": collection, "segment": name, "scores": scores})
+    return intervals, sorted((_segment_row(row, len(segments)) for row in segments), key=lambda row: -row["gain"])
+
+
+def _segment_row(segment: dict[str, Any], segments: int) -> dict[str, Any]:
+    own, reference = segment.pop("scores")
+    interval = paired_interval(own, reference, 1 - (1 - _CONFIDENCE) / segments)
+    low, high = interval if interval else (None, None)
+    before, after = float(np.mean(reference)), float(np.mean(own))
+    return {
+        **segment,
+        "queries": len(own),
+        "before": before,
+        "after": after,
+        "gain": float(np.mean(own - reference)),
+        "low": low,
+        "high": high,
+    }
 
 
 REPORT = "index.html"
@@ -88,10 +121,19 @@ REPORT = "index.html"
 COMPARED = "compare/report/index.html"
 
 
-def write_report(config: RunConfig) -> str:
-    """Writes `<workspace>/report/index.html` and `<workspace>/metrics.json`; returns the report's URI.
+@dataclass(frozen=True)
+class Views:
+    """Figures and examples of one generation's training, clusters and batches; empty if a stage has not finished."""
 
-    Raises DataError where no stage has finished: there is nothing to report.
+    plots: list[Plot] = field(default_factory=list)
+    mapped: list[MappedCluster] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+
+
+def write_report(config: RunConfig) -> str:
+    """Write `<workspace>/report/index.html` and `<workspace>/metrics.json`; return the report's URI.
+
+    Raises DataError if no stage has finished: there is nothing to report.
     """
     workspace = Workspace(config)
     summary = workspace_summary(config)
@@ -101,14 +143,25 @@ def write_report(config: RunConfig) -> str:
     software = finished_stages(config)[-1][2].software
     evaluated = {row["generation"] for row in summary["quality"]}
     intervals, segments = query_gains(config, max(evaluated)) if evaluated else ({}, [])
+    words = workspace_phrases(config.report.language)
+    views = run_views(config, words)
+    plots = list(views.plots)
+    if segments and all(row["low"] is not None for row in segments):
+        plots.append(run_figures.segments_before_after(segments, gains(summary["quality"])[0]["metric"], words))
+    if any(row["own_value"] is not None for row in summary["refresh"]):
+        plots.append(run_figures.refresh_rounds(summary["refresh"], summary["live_generation"], words))
     page = (
         environment()
         .get_template("report.html.jinja")
         .render(
             language=config.report.language,
-            words=workspace_phrases(config.report.language),
+            words=words,
             summary=summary,
-            gains=gains(summary["quality"]),
+            headlines=headlines(summary["quality"], summary["live_generation"]),
+            plots={plot.name: plot for plot in plots},
+            mapped=views.mapped,
+            examples=views.examples,
+            texts=[f"{each.source} {each.cluster}: {', '.join(each.terms)}" for each in views.mapped],
             scoreboard=scoreboard(summary["quality"]),
             models=list(dict.fromkeys(row["model"] for row in summary["quality"])),
             intervals=intervals,
@@ -125,14 +178,71 @@ def write_report(config: RunConfig) -> str:
     return f"{workspace.report.uri}/{REPORT}"
 
 
+def run_views(config: RunConfig, words: Mapping[str, str]) -> Views:
+    """Return what is shown of the last generation that has clusters or a finished training."""
+    workspace = Workspace(config)
+    views = Views()
+    for generation in reversed(generations(config)):
+        training, trained = workspace.train(generation), workspace.train(generation).manifest()
+        if trained is not None:
+            lines = run_figures.training_lines(training, trained)
+            # Of two points there is no curve.
+            if len(lines) > 2:
+                views.plots.extend(run_figures.training_curves(lines, words))
+        clusters, clustered = workspace.clusters(generation), workspace.clusters(generation).manifest()
+        if clustered is not None:
+            _add_clusters(views, config, clusters, clustered, words)
+        if views.plots or views.examples:
+            break
+    return views
+
+
+def _add_clusters(
+    views: Views, config: RunConfig, clusters: Artifact, manifest: Manifest, words: Mapping[str, str]
+) -> None:
+    if manifest.config["stratify"] == "cluster":
+        views.plots.append(cluster_sizes(cluster_rows(clusters, manifest), config.batches.size, words))
+        views.mapped.extend(cluster_map(clusters, manifest))
+        if views.mapped:
+            views.plots.append(cluster_map_figure(views.mapped, words))
+    text = ShardText(clusters, manifest)
+    for stratify in dict.fromkeys(("random", config.batches.stratify)):
+        batches = config.batches.model_copy(update={"stratify": stratify, "curriculum": [], "source_weights": None})
+        try:
+            plan = make_plan(ShardReader(clusters).index, batches, manifest.config["stratify"])
+        # Too few rows for a batch, or shards that cannot serve the strategy: there is nothing to show.
+        except UsageError:
+            continue
+        views.examples.append(batch_example(stratify, plan, text))
+
+
+def headlines(quality: list[dict[str, Any]], live: int | None) -> list[dict[str, Any]]:
+    """Return the rows of `gains` that lead the report: the first metric of each collection, for the live generation.
+
+    Each also has `reference`: {model, value} of the best other model that beats the trained one, or None.
+    """
+    rows = gains(quality)
+    shown = live if any(row["generation"] == live for row in rows) else max((r["generation"] for r in rows), default=0)
+    leading = [row for row in rows if row["metric"] == rows[0]["metric"] and row["generation"] == shown]
+    found = []
+    for row in leading:
+        others = {model: value for model, value in row["values"].items() if model not in (BEFORE, AFTER)}
+        best = max(others, key=lambda model: others[model], default=None)
+        beaten = best is not None and others[best] > row[AFTER]
+        found.append({**row, "reference": {"model": best, "value": others[best]} if best and beaten else None})
+    return found
+
+
 def judged_by_pairs(config: RunConfig) -> bool:
-    """Whether a test collection was made of pairs that were held out, the user's own or the sample's."""
+    """Return whether a test collection was made of held-out pairs, the user's own or the sample's."""
     return not config.evaluate.path or DOCSTRINGS in config.evaluate.path
 
 
 def gains(quality: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per generation, collection and metric: {generation, collection, metric, before, after, queries,
-    documents}; in the order of the evaluation, the first metric of each collection leads."""
+    """Return one row per generation, collection and metric, in the order of the evaluation.
+
+    Rows are those of `scoreboard` with `before` and `after`; the first metric of each collection leads.
+    """
     return [
         {**row, BEFORE: row["values"][BEFORE], AFTER: row["values"][AFTER]}
         for row in scoreboard(quality)
@@ -141,8 +251,10 @@ def gains(quality: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def scoreboard(quality: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per generation, collection and metric: {generation, collection, metric, values by model, queries,
-    documents}, in the order of the evaluation."""
+    """Return one row per generation, collection and metric, in the order of the evaluation.
+
+    Rows are {generation, collection, metric, values by model, queries, documents}.
+    """
     rows: dict[tuple[int, str, str], dict[str, Any]] = {}
     for entry in quality:
         key = (entry["generation"], entry["collection"], entry["metric"])

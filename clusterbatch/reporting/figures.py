@@ -29,6 +29,8 @@ _LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0,
 LEGEND_COLUMNS = 3
 # Stands for the page's text colour; replaced by currentColor, which follows light and dark.
 _INK = "#123456"
+# Sources that the legend of a map names; the page has the others in its texts.
+_MOST_NAMED = 12
 # Fonts with Japanese glyphs, as the usual systems call them.
 _JAPANESE_FONTS = [
     "Noto Sans CJK JP",
@@ -149,6 +151,10 @@ def cluster_map(clusters: Sequence[MappedCluster], words: Mapping[str, str]) -> 
             )
         axes.set_xticks([])
         axes.set_yticks([])
+        for number, source in enumerate(sources[:_MOST_NAMED]):
+            look = look_of(number)
+            axes.scatter([], [], color=look["color"], marker=look["marker"], label=source)
+        legend_above(axes)
 
     text = words["cluster_map_text"].format(clusters=len(clusters), sources=len(sources))
     return Plot("cluster-map", words["cluster_map"], text, draw, (6.4, 4.8))

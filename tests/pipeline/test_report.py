@@ -13,12 +13,14 @@ from clusterbatch.errors import DataError
 from clusterbatch.evaluation.results import scores_table
 from clusterbatch.pipeline.report import (
     gains,
+    headlines,
     paired_interval,
     query_gains,
     scoreboard,
     segments_of,
     write_report,
 )
+from clusterbatch.pipeline.run_figures import running_mean, segments_before_after, training_curves
 from clusterbatch.reporting.phrases import workspace_phrases
 from clusterbatch.store import Counts, Receipt
 from clusterbatch.store.tables import write_parquet
@@ -63,7 +65,7 @@ def test_page_and_summary_say_what_the_stages_left(config: RunConfig):
     assert summary["seconds"] == 4.0
     assert HOSTILE not in page
     assert "&lt;b&gt;bold&lt;/b&gt;: 1" in page
-    assert not re.search(r'(?:src|href)="http|@import|url\(', page)
+    assert not re.search(r'(?:src|href)="http|@import|url\((?!#)', page)
     for row in summary["quality"]:
         assert f"{row['value']:.4f}" in page
     # Every model is a column, and the sources with their winners and losers are there.
@@ -77,6 +79,8 @@ def test_the_page_in_japanese_says_the_same(config: RunConfig):
     japanese = Path(write_report(own)).read_text(encoding="utf-8")
     assert '<html lang="ja">' in japanese
     assert workspace_phrases("ja")["report_title"] in japanese
+    # Where a label stands in a picture depends on its width.
+    english, japanese = (re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL) for page in (english, japanese))
     figure = re.compile(r"[+-]?\d\.\d{4}")
     assert sorted(figure.findall(japanese)) == sorted(figure.findall(english))
     assert workspace_phrases("en").keys() == workspace_phrases("ja").keys()
@@ -110,7 +114,9 @@ def test_interval_is_the_paired_t_interval():
     one, two = rng.uniform(size=(2, 50))
     expected = stats.ttest_rel(one, two).confidence_interval(0.95)
     assert paired_interval(one, two) == pytest.approx((expected.low, expected.high))
-    assert paired_interval(one, one) == (0.0, 0.0)
+    # No difference anywhere is no measure of chance.
+    assert paired_interval(one, one) is None
+    assert paired_interval(one + 0.25, one) is None
     # One query, however much it gained, says nothing of another.
     assert paired_interval(np.array([0.9]), np.array([0.1])) is None
 
@@ -149,3 +155,89 @@ def test_segments_come_from_ids_of_the_samples_form_only():
 def test_nothing_to_report_is_one_line(tmp_path: Path):
     with pytest.raises(DataError, match="no finished stage here, nothing to report"):
         write_report(load_config(None, [f"workspace={tmp_path}/empty"]))
+
+
+def quality_rows(**values: float) -> list[dict[str, object]]:
+    """Rows of an evaluation: `generation0_before=0.2` and so on."""
+    rows = []
+    for name, value in values.items():
+        generation, model = name.split("_")
+        row = {"generation": int(generation.removeprefix("generation")), "collection": "docs", "metric": "NDCG@10"}
+        rows.append({**row, "model": model, "value": value, "queries": 9, "documents": 90})
+    return rows
+
+
+def test_the_headline_is_the_live_generation_s():
+    quality = quality_rows(generation0_before=0.2, generation0_after=0.4, generation1_before=0.2, generation1_after=0.3)
+    assert [row["generation"] for row in headlines(quality, 0)] == [0]
+    assert [row["generation"] for row in headlines(quality, 1)] == [1]
+    # A live model that was never measured: the last one that was.
+    assert [row["generation"] for row in headlines(quality, None)] == [1]
+    assert headlines([], None) == []
+
+
+def test_a_reference_that_beats_the_trained_model_is_named(config: RunConfig):
+    quality = quality_rows(generation0_before=0.2, generation0_after=0.4, generation0_bm25=0.5)
+    assert headlines(quality, 0)[0]["reference"] == {"model": "bm25", "value": 0.5}
+    quality = quality_rows(generation0_before=0.2, generation0_after=0.4, generation0_bm25=0.3)
+    assert headlines(quality, 0)[0]["reference"] is None
+    assert "does not beat it" not in Path(write_report(config)).read_text(encoding="utf-8")
+
+
+def test_no_difference_is_neither_gain_nor_loss(tmp_path: Path):
+    config = load_config(None, [f"workspace={tmp_path}/ws"])
+    evaluation = Workspace(config).evaluation()
+    values = np.random.default_rng(0).uniform(size=40)
+    queries = [f"numpy-q{number:016x}" for number in range(40)]
+    parts, table = [], []
+    for model in ("before", "after"):
+        scores = scores_table("docs", model, {"NDCG@10": values}, queries)
+        parts.append(write_parquet(evaluation, f"scores-docs.{model}", scores))
+        row = {"collection": "docs", "model": model, "metric": "NDCG@10", "value": values.mean()}
+        table.append({**row, "queries": 40, "documents": 50})
+    done = Receipt(unit=0, fingerprint="e" * 16, counts=Counts(read=50, written=50))
+    details = {"table": table, "models": ["before", "after"]}
+    evaluation.commit("e" * 16, [done], config={}, inputs={}, seconds=1, details=details, extra_parts=parts)
+    page = Path(write_report(config)).read_text(encoding="utf-8")
+    assert "+0.0000" in page
+    assert 'class="gain"' not in page
+    assert 'class="loss"' not in page
+
+
+def test_intervals_of_segments_hold_together(config: RunConfig):
+    _, segments = query_gains(config, 0)
+    rng = np.random.default_rng(0)
+    before = rng.uniform(size=60)
+    after = np.clip(before + np.where(np.arange(60) < 30, 0.1, -0.05) + 0.02 * rng.normal(size=60), 0, 1)
+    expected = stats.ttest_rel(after[:30], before[:30]).confidence_interval(0.975)
+    assert (segments[0]["low"], segments[0]["high"]) == pytest.approx((expected.low, expected.high))
+    assert (segments[0]["before"], segments[0]["after"]) == pytest.approx((before[:30].mean(), after[:30].mean()))
+
+
+def test_figures_of_a_training_name_their_first_and_last_values():
+    words = workspace_phrases("en")
+    lines = [{"step": step, "loss": 4.0 - step / 10, "accuracy": step / 40, "gradient_norm": 1.0} for step in range(40)]
+    plots = training_curves(lines, words)
+    assert [plot.name for plot in plots] == ["training-loss", "training-accuracy", "training-gradient-norm"]
+    assert "3.850" in plots[0].description
+    assert "0.250" in plots[0].description
+    assert all(plot.inline().startswith("<svg") for plot in plots)
+
+
+def test_a_running_mean_keeps_a_straight_line_and_the_number_of_points():
+    values = np.arange(50.0)
+    for width in (1, 4, 7):
+        assert running_mean(values, width)[width:-width] == pytest.approx(values[width:-width])
+    assert len(running_mean(values, 9)) == 50
+    assert running_mean(values, 9)[0] == pytest.approx(values[:5].mean())
+
+
+def test_the_figure_of_segments_shows_those_with_the_most_queries():
+    rows = [
+        {"segment": f"s{number}", "queries": number, "before": 0.1, "after": 0.2, "low": 0.05, "high": 0.15}
+        for number in range(20, 50)
+    ]
+    plot = segments_before_after(rows, "NDCG@10", workspace_phrases("en"))
+    drawn = plot.inline()
+    assert "s49 (49)" in drawn
+    assert "s29 (29)" not in drawn
