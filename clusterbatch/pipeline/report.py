@@ -202,7 +202,7 @@ def _add_clusters(
 ) -> None:
     if manifest.config["stratify"] == "cluster":
         views.plots.append(cluster_sizes(cluster_rows(clusters, manifest), config.batches.size, words))
-        views.mapped.extend(cluster_map(clusters, manifest))
+        views.mapped.extend(cluster_map(clusters, manifest, config.cluster))
         if views.mapped:
             views.plots.append(cluster_map_figure(views.mapped, words))
     text = ShardText(clusters, manifest)
@@ -213,7 +213,7 @@ def _add_clusters(
         # Too few rows for a batch, or shards that cannot serve the strategy: there is nothing to show.
         except UsageError:
             continue
-        views.examples.append(batch_example(stratify, plan, text))
+        views.examples.append(batch_example(stratify, plan, text, plan.steps_per_epoch))
 
 
 def headlines(quality: list[dict[str, Any]], live: int | None) -> list[dict[str, Any]]:
