@@ -45,8 +45,6 @@ def test_folders_import_only_from_those_above_them() -> None:
     package = PAGE.parent / "clusterbatch"
     assert set(order) == {path.parent.name for path in package.glob("*/__init__.py")}
     floor = {name: number for number, name in enumerate(order)}
-    # Communities are cut of the passes' own fits.
-    floor["shards"] = floor["clustering"]
     for path in package.glob("*/**/*.py"):
         folder = path.relative_to(package).parts[0]
         for name in re.findall(r"^\s*from clusterbatch\.(\w+)", path.read_text(), re.MULTILINE):

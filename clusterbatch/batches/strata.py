@@ -22,7 +22,7 @@ import numpy as np
 
 from clusterbatch.batches.strategies import STRATEGIES
 from clusterbatch.config import BatchesConfig
-from clusterbatch.corpus.groups import WHOLE_CORPUS
+from clusterbatch.corpus.partitions import WHOLE_CORPUS
 from clusterbatch.errors import UsageError
 from clusterbatch.shards.index import ClusterIndex
 

@@ -11,41 +11,56 @@ import ray
 import torch
 
 from clusterbatch.clustering.assign import Assigner
+from clusterbatch.clustering.cell_fit import CellFit, FitLevel
 from clusterbatch.clustering.features import project
-from clusterbatch.clustering.fit import FitJob
-from clusterbatch.clustering.partial_sums import Centers, Chunk, PartialSums, chunk_sums, chunks_head, merge
+from clusterbatch.clustering.partial_sums import (
+    Centers,
+    Chunk,
+    PartialSums,
+    chunk_sums,
+    chunks_head,
+    is_weightless,
+    merge,
+)
 from clusterbatch.clustering.sample import SampleChunks
 from clusterbatch.encoder.devices import inference_dtype, resolve_device
 from clusterbatch.errors import InfrastructureError
-from clusterbatch.runtime import Pool, check_resources
-from clusterbatch.store import Receipt, Stopwatch
+from clusterbatch.runtime import Pool, Result, check_resources
+from clusterbatch.store import Artifact
 
 # Samples larger than this are spread over the workers; smaller ones are fitted whole, side by side.
 LOCAL_BYTES = 256 * 2**20
 
-# How often a chunk is tried whose worker dies of it.
+# How often the sums of a chunk are tried if the worker dies of them.
 _TRIES = 3
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
 
-def fit_distributed(job: FitJob, cell: int, pool: Pool) -> Receipt:
-    """One cell's fit, by all workers of the pool; the same, bit for bit, as `FitWorker` would make it."""
-    watch = Stopwatch()
-    buckets = job.buckets(cell)
-    matrix = job.matrix(cell, (job.sample.read(bucket) for bucket in buckets))
-    rows = RemoteRows(job.sample, buckets, matrix, pool, job.device)
+def fit_distributed(level: FitLevel, cell: int, output: Artifact, pool: Pool) -> Result:
+    """Fit one cell by all workers of the pool; the result is the same, bit for bit, as that of `FitWorker`.
+
+    Raises InfrastructureError if a worker is lost again and again.
+    """
+    level = replace(level, sample=countable(level, cell))
+    matrix = CellFit(level, cell).projection(CellFit(level, cell).chunks())
+    rows = RemoteRows(level.sample, level.cells.buckets_of(cell), matrix, pool, level.device)
     try:
-        # The driver multiplies nothing, and may see no GPU to tell by what those of the workers multiply.
-        config = job.config.model_copy(update={"dtype": rows.dtype(job.config.dtype)})
-        job = replace(job, device="cpu", config=config)
-        found = job.fit(cell, rows, matrix)
-        return job.write(cell, found, matrix, sum(rows.chunk_rows), watch.seconds)
+        # The driver multiplies nothing, and may see no GPU to tell the number format of the workers' products by.
+        config = level.config.model_copy(update={"dtype": rows.dtype(level.config.dtype)})
+        fit = CellFit(replace(level, device="cpu", config=config), cell)
+        return fit.write(output, fit.fit(rows, matrix), matrix, sum(rows.chunk_rows))
     except ray.exceptions.RayActorError as error:
         reason = str(error).strip().splitlines()[0]
         raise InfrastructureError(f"fit: unit {cell} lost its worker in each of {_TRIES} tries ({reason})") from error
     finally:
         rows.close()
+
+
+def countable(level: FitLevel, cell: int) -> SampleChunks:
+    """Return the sample, without weights if all those of the cell are 0: its rows then count by their number."""
+    weightless = is_weightless(CellFit(level, cell).chunks())
+    return replace(level.sample, weighted=False) if weightless else level.sample
 
 
 class RemoteRows:
@@ -61,27 +76,27 @@ class RemoteRows:
         workers = min(pool.workers, len(buckets))
         check_resources("fit", workers, pool)
         self.actors = [actor.remote(sample, matrix, device) for _ in range(workers)]
-        # Dealt one by one: neighbouring chunks, which make a mini-batch, lie with different workers.
+        # Dealt one by one: neighbouring chunks, which make a mini-batch, belong to different workers.
         dealt = [(self.actors[index % workers], bucket) for index, bucket in enumerate(buckets)]
         rows = ray.get([holder.count.remote(bucket) for holder, bucket in dealt])
-        self._held = [place for place, count in zip(dealt, rows, strict=True) if count]
+        self._filled = [place for place, count in zip(dealt, rows, strict=True) if count]
         self.chunk_rows = [count for count in rows if count]
         self._round = 0
 
     def dtype(self, name: DtypeName) -> DtypeName:
-        """What 'auto' means where the products are made."""
+        """Resolve 'auto' on a worker, by the hardware that makes the products."""
         answer: DtypeName = ray.get(self.actors[0].dtype.remote(name))
         return answer
 
     def head(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-        return chunks_head((_read(self._sample, bucket, self._matrix) for _, bucket in self._held), count)
+        return chunks_head((_read(self._sample, bucket, self._matrix) for _, bucket in self._filled), count)
 
     def partial_sums(self, centers: Centers, chunks: Sequence[int], dtype: torch.dtype) -> PartialSums:
         # Once to the object store; each node fetches it from there once.
         reference = ray.put(centers)
         self._round += 1
-        held = [self._held[chunk] for chunk in chunks]
-        answers = [holder.sums.remote(self._round, reference, bucket, dtype) for holder, bucket in held]
+        filled = [self._filled[chunk] for chunk in chunks]
+        answers = [holder.sums.remote(self._round, reference, bucket, dtype) for holder, bucket in filled]
         return merge(ray.get(answer) for answer in answers)
 
     def close(self) -> None:
@@ -90,7 +105,7 @@ class RemoteRows:
 
 
 class _ChunkHolder:
-    """Reads its chunks when they are first asked for, so that one started in place of another works at once."""
+    """Reads its chunks when they are first asked for, so that a replacement of a lost one works at once."""
 
     def __init__(self, sample: SampleChunks, matrix: np.ndarray | None, device: str) -> None:
         torch.set_num_threads(1)

@@ -146,8 +146,8 @@ def fit(rows: Rows, settings: FitSettings, initial: np.ndarray | None = None) ->
     return max(fits, key=lambda found: found.mean_cosine)
 
 
-def counted(rows: Rows, centers: Centers, dtype: torch.dtype) -> Fit:
-    """Centres that stay as they are, with the sums of the rows that are nearest to each."""
+def fixed(rows: Rows, centers: Centers, dtype: torch.dtype) -> Fit:
+    """Return statistics of fixed centres, without an update: the sums of the rows nearest to each."""
     chunks = list(range(len(rows.chunk_rows)))
     if not chunks:
         clusters, dimensions = centers.centroids.shape

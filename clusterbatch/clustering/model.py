@@ -1,47 +1,214 @@
-"""The fits of all groups as they lie on storage: what workers read them from, whatever the number of centroids.
+"""Fitted clusters: one protocol, whatever decides which cluster a row belongs to, and k-means' own implementation.
 
-A group's finished fit: all that is needed to say which cluster a row belongs to.
+Fits are read from storage by the process that needs them, so that the driver's memory does not grow with centroids.
+
+Legend: N rows, K clusters of a partition, D dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from clusterbatch.clustering.assign import Assigner
-from clusterbatch.clustering.features import project
+from clusterbatch.clustering.features import Features, feature_vectors, project
 from clusterbatch.clustering.partial_sums import Centers
-from clusterbatch.corpus.groups import Groups
-from clusterbatch.embedding.vectors import vector_values
+from clusterbatch.corpus.partitions import Partitions
+from clusterbatch.embedding.vectors import TaskUnit, vector_values
 from clusterbatch.store import Artifact, Part
-from clusterbatch.store.shuffle import read_bucket
 from clusterbatch.store.tables import read_parquet
+
+# A fit without `cluster.drop_outliers`: no cosine is below this.
+NO_OUTLIERS = -2.0
 
 
 @dataclass(frozen=True)
-class GroupModel:
-    """Centroids of one group in packing order.
+class StoredParts:
+    """Parts of an artifact, for instance those of one pass. Picklable."""
 
-    fine: one entry, or one for each of the `coarse` centroids; shares: (K,) of the group's rows that each of the K
-    clusters has, about; matrix: (D, d) projection of the features, None for none; outlier_below: rows whose cosine is
-    lower are outliers; labels: (K,) the user's own names of the clusters, where those decide instead of the vectors.
+    artifact: Artifact
+    parts: Sequence[Part]
+
+
+@dataclass(frozen=True)
+class UnitRows:
+    """N rows of one corpus unit, as `assign` takes them.
+
+    task: number of the work item that the unit belongs to; table: (N,) columns of the corpus, at least pair_id and
+    source, and `group` for the user's own groups; partition: (N,) int64.
+    """
+
+    task: int
+    unit: TaskUnit
+    table: pa.Table
+    partition: np.ndarray
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """Clusters of N rows.
+
+    cluster: (N,) int64, numbered inside the row's partition, 0 if that is not split; cosine: (N,) float32 to the
+    cluster's centroid, NaN if not split; outlier: (N,) bool, whether the row is to be left out of training.
+    """
+
+    cluster: np.ndarray
+    cosine: np.ndarray
+    outlier: np.ndarray
+
+    @classmethod
+    def unsplit(cls, rows: int) -> Assigned:
+        return cls(np.zeros(rows, np.int64), np.full(rows, np.nan, np.float32), np.zeros(rows, bool))
+
+
+class FittedClusters(Protocol):
+    """Clusters of all partitions. Picklable; what it has read from storage is not pickled."""
+
+    @property
+    def stored(self) -> Sequence[StoredParts]:
+        """Parts that the clusters artifact keeps; empty if no partition is split."""
+        ...
+
+    def shares(self) -> Mapping[int, np.ndarray]:
+        """Return for each split partition the (K,) shares of its rows that its clusters have, about."""
+        ...
+
+    def assign(self, rows: UnitRows, vectors: pa.Table | None) -> Assigned:
+        """Return the cluster of each row.
+
+        vectors: (N,) columns query_vector and document_vector; None only if nothing is `stored`.
+        """
+        ...
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Return for each split partition, by name: centroids, mean_cosine (of the fit's rows), rounds (the most)."""
+        ...
+
+
+@dataclass(frozen=True)
+class PartitionModel:
+    """Centroids of one partition in packing order.
+
+    fine: one entry, or one for each of the `coarse` centroids; shares: (K,) of the partition's rows, about; matrix:
+    (D, d) projection of the features, None for none; outlier_below: rows with a lower cosine are outliers.
     """
 
     fine: list[Centers]
     shares: np.ndarray
     coarse: Centers | None = None
     matrix: np.ndarray | None = None
-    outlier_below: float = -2.0
-    labels: pa.Array | None = None
+    outlier_below: float = NO_OUTLIERS
 
-    @property
+    @cached_property
     def first_of_coarse(self) -> np.ndarray:
-        """(entries of `fine` + 1,) the first cluster of each."""
+        """(entries of `fine` + 1,) the first cluster of each entry."""
         return np.concatenate([[0], np.cumsum([len(centers.centroids) for centers in self.fine])])
+
+    @cached_property
+    def centroids(self) -> np.ndarray:
+        """(K, d) centroids of all entries of `fine`."""
+        return np.concatenate([centers.centroids for centers in self.fine])
+
+    def cosine(self, vectors: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+        """Return the (N,) float32 cosines of (N, D) unit vectors to the centroids of the given (N,) clusters."""
+        return np.einsum("nd,nd->n", project(vectors, self.matrix), self.centroids[clusters]).astype(np.float32)
+
+
+class CentroidClusters:
+    """Base of clusters that have centroids; a subclass says which cluster a row belongs to.
+
+    Subclasses are frozen dataclasses with at least these fields. features: what of a row is clustered.
+    """
+
+    partitions: Partitions
+    features: Features
+    stored: Sequence[StoredParts]
+
+    def __getstate__(self) -> dict[str, object]:
+        # Without what `cached_property` keeps.
+        return {field.name: self.__dict__[field.name] for field in fields(self)}  # type: ignore[arg-type]
+
+    @cached_property
+    def models(self) -> Mapping[int, PartitionModel]:
+        """By partition; one that is not split has none."""
+        raise NotImplementedError
+
+    def clusters_of(self, partition: int, values: np.ndarray, rows: UnitRows, places: np.ndarray) -> Numbered:
+        """Return (n,) int64 clusters inside the partition, and (n,) float32 cosines to their centroids.
+
+        values: (n, D) float32 features; places: (n,) int64, which of `rows` they belong to.
+        """
+        raise NotImplementedError
+
+    def shares(self) -> Mapping[int, np.ndarray]:
+        return {partition: model.shares for partition, model in self.models.items()}
+
+    def assign(self, rows: UnitRows, vectors: pa.Table | None) -> Assigned:
+        found = Assigned.unsplit(len(rows.partition))
+        for partition, places, values in self.features_by_partition(rows, vectors):
+            cluster, cosine = self.clusters_of(partition, values, rows, places)
+            found.cluster[places], found.cosine[places] = cluster, cosine
+            found.outlier[places] = cosine < self.models[partition].outlier_below
+        return found
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        return describe_parts([part for stored in self.stored for part in stored.parts])
+
+    def features_by_partition(
+        self, rows: UnitRows, vectors: pa.Table | None, only: np.ndarray | None = None
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield for each split partition its number, (n,) places of its rows, and their (n, D) float32 features.
+
+        only: (N,) bool, the rows to take; None: all.
+        """
+        for partition in np.unique(rows.partition).tolist():
+            if partition not in self.models:
+                continue
+            assert vectors is not None, "clusters need vectors"
+            chosen = rows.partition == partition
+            places = np.flatnonzero(chosen if only is None else chosen & only)
+            if len(places):
+                yield partition, places, feature_vectors(vectors.take(pa.array(places)), self.features)
+
+
+# (n,) int64 clusters and (n,) float32 cosines.
+Numbered = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class KMeansClusters(CentroidClusters):
+    """K-means in one or two levels: a row belongs to the nearest centroid of its partition.
+
+    stored: the fits of each level, the coarse one first; device: of the matrix products.
+    """
+
+    partitions: Partitions
+    features: Features
+    stored: Sequence[StoredParts] = ()
+    device: str = "cpu"
+
+    @cached_property
+    def models(self) -> Mapping[int, PartitionModel]:
+        models: dict[int, PartitionModel] = {}
+        for level in self.stored:
+            finer = read_models(level, self.partitions)
+            for partition, coarse in models.items():
+                if partition in finer:
+                    finer[partition] = replace(finer[partition], coarse=coarse.fine[0], matrix=coarse.matrix)
+            models |= finer
+        return models
+
+    def clusters_of(self, partition: int, values: np.ndarray, rows: UnitRows, places: np.ndarray) -> Numbered:
+        return self._assigners[partition](values)
+
+    @cached_property
+    def _assigners(self) -> dict[int, PartitionAssigner]:
+        return {partition: PartitionAssigner(model, self.device) for partition, model in self.models.items()}
 
 
 # Coarse clusters that a row is looked for in: its nearest centroid may lie across a border of the nearest one. Four
@@ -49,24 +216,21 @@ class GroupModel:
 _PROBES = 4
 
 
-class GroupAssigner:
-    """Assigns feature vectors of a group's rows; in two levels that is O(sqrt(K)) for each row."""
+class PartitionAssigner:
+    """Assigns feature vectors of a partition's rows; with two levels in O(sqrt(K)) per row."""
 
-    def __init__(self, model: GroupModel, device: str = "cpu") -> None:
+    def __init__(self, model: PartitionModel, device: str = "cpu") -> None:
         self._model = model
         self._coarse = _assigner(model.coarse, device) if model.coarse else None
         self._fine = [_assigner(centers, device) for centers in model.fine]
-        # Where similarities are biased, one coarse cluster's clusters share out its rows among themselves.
+        # With biases, the clusters of one coarse cluster share its rows among themselves.
         biased = any(centers.bias is not None for centers in model.fine)
         self._probes = 1 if biased else min(_PROBES, len(self._fine))
         self._first = model.first_of_coarse
 
-    def __call__(self, vectors: np.ndarray, labels: pa.ChunkedArray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) int64 cluster inside the group, and (N,) float32 cosine to its centroid, of (N, D) unit vectors."""
+    def __call__(self, vectors: np.ndarray) -> Numbered:
+        """Return (N,) int64 clusters inside the partition and (N,) float32 cosines of (N, D) unit vectors."""
         vectors = project(vectors, self._model.matrix)
-        if self._model.labels is not None:
-            named = pc.index_in(labels, self._model.labels).to_numpy().astype(np.int64)
-            return named, np.einsum("nd,nd->n", vectors, self._model.fine[0].centroids[named])
         if self._coarse is None:
             found = self._fine[0](vectors)
             return found.labels.numpy(), found.cosine.numpy()
@@ -83,105 +247,54 @@ class GroupAssigner:
         return clusters, cosine
 
 
-def cosine_to(model: GroupModel, vectors: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """(N,) float32 cosine of (N, D) unit vectors to the centroids of given clusters, wherever they would go."""
-    centroids = np.concatenate([centers.centroids for centers in model.fine])
-    return np.einsum("nd,nd->n", project(vectors, model.matrix), centroids[clusters]).astype(np.float32)
-
-
 def _assigner(centers: Centers, device: str) -> Assigner:
     return Assigner(centers.centroids, centers.bias, device=device)
 
 
-def _centers(table: pa.Table) -> Centers:
+def read_centers(table: pa.Table) -> Centers:
+    """Return the centres of a part whose content is `centroids`."""
     bias = None if table["bias"].null_count else table["bias"].to_numpy()
     return Centers(vector_values(table["centroid"]), bias)
 
 
-def read_models(fitted: Artifact, parts: Sequence[Part], groups: Groups) -> dict[int, GroupModel]:
-    """The fits of one level, by group; a group with several cells has their centres in `fine`, cell by cell."""
-    numbers = {name: number for number, name in enumerate(groups.names)}
+def read_models(level: StoredParts, partitions: Partitions) -> dict[int, PartitionModel]:
+    """Read the fits of one level, by partition; the centres of its cells are in `fine`, cell by cell."""
+    numbers = {name: number for number, name in enumerate(partitions.names)}
     cells: dict[int, list[tuple[Centers, np.ndarray, float]]] = {}
     matrices: dict[int, np.ndarray] = {}
-    for part in sorted(parts, key=lambda part: (part.details["group"], part.details["coarse"])):
-        group, table = numbers[part.details["group"]], read_parquet(fitted.folder, part)
+    for part in sorted(level.parts, key=lambda part: (part.details["group"], part.details["coarse"])):
+        partition, table = numbers[part.details["group"]], read_parquet(level.artifact.folder, part)
         if part.details["content"] == "projection":
-            matrices[group] = vector_values(table["direction"])
+            matrices[partition] = vector_values(table["direction"])
             continue
-        fit_of_cell = (_centers(table), table["sampled"].to_numpy(), part.details["outlier_below"])
-        cells.setdefault(group, []).append(fit_of_cell)
+        cell = (read_centers(table), table["sampled"].to_numpy(), part.details["outlier_below"])
+        cells.setdefault(partition, []).append(cell)
     models = {}
-    for group, found in cells.items():
+    for partition, found in cells.items():
         sampled = np.concatenate([rows for _, rows, _ in found])
-        models[group] = GroupModel(
+        below = [below for _, _, below in found]
+        models[partition] = PartitionModel(
             fine=[centers for centers, _, _ in found],
             shares=sampled / sampled.sum(),
-            matrix=matrices.get(group),
-            outlier_below=float(
-                np.average([below for _, _, below in found], weights=[rows.sum() for _, rows, _ in found])
-            ),
+            matrix=matrices.get(partition),
+            outlier_below=float(np.average(below, weights=[rows.sum() for _, rows, _ in found])),
         )
     return models
 
 
-def read_label_models(fitted: Artifact, parts: Sequence[Part], groups: Groups) -> dict[int, GroupModel]:
-    """By group: a cluster for each label."""
-    numbers = {name: number for number, name in enumerate(groups.names)}
-    models = {}
+def describe_parts(parts: Sequence[Part]) -> dict[str, dict[str, Any]]:
+    """Summarise fits for `FittedClusters.describe`; of two levels the finer one."""
+    parts = [part for part in parts if "mean_cosine" in part.details]
+    finest: dict[str, int] = {}
     for part in parts:
-        table = read_parquet(fitted.folder, part)
-        rows = table["rows"].to_numpy()
-        models[numbers[part.details["group"]]] = GroupModel(
-            fine=[Centers(vector_values(table["centroid"]))],
-            shares=rows / rows.sum(),
-            labels=table["label"].combine_chunks(),
-        )
-    return models
-
-
-@dataclass(frozen=True)
-class PlacedRows:
-    """The cluster of every row of the groups that are split, where that is not the nearest centroid's. Picklable."""
-
-    artifact: Artifact
-    parts: Sequence[Part]
-
-    def of_task(self, task: int) -> dict[int, np.ndarray]:
-        """By number of the corpus unit: (rows, 2) int64, row of the unit and cluster inside its group."""
-        table = read_bucket(self.artifact, self.parts, task)
-        if table is None:
-            return {}
-        unit = table["unit"].to_numpy()
-        found = np.stack([table[name].to_numpy() for name in ("row", "cluster")], axis=1)
-        return {number: found[unit == number] for number in np.unique(unit).tolist()}
-
-
-@dataclass(frozen=True)
-class StoredModels:
-    """levels: for one or two levels, the pass that fitted it and its parts; labelled: clusters are the user's own;
-    placed: where rows stand already, and centroids only describe their clusters."""
-
-    groups: Groups
-    levels: Sequence[tuple[Artifact, Sequence[Part]]] = field(default_factory=tuple)
-    labelled: bool = False
-    placed: PlacedRows | None = None
-
-    @property
-    def parts(self) -> list[tuple[Artifact, Part]]:
-        return [(artifact, part) for artifact, parts in self.levels for part in parts]
-
-    def load(self) -> dict[int, GroupModel]:
-        """By group; groups that are not split have none."""
-        models: dict[int, GroupModel] = {}
-        for artifact, parts in self.levels:
-            if self.labelled:
-                return read_label_models(artifact, parts, self.groups)
-            coarse = models
-            models = {
-                group: replace(model, coarse=coarse[group].fine[0], matrix=coarse[group].matrix)
-                if group in coarse
-                else model
-                for group, model in read_models(artifact, parts, self.groups).items()
-            }
-            models = {**coarse, **models}
-        return models
+        finest[part.details["group"]] = max(finest.get(part.details["group"], 1), part.details.get("level", 1))
+    summary = {}
+    for name, level in finest.items():
+        chosen = [p for p in parts if p.details["group"] == name and p.details.get("level", 1) == level]
+        centroids = sum(part.rows for part in chosen)
+        summary[name] = {
+            "centroids": centroids,
+            "mean_cosine": round(sum(part.rows * part.details["mean_cosine"] for part in chosen) / centroids, 5),
+            "rounds": max(part.details.get("rounds", 1) for part in chosen),
+        }
+    return summary

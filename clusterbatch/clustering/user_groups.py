@@ -1,87 +1,116 @@
-"""Clusters that the user has already: one for each value of the corpus' column `group` in a source.
+"""The user's own clusters: one for each value of the corpus' column `group` in a partition.
 
 Their centroids are computed all the same: for the order in which neighbours are packed, and for statistics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clusterbatch.clustering.features import Features, feature_sides, feature_vectors, unit_length
+from clusterbatch.clustering.model import CentroidClusters, Numbered, PartitionModel, StoredParts, UnitRows
 from clusterbatch.clustering.packing_order import packing_order
-from clusterbatch.config import RunConfig
-from clusterbatch.corpus.groups import Groups
+from clusterbatch.clustering.partial_sums import Centers
+from clusterbatch.clustering.passes import EmbeddedCorpus, EmbeddedRows, PassFactory
+from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.corpus.row_groups import read_row_group
-from clusterbatch.embedding.vectors import TaskUnit, VectorSource, vector_column, vector_values
-from clusterbatch.runtime import Unit
-from clusterbatch.store import Artifact, Counts, Part, Receipt, Stopwatch
+from clusterbatch.embedding.vectors import TaskUnit, vector_column, vector_values
+from clusterbatch.errors import UsageError
+from clusterbatch.runtime import Result, WorkItem
+from clusterbatch.store import Artifact, Counts
 from clusterbatch.store.shuffle import iterate_bucket, write_buckets
-from clusterbatch.store.tables import write_parquet
-from clusterbatch.store.workspace import Workspace
+from clusterbatch.store.tables import read_parquet, write_parquet
 
 # The corpus' column with the user's own clusters.
 LABEL = "group"
-# (group, label), or a label alone.
+# (partition, label), or a label alone.
 _Key = Any
 
 
-class _Sums:
-    """Rows and sums of vectors by key, added up as they come: no more is held than keys times dimensions."""
+@dataclass(frozen=True)
+class UserGroupClusters(CentroidClusters):
+    """Clusters by label: a row belongs to the cluster of its label, and null is a label, too."""
 
-    def __init__(self) -> None:
-        self._place: dict[_Key, int] = {}
-        self.rows, self.sums = np.zeros(0, np.int64), np.zeros((0, 0))
+    partitions: Partitions
+    features: Features
+    stored: Sequence[StoredParts]
 
-    @property
-    def keys(self) -> list[_Key]:
-        """In the order in which they first came."""
-        return list(self._place)
+    @cached_property
+    def models(self) -> Mapping[int, PartitionModel]:
+        models = {}
+        for partition, table in self._tables.items():
+            rows = table["rows"].to_numpy()
+            models[partition] = PartitionModel([Centers(vector_values(table["centroid"]))], rows / rows.sum())
+        return models
 
-    def add(self, keys: Sequence[_Key], rows: np.ndarray, values: np.ndarray) -> None:
-        """`rows` (n,) of each key and the sums (n, D) of their vectors; a key may come several times."""
-        places = np.array([self._place.setdefault(key, len(self._place)) for key in keys], np.int64)
-        more = len(self._place) - len(self.rows)
-        self.rows = np.concatenate([self.rows, np.zeros(more, np.int64)])
-        sums = self.sums.reshape(len(self.sums), values.shape[1])
-        self.sums = np.concatenate([sums, np.zeros((more, values.shape[1]))]) if more else sums
-        np.add.at(self.rows, places, rows)
-        np.add.at(self.sums, places, values)
+    def clusters_of(self, partition: int, values: np.ndarray, rows: UnitRows, places: np.ndarray) -> Numbered:
+        labels = rows.table[LABEL].take(pa.array(places))
+        cluster = pc.index_in(labels, self._labels[partition]).to_numpy().astype(np.int64)
+        return cluster, self.models[partition].cosine(values, cluster)
+
+    @cached_property
+    def _labels(self) -> dict[int, pa.Array]:
+        return {partition: table["label"].combine_chunks() for partition, table in self._tables.items()}
+
+    @cached_property
+    def _tables(self) -> dict[int, pa.Table]:
+        numbers = {name: number for number, name in enumerate(self.partitions.names)}
+        return {
+            numbers[part.details["group"]]: read_parquet(stored.artifact.folder, part)
+            for stored in self.stored
+            for part in stored.parts
+        }
+
+
+def fit_user_groups(corpus: EmbeddedCorpus, passes: PassFactory) -> UserGroupClusters:
+    """Sum up the vectors of each label, then order the labels of each partition.
+
+    Raises UsageError if the corpus has no column `group`.
+    """
+    if LABEL not in corpus.columns:
+        raise UsageError("clusters by group: the corpus has no such column (set corpus.columns.group and re-ingest)")
+    sums = passes.run("sums", corpus.items, LabelSumsWorker, {"rows": corpus.rows}, corpus.reading_pool)
+    partitions = corpus.partitions
+    items = [WorkItem(partition, int(rows), None) for partition, rows in enumerate(partitions.rows)]
+    fitted = passes.run("fit", items, LabelFitWorker, {"sums": sums, "partitions": partitions}, corpus.pool)
+    return UserGroupClusters(partitions, corpus.config.cluster.features, [fitted])
 
 
 class LabelSumsWorker:
-    """Adds up the vectors of each (group, label) in a task; writes the sums bucketed by group."""
+    """Adds up the vectors of each (partition, label) in a task; writes the sums bucketed by partition."""
 
-    def __init__(self, config: RunConfig, generation: int, output: Artifact, fingerprint: str, groups: Groups) -> None:
-        self._corpus = Workspace(config).corpus
-        self._vectors = VectorSource(config, generation)
-        self._output, self._fingerprint, self._groups = output, fingerprint, groups
-        self._features: Features = config.cluster.features
+    def __init__(self, rows: EmbeddedRows) -> None:
+        self._corpus, self._vectors, self._partitions = rows.corpus, rows.vectors(), rows.partitions
+        self._features: Features = rows.config.cluster.features
 
-    def process(self, unit: Unit) -> Receipt:
-        watch, found = Stopwatch(), _Sums()
-        for item in unit.payload:
-            self._add(item, found)
-        groups, labels = zip(*found.keys, strict=True)
-        table = pa.table({"label": pa.array(labels, pa.string()), "rows": found.rows, "sum": vector_column(found.sums)})
-        part = write_buckets(self._output, unit.number, table, np.array(groups), len(self._groups.names))
-        counts = Counts(read=unit.rows, written=unit.rows)
-        receipt = Receipt(
-            unit=unit.number, fingerprint=self._fingerprint, parts=[part], counts=counts, seconds=watch.seconds
-        )
-        self._output.write_receipt(receipt)
-        return receipt
+    def process(self, item: WorkItem, output: Artifact) -> Result:
+        found = _Sums()
+        for unit in item.payload:
+            # All rows of a unit may have been deleted from the corpus.
+            if unit.unit.rows:
+                self._add(unit, found)
+        parts = []
+        if found.keys:
+            partitions, labels = zip(*found.keys, strict=True)
+            columns = {"label": pa.array(labels, pa.string()), "rows": found.rows, "sum": vector_column(found.sums)}
+            buckets = len(self._partitions.names)
+            parts.append(write_buckets(output, item.number, pa.table(columns), np.array(partitions), buckets))
+        return Result(parts, Counts(read=item.rows, written=item.rows))
 
-    def _add(self, item: TaskUnit, found: _Sums) -> None:
-        rows = read_row_group(self._corpus, item.unit, ["source", LABEL])
-        vectors = feature_vectors(self._vectors.read(item, feature_sides(self._features)), self._features)
+    def _add(self, unit: TaskUnit, found: _Sums) -> None:
+        rows = read_row_group(self._corpus, unit.unit, ["source", LABEL])
+        vectors = feature_vectors(self._vectors.read(unit, feature_sides(self._features)), self._features)
         # Rows without a label share the label null.
         encoded = rows[LABEL].combine_chunks().dictionary_encode(null_encoding="encode")
         names = encoded.dictionary.to_pylist()
-        key = self._groups.of_rows(rows["source"]) * len(names) + encoded.indices.to_numpy(zero_copy_only=False)
+        key = self._partitions.of_rows(rows["source"]) * len(names) + encoded.indices.to_numpy(zero_copy_only=False)
         present, place, counts = np.unique(key, return_inverse=True, return_counts=True)
         sums = np.zeros((len(present), vectors.shape[1]))
         np.add.at(sums, place, vectors)
@@ -89,19 +118,15 @@ class LabelSumsWorker:
 
 
 class LabelFitWorker:
-    """Brings a group's labels and their centroids into packing order."""
+    """Brings the labels of the item's partition and their centroids into packing order."""
 
-    def __init__(
-        self, sums: Artifact, sums_parts: Sequence[Part], output: Artifact, fingerprint: str, groups: Groups
-    ) -> None:
-        self._sums, self._sums_parts = sums, sums_parts
-        self._output, self._fingerprint, self._groups = output, fingerprint, groups
+    def __init__(self, sums: StoredParts, partitions: Partitions) -> None:
+        self._sums, self._partitions = sums, partitions
 
-    def process(self, unit: Unit) -> Receipt:
-        watch = Stopwatch()
+    def process(self, item: WorkItem, output: Artifact) -> Result:
         found = _Sums()
         # Task by task: together their sums would take as much memory as tasks times labels.
-        for table in iterate_bucket(self._sums, self._sums_parts, unit.number):
+        for table in iterate_bucket(self._sums.artifact, self._sums.parts, item.number):
             found.add(table["label"].to_pylist(), table["rows"].to_numpy(), vector_values(table["sum"]))
         centroids = unit_length(found.sums).astype(np.float32)
         order = packing_order(centroids, found.rows)
@@ -111,18 +136,36 @@ class LabelFitWorker:
             "rows": found.rows[order],
         }
         part = write_parquet(
-            self._output,
-            f"labels-{unit.number:05d}",
+            output,
+            f"labels-{item.number:05d}",
             pa.table(columns),
             content="labels",
-            group=self._groups.names[unit.number],
+            group=self._partitions.names[item.number],
             # The length of unit vectors' mean is their mean cosine to its direction.
             mean_cosine=float(np.linalg.norm(found.sums, axis=1).sum() / found.rows.sum()),
         )
         rows = int(found.rows.sum())
-        counts = Counts(read=rows, written=rows)
-        receipt = Receipt(
-            unit=unit.number, fingerprint=self._fingerprint, parts=[part], counts=counts, seconds=watch.seconds
-        )
-        self._output.write_receipt(receipt)
-        return receipt
+        return Result([part], Counts(read=rows, written=rows))
+
+
+class _Sums:
+    """Rows and sums of vectors by key, added up as they come: holds no more than keys times dimensions."""
+
+    def __init__(self) -> None:
+        self._place: dict[_Key, int] = {}
+        self.rows, self.sums = np.zeros(0, np.int64), np.zeros((0, 0))
+
+    @property
+    def keys(self) -> list[_Key]:
+        """Keys in the order in which they first came."""
+        return list(self._place)
+
+    def add(self, keys: Sequence[_Key], rows: np.ndarray, values: np.ndarray) -> None:
+        """Add `rows` (n,) of each key and the sums (n, D) of their vectors; a key may come several times."""
+        places = np.array([self._place.setdefault(key, len(self._place)) for key in keys], np.int64)
+        more = len(self._place) - len(self.rows)
+        self.rows = np.concatenate([self.rows, np.zeros(more, np.int64)])
+        sums = self.sums.reshape(len(self.sums), values.shape[1])
+        self.sums = np.concatenate([sums, np.zeros((more, values.shape[1]))]) if more else sums
+        np.add.at(self.rows, places, rows)
+        np.add.at(self.sums, places, values)

@@ -1,30 +1,41 @@
-"""The generation before: where its vectors and centroids put each row.
+"""Warm start: clusters that continue those of the generation before.
 
 The next generation's space may be another one (the model has been trained in between), so its centroids cannot be
-compared with the old ones. What carries over is which rows stood together: clusters begin at the means of those rows in
-the new space, keep their numbers, and drift is how many rows leave them.
+compared with the old ones. The rows that stood together carry over: clusters begin at the means of those rows in the
+new space and keep their numbers, and drift is the share of rows that leave them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from clusterbatch.clustering.features import Features, feature_sides, feature_vectors
-from clusterbatch.clustering.model import GroupAssigner, GroupModel, StoredModels
+from clusterbatch.clustering.model import (
+    Assigned,
+    KMeansClusters,
+    PartitionAssigner,
+    PartitionModel,
+    StoredParts,
+    UnitRows,
+)
 from clusterbatch.config import EmbedConfig, RunConfig
-from clusterbatch.corpus.groups import Groups
+from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.vectors import TaskUnit, VectorSource
 from clusterbatch.errors import UsageError
 from clusterbatch.hashing import row_hashes
-from clusterbatch.store import Artifact, Part
+from clusterbatch.store import Part
+from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 
-# A group whose number of clusters should be more than so many times another (its rows have grown or gone) begins anew.
+# A partition starts from scratch if its number of clusters should be more than this factor away from what it was (rows
+# have come or gone).
 _MOST_GROWTH = 1.5
 
 
@@ -32,17 +43,17 @@ _MOST_GROWTH = 1.5
 class Previous:
     """A committed generation of clusters and the vectors that they were made from. Picklable.
 
-    config: with the section `embed` of then; parts: its vectors by corpus unit, None where they were not kept (units
-    beyond them are rows that it did not have); levels: its fits, as StoredModels takes them; keep: share of the rows
-    that stay where it put them; vectors: the generation whose embeddings those are; frozen: its centroids stay as they
-    are, which wants vectors of the same model.
+    config: with the section `embed` of that generation; parts: its vectors by corpus unit, None if they were not kept
+    (units beyond them are new to the corpus); levels: its fits; vectors: the generation whose embeddings those are;
+    keep: share of the rows that stay in its clusters; frozen: its centroids are kept, which requires vectors of the
+    same model.
     """
 
     config: RunConfig
     generation: int
     features: Features
     parts: Sequence[Part | None]
-    levels: Sequence[tuple[Artifact, Sequence[Part]]]
+    levels: Sequence[StoredParts]
     fingerprint: str
     vectors: int
     keep: float = 0.0
@@ -50,7 +61,11 @@ class Previous:
 
     @staticmethod
     def of(config: RunConfig, generation: int, keep: float = 0.0, frozen: bool = False) -> Previous:
-        """From the workspace. Raises DataError where the generation is not whole, UsageError where it has no fits."""
+        """Open a generation of the workspace.
+
+        Raises DataError if it is not finished, UsageError if its clusters were not made by vectors or its corpus was
+        another one.
+        """
         workspace = Workspace(config)
         clusters = workspace.clusters(generation)
         manifest = clusters.require()
@@ -66,105 +81,166 @@ class Previous:
                 f"refresh: the corpus of generation {generation} was another one, not an earlier version of this; "
                 "begin a new workspace"
             )
-        by_level: dict[int, list[Part]] = {}
-        for part in manifest.parts:
-            if part.details.get("content") in ("centroids", "projection"):
-                by_level.setdefault(part.details["level"], []).append(part)
-        units = row_groups_of(corpus)
         persisted = embeddings.details.get("persisted", True)
         embed = EmbedConfig.model_validate(embeddings.config) if embeddings.config else config.embed
-        # What vectors are computed on is today's choice: the machines of then may be gone.
+        # The device is today's choice: the machines of that generation may be gone.
         embed = embed.model_copy(update={"device": config.embed.device})
         return Previous(
             config=config.model_copy(update={"embed": embed}),
             generation=generation,
             features=manifest.config["features"],
-            parts=list(embeddings.parts) if persisted else [None] * len(units),
-            levels=tuple((clusters, parts) for _, parts in sorted(by_level.items())),
+            parts=list(embeddings.parts) if persisted else [None] * len(row_groups_of(corpus)),
+            levels=stored_levels(StoredParts(clusters, manifest.parts)),
             fingerprint=manifest.fingerprint,
             vectors=vectors,
             keep=keep,
             frozen=frozen,
         )
 
-    def models(self, groups: Groups) -> dict[int, GroupModel]:
-        """By group of today's corpus; groups that were not split, or were not there, have none."""
+    def models(self, partitions: Partitions) -> Mapping[int, PartitionModel]:
+        """Return its models by partition of today's corpus; one that is new or was not split has none."""
         levels = [
-            (artifact, [part for part in parts if part.details["group"] in groups.names])
-            for artifact, parts in self.levels
+            StoredParts(level.artifact, [part for part in level.parts if part.details["group"] in partitions.names])
+            for level in self.levels
         ]
-        return StoredModels(groups, levels).load()
+        return KMeansClusters(partitions, self.features, levels).models
 
-    def held(self, groups: Groups) -> dict[int, GroupModel]:
-        """The models of the groups whose clusters go on; the others begin anew."""
+    def held(self, partitions: Partitions) -> dict[int, PartitionModel]:
+        """Return the models of the partitions whose clusters continue; the others start from scratch."""
         return {
-            group: model
-            for group, model in self.models(groups).items()
-            if 1 / _MOST_GROWTH <= groups.clusters[group] / len(model.shares) <= _MOST_GROWTH
+            partition: model
+            for partition, model in self.models(partitions).items()
+            if 1 / _MOST_GROWTH <= partitions.clusters[partition] / len(model.shares) <= _MOST_GROWTH
         }
+
+
+def stored_levels(clusters: StoredParts) -> list[StoredParts]:
+    """Return the fits of each level, the coarse one first, among the parts of a committed clusters artifact."""
+    by_level: dict[int, list[Part]] = {}
+    for part in clusters.parts:
+        if part.details.get("content") in ("centroids", "projection"):
+            by_level.setdefault(part.details["level"], []).append(part)
+    return [StoredParts(clusters.artifact, parts) for _, parts in sorted(by_level.items())]
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """The partitions whose fits continue those of `previous`. Picklable."""
+
+    previous: Previous
+    held: frozenset[int]
+
+    def stored_table(self, level: int, content: str, name: str, coarse: int) -> pa.Table | None:
+        """Return the stored centroids or projection of a cell that a frozen generation has; None if it has none.
+
+        name: of the partition; coarse: the cell's coarse cluster.
+        """
+        stored = self.previous.levels[level - 1]
+        for part in stored.parts:
+            if (part.details["content"], part.details["group"], part.details["coarse"]) == (content, name, coarse):
+                return read_parquet(stored.artifact.folder, part)
+        return None
 
 
 class PreviousAssigner:
     """Assigns rows as the generation before would: by its vectors, to its centroids."""
 
-    def __init__(self, previous: Previous, models: dict[int, GroupModel]) -> None:
+    def __init__(self, previous: Previous, models: Mapping[int, PartitionModel]) -> None:
         self._previous = previous
         self._vectors = VectorSource(previous.config, previous.vectors)
         self._models = models
-        self._assigners = {group: GroupAssigner(model) for group, model in models.items()}
+        self._assigners = {partition: PartitionAssigner(model) for partition, model in models.items()}
 
-    def __call__(self, item: TaskUnit, group: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(n,) int64 cluster inside the group, -1 where it is not known, for `rows` of the unit, of `group` (n,)."""
-        found, _ = self.with_features(item, group, rows)
+    def __call__(self, unit: TaskUnit, partition: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return (n,) int64 clusters inside the partition, -1 if unknown, of `rows` of the unit in `partition` (n,)."""
+        found, _ = self.with_features(unit, partition, rows)
         return found
 
     def with_features(
-        self, item: TaskUnit, group: np.ndarray, rows: np.ndarray
+        self, unit: TaskUnit, partition: np.ndarray, rows: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """The same, and the (n, D) features it went by; None where the unit is new."""
+        """Return the same, and the (n, D) features that decided; None if the unit is new to the corpus."""
         found = np.full(len(rows), -1, np.int64)
-        if item.unit.number >= len(self._previous.parts):
+        if unit.unit.number >= len(self._previous.parts):
             return found, None
-        old = TaskUnit(item.unit, self._previous.parts[item.unit.number])
+        old = TaskUnit(unit.unit, self._previous.parts[unit.unit.number])
         features = self._previous.features
         values = feature_vectors(self._vectors.read(old, feature_sides(features), rows), features)
-        for number in np.unique(group).tolist():
+        for number in np.unique(partition).tolist():
             if number in self._assigners:
-                here = np.flatnonzero(group == number)
-                found[here], _ = self._assigners[number](values[here])
+                places = np.flatnonzero(partition == number)
+                found[places], _ = self._assigners[number](values[places])
         return found, values
 
-    def in_cells(self, found: np.ndarray, group: np.ndarray, coarse: np.ndarray | None) -> np.ndarray:
-        """(n,) int64: number inside the cell that a row is fitted in, -1 where it came from outside of it.
+    def in_cells(self, found: np.ndarray, partition: np.ndarray, coarse: np.ndarray | None) -> np.ndarray:
+        """Return (n,) int64 numbers inside the cell that a row is fitted in, -1 if it came from outside of that cell.
 
-        coarse: (n,) today's coarse clusters, where cells are those; None on the first level.
+        found: (n,) what `__call__` returned; coarse: (n,) today's coarse clusters if cells are those; None on the first
+        level.
         """
         numbers = found.copy()
-        for number in np.unique(group[found >= 0]).tolist():
-            model, here = self._models[number], np.flatnonzero((group == number) & (found >= 0))
+        for number in np.unique(partition[found >= 0]).tolist():
+            model, places = self._models[number], np.flatnonzero((partition == number) & (found >= 0))
             if model.coarse is None:
                 continue
             first = model.first_of_coarse
-            owner = np.searchsorted(first, found[here], side="right") - 1
-            numbers[here] = owner if coarse is None else np.where(owner == coarse[here], found[here] - first[owner], -1)
+            owner = np.searchsorted(first, found[places], side="right") - 1
+            inside = found[places] - first[owner]
+            numbers[places] = owner if coarse is None else np.where(owner == coarse[places], inside, -1)
         return numbers
 
 
 class KeptRows:
-    """Which rows stay where they were: a share of them, drawn by hash, anew in every generation."""
+    """Rows that stay in their cluster: a share of them, drawn by hash, other ones in every generation."""
 
-    def __init__(self, previous: Previous, groups: Groups, seed: int) -> None:
-        held = previous.held(groups)
+    def __init__(self, previous: Previous, partitions: Partitions, seed: int) -> None:
+        held = previous.held(partitions)
         self._share, self._held = previous.keep, held
         self._assigner = PreviousAssigner(previous, held)
-        # Seeds of their own: neither the order inside clusters nor the fit's sample may decide who stays.
+        # A seed of its own: neither the order inside clusters nor the fit's sample may decide which rows stay.
         self._seed = seed + 2 + previous.generation
 
-    def __call__(self, item: TaskUnit, pair_ids: pa.ChunkedArray, group: np.ndarray) -> np.ndarray:
-        """(rows,) int64 of a whole unit: the cluster inside its group that a row stays in, -1 where it does not."""
+    def __call__(self, unit: TaskUnit, pair_ids: pa.ChunkedArray, partition: np.ndarray) -> np.ndarray:
+        """Return (rows,) int64 of a whole unit: the cluster that a row stays in, inside its partition, or -1."""
         stays = row_hashes(pair_ids, self._seed) / 2.0**64 < self._share
-        rows = np.flatnonzero(stays & np.isin(group, list(self._held)))
-        kept = np.full(len(group), -1, np.int64)
+        rows = np.flatnonzero(stays & np.isin(partition, list(self._held)))
+        kept = np.full(len(partition), -1, np.int64)
         if len(rows):
-            kept[rows] = self._assigner(item, group[rows], rows)
+            kept[rows] = self._assigner(unit, partition[rows], rows)
         return kept
+
+
+@dataclass(frozen=True)
+class KeptClusters:
+    """K-means clusters, but a share of the rows (`previous.keep`) stays where the generation before had it."""
+
+    clusters: KMeansClusters
+    previous: Previous
+    seed: int
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"clusters": self.clusters, "previous": self.previous, "seed": self.seed}
+
+    @property
+    def stored(self) -> Sequence[StoredParts]:
+        return self.clusters.stored
+
+    def shares(self) -> Mapping[int, np.ndarray]:
+        return self.clusters.shares()
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        return self.clusters.describe()
+
+    def assign(self, rows: UnitRows, vectors: pa.Table | None) -> Assigned:
+        found = self.clusters.assign(rows, vectors)
+        kept = self._kept(rows.unit, rows.table["pair_id"], rows.partition)
+        for partition, places, values in self.clusters.features_by_partition(rows, vectors, kept >= 0):
+            model = self.clusters.models[partition]
+            cosine = model.cosine(values, kept[places])
+            found.cluster[places], found.cosine[places] = kept[places], cosine
+            found.outlier[places] = cosine < model.outlier_below
+        return found
+
+    @cached_property
+    def _kept(self) -> KeptRows:
+        return KeptRows(self.previous, self.clusters.partitions, self.seed)

@@ -1,7 +1,4 @@
-"""The stage `mine`: gathers rows by source, searches, keeps what was found for each row, for `cluster` to take.
-
-What mining does with a block of queries whose neighbours it searches.
-"""
+"""The stage `mine`: search every query in its source and keep its hard negatives and its rank, for `cluster` to use."""
 
 from __future__ import annotations
 
@@ -13,112 +10,29 @@ import pyarrow as pa
 import torch
 
 from clusterbatch.config import MineConfig, RunConfig, fingerprint
-from clusterbatch.corpus.groups import source_groups
+from clusterbatch.corpus.partitions import source_partitions
 from clusterbatch.embedding.stage import embedding_pool
 from clusterbatch.embedding.vectors import tasks
 from clusterbatch.errors import UsageError
 from clusterbatch.hashing import mix
-from clusterbatch.runtime import Pool, Unit, ray_session, run_units
-from clusterbatch.search.gather import TEXTS, VECTORS, Gathered, GatherWorker, blocks
+from clusterbatch.runtime import Pass, Pool, Result, WorkItem, ray_session
+from clusterbatch.search.gather import TEXTS, VECTORS, Block, Gathered, GatherWorker, blocks
 from clusterbatch.search.negatives import choose_negatives
 from clusterbatch.search.neighbours import Approximation
-from clusterbatch.store import Artifact, Counts, Manifest, Part, Receipt, Stopwatch
+from clusterbatch.store import Artifact, Counts, Manifest, Part, Stopwatch
 from clusterbatch.store.shuffle import iterate_bucket, read_bucket, write_buckets
 from clusterbatch.store.workspace import Workspace
-
-
-class MineWorker:
-    """Searches the queries of a block; writes what was found for each row, bucketed by the task that it came from."""
-
-    def __init__(
-        self,
-        config: MineConfig,
-        gathered: Artifact,
-        vectors: Sequence[Part],
-        texts: Sequence[Part],
-        tasks: int,
-        output: Artifact,
-        fingerprint: str,
-    ) -> None:
-        torch.set_num_threads(1)
-        self._config, self._artifact = config, gathered
-        self._gathered = Gathered(gathered, vectors, Approximation.of(config))
-        self._texts, self._tasks = texts, tasks
-        self._output, self._fingerprint = output, fingerprint
-
-    def process(self, unit: Unit) -> Receipt:
-        watch, block = Stopwatch(), unit.payload
-        rows = self._gathered.rows(block)
-        # Enough that what is left after the filters can still be chosen from.
-        depth = self._config.last if self._config.negatives else 1
-        found = self._gathered.search(block.group, rows, depth, self._config.consistency or 0)
-        columns = {"unit": rows["unit"], "row": rows["row"], "rank": found.rank.astype(np.int32)}
-        negatives = 0
-        if self._config.negatives:
-            draws = _draws(rows["draw"].to_numpy(), depth)
-            chosen = choose_negatives(found.ranking.scores, found.positive, draws, self._config)
-            documents = np.where(chosen < 0, -1, np.take_along_axis(found.ranking.documents, np.maximum(chosen, 0), 1))
-            negatives = int((documents >= 0).sum())
-            columns["negatives"] = self._texts_of(block.group, documents)
-            if self._config.margins:
-                margins = found.positive[:, None] - np.take_along_axis(found.ranking.scores, np.maximum(chosen, 0), 1)
-                columns["margins"] = _lists(documents >= 0, pa.array(margins[documents >= 0], pa.float32()))
-        task = rows["task"].to_numpy()
-        part = write_buckets(self._output, unit.number, pa.table(columns), task, self._tasks)
-        consistency = self._config.consistency
-        receipt = Receipt(
-            unit=unit.number,
-            fingerprint=self._fingerprint,
-            parts=[part],
-            counts=Counts(read=len(task), written=len(task)),
-            seconds=watch.seconds,
-            details={
-                "negatives": negatives,
-                "inconsistent": 0 if consistency is None else int((found.rank >= consistency).sum()),
-                "first": int((found.rank == 0).sum()),
-            },
-        )
-        self._output.write_receipt(receipt)
-        return receipt
-
-    def _texts_of(self, group: int, documents: np.ndarray) -> pa.ListArray:
-        """The texts of (Q, n) rows of a group as (Q,) lists; -1 stands for none."""
-        wanted = np.unique(documents[documents >= 0])
-        texts: list[pa.ChunkedArray] = []
-        start = 0
-        for piece in iterate_bucket(self._artifact, self._texts, group):
-            here = wanted[(wanted >= start) & (wanted < start + piece.num_rows)] - start
-            texts.append(piece["document"].take(pa.array(here)))
-            start += piece.num_rows
-        column = pa.chunked_array([chunk for each in texts for chunk in each.chunks], pa.string())
-        present = documents >= 0
-        place = np.searchsorted(wanted, documents[present])
-        return _lists(present, column.take(pa.array(place)).combine_chunks())
-
-
-def _lists(present: np.ndarray, values: pa.Array) -> pa.ListArray:
-    """(Q,) lists of `values`, which are those that are `present` (Q, n), row by row."""
-    offsets = np.concatenate([[0], np.cumsum(present.sum(axis=1))]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), values)
-
-
-def _draws(keys: np.ndarray, count: int) -> np.ndarray:
-    """(Q, count) uniform in [0, 1), from (Q,) uint64 hashes of the rows: not from their order."""
-    with np.errstate(over="ignore"):
-        spread = keys[:, None] + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return (mix(spread) >> np.uint64(11)) * 2.0**-53
-
 
 _EXCHANGE = "_exchange"
 
 
 def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedded: int | None = None) -> Manifest:
-    """Searches every query of the embedded corpus among the documents of its source; at once when that is done.
+    """Search every query of the embedded corpus among the documents of its source; return at once if that is done.
 
-    embedded: the generation whose embeddings are searched; unset: this one's.
+    embedded: the generation whose embeddings are searched; None: this one.
 
     Details: negatives (how many), inconsistent (pairs beyond `mine.consistency`), first (pairs whose document is the
-    nearest of its source). Raises UsageError where nothing is asked for.
+    nearest of its source). Raises UsageError if nothing is asked for.
     """
     if not config.mine.is_on:
         raise UsageError("mine: set mine.negatives or mine.consistency")
@@ -131,30 +45,33 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
         return artifact.require()
     watch = Stopwatch()
     done = artifact.begin(identity, force)
-    groups = source_groups(corpus)
-    units = tasks(corpus, embeddings)
+    partitions, items = source_partitions(corpus), tasks(corpus, embeddings)
     pool = Pool(config.mine.workers, config.mine.cpus_per_worker)
     exchange = Artifact(artifact.folder.child(_EXCHANGE), "rows by source")
+    gather = Pass(
+        "mine: gather",
+        exchange,
+        identity,
+        GatherWorker,
+        {"config": config, "generation": embedded, "partitions": partitions},
+        pool if embeddings.details.get("persisted", True) else embedding_pool(config.embed),
+        temporary=True,
+    )
     with ray_session(config.ray):
-        arguments = {"output": exchange, "fingerprint": identity, "groups": groups}
-        ready = exchange.begin(identity, force)
-        gathering = {"config": config, "generation": embedded, **arguments}
-        gathering_pool = pool if embeddings.details.get("persisted", True) else embedding_pool(config.embed)
-        receipts = run_units("mine: gather", units, GatherWorker, gathering, gathering_pool, done=ready)
+        gathered = gather.run(items, force=force)
         vectors, texts = (
-            [part for receipt in receipts for part in receipt.parts if part.details["holds"] == holds]
-            for holds in (VECTORS, TEXTS)
+            [part for receipt in gathered for part in receipt.parts if part.details["holds"] == content]
+            for content in (VECTORS, TEXTS)
         )
-        searching = {
+        arguments = {
             "config": config.mine,
             "gathered": exchange,
             "vectors": vectors,
             "texts": texts,
-            "tasks": len(units),
-            "output": artifact,
-            "fingerprint": identity,
+            "tasks": len(items),
         }
-        receipts = run_units("mine: search", blocks(vectors, groups), MineWorker, searching, pool, done=done)
+        search = Pass("mine: search", artifact, identity, MineWorker, arguments, pool)
+        receipts = search.run(blocks(vectors, partitions), done=done)
     totals = {key: sum(receipt.details[key] for receipt in receipts) for key in ("negatives", "inconsistent", "first")}
     manifest = artifact.commit(
         identity,
@@ -162,15 +79,85 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
         config=config.mine.identity(),
         inputs={"corpus": corpus.fingerprint, "embeddings": embeddings.fingerprint},
         seconds=watch.seconds,
+        passes_seconds=sum(receipt.seconds for receipt in gathered),
         details=totals,
     )
     artifact.folder.remove(_EXCHANGE)
     return manifest
 
 
+class MineWorker:
+    """Searches a block of queries; writes what it finds for each row, bucketed by the task of the row."""
+
+    def __init__(
+        self, config: MineConfig, gathered: Artifact, vectors: Sequence[Part], texts: Sequence[Part], tasks: int
+    ) -> None:
+        torch.set_num_threads(1)
+        self._config, self._artifact = config, gathered
+        self._gathered = Gathered(gathered, vectors, Approximation.of(config))
+        self._texts, self._tasks = texts, tasks
+
+    def process(self, item: WorkItem, output: Artifact) -> Result:
+        block: Block = item.payload
+        rows = self._gathered.rows(block)
+        # Deep enough that the filters leave something to choose from.
+        depth = self._config.last if self._config.negatives else 1
+        found = self._gathered.search(block.partition, rows, depth, self._config.consistency or 0)
+        columns = {"unit": rows["unit"], "row": rows["row"], "rank": found.rank.astype(np.int32)}
+        negatives = 0
+        if self._config.negatives:
+            draws = _draws(rows["draw"].to_numpy(), depth)
+            chosen = choose_negatives(found.ranking.scores, found.positive, draws, self._config)
+            documents = np.where(chosen < 0, -1, np.take_along_axis(found.ranking.documents, np.maximum(chosen, 0), 1))
+            negatives = int((documents >= 0).sum())
+            columns["negatives"] = self._texts_of(block.partition, documents)
+            if self._config.margins:
+                margins = found.positive[:, None] - np.take_along_axis(found.ranking.scores, np.maximum(chosen, 0), 1)
+                columns["margins"] = _lists(documents >= 0, pa.array(margins[documents >= 0], pa.float32()))
+        task = rows["task"].to_numpy()
+        part = write_buckets(output, item.number, pa.table(columns), task, self._tasks)
+        consistency = self._config.consistency
+        return Result(
+            [part],
+            Counts(read=len(task), written=len(task)),
+            {
+                "negatives": negatives,
+                "inconsistent": 0 if consistency is None else int((found.rank >= consistency).sum()),
+                "first": int((found.rank == 0).sum()),
+            },
+        )
+
+    def _texts_of(self, partition: int, documents: np.ndarray) -> pa.ListArray:
+        """Return the texts of (Q, n) rows of a partition as (Q,) lists; -1 stands for no document."""
+        wanted = np.unique(documents[documents >= 0])
+        texts: list[pa.ChunkedArray] = []
+        start = 0
+        for piece in iterate_bucket(self._artifact, self._texts, partition):
+            of_piece = wanted[(wanted >= start) & (wanted < start + piece.num_rows)] - start
+            texts.append(piece["document"].take(pa.array(of_piece)))
+            start += piece.num_rows
+        column = pa.chunked_array([chunk for each in texts for chunk in each.chunks], pa.string())
+        present = documents >= 0
+        place = np.searchsorted(wanted, documents[present])
+        return _lists(present, column.take(pa.array(place)).combine_chunks())
+
+
+def _lists(present: np.ndarray, values: pa.Array) -> pa.ListArray:
+    """Return (Q,) lists of `values`, which belong to the true entries of `present` (Q, n), row by row."""
+    offsets = np.concatenate([[0], np.cumsum(present.sum(axis=1))]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def _draws(keys: np.ndarray, count: int) -> np.ndarray:
+    """Return (Q, count) uniform numbers in [0, 1) from (Q,) uint64 hashes of the rows, not from their order."""
+    with np.errstate(over="ignore"):
+        spread = keys[:, None] + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return (mix(spread) >> np.uint64(11)) * 2.0**-53
+
+
 @dataclass(frozen=True)
 class Mined:
-    """What was found for the rows of a committed stage. Picklable."""
+    """Results of a committed `mine` stage, by task. Picklable."""
 
     artifact: Artifact
     parts: Sequence[Part]
@@ -180,13 +167,24 @@ class Mined:
 
     @staticmethod
     def of(config: RunConfig, generation: int) -> Mined:
+        """Open the results of `generation`. Raises DataError if the stage is not finished."""
         artifact = Workspace(config).mined(generation)
         manifest = artifact.require()
         share = manifest.details["inconsistent"] / max(1, manifest.counts.written)
         return Mined(artifact, manifest.parts, config.mine, manifest.fingerprint, share)
 
     def rows_of(self, task: int) -> pa.Table:
-        """Columns unit, row, rank and, where there are some, negatives and margins, of all rows of a task, in order."""
+        """Return unit, row, rank and, if they were asked for, negatives and margins of all rows of a task, in order."""
         table = read_bucket(self.artifact, self.parts, task)
-        assert table is not None, "every row was searched"
+        # A task has no rows if all of them were deleted from the corpus.
+        table = self._schema.empty_table() if table is None else table
         return table.sort_by([("unit", "ascending"), ("row", "ascending")])
+
+    @property
+    def _schema(self) -> pa.Schema:
+        columns = {"unit": pa.int64(), "row": pa.int64(), "rank": pa.int32()}
+        if self.config.negatives:
+            columns["negatives"] = pa.list_(pa.string())
+        if self.config.margins:
+            columns["margins"] = pa.list_(pa.float32())
+        return pa.schema(columns)

@@ -1,4 +1,4 @@
-"""Which rows meet in the shuffle: contiguous ranges of clusters in packing order, about one shard each."""
+"""Plan of the shuffle's buckets: contiguous ranges of clusters in packing order, about one shard each."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class BucketPlan:
-    """Clusters are numbered through all groups, C of them.
+    """C clusters, numbered through all P partitions.
 
-    first_cluster: (G + 1,) where each group's clusters begin; first: (C,) the first bucket of each cluster; pieces:
+    first_cluster: (P + 1,) the first cluster of each partition; first: (C,) the first bucket of each cluster; pieces:
     (C,) how many it is spread over. A cluster larger than a shard has buckets of its own, one per range of hashes; all
-    others share a bucket with their neighbours. Behind the clusters' buckets are those of outliers.
+    others share a bucket with their neighbours. After the clusters' buckets come those of outliers.
     """
 
     first_cluster: np.ndarray
@@ -31,24 +31,25 @@ class BucketPlan:
         return self.cluster_buckets + self.outlier_buckets
 
     def of_rows(self, cluster: np.ndarray, hashes: np.ndarray, outlier: np.ndarray) -> np.ndarray:
-        """(rows,) int64: the bucket of each row, by its cluster and the hash that orders it there."""
+        """Return (rows,) int64 buckets, by each row's cluster and the hash that orders it there."""
         bucket = self.first[cluster] + _range(hashes, self.pieces[cluster])
         if self.outlier_buckets:
             aside = self.cluster_buckets + _range(hashes, np.full(len(hashes), self.outlier_buckets))
             bucket = np.where(outlier, aside, bucket)
         return bucket
 
-    def group_of(self, cluster: np.ndarray) -> np.ndarray:
+    def partition_of(self, cluster: np.ndarray) -> np.ndarray:
+        """Return the partition of each cluster."""
         return np.searchsorted(self.first_cluster, cluster, side="right") - 1
 
 
 def plan_buckets(cluster_bytes: Sequence[np.ndarray], shard_bytes: int, outlier_share: float = 0.0) -> BucketPlan:
-    """From estimated bytes of the clusters, one (clusters,) array for each group, in packing order.
+    """Plan buckets for estimated bytes of the clusters, one (clusters,) array for each partition, in packing order.
 
-    Small groups share buckets with neighbours.
+    Small partitions share buckets with their neighbours. outlier_share: of all rows, about.
     """
     sizes = np.concatenate(cluster_bytes)
-    first_cluster = np.concatenate([[0], np.cumsum([len(group) for group in cluster_bytes])])
+    first_cluster = np.concatenate([[0], np.cumsum([len(partition) for partition in cluster_bytes])])
     pieces = np.maximum(1, np.ceil(sizes / (1.25 * shard_bytes))).astype(np.int64)
     first = np.empty(len(sizes), np.int64)
     bucket, members, filled = 0, 0, 0.0
@@ -65,6 +66,6 @@ def plan_buckets(cluster_bytes: Sequence[np.ndarray], shard_bytes: int, outlier_
 
 
 def _range(hashes: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """(rows,) int64 in [0, parts): which of `parts` equal ranges of hashes each lies in."""
+    """Return (rows,) int64 in [0, parts): which of `parts` equal ranges of hashes each hash is in."""
     # The top 32 bits suffice, and their product with a number of parts does not overflow.
     return ((hashes >> np.uint64(32)) * parts.astype(np.uint64) >> np.uint64(32)).astype(np.int64)

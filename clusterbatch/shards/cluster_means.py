@@ -15,7 +15,7 @@ import pyarrow as pa
 from clusterbatch.clustering.features import unit_length
 from clusterbatch.config import ClusterConfig
 from clusterbatch.embedding.vectors import Side, vector_column, vector_values
-from clusterbatch.shards.layout import ShardLayout, SurrogateEncoder
+from clusterbatch.shards.layout import ShardSchema, VectorEncoder
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.store import Artifact
 
@@ -53,7 +53,7 @@ def cluster_means(
     only: (source, cluster) to read; None: all. Returns None if the shards keep no vectors.
     """
     reader = ShardReader(artifact)
-    if ShardLayout(**artifact.require().details["layout"]).vectors is None:
+    if ShardSchema(**artifact.require().details["layout"]).vectors is None:
         return None
     index, side = reader.index, clustered_side(config)
     # The first piece of each cluster: pieces of one cluster follow each other.
@@ -76,8 +76,8 @@ def cluster_means(
 
 def as_stored(vectors: np.ndarray, artifact: Artifact, config: ClusterConfig) -> np.ndarray:
     """Return (n, D) vectors of the embedding model as shards would store and decode them, (n, d) float32."""
-    layout = ShardLayout(**artifact.require().details["layout"]).vectors
-    assert layout is not None, "no vectors are stored"
+    stored_as = ShardSchema(**artifact.require().details["layout"]).vectors
+    assert stored_as is not None, "no vectors are stored"
     column = vector_column(vectors)
-    stored = SurrogateEncoder(layout, config.seed).encode(pa.table({"query_vector": column, "document_vector": column}))
-    return vector_values(layout.decode(stored)[0]).astype(np.float32)
+    stored = VectorEncoder(stored_as, config.seed).encode(pa.table({"query_vector": column, "document_vector": column}))
+    return vector_values(stored_as.decode(stored)[0]).astype(np.float32)

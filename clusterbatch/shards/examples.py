@@ -1,9 +1,8 @@
 """What a bucket knows of its clusters, kept for the statistics over all of them: one small row per cluster.
 
-The words that name a cluster: class-based TF-IDF over clusters.
-
-Grootendorst 2022, "BERTopic" (arXiv 2203.05794): tf(t, c) * log(1 + A / f(t)), where a class is a cluster, A the mean
-number of words of a class, and f(t) how often a term occurs in all of them.
+Terms that name a cluster: class-based TF-IDF over clusters. Grootendorst 2022, "BERTopic" (arXiv 2203.05794):
+tf(t, c) * log(1 + A / f(t)), where a class is a cluster, A the mean number of words of a class, and f(t) how often a
+term occurs in all of them.
 """
 
 from __future__ import annotations
@@ -20,74 +19,11 @@ from clusterbatch.clustering.features import Features, feature_sides, feature_ve
 from clusterbatch.corpus.images import is_data_uri, readable
 from clusterbatch.embedding.vectors import vector_column
 
-# Counted terms that a cluster keeps.
+# Terms of a cluster whose counts are kept.
 _KEPT = 60
 # Han, kana, Thai, Lao, Khmer, Myanmar: scripts that put no spaces between words.
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 _UNSPACED_SHARE = 0.2
-
-
-def count_terms(texts_of_cluster: Sequence[Sequence[str]]) -> tuple[list[list[str]], list[list[int]]]:
-    """The most frequent terms of each cluster and how often they occur.
-
-    Terms are words, English stop words left out; where a script has no spaces, runs of two to four characters.
-    """
-    documents = ["\n".join(texts) for texts in texts_of_cluster]
-    unspaced = np.array([_is_unspaced(document) for document in documents], bool)
-    # Here: every worker of the stage would wait for it, and only those that write shards count.
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    terms: list[list[str]] = [[] for _ in documents]
-    counts: list[list[int]] = [[] for _ in documents]
-    for kind, vectorizer in (
-        (False, CountVectorizer(stop_words="english", token_pattern=r"(?u)\b[^\W\d_]\w+\b")),
-        (True, CountVectorizer(analyzer=_character_runs)),
-    ):
-        chosen = np.flatnonzero(unspaced == kind)
-        if not len(chosen):
-            continue
-        try:
-            matrix = vectorizer.fit_transform([documents[number] for number in chosen]).tocsr()
-        except ValueError:
-            # Nothing but stop words and numbers.
-            continue
-        names = vectorizer.get_feature_names_out()
-        for row, number in enumerate(chosen):
-            found = matrix[row]
-            order = np.lexsort((found.indices, -found.data))[:_KEPT]
-            terms[number] = names[found.indices[order]].tolist()
-            counts[number] = found.data[order].tolist()
-    return terms, counts
-
-
-def naming_terms(terms: Sequence[Sequence[str]], counts: Sequence[Sequence[int]], number: int = 8) -> list[list[str]]:
-    """The `number` terms of highest class-based TF-IDF of each cluster, for the counted terms of all clusters."""
-    frequency: Counter[str] = Counter()
-    for names, values in zip(terms, counts, strict=True):
-        for name, value in zip(names, values, strict=True):
-            frequency[name] += value
-    mean_words = sum(frequency.values()) / max(1, len(terms))
-    named = []
-    for names, values in zip(terms, counts, strict=True):
-        total = max(1, sum(values))
-        weight = {
-            name: value / total * np.log(1 + mean_words / frequency[name])
-            for name, value in zip(names, values, strict=True)
-        }
-        named.append(sorted(weight, key=lambda name: (-weight[name], name))[:number])
-    return named
-
-
-def _is_unspaced(text: str) -> bool:
-    letters = sum(map(str.isalpha, text))
-    return letters > 0 and len(_UNSPACED.findall(text)) > _UNSPACED_SHARE * letters
-
-
-def _character_runs(text: str) -> list[str]:
-    words = re.findall(r"\w+", text)
-    return [word[i : i + n] for word in words for n in (2, 3, 4) for i in range(len(word) - n + 1)]
-
-
 # Examples of each kind, and characters of a text that are kept.
 EXAMPLES = 3
 _CHARACTERS = 200
@@ -106,7 +42,7 @@ EXAMPLE = pa.struct(
 
 
 def cluster_facts(table: pa.Table, pieces: Sequence[dict[str, Any]], features: Features) -> pa.Table:
-    """One row for each piece, in order; `table` has the rows of all pieces, one after the other.
+    """Return one row for each piece, in order; `table` has the rows of all pieces, one after the other.
 
     Columns: rows, cosine (sum), duplicates (rows whose document an earlier row has), characters (of documents), vector
     (sum of the features, if there are any), near and far (list of EXAMPLE), terms and counts (lists).
@@ -149,3 +85,64 @@ def _examples(rows: pa.Table, order: np.ndarray) -> list[dict[str, Any]]:
         {**row, "query": readable(row["query"], _CHARACTERS), "document": readable(row["document"], _CHARACTERS)}
         for row in chosen
     ]
+
+
+def count_terms(texts_of_cluster: Sequence[Sequence[str]]) -> tuple[list[list[str]], list[list[int]]]:
+    """Return the most frequent terms of each cluster and how often they occur.
+
+    Terms are words without English stop words; in scripts without spaces, runs of two to four characters.
+    """
+    documents = ["\n".join(texts) for texts in texts_of_cluster]
+    unspaced = np.array([_is_unspaced(document) for document in documents], bool)
+    # Imported here, as only workers that write shards count terms; the others need not wait for it.
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    terms: list[list[str]] = [[] for _ in documents]
+    counts: list[list[int]] = [[] for _ in documents]
+    for kind, vectorizer in (
+        (False, CountVectorizer(stop_words="english", token_pattern=r"(?u)\b[^\W\d_]\w+\b")),
+        (True, CountVectorizer(analyzer=_character_runs)),
+    ):
+        chosen = np.flatnonzero(unspaced == kind)
+        if not len(chosen):
+            continue
+        try:
+            matrix = vectorizer.fit_transform([documents[number] for number in chosen]).tocsr()
+        except ValueError:
+            # Nothing but stop words and numbers.
+            continue
+        names = vectorizer.get_feature_names_out()
+        for row, number in enumerate(chosen):
+            found = matrix[row]
+            order = np.lexsort((found.indices, -found.data))[:_KEPT]
+            terms[number] = names[found.indices[order]].tolist()
+            counts[number] = found.data[order].tolist()
+    return terms, counts
+
+
+def naming_terms(terms: Sequence[Sequence[str]], counts: Sequence[Sequence[int]], number: int = 8) -> list[list[str]]:
+    """Return the `number` terms of highest class-based TF-IDF of each cluster, from the counts of all clusters."""
+    frequency: Counter[str] = Counter()
+    for names, values in zip(terms, counts, strict=True):
+        for name, value in zip(names, values, strict=True):
+            frequency[name] += value
+    mean_words = sum(frequency.values()) / max(1, len(terms))
+    named = []
+    for names, values in zip(terms, counts, strict=True):
+        total = max(1, sum(values))
+        weight = {
+            name: value / total * np.log(1 + mean_words / frequency[name])
+            for name, value in zip(names, values, strict=True)
+        }
+        named.append(sorted(weight, key=lambda name: (-weight[name], name))[:number])
+    return named
+
+
+def _is_unspaced(text: str) -> bool:
+    letters = sum(map(str.isalpha, text))
+    return letters > 0 and len(_UNSPACED.findall(text)) > _UNSPACED_SHARE * letters
+
+
+def _character_runs(text: str) -> list[str]:
+    words = re.findall(r"\w+", text)
+    return [word[i : i + n] for word in words for n in (2, 3, 4) for i in range(len(word) - n + 1)]

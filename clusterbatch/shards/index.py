@@ -1,4 +1,4 @@
-"""The cluster index: which rows stand together, and where they lie. All that a batch plan needs to know."""
+"""Cluster index: maps clusters to rows and storage locations. All that a batch plan needs to know."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class ClusterIndex:
     """One entry per piece of a cluster (a cluster larger than a shard has several), in packing order by source.
 
     Arrays are (pieces,). `source` numbers `sources`, and pieces of one source are consecutive. Runs are `run_rows`
-    consecutive rows of a piece; only its last run may be shorter.
+    consecutive rows of a piece; only its last run may be shorter. fingerprint: of the clusters artifact.
+
+    Raises ValueError if pieces of a source are not consecutive or one has no rows.
     """
 
     sources: list[str]
@@ -34,7 +36,6 @@ class ClusterIndex:
     first_run: np.ndarray  # int64, inside the shard
     first_row: np.ndarray  # int64, inside the shard
     run_rows: int
-    # Identity of the clusters artifact that this index belongs to.
     fingerprint: str
     mean_cosine: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     # float32, the probability that two rows of a piece have the same query, or the same document, whichever is larger;
@@ -56,7 +57,7 @@ class ClusterIndex:
 
     @staticmethod
     def from_table(table: pa.Table, run_rows: int, fingerprint: str) -> ClusterIndex:
-        """From a table of schema.CLUSTER_INDEX, whose order is kept."""
+        """Return the index of a table of schema.CLUSTER_INDEX, in its order."""
         encoded = table["source"].combine_chunks().dictionary_encode()
         # Numbered by first appearance: then consecutive pieces give ascending numbers.
         return ClusterIndex(

@@ -1,15 +1,13 @@
-"""Shards: few large files in which any run of any cluster can be read by itself.
+"""Reader of shards: few large files in which any run of any cluster can be read by itself.
 
-A shard is a group of parts of the clusters artifact:
+A shard is several parts of the clusters artifact:
 
 training   one Arrow IPC record-batch message after the other, one per run (token ids, hashes, weight)
-vectors    the same runs in the same order with the surrogate's vectors only; absent where they are not kept
-runs       the table that says where each run's messages end, and their checksums
+vectors    the same runs in the same order with the surrogate's vectors only; absent if they are not kept
+runs       the table with the end of each run's messages, and their checksums
 rows       Parquet with pair_id and text, same row order, for people and other tools
 
-Parquet cannot read part of a row group, so what training reads is laid out for byte ranges instead.
-
-Where the runs of each shard end, and their checksums, as readers keep them: a bounded number of shards at a time.
+Parquet cannot read part of a row group, so the files that training reads are laid out for byte ranges instead.
 """
 
 from __future__ import annotations
@@ -29,75 +27,16 @@ import pyarrow.parquet as pq
 from clusterbatch.errors import DataError
 from clusterbatch.schema import CLUSTER_INDEX
 from clusterbatch.shards.index import ClusterIndex
-from clusterbatch.shards.layout import INDEX, ROWS, RUNS, TRAINING, VECTORS, ShardLayout
+from clusterbatch.shards.layout import INDEX, ROWS, RUNS, TRAINING, VECTORS, ShardSchema
 from clusterbatch.store.artifact import Artifact, Manifest, Part
 from clusterbatch.store.checksum import checksum64
 from clusterbatch.store.tables import read_parquet
 
-# A run takes 12 bytes for each file: 10^9 rows in runs of 64 take 190 MB, twice that where vectors are read as well.
+# Requests at once.
+_READERS = 8
+# A run takes 12 bytes for each file: 10^9 rows in runs of 64 take 190 MB, twice that if vectors are read as well.
 # Tables that were dropped are read again with their shard's next run.
 _KEPT_BYTES = 256 * 2**20
-
-
-@dataclass(frozen=True)
-class RunTable:
-    """Of one file of a shard with R runs. ends: (R + 1,) unsigned, a zero in front; checksums: (R,) uint64, XXH3-64."""
-
-    ends: np.ndarray
-    checksums: np.ndarray
-
-    @property
-    def bytes(self) -> int:
-        return self.ends.nbytes + self.checksums.nbytes
-
-    def span(self, first: int, last: int) -> tuple[int, int]:
-        """Bytes [start, end) of the runs `first` to `last`."""
-        return int(self.ends[first]), int(self.ends[last + 1])
-
-
-class RunTables:
-    """By shard and file; the least recently used leave first. Safe for several threads; pickled without what it holds.
-
-    read: gives the Parquet bytes of a shard's table.
-    """
-
-    def __init__(self, read: Callable[[int], bytes], limit: int = _KEPT_BYTES) -> None:
-        self._read, self._limit = read, limit
-        self._clear()
-
-    def _clear(self) -> None:
-        self._tables: OrderedDict[tuple[int, str], RunTable] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"_read": self._read, "_limit": self._limit}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._clear()
-
-    def get(self, shard: int, content: str) -> RunTable:
-        """The table of the file of a shard that holds `content`."""
-        key = (shard, content)
-        with self._lock:
-            if key in self._tables:
-                self._tables.move_to_end(key)
-                return self._tables[key]
-        # Threads that want the same one read it side by side; the last stays.
-        columns = pq.read_table(pa.BufferReader(self._read(shard)), columns=[f"{content}_end", f"{content}_checksum"])
-        ends = np.concatenate([[0], columns[f"{content}_end"].to_numpy()])
-        table = RunTable(ends.astype(np.min_scalar_type(ends[-1])), columns[f"{content}_checksum"].to_numpy().copy())
-        with self._lock:
-            previous = self._tables.pop(key, None)
-            self._bytes += table.bytes - (previous.bytes if previous else 0)
-            self._tables[key] = table
-            while self._bytes > self._limit and len(self._tables) > 1:
-                self._bytes -= self._tables.popitem(last=False)[1].bytes
-        return table
-
-
-_READERS = 8
 
 
 class ShardReader:
@@ -106,7 +45,7 @@ class ShardReader:
     def __init__(self, artifact: Artifact) -> None:
         manifest = artifact.require()
         self._artifact = artifact
-        self._layout = ShardLayout(**manifest.details["layout"])
+        schema = ShardSchema(**manifest.details["layout"])
         self._parts = {
             (part.details["shard"], part.details["content"]): part
             for part in manifest.parts
@@ -114,20 +53,20 @@ class ShardReader:
         }
         self._tables = RunTables(self._read_table)
         self.index = read_index(artifact, manifest)
-        self.schema = self._layout.schema
-        self._vectors = self._layout.vectors
+        self.schema = schema.training
+        self._vectors = schema.vectors
 
     def run_bytes(self, shard: int, runs: np.ndarray, vectors: bool = False) -> np.ndarray:
-        """(len(runs),) int64: what reading each of those runs costs."""
+        """Return (len(runs),) int64 bytes that reading each of those runs takes."""
         runs = np.asarray(runs)
         ends = [self._tables.get(int(shard), content).ends.astype(np.int64) for content in self._files(vectors)]
         return sum(of_file[runs + 1] - of_file[runs] for of_file in ends)
 
     def read_runs(self, shard: int, runs: np.ndarray, vectors: bool = False) -> list[pa.RecordBatch]:
-        """One record batch per run of `runs` (ascending run numbers); with `vectors` their columns come last.
+        """Return one record batch per run of `runs` (ascending run numbers); with `vectors`, their columns come last.
 
-        Neighbouring runs come in one request, separate ones side by side. Raises DataError that names the shard's
-        file where bytes are missing or damaged.
+        Neighbouring runs take one request, separate ones are read side by side. Raises DataError that names the
+        shard's file if bytes are missing or damaged.
         """
         runs = np.asarray(runs, dtype=np.int64)
         if len(runs) == 0:
@@ -158,7 +97,7 @@ class ShardReader:
         return [TRAINING, VECTORS] if vectors else [TRAINING]
 
     def _read_span(self, shard: int, content: str, span: np.ndarray) -> list[pa.RecordBatch]:
-        """Consecutive runs; what does not match its checksum is fetched a second time before it counts as damaged."""
+        """Read consecutive runs; bytes that do not match their checksum are fetched again before they are damaged."""
         part, table = self._part(shard, content), self._tables.get(int(shard), content)
         start, stop = table.span(span[0], span[-1])
         schema = self.schema if content == TRAINING or self._vectors is None else self._vectors.schema
@@ -191,10 +130,72 @@ class ShardReader:
         return f"{self._artifact.folder.uri}/{part.path}: shard {shard}, {problem}"
 
 
+@dataclass(frozen=True)
+class RunTable:
+    """Table of one file of a shard with R runs.
+
+    ends: (R + 1,) unsigned bytes, beginning with a zero; checksums: (R,) uint64, XXH3-64.
+    """
+
+    ends: np.ndarray
+    checksums: np.ndarray
+
+    @property
+    def bytes(self) -> int:
+        return self.ends.nbytes + self.checksums.nbytes
+
+    def span(self, first: int, last: int) -> tuple[int, int]:
+        """Return the bytes [start, end) of the runs `first` to `last`."""
+        return int(self.ends[first]), int(self.ends[last + 1])
+
+
+class RunTables:
+    """Run tables by shard and file, of which the least recently used are dropped first.
+
+    Safe for several threads; pickled without the tables. read: returns the Parquet bytes of a shard's table; limit:
+    bytes of the tables that are kept.
+    """
+
+    def __init__(self, read: Callable[[int], bytes], limit: int = _KEPT_BYTES) -> None:
+        self._read, self._limit = read, limit
+        self._clear()
+
+    def _clear(self) -> None:
+        self._tables: OrderedDict[tuple[int, str], RunTable] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_read": self._read, "_limit": self._limit}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._clear()
+
+    def get(self, shard: int, content: str) -> RunTable:
+        """Return the table of the file of a shard that holds `content`."""
+        key = (shard, content)
+        with self._lock:
+            if key in self._tables:
+                self._tables.move_to_end(key)
+                return self._tables[key]
+        # Threads that want the same table read it side by side; the last one is kept.
+        columns = pq.read_table(pa.BufferReader(self._read(shard)), columns=[f"{content}_end", f"{content}_checksum"])
+        ends = np.concatenate([[0], columns[f"{content}_end"].to_numpy()])
+        table = RunTable(ends.astype(np.min_scalar_type(ends[-1])), columns[f"{content}_checksum"].to_numpy().copy())
+        with self._lock:
+            previous = self._tables.pop(key, None)
+            self._bytes += table.bytes - (previous.bytes if previous else 0)
+            self._tables[key] = table
+            while self._bytes > self._limit and len(self._tables) > 1:
+                self._bytes -= self._tables.popitem(last=False)[1].bytes
+        return table
+
+
 def index_table(pieces: Sequence[dict[str, Any]]) -> pa.Table:
-    """Return the entries of schema.CLUSTER_INDEX, one per piece, and the column `crowding` if some piece has any."""
+    """Return the table of schema.CLUSTER_INDEX, one row per piece, and the column `crowding` if some piece has any."""
     columns = {name: [piece[name] for piece in pieces] for name in CLUSTER_INDEX.names}
-    # JSON has no NaN: from a receipt it comes back as None.
+    # JSON has no NaN: a receipt gives None instead.
     columns["mean_cosine"] = [math.nan if value is None else value for value in columns["mean_cosine"]]
     table = pa.table(columns, schema=CLUSTER_INDEX)
     if not any("crowding" in piece for piece in pieces):
@@ -203,7 +204,7 @@ def index_table(pieces: Sequence[dict[str, Any]]) -> pa.Table:
 
 
 def read_index(artifact: Artifact, manifest: Manifest) -> ClusterIndex:
-    """The cluster index of a committed clusters artifact."""
+    """Read the cluster index of a committed clusters artifact."""
     part = next(part for part in manifest.parts if part.details.get("content") == INDEX)
     return ClusterIndex.from_table(
         read_parquet(artifact.folder, part), manifest.details["layout"]["run_rows"], manifest.fingerprint

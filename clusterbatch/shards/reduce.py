@@ -1,9 +1,8 @@
-"""The other side of the shuffle: a bucket's rows become shards, sorted by cluster and, inside, by hash."""
+"""Reduce side of the shuffle by cluster: a bucket's rows become shards, sorted by cluster and, inside, by hash."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -13,107 +12,100 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clusterbatch.clustering.features import Features, feature_sides, feature_vectors, unit_length
+from clusterbatch.clustering.model import StoredParts
 from clusterbatch.config import ClusterConfig
-from clusterbatch.corpus.groups import Groups
+from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.errors import DataError
-from clusterbatch.runtime import Unit
+from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.shards.bucket_plan import BucketPlan
 from clusterbatch.shards.examples import cluster_facts
-from clusterbatch.shards.layout import ShardLayout, SurrogateEncoder, squared_errors
+from clusterbatch.shards.layout import ShardSchema, VectorEncoder, squared_errors
 from clusterbatch.shards.size_bounds import merge_small, split_large
 from clusterbatch.shards.writer import ShardWriter
-from clusterbatch.store import Artifact, Counts, Part, Receipt, Stopwatch
+from clusterbatch.store import Artifact, Counts, Part
 from clusterbatch.store.shuffle import read_bucket
 from clusterbatch.store.tables import write_parquet
 
+# Content of a part with rows that were set aside.
 OUTLIERS = "outliers"
+# Before the names of columns as they are stored, beside those that came.
+_STORED = "stored:"
 _TEXT = ["pair_id", "source", "query", "document", "negatives"]
-# Bytes of a text column that stand in one piece: the offsets of its type reach 2 GiB.
+# Bytes of a text column in one piece: the offsets of its type reach 2 GiB.
 _PIECE_BYTES = 2**30
 
 
-@dataclass(frozen=True)
-class ReduceJob:
-    """What all buckets have in common. Picklable. facts: where what is known of each cluster is kept for statistics."""
-
-    exchange: Artifact
-    exchange_parts: Sequence[Part]
-    facts: Artifact
-    output: Artifact
-    fingerprint: str
-    groups: Groups
-    plan: BucketPlan
-    layout: ShardLayout
-    config: ClusterConfig
-
-
 class ReduceWorker:
-    """Writes the shards of one bucket; numbers them inside the bucket, as nobody knows yet how many others make."""
+    """Writes the shards of one bucket, numbered inside the bucket, as the number of other buckets' shards is unknown.
 
-    def __init__(self, job: ReduceJob) -> None:
-        self._job = job
+    facts: keeps what a bucket knows of its clusters, for statistics.
+    """
 
-    def process(self, unit: Unit) -> Receipt:
-        watch = Stopwatch()
-        write = self._outliers if unit.number >= self._job.plan.cluster_buckets else self._shards
+    def __init__(
+        self,
+        exchange: StoredParts,
+        facts: Artifact,
+        partitions: Partitions,
+        plan: BucketPlan,
+        schema: ShardSchema,
+        config: ClusterConfig,
+    ) -> None:
+        self._exchange, self._facts, self._partitions = exchange, facts, partitions
+        self._plan, self._schema, self._config = plan, schema, config
+
+    def process(self, item: WorkItem, output: Artifact) -> Result:
+        write = self._outliers if item.number >= self._plan.cluster_buckets else self._shards
         # Handed over and not kept here: sorting makes a copy, and a bucket is a good part of the worker's memory.
-        receipt = write(unit.number, self._read(unit))
-        receipt.seconds = watch.seconds
-        self._job.output.write_receipt(receipt)
-        return receipt
+        return write(item.number, self._read(item), output)
 
-    def _read(self, unit: Unit) -> pa.Table:
-        exchange = self._job.exchange
-        table = read_bucket(exchange, self._job.exchange_parts, unit.number)
+    def _read(self, item: WorkItem) -> pa.Table:
+        table = read_bucket(self._exchange.artifact, self._exchange.parts, item.number)
         rows = 0 if table is None else table.num_rows
-        if table is None or rows != unit.rows:
-            raise DataError(f"{exchange.folder.uri}: bucket {unit.number} has {rows} rows, expected {unit.rows}")
+        if table is None or rows != item.rows:
+            uri = self._exchange.artifact.folder.uri
+            raise DataError(f"{uri}: bucket {item.number} has {rows} rows, expected {item.rows}")
         return table
 
-    def _shards(self, bucket: int, table: pa.Table) -> Receipt:
-        job = self._job
+    def _shards(self, bucket: int, table: pa.Table, output: Artifact) -> Result:
         table = _sorted(table.append_column("part", pa.array(np.zeros(table.num_rows, np.int64))))
         table = self._bounded(bucket, table)
         table, errors = self._with_surrogate(table)
         parts: list[Part] = []
         pieces: list[dict[str, Any]] = []
-        for shard, writer in enumerate(self._written(bucket, table)):
-            parts += writer.write(job.output, f"bucket-{bucket:05d}-{shard}", shard=shard)
+        for shard, writer in enumerate(self._written(table)):
+            parts += writer.write(output, f"bucket-{bucket:05d}-{shard}", shard=shard)
             pieces += [{**piece, "shard": shard} for piece in writer.pieces]
-        facts = cluster_facts(_widened(table), pieces, job.config.features)
-        facts_part = write_parquet(job.facts, f"facts-{bucket:05d}", facts)
-        return Receipt(
-            unit=bucket,
-            fingerprint=job.fingerprint,
-            parts=parts,
-            counts=Counts(read=table.num_rows, written=sum(piece["rows"] for piece in pieces)),
-            details={"pieces": pieces, "facts": facts_part.model_dump(), "surrogate_errors": errors},
+        facts = cluster_facts(_widened(table), pieces, self._config.features)
+        facts_part = write_parquet(self._facts, f"facts-{bucket:05d}", facts)
+        return Result(
+            parts,
+            Counts(read=table.num_rows, written=sum(piece["rows"] for piece in pieces)),
+            {"pieces": pieces, "facts": facts_part.model_dump(), "surrogate_errors": errors},
         )
 
-    def _outliers(self, bucket: int, table: pa.Table) -> Receipt:
+    def _outliers(self, bucket: int, table: pa.Table, output: Artifact) -> Result:
         table = _sorted(table)
         cluster = table["cluster"].to_numpy()
-        centroid = cluster - self._job.plan.first_cluster[self._job.plan.group_of(cluster)]
-        part = write_parquet(self._job.output, f"outliers-{bucket:05d}", _text(table, centroid), 8192, content=OUTLIERS)
-        # A pair may be both; it is counted for what was asked first.
+        centroid = cluster - self._plan.first_cluster[self._plan.partition_of(cluster)]
+        part = write_parquet(output, f"outliers-{bucket:05d}", _text(table, centroid), 8192, content=OUTLIERS)
+        # A pair may be both; it is counted for the first reason.
         inconsistent = pc.sum(table["inconsistent"]).as_py() if "inconsistent" in table.column_names else 0
         reasons = {"inconsistent": inconsistent, "outlier": table.num_rows - inconsistent}
-        counts = Counts(read=table.num_rows, set_aside={reason: rows for reason, rows in reasons.items() if rows})
-        return Receipt(unit=bucket, fingerprint=self._job.fingerprint, parts=[part], counts=counts)
+        aside = {reason: rows for reason, rows in reasons.items() if rows}
+        return Result([part], Counts(read=table.num_rows, set_aside=aside))
 
     def _bounded(self, bucket: int, table: pa.Table) -> pa.Table:
-        """Sorted rows with `cluster` and `part` changed where clusters are too small or too large."""
-        config, cluster = self._job.config, table["cluster"].to_numpy()
+        """Return the sorted rows with `cluster` and `part` changed if clusters are too small or too large."""
+        config, cluster = self._config, table["cluster"].to_numpy()
         if config.min_size is None and config.max_size is None:
             return table
-        alone = self._job.plan.pieces[cluster[0]] > 1
+        alone = self._plan.pieces[cluster[0]] > 1
         if config.min_size is not None and not alone:
             starts = np.flatnonzero(np.diff(cluster, prepend=-1))
             rows = np.diff(np.append(starts, len(cluster)))
             means = unit_length(np.add.reduceat(feature_vectors(table, config.features), starts, axis=0))
-            group = self._job.plan.group_of(cluster[starts])
-            merged = merge_small(rows, means, group, config.min_size)
-            # A merged cluster is called by the number of its first member.
+            merged = merge_small(rows, means, self._plan.partition_of(cluster[starts]), config.min_size)
+            # A merged cluster has the number of its first member.
             first = cluster[starts][np.searchsorted(merged, merged)]
             cluster = np.repeat(first, rows)
         part = np.zeros(len(cluster), np.int64)
@@ -121,7 +113,7 @@ class ReduceWorker:
             for number in np.unique(cluster).tolist():
                 rows = np.flatnonzero(cluster == number)
                 part[rows] = split_large(len(rows), config.max_size, partial(_features, table, rows, config.features))
-            # Parts of a cluster that is spread over several buckets are clusters of their own: no two buckets may
+            # Fragments of a cluster that is spread over several buckets are clusters of their own: no two buckets may
             # share a number.
             part += bucket << 32 if alone else 0
         for name, values in (("cluster", cluster), ("part", part)):
@@ -129,37 +121,38 @@ class ReduceWorker:
         return _sorted(table)
 
     def _with_surrogate(self, table: pa.Table) -> tuple[pa.Table, list[float]]:
-        """Adds the vectors as they are to be stored, under `stored:` names; and [sum, number] of squared errors."""
-        layout = self._job.layout.vectors
-        if layout is None:
+        """Return the rows with the vectors as they are stored, in columns `stored:...`, and [sum, number] of the
+        squared errors of their cosines."""
+        vectors = self._schema.vectors
+        if vectors is None:
             return table, [0.0, 0]
-        stored = SurrogateEncoder(layout, self._job.config.seed).encode(table)
-        for name in layout.schema.names:
+        stored = VectorEncoder(vectors, self._config.seed).encode(table)
+        for name in vectors.schema.names:
             table = table.append_column(f"{_STORED}{name}", stored.column(name))
-        errors = squared_errors(layout, stored, table)
+        errors = squared_errors(vectors, stored, table)
         return table, [float(errors.sum()), len(errors)]
 
-    def _written(self, bucket: int, table: pa.Table) -> Iterator[ShardWriter]:
-        job = self._job
+    def _written(self, table: pa.Table) -> Iterator[ShardWriter]:
+        """Yield the shards of sorted rows, filled; one at a time is in memory."""
         stored = [name for name in table.column_names if name.startswith(_STORED)]
-        training = table.select(job.layout.schema.names)
+        training = table.select(self._schema.training.names)
         vectors = table.select(stored).rename_columns([name.removeprefix(_STORED) for name in stored])
         each = (training.nbytes + vectors.nbytes) / table.num_rows
-        target_rows = max(job.layout.run_rows, int(job.config.shard_bytes / each))
+        target_rows = max(self._schema.run_rows, int(self._config.shard_bytes / each))
         cluster, part = table["cluster"].to_numpy(), table["part"].to_numpy()
         read = pa.table({**_columns(training), **_columns(vectors)})
-        writer, filled = ShardWriter(job.layout), 0
+        writer, filled = ShardWriter(self._schema), 0
         for start, stop in _pieces(cluster, part, target_rows):
             rows = stop - start
             if filled and filled + rows > 1.25 * target_rows:
                 yield writer
-                writer, filled = ShardWriter(job.layout), 0
-            group = int(job.plan.group_of(cluster[start]))
-            centroid = int(cluster[start] - job.plan.first_cluster[group])
+                writer, filled = ShardWriter(self._schema), 0
+            partition = int(self._plan.partition_of(cluster[start]))
+            centroid = int(cluster[start] - self._plan.first_cluster[partition])
             writer.add(
                 read.slice(start, rows),
                 _text(table.slice(start, rows), np.full(rows, centroid)),
-                source=job.groups.names[group],
+                source=self._partitions.names[partition],
                 centroid=centroid,
                 part=int(part[start]),
                 mean_cosine=float(np.mean(table["cosine"].slice(start, rows).to_numpy(), dtype=np.float64)),
@@ -168,11 +161,8 @@ class ReduceWorker:
         yield writer
 
 
-_STORED = "stored:"
-
-
 def _features(table: pa.Table, rows: np.ndarray, features: Features) -> np.ndarray:
-    """(len(rows), D) float32: what of these rows is clustered. Their texts are not gathered with it."""
+    """Return the (len(rows), D) float32 features of these rows, without gathering their texts."""
     sides = table.select([f"{side}_vector" for side in feature_sides(features)])
     return feature_vectors(sides.take(pa.array(rows)), features)
 
@@ -182,7 +172,7 @@ def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
 
 
 def _sorted(table: pa.Table) -> pa.Table:
-    """By cluster, part, hash and, as hashes may collide, pair_id."""
+    """Return the rows sorted by cluster, part, hash and, as hashes may collide, pair_id."""
     keys = [name for name in ("cluster", "part", "hash", "pair_id") if name in table.column_names]
     order = pc.sort_indices(table, [(name, "ascending") for name in keys])
     text = [name for name in _TEXT if name in table.column_names]
@@ -195,8 +185,10 @@ def _sorted(table: pa.Table) -> pa.Table:
 
 
 def _taken(wide: pa.Array, order: pa.Array, kind: pa.DataType) -> list[pa.Array]:
-    """The rows of `order` as `kind`, in as many pieces as that needs: Arrow gathers rows with their own type's offsets,
-    and the texts of a bucket may be more than 32 bits reach."""
+    """Return the rows of `order` as `kind`, in as many pieces as that needs.
+
+    Arrow gathers rows with their own type's offsets, and the texts of a bucket may be more than 32 bits reach.
+    """
     found = wide.take(order)
     if found.nbytes <= _PIECE_BYTES or len(order) == 1:
         return [found.cast(kind)]
@@ -207,20 +199,20 @@ def _taken(wide: pa.Array, order: pa.Array, kind: pa.DataType) -> list[pa.Array]
 
 
 def _widened(table: pa.Table) -> pa.Table:
-    """With texts of types that rows can be taken from however much text there is; they are not copied."""
+    """Return the table with text types that rows can be taken from, however much text there is; nothing is copied."""
     fields = [field.with_type(_wide(field.type)) if field.name in _TEXT else field for field in table.schema]
     return table.cast(pa.schema(fields))
 
 
 def _wide(kind: pa.DataType) -> pa.DataType:
-    """Of strings and lists of them: the same with offsets of 64 bits."""
+    """Return the type of strings, or lists of them, with offsets of 64 bits."""
     if pa.types.is_list(kind):
         return pa.large_list(kind.value_field.with_type(_wide(kind.value_type)))
     return pa.large_string()
 
 
 def _pieces(cluster: np.ndarray, part: np.ndarray, target_rows: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of each piece in sorted rows; clusters much larger than a shard are cut evenly."""
+    """Yield (start, stop) of each piece in sorted rows; clusters much larger than a shard are cut evenly."""
     changes = (np.diff(cluster, prepend=-1) != 0) | (np.diff(part, prepend=-1) != 0)
     for start, stop in pairwise([*np.flatnonzero(changes).tolist(), len(cluster)]):
         cuts = -(-(stop - start) // int(1.25 * target_rows))
@@ -228,6 +220,7 @@ def _pieces(cluster: np.ndarray, part: np.ndarray, target_rows: int) -> Iterator
 
 
 def _text(rows: pa.Table, centroid: np.ndarray) -> pa.Table:
-    """What people and other tools see of rows; `centroid` is the number of the fit's centroid inside the source."""
+    """Return the columns for people and other tools; `centroid`: (rows,) numbers of the fit's centroids, inside each
+    partition."""
     text = rows.select([name for name in _TEXT if name in rows.column_names])
     return text.append_column("centroid", pa.array(centroid.astype(np.int32))).append_column("cosine", rows["cosine"])

@@ -1,4 +1,8 @@
-"""The stage `cluster`: sample, fit, assign and shuffle, write shards, commit."""
+"""The stage `cluster`: fit, assign and shuffle, write shards, commit.
+
+Its passes are artifacts of their own under `<clusters>/_exchange`. A pass that is whole is not repeated, so a crash
+costs the work items that were under way. All passes are removed once the clusters are committed.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,27 @@ from dataclasses import asdict
 from typing import Any
 
 from clusterbatch.clustering.communities import require_partitioner
-from clusterbatch.clustering.partitions import layout_of, mean_size
+from clusterbatch.clustering.communities_fit import fit_communities
+from clusterbatch.clustering.fit import fit_kmeans
+from clusterbatch.clustering.model import FittedClusters, StoredParts
+from clusterbatch.clustering.partitions import grouping_of, mean_size
+from clusterbatch.clustering.passes import EmbeddedCorpus, PassFactory
+from clusterbatch.clustering.user_groups import fit_user_groups
 from clusterbatch.clustering.warm_start import Previous
 from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.errors import DataError, OtherWorkError, UsageError
 from clusterbatch.log import say
-from clusterbatch.runtime import ray_session
+from clusterbatch.runtime import current_executor, ray_session
 from clusterbatch.search.mine import Mined, mine
-from clusterbatch.shards.passes import EXCHANGE, Passes, run_on_worker
+from clusterbatch.shards.passes import ShardPasses
 from clusterbatch.shards.reader import INDEX, index_table
 from clusterbatch.shards.statistics import StatisticsJob
 from clusterbatch.shards.tokenise import Tokenisation
 from clusterbatch.store import Artifact, Manifest, Part, Receipt, Stopwatch
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.workspace import Workspace
+
+_EXCHANGE = "_exchange"
 
 
 def cluster(
@@ -31,12 +42,12 @@ def cluster(
     previous: Previous | None = None,
     vectors: int | None = None,
 ) -> Manifest:
-    """Clusters the embedded corpus of `config.workspace` and writes its shards; at once when that is done already.
+    """Cluster the embedded corpus of `config.workspace` and write its shards; return at once if that is done.
 
-    previous: the generation whose clusters these go on from; vectors: the generation whose embeddings are clustered
-    (unset: this one's). Where `mine` is on, that is done before.
+    previous: the generation whose clusters these continue; vectors: the generation whose embeddings are clustered
+    (None: this one). If `mine` is on, that is done before.
 
-    Raises UsageError where the embeddings are not of the corpus as it is now, or METIS is wanted and not there.
+    Raises UsageError if the embeddings are not of the corpus as it is now, or METIS is needed and not installed.
     """
     if config.cluster.method == "communities":
         require_partitioner()
@@ -53,12 +64,12 @@ def cluster(
     identity = _identity(config, corpus, embeddings, previous, mined)
     artifact = workspace.clusters(generation)
     if artifact.is_done(identity) and not force:
-        # What a crash between the commit and the removal has left.
+        # Left by a crash between the commit and the removal.
         if not artifact.reused:
-            artifact.folder.remove(EXCHANGE)
+            artifact.folder.remove(_EXCHANGE)
         return artifact.require()
-    made = artifact.manifest()
-    if made is not None and made.inputs.get("corpus") in corpus.earlier and not force and not artifact.reused:
+    manifest = artifact.manifest()
+    if manifest is not None and manifest.inputs.get("corpus") in corpus.earlier and not force and not artifact.reused:
         raise OtherWorkError(
             f"{artifact.folder.uri}: clusters of an earlier version of the corpus, and they stay as they are; "
             "`clusterbatch refresh` makes the next generation of the corpus as it is now, or pass --force"
@@ -67,20 +78,30 @@ def cluster(
     done = artifact.begin(identity, force)
     for sentence in Tokenisation.of(config).too_long:
         say(sentence, level="warning")
+    embedded = EmbeddedCorpus(config, vectors, corpus, embeddings, previous)
+    passes = PassFactory(artifact.folder.child(_EXCHANGE), identity, force)
     with ray_session(config.ray):
-        passes = Passes(config, generation, vectors, corpus, embeddings, identity, force, previous, mined)
-        fits = passes.fits()
-        plan = passes.plan(fits)
-        receipts = passes.reduce(plan, passes.assign(fits, plan), done)
-        manifest = _commit(passes, fits.parts, receipts, watch)
-    artifact.folder.remove(EXCHANGE)
+        clusters = _fit(embedded, passes)
+        shards = ShardPasses(embedded, passes, mined)
+        plan = shards.plan(clusters.shares())
+        receipts = shards.reduce(plan, shards.map(clusters, plan), artifact, done)
+        manifest = _commit(artifact, shards, clusters, receipts, watch)
+    artifact.folder.remove(_EXCHANGE)
     return manifest
+
+
+def _fit(corpus: EmbeddedCorpus, passes: PassFactory) -> FittedClusters:
+    if grouping_of(corpus.config) == "group":
+        return fit_user_groups(corpus, passes)
+    if corpus.config.cluster.method == "communities":
+        return fit_communities(corpus, passes)
+    return fit_kmeans(corpus, passes)
 
 
 def _identity(
     config: RunConfig, corpus: Manifest, embeddings: Manifest, previous: Previous | None, mined: Mined | None
 ) -> str:
-    layout, tokenisation = layout_of(config), Tokenisation.of(config)
+    grouping, tokenisation = grouping_of(config), Tokenisation.of(config)
     more: list[list[object]] = []
     if previous:
         more.append([previous.fingerprint, previous.keep, *(["frozen"] if previous.frozen else [])])
@@ -89,8 +110,8 @@ def _identity(
     return fingerprint(
         "clusters",
         config.cluster,
-        layout,
-        mean_size(config) if layout == "cluster" and config.cluster.clusters is None else None,
+        grouping,
+        mean_size(config) if grouping == "cluster" and config.cluster.clusters is None else None,
         [tokenisation.tokenizer.fingerprint, tokenisation.max_query_tokens, tokenisation.max_document_tokens],
         [corpus.fingerprint, embeddings.fingerprint],
         *more,
@@ -98,59 +119,60 @@ def _identity(
 
 
 def _commit(
-    passes: Passes, fitted: Sequence[tuple[Artifact, Part]], receipts: list[Receipt], watch: Stopwatch
+    artifact: Artifact, shards: ShardPasses, clusters: FittedClusters, receipts: list[Receipt], watch: Stopwatch
 ) -> Manifest:
-    artifact, corpus = passes.clusters, passes.corpus
+    embedded, config = shards.corpus, shards.corpus.config
     shard_receipts = [receipt for receipt in receipts if "pieces" in receipt.details]
     pieces = number_pieces(shard_receipts)
     total = sum(receipt.counts.read for receipt in receipts)
-    if total != corpus.counts.written:
+    if total != embedded.corpus.counts.written:
         raise DataError(
-            f"{artifact.folder.uri}: {total} rows reached the shards, the corpus has {corpus.counts.written}"
+            f"{artifact.folder.uri}: {total} rows reached the shards, the corpus has {embedded.corpus.counts.written}"
         )
     statistics = StatisticsJob(
-        artifact=passes.artifact("facts"),
+        artifact=shards.facts,
         facts=[Part(**receipt.details["facts"]) for receipt in shard_receipts],
         keys=[[(piece["source"], piece["cluster"]) for piece in of_bucket] for of_bucket in pieces],
         output=artifact,
     )
-    parts, summary = run_on_worker(StatisticsJob.run, statistics, passes.pool)
+    # In a worker: what it holds is not in the driver's memory.
+    parts, summary = current_executor().call(StatisticsJob.run, statistics, embedded.pool)
     flat = [piece for of_bucket in pieces for piece in of_bucket]
     return artifact.commit(
-        passes.identity,
+        shards.passes.identity,
         receipts,
-        config={**passes.config.cluster.identity(), "stratify": layout_of(passes.config)},
-        inputs={"corpus": corpus.fingerprint, "embeddings": passes.embeddings.fingerprint},
+        config={**config.cluster.identity(), "stratify": grouping_of(config)},
+        inputs={"corpus": embedded.corpus.fingerprint, "embeddings": embedded.embeddings.fingerprint},
         seconds=watch.seconds,
-        passes_seconds=_worker_seconds(passes),
+        passes_seconds=_worker_seconds(shards.passes),
         details={
-            "layout": asdict(passes.layout),
-            "tokens": Tokenisation.of(passes.config).identity,
+            "layout": asdict(shards.schema),
+            "tokens": Tokenisation.of(config).identity,
             # The generation whose embeddings these clusters are of.
-            "vectors": passes.vectors,
+            "vectors": embedded.generation,
             "shards": 1 + flat[-1]["shard"] if flat else 0,
             "sources": summary,
-            "fit": _fit_summary(fitted),
+            "fit": clusters.describe(),
             "surrogate_cosine_error": _surrogate_error(shard_receipts),
         },
         extra_parts=[
-            *_keep(artifact, fitted),
+            *_keep(artifact, clusters.stored),
             *parts,
             write_parquet(artifact, INDEX, index_table(flat), content=INDEX),
         ],
     )
 
 
-def _worker_seconds(passes: Passes) -> float:
-    """Of all passes, which are removed once the clusters are committed."""
-    made = [passes.artifact(name).manifest() for name in passes.clusters.folder.list(EXCHANGE)]
-    return sum(manifest.worker_seconds or 0.0 for manifest in made if manifest is not None)
+def _worker_seconds(passes: PassFactory) -> float:
+    """Return the seconds of all passes, which are removed once the clusters are committed."""
+    manifests = [passes.artifact(name).manifest() for name in passes.folder.list()]
+    return sum(manifest.worker_seconds or 0.0 for manifest in manifests if manifest is not None)
 
 
 def number_pieces(receipts: Sequence[Receipt]) -> list[list[dict[str, Any]]]:
-    """Numbers shards through all buckets and clusters through each source, in packing order; returns index entries.
+    """Number shards through all buckets and clusters through each source, in packing order; return index entries.
 
-    Sets the shard on the receipts' parts, too. Pieces of one cluster are numbered in the order of their hashes.
+    Also sets the shard on the receipts' parts. Pieces of one cluster are numbered in the order of their hashes.
     """
     entries: list[list[dict[str, Any]]] = []
     first_shard = piece_number = cluster = 0
@@ -174,34 +196,18 @@ def number_pieces(receipts: Sequence[Receipt]) -> list[list[dict[str, Any]]]:
     return entries
 
 
-def _fit_summary(fitted: Sequence[tuple[Artifact, Part]]) -> dict[str, Any]:
-    """By group: centroids, mean cosine of the fit's sample, most rounds of a fit; of two levels those of the finer."""
-    parts = [part for _, part in fitted if "mean_cosine" in part.details]
-    finest: dict[str, int] = {}
-    for part in parts:
-        finest[part.details["group"]] = max(finest.get(part.details["group"], 1), part.details.get("level", 1))
-    summary = {}
-    for group, level in finest.items():
-        chosen = [p for p in parts if p.details["group"] == group and p.details.get("level", 1) == level]
-        centroids = sum(part.rows for part in chosen)
-        summary[group] = {
-            "centroids": centroids,
-            "mean_cosine": round(sum(part.rows * part.details["mean_cosine"] for part in chosen) / centroids, 5),
-            "rounds": max(part.details.get("rounds", 1) for part in chosen),
-        }
-    return summary
-
-
 def _surrogate_error(receipts: Sequence[Receipt]) -> float | None:
-    """Root mean square error of the stored vectors' cosines; None where no vectors are stored."""
+    """Return the root mean square error of the stored vectors' cosines; None if no vectors are stored."""
     squares, count = (sum(receipt.details["surrogate_errors"][i] for receipt in receipts) for i in (0, 1))
     return round((squares / count) ** 0.5, 6) if count else None
 
 
-def _keep(artifact: Artifact, fitted: Sequence[tuple[Artifact, Part]]) -> list[Part]:
-    """Copies of the fits' parts in the clusters artifact itself."""
+def _keep(artifact: Artifact, fits: Sequence[StoredParts]) -> list[Part]:
+    """Copy the parts of the fits to the clusters artifact itself."""
     kept = []
-    for made, part in fitted:
-        stem = f"level{part.details.get('level', 1)}-{part.path.rsplit('-', 1)[0]}"
-        kept.append(artifact.write_part(stem, "parquet", made.read_part(part), part.rows, **part.details))
+    for fit in fits:
+        for part in fit.parts:
+            stem = f"level{part.details.get('level', 1)}-{part.path.rsplit('-', 1)[0]}"
+            data = fit.artifact.read_part(part)
+            kept.append(artifact.write_part(stem, "parquet", data, part.rows, **part.details))
     return kept

@@ -1,4 +1,4 @@
-"""Token ids of the model that is to be trained, as the shards keep them."""
+"""Token ids, as shards keep them, for the model that is to be trained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from clusterbatch.schema import token_type
 
 @dataclass(frozen=True)
 class Tokenisation:
-    """Picklable: each worker loads the tokenizer for itself."""
+    """Tokenizer, prompts and lengths of both sides. Picklable: each worker loads the tokenizer for itself.
+
+    prompts: by the names of TrainConfig.named_prompts; the model's own files have the others.
+    """
 
     model: str
     storage: StorageConfig
@@ -27,7 +30,6 @@ class Tokenisation:
     max_query_tokens: int
     max_document_tokens: int
     images: tuple[str, ...] = ()
-    # By the names of TrainConfig.named_prompts; what is not named is as the model's own files say.
     prompts: tuple[tuple[str, str], ...] = ()
 
     @classmethod
@@ -65,8 +67,10 @@ class Tokenisation:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the tokens, by the keys of the configuration: kept with the shards, which are of no use to
-        a model that would be given others."""
+        """Values that decide the tokens, by the keys of the configuration.
+
+        They are kept with the shards, which are of no use to a model that needs other tokens.
+        """
         return {
             "train.model or train.encoder": self.tokenizer.fingerprint,
             "train.max_query_tokens": shorter(self.max_query_tokens, self._layout.max_tokens),
@@ -76,7 +80,7 @@ class Tokenisation:
 
     @property
     def too_long(self) -> list[str]:
-        """A sentence for each limit that is beyond the model's own."""
+        """A sentence for each limit above the model's own."""
         own = self._layout.max_tokens
         limits = {"query": self.max_query_tokens, "document": self.max_document_tokens}
         return [
@@ -90,7 +94,7 @@ class Tokenisation:
         return token_type(self.tokenizer.vocabulary)
 
     def columns(self, rows: pa.Table) -> dict[str, pa.Array]:
-        """The training columns of the texts and images of `rows`; of negatives where the rows have some."""
+        """Return the training columns of the texts and images of `rows`, and of negatives if the rows have some."""
         found: dict[str, pa.Array] = {}
         sources = rows["source"].to_pylist()
         for side in ("query", "document"):
@@ -106,7 +110,7 @@ class Tokenisation:
         return found
 
     def _column(self, prefix: str, side: str, texts: list[str], sources: list[str]) -> dict[str, pa.Array]:
-        """Images as their encoded bytes: what they become is for the model that is trained."""
+        """Return the columns of one side; images stay encoded bytes, for the model that is trained to decode."""
         if side in self.images:
             return {f"{prefix}_image": pa.array([image_bytes(text) for text in texts], pa.binary())}
         limit = self.max_query_tokens if side == "query" else self.max_document_tokens

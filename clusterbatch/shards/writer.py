@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from clusterbatch.shards.index import LEAST_CROWDING, repeated_share
-from clusterbatch.shards.layout import ROWS, RUNS, TRAINING, VECTORS, ShardLayout
+from clusterbatch.shards.layout import ROWS, RUNS, TRAINING, VECTORS, ShardSchema
 from clusterbatch.store.artifact import Artifact, Part
 from clusterbatch.store.checksum import checksum64
 from clusterbatch.store.tables import write_parquet
@@ -16,11 +16,11 @@ from clusterbatch.store.tables import write_parquet
 class ShardWriter:
     """Collects the pieces of one shard in memory and writes its parts."""
 
-    def __init__(self, layout: ShardLayout) -> None:
-        self._layout = layout
-        self._files = {TRAINING: _RunFile(layout.schema)}
-        if layout.vectors is not None:
-            self._files[VECTORS] = _RunFile(layout.vectors.schema)
+    def __init__(self, schema: ShardSchema) -> None:
+        self._schema = schema
+        self._files = {TRAINING: _RunFile(schema.training)}
+        if schema.vectors is not None:
+            self._files[VECTORS] = _RunFile(schema.vectors.schema)
         self._text: list[pa.Table] = []
         self.pieces: list[dict[str, Any]] = []
         self._rows = 0
@@ -32,16 +32,16 @@ class ShardWriter:
         return sum(file.bytes for file in self._files.values())
 
     def add(self, table: pa.Table, text: pa.Table, **described: Any) -> None:
-        """Appends one piece of a cluster: `table` has the training columns (and vectors), `text` the same rows.
+        """Append one piece of a cluster: `table` has the training columns (and vectors), `text` the same rows.
 
-        `described` goes into the piece's entry: what of schema.CLUSTER_INDEX the caller knows. `crowding` is added
-        if the piece's rows repeat each other's texts so much that the plan has to know.
+        described: the entries of schema.CLUSTER_INDEX that the caller knows. `crowding` is added if the piece's rows
+        repeat each other's texts so much that the plan has to know.
         """
         assert table.num_rows == text.num_rows > 0
         crowding = max(repeated_share(table[name].to_numpy()) for name in ("query_hash", "document_hash"))
         if crowding >= LEAST_CROWDING:
             described["crowding"] = round(crowding, 4)
-        run_rows, training = self._layout.run_rows, self._files[TRAINING]
+        run_rows, training = self._schema.run_rows, self._files[TRAINING]
         first_byte = training.bytes
         for file in self._files.values():
             file.extend(table, run_rows)
@@ -60,7 +60,7 @@ class ShardWriter:
         self._runs += -(-table.num_rows // run_rows)
 
     def write(self, artifact: Artifact, stem: str, **details: Any) -> list[Part]:
-        """The parts of this shard; `details` is put on each of them."""
+        """Write and return the parts of this shard, each with `details`."""
         parts = []
         table: dict[str, Any] = {}
         for content, file in self._files.items():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.batches.strata import POOL
 from clusterbatch.config import BatchesConfig
-from clusterbatch.corpus.groups import WHOLE_CORPUS
+from clusterbatch.corpus.partitions import WHOLE_CORPUS
 from clusterbatch.errors import UsageError
 from tests.batches.indexes import make_index, row_ids
 

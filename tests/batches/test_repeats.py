@@ -17,7 +17,7 @@ from clusterbatch.batches.plan_report import plan_report
 from clusterbatch.batches.strata import POOL
 from clusterbatch.config import BatchesConfig
 from clusterbatch.shards.index import ClusterIndex
-from clusterbatch.shards.layout import ShardLayout
+from clusterbatch.shards.layout import ShardSchema
 from clusterbatch.shards.reader import INDEX, ShardReader, index_table
 from clusterbatch.shards.writer import ShardWriter
 from clusterbatch.store import Artifact, Counts, Folder, Receipt
@@ -134,7 +134,7 @@ def test_shards_tell_the_plan_which_texts_repeat(tmp_path: Path, side: str) -> N
 
 def _shards(folder: Path, side: str) -> Artifact:
     """Four clusters of 64 rows in one shard; the first and the third have the same text in every row."""
-    layout = ShardLayout(vocabulary=100, run_rows=8)
+    layout = ShardSchema(vocabulary=100, run_rows=8)
     artifact = Artifact(Folder(str(folder)), "clusters")
     writer = ShardWriter(layout)
     for cluster in range(4):

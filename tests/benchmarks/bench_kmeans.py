@@ -16,7 +16,7 @@ from sklearn.cluster import MiniBatchKMeans
 from clusterbatch.clustering.assign import Assigner
 from clusterbatch.clustering.features import unit_length
 from clusterbatch.clustering.kmeans import FitSettings, fit
-from clusterbatch.clustering.model import GroupAssigner, GroupModel
+from clusterbatch.clustering.model import PartitionAssigner, PartitionModel
 from clusterbatch.clustering.partial_sums import Centers, LocalRows
 from clusterbatch.clustering.partitions import apportion
 from clusterbatch.encoder.devices import inference_dtype
@@ -54,7 +54,7 @@ def of_sklearn(vectors: np.ndarray, clusters: int) -> np.ndarray:
     return unit_length(peer.cluster_centers_).astype(np.float32)
 
 
-def two_levels(vectors: np.ndarray, clusters: int, sample_per_centroid: int) -> GroupModel:
+def two_levels(vectors: np.ndarray, clusters: int, sample_per_centroid: int) -> PartitionModel:
     """As the stage does it, without the passes: coarse clusters first, then the rows of each."""
     sample = vectors[: clusters * sample_per_centroid]
     number = round(clusters**0.5)
@@ -65,7 +65,7 @@ def two_levels(vectors: np.ndarray, clusters: int, sample_per_centroid: int) -> 
     for cluster, wanted in enumerate(apportion(clusters, np.maximum(shares, 1e-9)).tolist()):
         rows = sample[labels == cluster]
         fine.append(Centers(ours(rows, wanted, len(rows)) if len(rows) else coarse[cluster : cluster + 1]))
-    return GroupModel(fine, np.ones(1), coarse=Centers(coarse))
+    return PartitionModel(fine, np.ones(1), coarse=Centers(coarse))
 
 
 def quality(vectors: np.ndarray, centroids: np.ndarray) -> float:
@@ -125,10 +125,10 @@ def levels(vectors: np.ndarray, clusters: int) -> None:
     flat = in_turn({"fit": lambda: ours(seen, clusters, per_centroid)}, 1)["fit"]
     two = in_turn({"fit": lambda: two_levels(seen, clusters, per_centroid)}, 1)["fit"]
     for name, entry, model in (
-        ("flat", flat, GroupModel([Centers(flat["result"])], np.ones(clusters))),
+        ("flat", flat, PartitionModel([Centers(flat["result"])], np.ones(clusters))),
         ("two levels", two, two["result"]),
     ):
-        assigned = in_turn({"assign": lambda model=model: GroupAssigner(model)(vectors)}, 1)["assign"]
+        assigned = in_turn({"assign": lambda model=model: PartitionAssigner(model)(vectors)}, 1)["assign"]
         labels, cosine = assigned["result"]
         emit(
             "k-means fit, mean cosine of unseen rows",

@@ -22,7 +22,7 @@ from clusterbatch.config import RunConfig
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.tokenizer import Tokenizer
 from clusterbatch.schema import token_type
-from clusterbatch.shards.layout import ShardLayout
+from clusterbatch.shards.layout import ShardSchema
 from clusterbatch.shards.reader import INDEX, index_table
 from clusterbatch.shards.writer import ShardWriter
 from clusterbatch.store import Counts, Receipt
@@ -42,7 +42,7 @@ WARM_UP = 10
 def write_shards(config: RunConfig, pairs: list[tuple[str, str]], strategy: str) -> None:
     """A committed clusters artifact of one source: clusters of 1,000 rows, or (random) one of all rows."""
     tokenizer = Tokenizer(resolve_model(MODEL), special_tokens=False)
-    layout = ShardLayout(tokenizer.vocabulary, RUN_ROWS)
+    layout = ShardSchema(tokenizer.vocabulary, RUN_ROWS)
     kind, numbers = token_type(tokenizer.vocabulary), np.arange(len(pairs), dtype=np.uint64)
     table = pa.table(
         {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from clusterbatch.shards.layout import ShardLayout
+from clusterbatch.shards.layout import ShardSchema
 from clusterbatch.shards.reader import INDEX, index_table
 from clusterbatch.shards.writer import ShardWriter
 from clusterbatch.store import Artifact, Counts, Folder, Receipt
@@ -52,7 +52,7 @@ def build_shards(
     seed: int = 0,
 ) -> tuple[Artifact, dict[tuple[str, int], pa.Table]]:
     """A committed clusters artifact with clusters of the given sizes per source; returns it and each cluster's rows."""
-    layout = ShardLayout(vocabulary=1000, run_rows=run_rows, surrogate_dimensions=dimensions)
+    layout = ShardSchema(vocabulary=1000, run_rows=run_rows, surrogate_dimensions=dimensions)
     artifact = Artifact(folder, "clusters")
     parts, pieces, written = [], [], {}
     writer, shard = ShardWriter(layout), 0

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clusterbatch.clustering.assign import Assigner
-from clusterbatch.clustering.model import GroupAssigner, GroupModel
+from clusterbatch.clustering.model import PartitionAssigner, PartitionModel
 from clusterbatch.clustering.partial_sums import Centers
 
 
@@ -61,15 +61,15 @@ def test_a_bias_moves_the_choice_and_not_the_cosine() -> None:
     np.testing.assert_allclose(found.cosine.numpy(), similarity[np.arange(500), expected], atol=1e-5)
 
 
-def two_levels(coarse: int, sizes: tuple[int, ...]) -> GroupModel:
+def two_levels(coarse: int, sizes: tuple[int, ...]) -> PartitionModel:
     fine = [Centers(unit(size, 24, 10 + size)) for size in sizes]
-    return GroupModel(fine, np.ones(sum(sizes)) / sum(sizes), coarse=Centers(unit(coarse, 24, 1)))
+    return PartitionModel(fine, np.ones(sum(sizes)) / sum(sizes), coarse=Centers(unit(coarse, 24, 1)))
 
 
 def test_two_levels_look_inside_the_nearest_coarse_clusters() -> None:
     vectors, model = unit(2000, 24, 0), two_levels(6, (1, 2, 9, 4, 5, 8))
     assert model.coarse is not None
-    labels, cosine = GroupAssigner(model)(vectors)
+    labels, cosine = PartitionAssigner(model)(vectors)
     centroids = np.concatenate([centers.centroids for centers in model.fine])
     cell = np.repeat(np.arange(6), [len(centers.centroids) for centers in model.fine])
     similarity, coarse = vectors @ centroids.T, vectors @ model.coarse.centroids.T
@@ -83,7 +83,7 @@ def test_two_levels_look_inside_the_nearest_coarse_clusters() -> None:
 
 def test_few_coarse_clusters_are_all_looked_into() -> None:
     vectors, model = unit(300, 24, 0), two_levels(3, (2, 3, 4))
-    labels, cosine = GroupAssigner(model)(vectors)
+    labels, cosine = PartitionAssigner(model)(vectors)
     similarity = vectors @ np.concatenate([centers.centroids for centers in model.fine]).T
     assert np.array_equal(labels, similarity.argmax(axis=1))
     np.testing.assert_allclose(cosine, similarity.max(axis=1), atol=1e-5)
@@ -94,7 +94,7 @@ def test_biased_clusters_share_out_the_rows_of_one_coarse_cluster() -> None:
     biased = replace(
         model, fine=[Centers(fine.centroids, np.zeros(len(fine.centroids), np.float32)) for fine in model.fine]
     )
-    labels, _ = GroupAssigner(biased)(vectors)
+    labels, _ = PartitionAssigner(biased)(vectors)
     cell = np.repeat(np.arange(3), [2, 3, 4])
     assert model.coarse is not None
     assert np.array_equal(cell[labels], (vectors @ model.coarse.centroids.T).argmax(axis=1))

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clusterbatch.clustering.partitions import coarse_clusters, groups_of, layout_of
+from clusterbatch.clustering.partitions import coarse_clusters, grouping_of, partitions_of
 from clusterbatch.config import RunConfig
-from clusterbatch.corpus.groups import WHOLE_CORPUS
+from clusterbatch.corpus.partitions import WHOLE_CORPUS
 from clusterbatch.corpus.row_groups import PAIRS
 from clusterbatch.embedding.vectors import tasks
 from clusterbatch.errors import DataError
@@ -24,7 +24,7 @@ def groups(cluster: dict[str, Any], batches: dict[str, Any] | None = None) -> di
     manifest = Manifest(
         kind="corpus", fingerprint="f", created="", seconds=0, counts=Counts(), parts=[], details={"sources": SOURCES}
     )
-    found = groups_of(config, manifest)
+    found = partitions_of(config, manifest)
     return dict(zip(found.names, found.clusters.tolist(), strict=True))
 
 
@@ -47,7 +47,7 @@ def test_many_clusters_are_found_in_two_levels() -> None:
     manifest = Manifest(
         kind="corpus", fingerprint="f", created="", seconds=0, counts=Counts(), parts=[], details={"sources": SOURCES}
     )
-    found = groups_of(RunConfig.model_validate({"workspace": "w", "cluster": {"clusters": 6000}}), manifest)
+    found = partitions_of(RunConfig.model_validate({"workspace": "w", "cluster": {"clusters": 6000}}), manifest)
     assert coarse_clusters(found, None)[found.names.index("wiki")] == round(6000**0.5)
     assert coarse_clusters(found, None)[found.names.index("forum")] == 0
     assert not coarse_clusters(found, 1).any()
@@ -64,7 +64,7 @@ def test_many_clusters_are_found_in_two_levels() -> None:
     ],
 )
 def test_the_layout_that_a_strategy_needs(batches: dict[str, Any], cluster: dict[str, Any], layout: str) -> None:
-    assert layout_of(RunConfig.model_validate({"workspace": "w", "batches": batches, "cluster": cluster})) == layout
+    assert grouping_of(RunConfig.model_validate({"workspace": "w", "batches": batches, "cluster": cluster})) == layout
 
 
 def test_rows_find_their_source_and_strangers_are_named() -> None:
@@ -72,7 +72,7 @@ def test_rows_find_their_source_and_strangers_are_named() -> None:
     manifest = Manifest(
         kind="corpus", fingerprint="f", created="", seconds=0, counts=Counts(), parts=[], details={"sources": SOURCES}
     )
-    found = groups_of(config, manifest)
+    found = partitions_of(config, manifest)
     assert found.names == ["forum", "tiny", "wiki"]
     assert found.of_rows(pa.chunked_array([["wiki", "forum"], ["tiny"]])).tolist() == [2, 0, 1]
     with pytest.raises(DataError, match="'stranger'"):

@@ -8,13 +8,15 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.clustering import user_groups as labels
-from clusterbatch.clustering.partitions import groups_of
+from clusterbatch.clustering.model import StoredParts
+from clusterbatch.clustering.partitions import partitions_of
+from clusterbatch.clustering.passes import EmbeddedRows
 from clusterbatch.clustering.user_groups import LabelFitWorker, LabelSumsWorker
 from clusterbatch.config import RunConfig
-from clusterbatch.corpus.groups import Groups
+from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.vectors import TaskUnit, vector_values
-from clusterbatch.runtime import Unit
+from clusterbatch.runtime import WorkItem
 from clusterbatch.store import Artifact, Folder
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
@@ -32,9 +34,9 @@ def test_sums_do_not_depend_on_how_units_are_grouped_into_tasks(tmp_path: Path) 
     workspace = Workspace(config)
     corpus, embeddings = workspace.corpus.require(), workspace.embeddings().require()
     items = [TaskUnit(unit, part) for unit, part in zip(row_groups_of(corpus), embeddings.parts, strict=True)]
-    groups = groups_of(config, corpus)
+    partitions = partitions_of(config, corpus)
     tables = [
-        _fitted(tmp_path / str(size), config, groups, [items[i : i + size] for i in range(0, len(items), size)])
+        _fitted(tmp_path / str(size), config, partitions, [items[i : i + size] for i in range(0, len(items), size)])
         for size in (1, 4, len(items))
     ]
     for group in range(2):
@@ -58,13 +60,13 @@ def test_sums_do_not_depend_on_how_units_are_grouped_into_tasks(tmp_path: Path) 
     np.testing.assert_allclose(vector_values(tables[0][1]["centroid"])[place], mean / np.linalg.norm(mean), atol=1e-3)
 
 
-def _fitted(folder: Path, config: RunConfig, groups: Groups, tasks: list[list[TaskUnit]]) -> list[pa.Table]:
+def _fitted(folder: Path, config: RunConfig, partitions: Partitions, tasks: list[list[TaskUnit]]) -> list[pa.Table]:
     sums, fits = Artifact(Folder(str(folder / "sums")), "sums"), Artifact(Folder(str(folder / "fits")), "fits")
-    worker = LabelSumsWorker(config, 0, sums, "f", groups)
-    units = [Unit(number, sum(item.unit.rows for item in task), task) for number, task in enumerate(tasks)]
-    parts = [part for unit in units for part in worker.process(unit).parts]
-    fitter = LabelFitWorker(sums, parts, fits, "f", groups)
-    fitted = [fitter.process(Unit(group, 0, None)).parts[0] for group in range(len(groups.names))]
+    worker = LabelSumsWorker(EmbeddedRows(config, 0, partitions))
+    items = [WorkItem(number, sum(unit.unit.rows for unit in task), task) for number, task in enumerate(tasks)]
+    parts = [part for item in items for part in worker.process(item, sums).parts]
+    fitter = LabelFitWorker(StoredParts(sums, parts), partitions)
+    fitted = [fitter.process(WorkItem(number, 0, None), fits).parts[0] for number in range(len(partitions.names))]
     return [read_parquet(fits.folder, part.path).sort_by("label") for part in fitted]
 
 

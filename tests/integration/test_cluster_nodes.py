@@ -45,14 +45,14 @@ FIT = (
     NODES
     + """
 import numpy as np, pyarrow as pa
-from clusterbatch.clustering.chunks import SampleChunks
-from clusterbatch.clustering.distributed import RemoteRows
+from clusterbatch.clustering.sample import SampleChunks
+from clusterbatch.clustering.fit_distributed import RemoteRows
 from clusterbatch.clustering.kmeans import FitSettings, fit
-from clusterbatch.clustering.sums import LocalRows
-from clusterbatch.clustering.vectors import vector_column
+from clusterbatch.clustering.partial_sums import LocalRows
+from clusterbatch.embedding.vectors import vector_column
 from clusterbatch.runtime import Pool
 from clusterbatch.store import Artifact, Folder
-from clusterbatch.store.exchange import write_buckets
+from clusterbatch.store.shuffle import write_buckets
 from tests.clustering.embedded import blobs
 
 chunks = [piece.astype(np.float16) for piece in np.array_split(blobs(4000, 20, 24, seed=0, spread=0.8)[0], 8)]
@@ -87,7 +87,7 @@ STAGE = (
     + """
 import threading, time
 from pathlib import Path
-from clusterbatch.clustering.stage import cluster as run
+from clusterbatch.shards.stage import cluster as run
 from clusterbatch.config import RunConfig
 
 _, config, folder, units = sys.argv

@@ -15,12 +15,12 @@ from clusterbatch.embedding.vectors import vector_values
 from clusterbatch.errors import UsageError
 from clusterbatch.experiments.compare.arms import arms_of
 from clusterbatch.pipeline.refresh import refresh
-from clusterbatch.runtime import Unit
+from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.search import gather as gathering
 from clusterbatch.search.neighbours import GroupKeys, neighbours
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.shards.stage import cluster
-from clusterbatch.store import Manifest, Receipt
+from clusterbatch.store import Artifact, Manifest
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.worker import open_plan
@@ -107,21 +107,21 @@ def test_the_result_does_not_depend_on_blocks_workers_or_order(made, tmp_path, m
 
 
 def test_an_interrupted_stage_goes_on_to_the_same_result(made, tmp_path, monkeypatch) -> None:
-    original, groups = CommunitiesWorker.process, []
+    original, partitions = CommunitiesWorker.process, []
 
-    def dies(worker: CommunitiesWorker, unit: Unit) -> Receipt:
-        groups.append(unit.number)
-        if len(groups) == 2:
+    def dies(worker: CommunitiesWorker, item: WorkItem, output: Artifact) -> Result:
+        partitions.append(item.number)
+        if len(partitions) == 2:
             raise KeyboardInterrupt
-        return original(worker, unit)
+        return original(worker, item, output)
 
     monkeypatch.setattr(CommunitiesWorker, "process", dies)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed")
     _, again = run(tmp_path / "killed", workers=1)
     assert [part.checksum for part in again.parts] == [part.checksum for part in made[1].parts]
-    assert len(groups) == 3
-    assert groups[1] == groups[2] != groups[0]
+    assert len(partitions) == 3
+    assert partitions[1] == partitions[2] != partitions[0]
 
 
 def test_a_batch_is_made_of_several_whole_communities_of_one_source(made) -> None:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from clusterbatch.clustering.features import projection
 from clusterbatch.clustering.packing_order import merge_upward, packing_order
 from clusterbatch.clustering.partitions import apportion, first_level, second_level
-from clusterbatch.corpus.groups import Groups
+from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.embedding.vectors import vector_column
 from clusterbatch.shards.bucket_plan import plan_buckets
 from clusterbatch.shards.examples import count_terms, naming_terms
-from clusterbatch.shards.layout import SurrogateEncoder, SurrogateLayout, squared_errors
+from clusterbatch.shards.layout import VectorEncoder, VectorFormat, squared_errors
 from clusterbatch.shards.size_bounds import merge_small, split_large
 from tests.clustering.embedded import blobs
 from tests.clustering.test_assign import unit
@@ -61,7 +61,7 @@ def test_apportioned_clusters_sum_to_the_total(total: int, shares: list[float]) 
 
 
 def test_cells_of_two_levels_want_the_sample_of_the_fine_clusters() -> None:
-    groups = Groups(["a", "b"], np.array([1_000_000, 500]), np.array([10_000, 1]))
+    groups = Partitions(["a", "b"], np.array([1_000_000, 500]), np.array([10_000, 1]))
     coarse = np.array([100, 0])
     first = first_level(groups, coarse, 256)
     assert first.clusters.tolist() == [100]
@@ -69,11 +69,11 @@ def test_cells_of_two_levels_want_the_sample_of_the_fine_clusters() -> None:
     second = second_level(groups, {0: np.full(100, 0.01)}, 64)
     assert second.clusters.sum() == 10_000
     np.testing.assert_allclose(second.share, 0.64)
-    assert second.first_of_group(2).tolist() == [0, -1]
+    assert second.first_of_partition(2).tolist() == [0, -1]
 
 
 def test_a_coarse_cluster_without_rows_does_not_decide_on_the_sample() -> None:
-    groups = Groups(["a"], np.array([100_000]), np.array([16]))
+    groups = Partitions(["a"], np.array([100_000]), np.array([16]))
     cells = second_level(groups, {0: np.array([0.0, 0.25, 0.75])}, 64)
     np.testing.assert_allclose(cells.share, 16 * 64 / 100_000)
     assert cells.sampled[0] == 0
@@ -134,15 +134,15 @@ def test_a_split_keeps_what_is_alike_together() -> None:
     assert len(set(zip(label[chosen].tolist(), part.tolist(), strict=True))) == 2
 
 
-def stored(kind: str, dimensions: int, full: int = 64) -> tuple[SurrogateLayout, pa.Table, pa.RecordBatch]:
+def stored(kind: str, dimensions: int, full: int = 64) -> tuple[VectorFormat, pa.Table, pa.RecordBatch]:
     table = pa.table(
         {
             f"{side}_vector": vector_column(blobs(500, 5, full, seed, 0.5)[0].astype(np.float16))
             for seed, side in enumerate(("query", "document"))
         }
     )
-    layout = SurrogateLayout(dimensions, kind)  # type: ignore[arg-type]
-    return layout, table, SurrogateEncoder(layout, seed=0).encode(table)
+    layout = VectorFormat(dimensions, kind)  # type: ignore[arg-type]
+    return layout, table, VectorEncoder(layout, seed=0).encode(table)
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from clusterbatch.clustering.model import StoredModels
+from clusterbatch.clustering.model import StoredParts
+from clusterbatch.clustering.passes import EmbeddedCorpus, PassFactory
 from clusterbatch.config import ClusterConfig
+from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.embedding.vectors import vector_column
 from clusterbatch.shards import reduce as reducing
 from clusterbatch.shards.bucket_plan import BucketPlan
-from clusterbatch.shards.passes import Passes
+from clusterbatch.shards.layout import ShardSchema
+from clusterbatch.shards.passes import ShardPasses
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.shards.reduce import ReduceWorker, _sorted
 from clusterbatch.shards.stage import cluster
+from clusterbatch.store import Artifact, Folder
 from clusterbatch.store.workspace import Workspace
 from tests.clustering.embedded import embedded_workspace
 from tests.clustering.test_assign import unit
@@ -97,9 +100,10 @@ def _planned(uri: Any, characters: float, *, vectors: bool = False, **mine: Any)
     details = {"sources": {"forum": rows}, "dimensions": dimensions if vectors else None}
     counts = corpus.counts.model_copy(update={"written": rows, "read": rows})
     corpus = corpus.model_copy(update={"parts": parts, "counts": counts, "details": details})
-    passes = Passes(config, 0, 0, corpus, embeddings, "identity", False)
+    factory = PassFactory(workspace.clusters().folder.child("_exchange"), "identity")
+    passes = ShardPasses(EmbeddedCorpus(config, 0, corpus, embeddings), factory)
     longest = 2 * (config.train.max_query_tokens + config.train.max_document_tokens)
-    return passes.plan(StoredModels(passes.groups)), min(1.5 * each, longest) + 4 * dimensions
+    return passes.plan({}), min(1.5 * each, longest) + 4 * dimensions
 
 
 @pytest.mark.parametrize(("characters", "negatives"), [(13_926, 0), (200_000, 0), (2000, 8)])
@@ -114,10 +118,12 @@ def test_short_texts_have_the_buckets_that_their_tokens_want(tmp_path, vectors: 
     assert plan.buckets == np.ceil(10_000_000 * each / (1.25 * ClusterConfig().shard_bytes))
 
 
-def test_parts_of_a_cluster_in_several_buckets_are_never_one() -> None:
+def test_fragments_of_a_cluster_in_several_buckets_are_never_one(tmp_path) -> None:
     """Three parts in the first bucket, two in the second."""
     plan = BucketPlan(np.array([0, 1]), np.array([0]), np.array([3]))
-    worker = ReduceWorker(SimpleNamespace(plan=plan, config=ClusterConfig(max_size=10)))  # type: ignore[arg-type]
+    artifact = Artifact(Folder(str(tmp_path)), "exchange")
+    partitions, schema = Partitions(["a"], np.array([56]), np.array([1])), ShardSchema(1000, 16)
+    worker = ReduceWorker(StoredParts(artifact, []), artifact, partitions, plan, schema, ClusterConfig(max_size=10))
     found = []
     for bucket, rows in enumerate((25, 20, 11)):
         table = _bucket(rows)

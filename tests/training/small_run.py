@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from clusterbatch.config import RunConfig
-from clusterbatch.shards.layout import ShardLayout
+from clusterbatch.shards.layout import ShardSchema
 from clusterbatch.shards.reader import INDEX, index_table
 from clusterbatch.shards.writer import ShardWriter
 from clusterbatch.store import Counts, Receipt
@@ -73,7 +73,7 @@ def small_config(folder: Path, **sections: Any) -> RunConfig:
 
 def write_clusters(config: RunConfig, *, negatives: bool = False, weight: bool = False, **details: Any) -> None:
     """Two sources of a few clusters each, 27 batches of 32 an epoch; a cluster's rows share some of their words."""
-    layout = ShardLayout(VOCABULARY, run_rows=8, surrogate_dimensions=SURROGATE, negatives=negatives, weight=weight)
+    layout = ShardSchema(VOCABULARY, run_rows=8, surrogate_dimensions=SURROGATE, negatives=negatives, weight=weight)
     artifact = Workspace(config).clusters()
     random = np.random.default_rng(1)
     parts, pieces = [], []
@@ -153,7 +153,7 @@ def same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     return one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
 
 
-def _rows(random: np.random.Generator, rows: int, topic: int, layout: ShardLayout) -> pa.Table:
+def _rows(random: np.random.Generator, rows: int, topic: int, layout: ShardSchema) -> pa.Table:
     def text() -> list[int]:
         common = random.integers(5 + 30 * topic, 35 + 30 * topic, random.integers(2, 9))
         return [2, *common.tolist(), *random.integers(5, VOCABULARY, 3).tolist(), 3]

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from clusterbatch.clustering.features import feature_vectors
 from clusterbatch.config import EmbedConfig, RunConfig, fingerprint
-from clusterbatch.corpus.groups import Groups, source_groups
 from clusterbatch.corpus.ingest import ingest
+from clusterbatch.corpus.partitions import Partitions, source_partitions
 from clusterbatch.corpus.row_groups import read_row_group
 from clusterbatch.embedding.char_ngrams import SURROGATES
 from clusterbatch.embedding.stage import embed, embedding_pool
@@ -61,11 +61,11 @@ def predict(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
     return result
 
 
-def draw_sample(config: RunConfig, force: bool) -> tuple[Artifact, list[Part], Groups]:
+def draw_sample(config: RunConfig, force: bool) -> tuple[Artifact, list[Part], Partitions]:
     """Write vectors and hashes of about `predict.rows` rows of the ingested corpus, in parts bucketed by source."""
     workspace = Workspace(config)
     corpus = workspace.corpus.require()
-    groups = source_groups(corpus)
+    groups = source_partitions(corpus)
     share = config.predict.rows / max(1, corpus.counts.written)
     shares = np.minimum(1.0, np.maximum(share, _LEAST_ROWS / groups.rows))
     artifact = Artifact(workspace.root.child("predict", "sample"), "sample of vectors")
@@ -108,7 +108,7 @@ def read_sample(table: pa.Table) -> Sample:
     return Sample(vectors[0], vectors[1], hashes[0], hashes[1])
 
 
-def _mixed(artifact: Artifact, parts: Sequence[Part], groups: Groups) -> Sample:
+def _mixed(artifact: Artifact, parts: Sequence[Part], groups: Partitions) -> Sample:
     """Return rows of all sources in their true proportions."""
     pieces = []
     for group, rows in enumerate(groups.rows.tolist()):
@@ -122,7 +122,7 @@ def _mixed(artifact: Artifact, parts: Sequence[Part], groups: Groups) -> Sample:
 class SampleVectors:
     """Embeds the rows of a task whose hash is below their source's share; writes them bucketed by source."""
 
-    def __init__(self, config: RunConfig, groups: Groups, shares: np.ndarray) -> None:
+    def __init__(self, config: RunConfig, groups: Partitions, shares: np.ndarray) -> None:
         self._corpus = Workspace(config).corpus
         self._vectors = VectorSource(config, 0)
         self._groups, self._shares = groups, shares
@@ -154,7 +154,7 @@ class SampleVectors:
 class PredictWorker:
     """Returns the figures and the verdict of the source that is the item's number."""
 
-    def __init__(self, config: RunConfig, sample: Artifact, parts: Sequence[Part], groups: Groups) -> None:
+    def __init__(self, config: RunConfig, sample: Artifact, parts: Sequence[Part], groups: Partitions) -> None:
         self._config, self._sample, self._parts, self._groups = config, sample, parts, groups
 
     def process(self, item: WorkItem, output: Artifact) -> Result:

@@ -1,4 +1,4 @@
-"""Groups of rows that are searched or clustered separately: each source, or the whole corpus."""
+"""Partitions: rows that are searched or clustered separately, either each source or the whole corpus."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import pyarrow.compute as pc
 from clusterbatch.errors import DataError
 from clusterbatch.store import Manifest
 
-# The name in the cluster index of a corpus that is not separated by source.
+# The name in the cluster index of rows that are not separated by source.
 WHOLE_CORPUS = "(all)"
 
 
 @dataclass(frozen=True)
-class Groups:
-    """names: sorted; rows: (G,) rows of each; clusters: (G,) how many clusters each is to be split into."""
+class Partitions:
+    """P partitions. names: sorted; rows: (P,) rows of each; clusters: (P,) into how many clusters each is split."""
 
     names: list[str]
     rows: np.ndarray
     clusters: np.ndarray
 
     def of_rows(self, source: pa.ChunkedArray) -> np.ndarray:
-        """Return the group of each row by its source, (rows,) int64."""
+        """Return the (rows,) int64 partition of each row, by its source. Raises DataError for an unknown source."""
         if self.names == [WHOLE_CORPUS]:
             return np.zeros(len(source), np.int64)
         found = pc.index_in(source, pa.array(self.names))
@@ -34,8 +34,8 @@ class Groups:
         return found.to_numpy().astype(np.int64)
 
 
-def source_groups(corpus: Manifest) -> Groups:
-    """Return one group for each source, as no batch mixes them."""
+def source_partitions(corpus: Manifest) -> Partitions:
+    """Return one partition for every source that has rows, none of them split."""
     sources: dict[str, int] = corpus.details["sources"]
     names = sorted(name for name, rows in sources.items() if rows)
-    return Groups(names, np.array([sources[name] for name in names]), np.ones(len(names), np.int64))
+    return Partitions(names, np.array([sources[name] for name in names], np.int64), np.ones(len(names), np.int64))
