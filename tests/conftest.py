@@ -20,6 +20,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share what is slow to start in one process of `pytest -n 2 --dist loadgroup`."""
+    for item in items:
+        shared = [name for name in ("ray_local", "s3_server") if name in getattr(item, "fixturenames", ())]
+        if shared:
+            item.add_marker(pytest.mark.xdist_group(shared[0]))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _logging() -> None:
     """What stages log goes to standard error, as under the command line, where `capsys` finds it."""
