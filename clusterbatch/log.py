@@ -47,7 +47,7 @@ def say(message: str, *, level: Level = "info", **figures: object) -> None:
 
 
 def configure_logging() -> None:
-    """Send the lines of this package to standard error, once; a handler that is there already is kept."""
+    """Send the lines of this package to standard error, once; an existing one is kept."""
     if not any(isinstance(handler, StandardErrorHandler) for handler in logger.handlers):
         logger.addHandler(StandardErrorHandler())
     # Every line is meant to be seen, whatever the root logger's level; and once only.

@@ -131,7 +131,7 @@ class DecideConfig(Section):
 
 
 class PricesConfig(Section):
-    """What units cost, in `currency`: for the report, and for decide.max_cost, where only their ratios count."""
+    """Prices of units in `currency`, for the report and for `decide.max_cost`, which only needs their ratios."""
 
     cpu_hour: float = operational(0.05, ge=0)
     """Price of an hour of one CPU worker."""

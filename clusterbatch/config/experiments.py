@@ -42,7 +42,7 @@ _MOST_CANDIDATES = 256
 
 @dataclass(frozen=True)
 class Policy:
-    """When a corpus that grows month by month is taken in and clustered anew.
+    """Policy that says in which months a growing corpus is ingested and its clusters are rebuilt.
 
     every: months between two refreshes, None for a policy that asks `when`, a value of refresh.when, every month.
     """
@@ -56,7 +56,7 @@ class Policy:
         return self.every is None and self.when != "never"
 
     def takes_in(self, month: int) -> bool:
-        """Whether what has arrived until `month` joins the corpus in it."""
+        """Return whether everything that has arrived until `month` joins the corpus in that month."""
         return self.measures_drift or (self.every is not None and month % self.every == 0)
 
     def when_in(self, month: int) -> str:
@@ -67,7 +67,7 @@ class Policy:
 
 
 class ArrivalConfig(Section):
-    """What arrives in one month."""
+    """Files that arrive in one month, and the queries they answer."""
 
     paths: Paths = Field(min_length=1)
     """Files that arrive, as in `corpus.paths`."""
@@ -202,7 +202,7 @@ class RefreshConfig(Section):
         return when
 
     def wants_clusters(self, figures: dict[str, Any]) -> bool:
-        """Whether a round with these figures of drift clusters anew."""
+        """Return whether a round with these figures of drift rebuilds the clusters."""
         condition = _condition(self.when)
         if condition is None:
             return self.when == "always"

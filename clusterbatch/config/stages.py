@@ -122,7 +122,7 @@ class CorpusConfig(Section):
         try:
             name = codecs.lookup(encoding).name
         except LookupError:
-            raise ValueError(f"unknown encoding {encoding!r}, expected for instance utf-8 or cp932") from None
+            raise ValueError(f"unknown encoding {encoding!r}, expected for example utf-8 or cp932") from None
         # Files that are called Shift_JIS mostly have Microsoft's additions.
         return "cp932" if name == "shift_jis" else name
 

@@ -133,7 +133,7 @@ WorkerRange = Annotated[tuple[int, int], BeforeValidator(_as_range)]
 
 
 class MaskConfig(Section):
-    """Which (query, document) pairs of a batch are left out of the loss as likely false negatives.
+    """Mask of (query, document) pairs of a batch that the loss ignores as likely false negatives.
 
     Margins are added to the score of the query's own positive; a negative margin ignores more.
     """
@@ -152,7 +152,7 @@ class MaskConfig(Section):
 
 
 class PromptsConfig(Section):
-    """What is put before texts. Unset: the prompts that the model's own files name."""
+    """Texts put before queries and documents. Unset: the prompts in the model's own files."""
 
     query: str | None = None
     """Text put before queries."""

@@ -1,1 +1,1 @@
-"""What reports are made of: templates, figures, phrases in two languages, and views of clusters and batches."""
+"""Parts of the reports: templates, figures, phrases in two languages, and views of clusters and batches."""

@@ -18,12 +18,12 @@ class Executor(Protocol):
 
     @property
     def several_processes(self) -> bool:
-        """Whether a training or a fit can be spread over several processes."""
+        """Return whether a training or a fit can be spread over several processes."""
         ...
 
     @property
     def starts_nodes(self) -> bool:
-        """Whether nodes may be started when they are asked for, so that what is missing now may come."""
+        """Return whether nodes may be started on request, so that what is missing now may come."""
         ...
 
     def resources(self) -> Mapping[str, float]:

@@ -1,4 +1,4 @@
-"""What a run tells Ray's metrics agent, and through it Prometheus: one table of names, and who records what.
+"""Metrics that a run gives to Ray's metrics agent, and through it to Prometheus: names, and who records them.
 
 Prometheus sees each name with `ray_` in front, and counters with `_total` behind (`exported_name`). Dashboards, alert
 rules and deploy/README.md use these names only; a test compares them.
@@ -70,7 +70,7 @@ _TRAINING_GAUGES = (
 
 
 def exported_name(name: str) -> str:
-    """What Prometheus calls it."""
+    """Name of the metric in Prometheus."""
     return f"ray_{name}_total" if MEASURES[name].kind == "counter" else f"ray_{name}"
 
 

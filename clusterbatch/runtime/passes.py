@@ -80,7 +80,7 @@ class Pass:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the output is committed with this identity."""
+        """Return whether the output is committed with this identity."""
         return self.output is not None and self.output.is_done(self.identity)
 
     def finish(self, number: int, result: Result, seconds: float) -> Receipt:

@@ -44,7 +44,7 @@ class WorkItem:
 
 @dataclass
 class Result:
-    """What a worker made of an item: parts that it has written, rows by outcome, and anything else in JSON's types.
+    """Result of one item: parts that the worker has written, rows by outcome, and anything else in JSON's types.
 
     `details["progress"]`, if given, is shown on the progress line.
     """
@@ -88,7 +88,7 @@ class Ahead:
 
 @dataclass(frozen=True)
 class Work:
-    """What an executor needs to know of a pass. Picklable.
+    """Description of a pass for an executor. Picklable.
 
     output: where receipts are written; None: they are only returned. receipts_by_worker: `process(item)` writes and
     returns the receipt itself.
