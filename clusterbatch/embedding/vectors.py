@@ -88,6 +88,8 @@ class VectorSource:
         # The corpus may have dropped rows since.
         place = f"{self._folder.uri}/{part.path}"
         table = take_live(self._corpus, item.unit, table, part.details.get("deleted"), place)
+        for side in sides:
+            _refuse_infinite(table, side, place)
         return table if rows is None else table.take(pa.array(rows))
 
     def _embedded(self, item: TaskUnit, sides: Sequence[Side], rows: np.ndarray | None) -> pa.Table:
@@ -103,6 +105,14 @@ class VectorSource:
         from clusterbatch.embedding.embedder import UnitEmbedder
 
         return UnitEmbedder(self._config, self._generation)
+
+
+def _refuse_infinite(table: pa.Table, side: Side, place: str) -> None:
+    """Raise DataError that names a row whose vector is not finite: centroids and scores would all be spoilt by it."""
+    finite = np.isfinite(vector_values(table[f"{side}_vector"])).all(axis=1)
+    if not finite.all():
+        row = table["pair_id"][int(np.argmin(finite))].as_py()
+        raise DataError(f"{place}: the {side} vector of row {row} is not finite; embed the corpus again")
 
 
 def vector_column(values: np.ndarray) -> pa.FixedSizeListArray:
