@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from clusterbatch import console
@@ -131,9 +132,41 @@ def _run(config: RunConfig, options: argparse.Namespace) -> Outcome:
 
 
 def _report(config: RunConfig, options: argparse.Namespace) -> Outcome:
+    from clusterbatch.experiments.compare.stage import comparison_artifact
     from clusterbatch.pipeline.report import write_report
 
-    return _summary(config, write_report(config))
+    outcome = _summary(config, write_report(config))
+    if comparison_artifact(config).manifest() is not None:
+        compared = _comparison_report(config)
+        outcome = Outcome({**outcome.data, "comparison": compared.data["report"]}, compared.show)
+    if options.output:
+        _copy_reports(config, options.output)
+    return outcome
+
+
+def _comparison_report(config: RunConfig) -> Outcome:
+    from clusterbatch.experiments.compare.report import DATA, write_comparison
+    from clusterbatch.store import Folder
+
+    page = write_comparison(config)
+    found = Folder(page.rsplit("/", 1)[0], config.storage).read_json(DATA)
+    return Outcome({**found, "report": page}, lambda: console.print_comparison(found, page))
+
+
+def _copy_reports(config: RunConfig, output: str) -> None:
+    """Copy the pages to a local folder, where they keep their places beside each other."""
+    from clusterbatch.errors import DataError
+    from clusterbatch.store.workspace import Workspace
+
+    for place in ("report", "compare/report"):
+        pages = Workspace(config).root.child(*place.split("/"))
+        for entry in pages.find():
+            target = Path(output, place, entry.name).resolve()
+            if not target.is_relative_to(Path(output).resolve()):
+                raise DataError(f"{pages.uri}: {entry.name!r} would be written outside {output}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(pages.read(entry.name))
+    say(f"report: copied to {output}")
 
 
 def _summary(config: RunConfig, report: str) -> Outcome:
@@ -146,17 +179,13 @@ def _summary(config: RunConfig, report: str) -> Outcome:
 
 def _compare(config: RunConfig, options: argparse.Namespace) -> Outcome:
     from clusterbatch.evaluation.checks import check_collections
-    from clusterbatch.experiments.compare.report import DATA, write_comparison
     from clusterbatch.experiments.compare.stage import compare
     from clusterbatch.pipeline.report import write_report
-    from clusterbatch.store import Folder
 
     check_collections(config)
     compare(config, force=options.force)
     write_report(config)
-    page = write_comparison(config)
-    found = Folder(page.rsplit("/", 1)[0], config.storage).read_json(DATA)
-    return Outcome({**found, "report": page}, lambda: console.print_comparison(found, page))
+    return _comparison_report(config)
 
 
 def _predict(config: RunConfig, options: argparse.Namespace) -> Outcome:
@@ -244,7 +273,12 @@ COMMANDS = {
             Option("--rollback", {"action": "store_true", "help": "return to the previously live model, and stop"}),
         ),
     ),
-    "report": Command("rebuild a workspace's report", _report, force=None),
+    "report": Command(
+        "rebuild a workspace's reports",
+        _report,
+        force=None,
+        options=(Option("--output", {"metavar": "DIR", "help": "also copy them to a local folder"}),),
+    ),
     "compare": Command(
         "batch strategies and seeds on the same data: table, verdict, report",
         _compare,

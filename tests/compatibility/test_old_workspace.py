@@ -136,6 +136,15 @@ def test_finished_work_is_not_done_again(root: Path, run: Run) -> None:
     assert _files(root / "workspace") == before
 
 
+def test_reports_are_rebuilt_in_another_language_and_copied(root: Path, run: Run) -> None:
+    found = run("report", "report.language=ja", f"--output={root / 'copy'}")
+    assert {"report", "comparison"} <= found.keys()
+    for place in ("report", "compare/report"):
+        page = (root / "workspace" / place / "index.html").read_bytes()
+        assert b'<html lang="ja">' in page
+        assert (root / "copy" / place / "index.html").read_bytes() == page
+
+
 def test_a_training_that_was_cut_off_resumes(root: Path, run: Run) -> None:
     train = root / "workspace/generation=000/train"
     manifest, steps, weights = _manifest(root, "generation=000/train"), _steps(train), _weights(train / "model")
