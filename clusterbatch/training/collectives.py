@@ -1,18 +1,17 @@
-"""Parameter gradients in one flat buffer, summed over ranks in one fixed layout.
-
-DDP averages (the loss here is already a part of the global one, so the sum is what is wanted) and rebuilds its buckets
-after the first step, which changes the order of summation from three ranks on: a resumed run would differ in the last
-bits. Here every parameter's `.grad` is a view of one buffer for the whole run, and one all-reduce sums it in place.
-
-Tables of token embeddings are most of a small model, and a batch touches few of their rows. Their untouched rows have a
-gradient of exactly zero on every rank, so only the rows that some rank touched are packed and sent.
-
-Collectives of a training step: ragged gathers, one of them differentiable, over the ranks of one world.
+"""Collectives of a training step: ragged gathers over the ranks of one world, and the sum of the gradients.
 
 The gradient rule is the one thing to get right here. Rank r scores its own rows against everybody's columns, and its
 loss is the part of the global loss that its rows make up. So the gradient of a gathered row is the sum over ranks of
 what each of them found, and the rank that owns the row takes it: no factor of W, no division by W. Parameter gradients
-are then summed, not averaged, over ranks (reduce.py).
+are then summed, not averaged, over ranks.
+
+They are summed in one flat buffer of a fixed layout. DDP averages (the loss here is already a part of the global one,
+so the sum is what is wanted) and rebuilds its buckets after the first step, which changes the order of summation from
+three ranks on: a resumed run would differ in the last bits. Here every parameter's `.grad` is a view of one buffer for
+the whole run, and one all-reduce sums it in place.
+
+Tables of token embeddings are most of a small model, and a batch touches few of their rows. The untouched rows have a
+gradient of exactly zero on every rank, so only the rows that some rank touched are packed and sent.
 """
 
 from __future__ import annotations
@@ -27,12 +26,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from clusterbatch.batches.loader import SliceBatch
+from clusterbatch.training.margin_mse import TeacherMargins
+from clusterbatch.training.masks import BatchFacts
+
 _SECONDS_BETWEEN_LOOKS = 0.1
+# Above this share of touched rows, sending the whole table is as cheap as packing.
+_DENSE_FROM = 0.6
 
 
 @dataclass(frozen=True)
 class World:
-    """The ranks that train together; `World()` is one process without torch.distributed."""
+    """Ranks that train together; `World()` is one process without torch.distributed."""
 
     rank: int = 0
     size: int = 1
@@ -44,28 +49,28 @@ class World:
         return World()
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """Sums `tensor`, of one shape everywhere, over ranks in place."""
+        """Sum `tensor`, of one shape everywhere, over ranks in place."""
         # Gloo takes nothing that is empty, as the hard negatives of a batch may be.
         if self.size > 1 and tensor.numel():
             dist.all_reduce(tensor)
         return tensor
 
     def max_(self, tensor: Tensor) -> Tensor:
-        """The largest value over ranks, element by element, in place."""
+        """Take the largest value over ranks, element by element, in place."""
         if self.size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
     def copy_from_first_(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrites tensors, of the same shapes everywhere, with those of rank 0."""
+        """Overwrite tensors, of the same shapes everywhere, with those of rank 0."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     def wait_until(self, is_ready: Callable[[], bool], device: torch.device) -> None:
-        """Returns on all ranks once it holds on each.
+        """Return on all ranks once `is_ready` holds on each.
 
-        However long that takes, nobody stays in a collective for it: their time-out is meant for lost ranks.
+        However long that takes, no rank stays in a collective for it: their time-out is meant for lost ranks.
         """
         while self.size > 1:
             waiting = torch.tensor([float(not is_ready())], device=device)
@@ -74,7 +79,7 @@ class World:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def counts(self, count: int, device: torch.device) -> list[int]:
-        """`count` of every rank, in rank order."""
+        """Return the `count` of every rank, in rank order."""
         if self.size == 1:
             return [count]
         every = torch.empty(self.size, dtype=torch.int64, device=device)
@@ -82,7 +87,7 @@ class World:
         return every.tolist()
 
     def gather(self, rows: Tensor, rows_of_rank: Sequence[int]) -> Tensor:
-        """Rows of all ranks, one rank after the other, without a gradient.
+        """Return the rows of all ranks, one rank after the other, without a gradient.
 
         rows: (rows_of_rank[rank], ...) on every rank, any dtype; result (sum(rows_of_rank), ...).
         """
@@ -102,7 +107,7 @@ class World:
         return torch.cat([every[rank * longest :][:count] for rank, count in enumerate(rows_of_rank)])
 
     def gather_differentiable(self, rows: Tensor, rows_of_rank: Sequence[int]) -> Tensor:
-        """`gather`, of the same shapes; its backward pass sums the gradient over ranks and gives each its own rows."""
+        """Return what `gather` returns; the backward pass sums the gradient over ranks and gives each its own rows."""
         if self.size == 1:
             return rows
         gathered: Tensor = _Gather.apply(rows, self, tuple(rows_of_rank))
@@ -123,8 +128,70 @@ class _Gather(torch.autograd.Function):
         return total[start : start + counts[world.rank]], None, None
 
 
-# Above this share of touched rows, sending the whole table is as cheap as packing.
-_DENSE_FROM = 0.6
+@dataclass(frozen=True)
+class GatheredBatch:
+    """A global batch as one rank sees it, but for the vectors.
+
+    facts: of the rows of all ranks; rows_of_rank, negatives_of_rank: number of rows, and of hard negatives, of each
+    rank; weight_B: (B,) weights of all rows, None if the data has none; margins: the teacher's, of this rank's own hard
+    negatives, None without train.margin_mse.
+    """
+
+    world: World
+    facts: BatchFacts
+    rows_of_rank: Sequence[int]
+    negatives_of_rank: Sequence[int]
+    weight_B: Tensor | None = None
+    margins: TeacherMargins | None = None
+
+    @property
+    def own(self) -> slice:
+        """This rank's rows among those of the global batch."""
+        first = sum(self.rows_of_rank[: self.world.rank])
+        return slice(first, first + self.rows_of_rank[self.world.rank])
+
+
+def gather_batch(batch: SliceBatch, world: World, device: torch.device, *, margins: bool = False) -> GatheredBatch:
+    """Gather what the loss needs of the global batch of which `batch` is this rank's slice; all ranks must call it.
+
+    margins: whether the teacher's are needed; the shards then have them. The columns of the data decide which arrays a
+    slice has, so all ranks have the same.
+    """
+    rows_of_rank = batch.slice_rows.tolist()
+
+    def everywhere(array: np.ndarray | None) -> Tensor | None:
+        if array is None:
+            return None
+        # A copy: arrays that Arrow owns are not writable, and torch has no such tensors.
+        return world.gather(torch.from_numpy(np.array(array)).to(device), rows_of_rank)
+
+    columns = [batch.query_hash, batch.document_hash]
+    negative_hash, negatives_of_rank = None, [0] * world.size
+    if batch.negative_tokens is not None:
+        columns.append(batch.document_tokens.hashes)
+        negatives_of_rank = world.counts(len(batch.negative_tokens), device)
+        own = torch.from_numpy(batch.negative_tokens.hashes.view(np.int64)).to(device)
+        negative_hash = world.gather(own, negatives_of_rank)
+    hashes = everywhere(np.stack([column.astype(np.uint64).view(np.int64) for column in columns], axis=1))
+    assert hashes is not None
+    facts = BatchFacts(
+        query_hash=hashes[:, 0].contiguous(),
+        document_hash=hashes[:, 1].contiguous(),
+        negative_hash=negative_hash,
+        document_token_hash=hashes[:, 2].contiguous() if negative_hash is not None else None,
+        query_vector=everywhere(batch.query_vector),
+        document_vector=everywhere(batch.document_vector),
+    )
+    weight = everywhere(batch.weight)
+    teacher = _teacher_margins(batch, device) if margins else None
+    return GatheredBatch(world, facts, rows_of_rank, negatives_of_rank, weight, teacher)
+
+
+def _teacher_margins(batch: SliceBatch, device: torch.device) -> TeacherMargins:
+    assert batch.negative_counts is not None
+    assert batch.negative_margins is not None
+    row = torch.from_numpy(np.repeat(np.arange(len(batch)), batch.negative_counts))
+    return TeacherMargins(row.to(device), torch.from_numpy(np.array(batch.negative_margins)).to(device))
 
 
 class FlatGradients:
@@ -156,7 +223,7 @@ class FlatGradients:
         self.buffer.zero_()
 
     def reduce(self, token_ids: np.ndarray) -> None:
-        """Sums the gradients over ranks. `token_ids`: (n,) every token id of this rank's rows, repeats allowed."""
+        """Sum the gradients over ranks. `token_ids`: (n,) every token id of this rank's rows, repeats allowed."""
         self._assert_views()
         if self._world.size == 1:
             return
@@ -176,11 +243,11 @@ class FlatGradients:
             offset += size
 
     def clip(self, largest_norm: float | None) -> Tensor:
-        """The global gradient norm before clipping (a scalar tensor); scales the gradients down to `largest_norm`."""
+        """Scale the gradients down to `largest_norm`; return the global norm before that, a scalar tensor."""
         norm = torch.linalg.vector_norm(self.buffer)
         if largest_norm is not None:
             coefficient = largest_norm / (norm + 1e-6)
-            # Without a look at the value where that would stall an accelerator; on a CPU the pass is saved.
+            # A look at the value would stall an accelerator; on a CPU it saves the pass.
             if self.buffer.device.type != "cpu":
                 self.buffer.mul_(coefficient.clamp(max=1.0))
             elif coefficient < 1.0:

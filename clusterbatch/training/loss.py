@@ -11,7 +11,7 @@ own rows, so the ranks' losses and gradients add up to the whole.
 Directions: `query_to_document` always; `document_to_query` adds the same loss with the roles exchanged (the mean of the
 two is taken); `query_to_query` lets the other queries of the batch stand among the negatives of a query (GTE, Li 2023).
 
-With `train.margin_mse` the Margin-MSE of the mined negatives is added, times that weight (margins.py).
+With `train.margin_mse` the Margin-MSE of the mined negatives is added, times that weight (margin_mse.py).
 
 Legend: Q this rank's rows of a chunk, D columns of all ranks, E embedding dimensions, B pairs of the global batch.
 """
@@ -19,9 +19,9 @@ Legend: Q this rank's rows of a chunk, D columns of all ranks, E embedding dimen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,9 @@ from torch.nn.functional import normalize, softplus
 
 from clusterbatch.config import TrainConfig
 from clusterbatch.config.training import LEAST_LEARNED_TEMPERATURE
-from clusterbatch.training.collectives import World
-from clusterbatch.training.margin_mse import TeacherMargins, margin_mse
-from clusterbatch.training.masks import NEGATIVE, POSITIVE, BatchFacts, Relation
+from clusterbatch.training.collectives import GatheredBatch
+from clusterbatch.training.margin_mse import margin_mse
+from clusterbatch.training.masks import NEGATIVE, POSITIVE, Relation
 
 # Elements of the score block that is in memory at a time: 32 MiB in float32, a few times that with its gradient.
 _BLOCK_ELEMENTS = 2**23
@@ -57,6 +57,24 @@ class LossStatistics:
         return torch.stack([self.rows, self.correct, self.hardest, self.ignored, self.considered])
 
 
+class _Vectors(NamedTuple):
+    """Unit vectors of this rank's rows (Q, E), and the gathered ones of all ranks (B, E) and (D, E)."""
+
+    query_QE: Tensor
+    document_QE: Tensor
+    query_BE: Tensor | None
+    document_DE: Tensor
+
+    def truncated(self, size: int) -> _Vectors:
+        query_BE = None if self.query_BE is None else _truncated(self.query_BE, size)
+        return _Vectors(
+            _truncated(self.query_QE, size),
+            _truncated(self.document_QE, size),
+            query_BE,
+            _truncated(self.document_DE, size),
+        )
+
+
 class ContrastiveLoss(nn.Module):
     """The loss of a global batch, seen from one rank. Holds the temperature, which may be learned."""
 
@@ -74,60 +92,43 @@ class ContrastiveLoss(nn.Module):
         return self.log_scale.exp()
 
     def limit_temperature_(self) -> None:
-        """Call after every optimizer step. A limit inside the loss would have no gradient beyond it, and a learned
-        temperature that once was there could not return."""
+        """Keep a learned temperature within its limit; call after every optimizer step.
+
+        A limit inside the loss would have no gradient beyond it, so a temperature that once was there could not return.
+        """
         if self.log_scale.requires_grad:
             self.log_scale.data.clamp_(max=_LARGEST_LOG_SCALE)
 
     def forward(
-        self,
-        query_QE: Tensor,
-        document_QE: Tensor,
-        negative_NE: Tensor | None,
-        facts: BatchFacts,
-        rows_of_rank: Sequence[int],
-        negatives_of_rank: Sequence[int],
-        world: World,
-        weight_B: Tensor | None = None,
-        margins: TeacherMargins | None = None,
+        self, query_QE: Tensor, document_QE: Tensor, negative_NE: Tensor | None, batch: GatheredBatch
     ) -> tuple[Tensor, LossStatistics]:
-        """This rank's part of the loss (a scalar; sum over ranks = the global loss) and its statistics.
+        """Return this rank's part of the loss (a scalar; the sum over ranks is the global loss) and its statistics.
 
         query_QE, document_QE: this rank's rows, unit-norm, (rows_of_rank[rank], E); negative_NE: this rank's hard
-        negatives, (negatives_of_rank[rank], E), or None where the data has none. weight_B: weights of all B pairs.
-        margins: the teacher's, of this rank's hard negatives; there with train.margin_mse.
+        negatives, (negatives_of_rank[rank], E), or None if the data has none.
         """
-        # One gather for all: documents, hard negatives, and queries where some direction needs them.
-        query_BE = world.gather_differentiable(query_QE, rows_of_rank) if self._needs_all_queries else None
-        document_DE = world.gather_differentiable(document_QE, rows_of_rank)
+        # One gather for all: documents, hard negatives, and queries if some direction needs them.
+        gather = batch.world.gather_differentiable
+        query_BE = gather(query_QE, batch.rows_of_rank) if self._needs_all_queries else None
+        document_DE = gather(document_QE, batch.rows_of_rank)
         if negative_NE is not None:
-            gathered = world.gather_differentiable(negative_NE, negatives_of_rank)
-            document_DE = torch.cat([document_DE, gathered])
-        first = sum(rows_of_rank[: world.rank])
-        own = slice(first, first + len(query_QE))
-        weight = _normalised_weights(weight_B, facts.pairs, query_QE).narrow(0, own.start, len(query_QE))
+            document_DE = torch.cat([document_DE, gather(negative_NE, batch.negatives_of_rank)])
+        vectors = _Vectors(query_QE, document_QE, query_BE, document_DE)
+        weight_B = _normalised_weights(batch.weight_B, batch.facts.pairs, query_QE)
+        weight_Q = weight_B.narrow(0, batch.own.start, len(query_QE))
 
         loss = query_QE.new_zeros(())
         statistics: LossStatistics | None = None
         dimensions = self._config.matryoshka or [query_QE.shape[1]]
         for size in sorted(dimensions, reverse=True):
-            part, found = self._one_size(
-                _truncated(query_QE, size),
-                _truncated(document_QE, size),
-                None if query_BE is None else _truncated(query_BE, size),
-                _truncated(document_DE, size),
-                facts,
-                own,
-                weight,
-                world,
-                rows_of_rank,
-            )
+            part, found = self._one_size(vectors.truncated(size), batch, weight_Q)
             loss = loss + part / len(dimensions)
             statistics = statistics or found
         assert statistics is not None
-        if margins is not None:
+        if batch.margins is not None:
             assert negative_NE is not None
-            distilled = margin_mse(query_QE, document_QE, negative_NE, margins, weight, self._config.temperature)
+            temperature = self._config.temperature
+            distilled = margin_mse(query_QE, document_QE, negative_NE, batch.margins, weight_Q, temperature)
             loss = loss + self._config.margin_mse * distilled
         return loss, statistics
 
@@ -135,22 +136,13 @@ class ContrastiveLoss(nn.Module):
     def _needs_all_queries(self) -> bool:
         return len(self._config.directions) > 1
 
-    def _one_size(
-        self,
-        query_QE: Tensor,
-        document_QE: Tensor,
-        query_BE: Tensor | None,
-        document_DE: Tensor,
-        facts: BatchFacts,
-        own: slice,
-        weight: Tensor,
-        world: World,
-        rows_of_rank: Sequence[int],
-    ) -> tuple[Tensor, LossStatistics]:
-        directions, pairs = self._config.directions, facts.pairs
+    def _one_size(self, vectors: _Vectors, batch: GatheredBatch, weight_Q: Tensor) -> tuple[Tensor, LossStatistics]:
+        query_QE, document_QE, query_BE, document_DE = vectors
+        directions, facts, own = self._config.directions, batch.facts, batch.own
+        pairs = facts.pairs
         own_scores = None
         if self._config.mask.own_score_margin is not None:
-            own_scores = world.gather((query_QE * document_QE).sum(1).detach(), rows_of_rank)
+            own_scores = batch.world.gather((query_QE * document_QE).sum(1).detach(), batch.rows_of_rank)
         relation = Relation(self._config.mask, facts, own_scores)
         scale, columns = self._scale(), document_DE
         with_queries = "query_to_query" in directions
@@ -168,7 +160,7 @@ class ContrastiveLoss(nn.Module):
                 blocks.append(relation.queries_block(rows, slice(0, pairs), scores[:, documents:]))
             return torch.cat(blocks, 1) if len(blocks) > 1 else blocks[0]
 
-        loss, statistics = info_nce(query_QE, columns, scale, weight, of_queries)
+        loss, statistics = info_nce(query_QE, columns, scale, weight_Q, of_queries)
         if "document_to_query" in directions:
             assert query_BE is not None
 
@@ -176,7 +168,7 @@ class ContrastiveLoss(nn.Module):
                 rows = slice(own.start + start, own.start + end)
                 return relation.block(slice(0, pairs), rows, scores.T).T
 
-            backward, _ = info_nce(document_QE, query_BE, scale, weight, of_documents)
+            backward, _ = info_nce(document_QE, query_BE, scale, weight_Q, of_documents)
             loss = (loss + backward) / 2
         return loss, statistics
 
@@ -184,7 +176,7 @@ class ContrastiveLoss(nn.Module):
 def info_nce(
     row_QE: Tensor, column_DE: Tensor, scale: Tensor, weight_Q: Tensor, relation: RelationOfRows
 ) -> tuple[Tensor, LossStatistics]:
-    """sum_i weight_i l_i over the rows (see the module's text) and its statistics.
+    """Return sum_i weight_i l_i over the rows (see the module's text) and its statistics.
 
     The gradient is computed chunk by chunk together with the loss, so that neither scores nor their gradient are kept:
     memory is one block of scores plus the gradients of rows and columns. Differentiable once.
@@ -214,7 +206,7 @@ class _InfoNCE(torch.autograd.Function):
             negative_QD = relation_QD == NEGATIVE
             statistics += _statistics(score_QD, positive_QD, negative_QD)
             logit_QD = score_QD * scale
-            # -inf where a row has no negative left: then its loss and gradient are zero.
+            # -inf for a row that has no negative left: its loss and gradient are then zero.
             rest_Q = logit_QD.masked_fill(~negative_QD, -torch.inf).logsumexp(1, keepdim=True)
             # -log(e^p / (e^p + e^rest)) = softplus(rest - p), and its derivative by (rest - p) is the sigmoid.
             difference_QD = torch.where(positive_QD, rest_Q - logit_QD, -torch.inf)
@@ -256,7 +248,7 @@ def _statistics(score_QD: Tensor, positive_QD: Tensor, negative_QD: Tensor) -> T
 
 
 def _normalised_weights(weight_B: Tensor | None, pairs: int, like: Tensor) -> Tensor:
-    """(B,) weights that sum to one over the global batch; where all weights are zero the batch counts nothing."""
+    """Return (B,) weights that sum to one over the global batch; a batch of zero weights counts nothing."""
     if weight_B is None:
         return like.new_full((pairs,), 1.0 / pairs)
     weight = weight_B.to(like.dtype)
@@ -265,5 +257,5 @@ def _normalised_weights(weight_B: Tensor | None, pairs: int, like: Tensor) -> Te
 
 
 def _truncated(vector: Tensor, size: int) -> Tensor:
-    """The first `size` dimensions, unit-norm again (Matryoshka representation learning, Kusupati 2022)."""
+    """Return the first `size` dimensions, unit-norm again (Matryoshka representation learning, Kusupati 2022)."""
     return vector if size == vector.shape[1] else normalize(vector[:, :size], dim=1)

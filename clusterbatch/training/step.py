@@ -15,11 +15,9 @@ from clusterbatch.config import TrainConfig
 from clusterbatch.encoder.inputs import Inputs, concatenate, token_ids
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.errors import DataError
-from clusterbatch.training.collectives import FlatGradients, World
+from clusterbatch.training.collectives import FlatGradients, World, gather_batch
 from clusterbatch.training.grad_cache import CachedEmbedding, RandomKey
 from clusterbatch.training.loss import ContrastiveLoss
-from clusterbatch.training.margin_mse import TeacherMargins
-from clusterbatch.training.masks import BatchFacts
 from clusterbatch.training.optimizer import Optimizer
 from clusterbatch.training.prepare_model import activation_bytes, autocast, micro_batch_tokens, prepare, token_table
 from clusterbatch.training.starting_model import default_learning_rate
@@ -73,9 +71,9 @@ class TrainingStep:
         self._micro_batch_tokens = micro_batch_tokens(config, encoder)
 
     def run(self, batch: SliceBatch, stop_requested: bool = False) -> StepResult:
-        """Trains on the global batch of which `batch` is this rank's slice.
+        """Train on the global batch of which `batch` is this rank's slice.
 
-        Raises DataError, on all ranks, where the loss or a gradient is no number any more.
+        Raises DataError, on all ranks, if the loss or a gradient is no longer a finite number.
         """
         start = time.perf_counter()
         kinds = [batch.query_tokens, batch.document_tokens]
@@ -91,18 +89,9 @@ class TrainingStep:
             activation_bytes=self._activation_bytes,
         )
         vectors = embedding.vectors.split([len(kind) for kind in kinds])
-        facts, negatives_of_rank, weight = gather_facts(batch, self.world, self.encoder.device)
-        loss, statistics = self.loss(
-            vectors[0],
-            vectors[1],
-            vectors[2] if batch.negative_tokens is not None else None,
-            facts,
-            batch.slice_rows.tolist(),
-            negatives_of_rank,
-            self.world,
-            weight,
-            None if self.config.margin_mse == 0 else teacher_margins(batch, self.encoder.device),
-        )
+        negatives = vectors[2] if batch.negative_tokens is not None else None
+        gathered = gather_batch(batch, self.world, self.encoder.device, margins=self.config.margin_mse > 0)
+        loss, statistics = self.loss(vectors[0], vectors[1], negatives, gathered)
         loss.backward()
         embedding.backward()
         self.gradients.reduce(np.append(token_ids(tokens), self.encoder.tokenizer.padding))
@@ -141,16 +130,16 @@ class TrainingStep:
         )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(parameters, optimizer moments), the live tensors by name."""
+        """Return (parameters, optimizer moments), the live tensors by name."""
         return {name: parameter.detach() for name, parameter in self.trainable.items()}, self.optimizer.state()
 
     def blank(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What `state` gives once a step is done, as it is before any."""
+        """Return (parameters, moments of zero): what `state` returns after a step, with the values before any."""
         parameters = {name: parameter.detach() for name, parameter in self.trainable.items()}
         return parameters, self.optimizer.blank_state()
 
     def load(self, parameters: dict[str, Tensor], moments: dict[str, Tensor], steps_done: int) -> None:
-        """What `state` gave, of the same model: copied into the live tensors, which have made `steps_done` steps."""
+        """Copy what `state` returned, of the same model, into the live tensors; it has seen `steps_done` steps."""
         assert parameters.keys() == self.trainable.keys(), "a checkpoint of another model"
         with torch.no_grad():
             for name, parameter in self.trainable.items():
@@ -158,51 +147,10 @@ class TrainingStep:
         self.optimizer.load(moments, steps_done)
 
     def _computed_tokens(self, embedding: CachedEmbedding, tokens: Inputs) -> int:
-        """Tokens with the padding that the encoder computes on; a static one computes on none."""
+        """Count the tokens that the encoder computes on, padding included; a static one computes on no padding."""
         return int(tokens.lengths.sum()) if self.encoder.kind == "static" else embedding.padded_tokens
 
     def _encode(self, tokens: Inputs) -> Tensor:
         with self._autocast():
             vectors: Tensor = self.encoder(tokens)
         return vectors
-
-
-def teacher_margins(batch: SliceBatch, device: torch.device) -> TeacherMargins:
-    """Of this rank's hard negatives; train() has seen to it that the shards have them."""
-    assert batch.negative_counts is not None
-    assert batch.negative_margins is not None
-    row = torch.from_numpy(np.repeat(np.arange(len(batch)), batch.negative_counts))
-    return TeacherMargins(row.to(device), torch.from_numpy(np.array(batch.negative_margins)).to(device))
-
-
-def gather_facts(batch: SliceBatch, world: World, device: torch.device) -> tuple[BatchFacts, list[int], Tensor | None]:
-    """(what the masks need of the whole batch, hard negatives of every rank, weights (B,) or None).
-
-    What a slice has is decided by the data's columns, so it is alike on all ranks.
-    """
-    rows_of_rank = batch.slice_rows.tolist()
-
-    def everywhere(array: np.ndarray | None) -> Tensor | None:
-        if array is None:
-            return None
-        # A copy: arrays that Arrow owns are not writable, and torch has no such tensors.
-        return world.gather(torch.from_numpy(np.array(array)).to(device), rows_of_rank)
-
-    columns = [batch.query_hash, batch.document_hash]
-    negative_hash, negatives_of_rank = None, [0] * world.size
-    if batch.negative_tokens is not None:
-        columns.append(batch.document_tokens.hashes)
-        negatives_of_rank = world.counts(len(batch.negative_tokens), device)
-        own = torch.from_numpy(batch.negative_tokens.hashes.view(np.int64)).to(device)
-        negative_hash = world.gather(own, negatives_of_rank)
-    hashes = everywhere(np.stack([column.astype(np.uint64).view(np.int64) for column in columns], axis=1))
-    assert hashes is not None
-    facts = BatchFacts(
-        query_hash=hashes[:, 0].contiguous(),
-        document_hash=hashes[:, 1].contiguous(),
-        negative_hash=negative_hash,
-        document_token_hash=hashes[:, 2].contiguous() if negative_hash is not None else None,
-        query_vector=everywhere(batch.query_vector),
-        document_vector=everywhere(batch.document_vector),
-    )
-    return facts, negatives_of_rank, everywhere(batch.weight)

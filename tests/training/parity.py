@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from clusterbatch.config import TrainConfig
 from clusterbatch.encoder.tokens import Tokens
-from clusterbatch.training.collectives import FlatGradients, World
+from clusterbatch.training.collectives import FlatGradients, GatheredBatch, World
 from clusterbatch.training.grad_cache import CachedEmbedding, RandomKey
 from clusterbatch.training.loss import ContrastiveLoss
 from clusterbatch.training.margin_mse import TeacherMargins
@@ -121,17 +121,15 @@ def product_gradient(world: World, batch: Batch, config: TrainConfig) -> tuple[f
         row = np.repeat(np.arange(end - start), np.diff(batch.bounds[start : end + 1]))
         mine = batch.margins[negative_bounds[world.rank] : negative_bounds[world.rank + 1]]
         margins = TeacherMargins(torch.from_numpy(row), torch.from_numpy(mine))
-    loss, _ = loss_module(
-        vectors[0],
-        vectors[1],
-        vectors[2] if has_negatives else None,
+    gathered = GatheredBatch(
+        world,
         facts,
         np.diff(bounds).tolist(),
         np.diff(negative_bounds).tolist(),
-        world,
         torch.from_numpy(batch.weight),
         margins,
     )
+    loss, _ = loss_module(vectors[0], vectors[1], vectors[2] if has_negatives else None, gathered)
     loss.backward()
     embedding.backward()
     gradients.reduce(tokens.values)

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from clusterbatch.config import TrainConfig
 from clusterbatch.training import loss as loss_module
-from clusterbatch.training.collectives import World
+from clusterbatch.training.collectives import GatheredBatch, World
 from clusterbatch.training.loss import ContrastiveLoss, info_nce
 from clusterbatch.training.masks import IGNORED, NEGATIVE, POSITIVE, BatchFacts
 
@@ -30,7 +30,7 @@ def _facts(rows: int = _ROWS) -> BatchFacts:
 def _loss(config: TrainConfig, query: Tensor, document: Tensor, **more: Tensor) -> tuple[Tensor, dict[str, float]]:
     rows = len(query)
     module = ContrastiveLoss(config).double()
-    value, statistics = module(query, document, None, _facts(rows), [rows], [0], World(), **more)
+    value, statistics = module(query, document, None, GatheredBatch(World(), _facts(rows), [rows], [0], **more))
     return value, {name: float(getattr(statistics, name)) for name in statistics.__dataclass_fields__}
 
 
@@ -134,7 +134,8 @@ def test_a_learned_temperature_stays_above_a_hundredth_and_can_rise_from_there()
     assert module.temperature == pytest.approx(0.01)
     # Unlike directions: a wrong answer scores above the right one, which a higher temperature mends.
     query, document = torch.eye(2), torch.eye(2).flip(0)
-    loss, _ = module(query, document, None, BatchFacts(torch.arange(2), torch.arange(2)), [2], [0], World())
+    facts = BatchFacts(torch.arange(2), torch.arange(2))
+    loss, _ = module(query, document, None, GatheredBatch(World(), facts, [2], [0]))
     loss.backward()
     assert module.log_scale.grad is not None
     assert module.log_scale.grad > 0
