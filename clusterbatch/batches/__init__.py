@@ -1,4 +1,4 @@
-"""Which rows stand together in a step: the batch plan (a pure function) and the loader that follows it."""
+"""Batch plan, a pure function from a step to its rows, and the loader that follows it."""
 
 from clusterbatch.batches.loader import Composition, SliceBatch, SliceLoader
 from clusterbatch.batches.plan import BatchPlan, GlobalBatch

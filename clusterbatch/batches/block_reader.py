@@ -1,4 +1,4 @@
-"""Rows by (shard, run, row): whole runs are fetched, and kept where the same run is soon needed again."""
+"""Reader of rows by (shard, run, row): it fetches whole runs, and keeps those that are soon needed again."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class RowReader:
         self.largest = 0
 
     def read(self, shard: np.ndarray, run: np.ndarray, row: np.ndarray) -> pa.Table:
-        """The rows (shard[i], run[i], row[i]), in that order; the arrays are (n,) integers."""
+        """Return the rows (shard[i], run[i], row[i]), in that order; the arrays are (n,) integers."""
         if not len(row):
-            # A rank may have nothing to do; the columns are those of any run.
+            # A rank may have no rows; the columns are those of any run.
             index = self._reader.index
             return self.read(index.shard[:1], index.first_run[:1], np.zeros(1, np.int64)).slice(0, 0)
         keys, which = np.unique(shard.astype(np.int64) * _RUNS_PER_SHARD + run, return_inverse=True)
@@ -48,7 +48,7 @@ class RowReader:
         return pa.Table.from_batches(batches).take(pa.array(starts[which] + row))
 
     def _through_cache(self, keys: list[int], cache: _RunCache) -> dict[int, pa.RecordBatch]:
-        """What is kept, what other threads are just fetching, and the rest from storage."""
+        """Return runs from the cache, from other threads that are fetching them, and the rest from storage."""
         with self._lock:
             runs = cache.get(keys)
             others = {key: self._in_flight[key] for key in keys if key not in runs and key in self._in_flight}
@@ -70,7 +70,7 @@ class RowReader:
         return {**runs, **found, **{key: future.result()[key] for key, future in others.items()}}
 
     def _fetch(self, keys: np.ndarray) -> dict[int, pa.RecordBatch]:
-        """Runs from storage, several shards side by side; `keys` ascend."""
+        """Read runs from storage, several shards side by side; `keys` ascend."""
         shards, starts = np.unique(keys // _RUNS_PER_SHARD, return_index=True)
         groups = np.split(keys, starts)[1:]
         if len(shards) <= 1:

@@ -1,4 +1,4 @@
-"""Plans that change while training goes on: phases one after the other, each a plan of its own.
+"""Plans that change during training: phases one after the other, each a plan of its own.
 
 A phase begins at a step that follows from the phases before it, so any step is still addressed directly, and resuming
 needs nothing but its number. Inside a phase the plan's promise holds for each of its epochs: every row at least once. A
@@ -17,7 +17,7 @@ from clusterbatch.shards.index import ClusterIndex
 
 
 class Plan(Protocol):
-    """What training needs of a plan."""
+    """Interface of a plan, as training uses it."""
 
     index: ClusterIndex
     config: BatchesConfig
@@ -38,7 +38,7 @@ class Plan(Protocol):
 
 
 def make_plan(index: ClusterIndex, config: BatchesConfig, layout: str = "cluster") -> Plan:
-    """The plan that `config` asks for, in phases where it has a curriculum. Raises UsageError."""
+    """Return the plan that `config` asks for, in phases if it has a curriculum. Raises UsageError."""
     return CurriculumPlan(index, config, layout) if config.curriculum else BatchPlan(index, config, layout)
 
 
@@ -64,7 +64,7 @@ class CurriculumPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Of the last phase, which lasts longest."""
+        """Steps of one epoch of the last phase, which lasts longest."""
         return self.plans[-1].steps_per_epoch
 
     @property
@@ -75,7 +75,7 @@ class CurriculumPlan:
         return int(np.searchsorted(self.first_steps, step, side="right")) - 1
 
     def batch(self, step: int) -> GlobalBatch:
-        """The global batch of step `step` (counted from 0 through all phases)."""
+        """Return the global batch of step `step` (counted from 0 through all phases)."""
         phase = self.phase_of(step)
         batch = self.plans[phase].batch(step - int(self.first_steps[phase]))
         return batch.at(step)
@@ -85,7 +85,7 @@ class CurriculumPlan:
         return self.plans[phase].locate(step - int(self.first_steps[phase]))
 
     def steps_of(self, epochs: int) -> int:
-        """Steps of the first `epochs` epochs; one that a phase breaks off counts as one."""
+        """Return the steps of the first `epochs` epochs; one that a phase breaks off counts as one."""
         before = 0
         for phase, plan in enumerate(self.plans[:-1]):
             if epochs < before + self._epochs[phase]:

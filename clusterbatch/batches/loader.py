@@ -26,7 +26,7 @@ _MOST_AHEAD = 16
 
 @dataclass(frozen=True)
 class Composition:
-    """What a global batch is made of, for metrics and reports.
+    """Composition of a global batch, for metrics and reports.
 
     stratum: the source's name, or what stands for several; purity: share of rows from the main cluster; groups: how
     many of the strategy's groups the rows come from; packed: share of rows that remained of their group; repeated:
@@ -49,9 +49,9 @@ class Composition:
 class SliceBatch:
     """The rows of one rank in the global batch of `step`; n of them. Slices follow each other in rank order.
 
-    Of images there are pixels, not tokens. negative_tokens holds all hard negatives of row 0, then of row 1, ...;
+    Images have pixels instead of tokens. negative_tokens holds all hard negatives of row 0, then of row 1, ...;
     negative_counts (n,) says how many each has, negative_margins (all of them,) float32 how far the surrogate scores
-    each below its row's document, NaN where it did not. slice_rows: (world_size,) int64, the rows of every rank.
+    each below its row's document, NaN if it did not. slice_rows: (world_size,) int64, the rows of every rank.
     query_vector, document_vector: (n, m), as stored.
     """
 
@@ -75,12 +75,12 @@ class SliceBatch:
 
 
 class SliceLoader:
-    """Iterates the slices of `rank` for steps [first_step, last_step), in order.
+    """Iterates over the slices of `rank` for steps [first_step, last_step), in order.
 
-    At most `prefetch_bytes` of decoded runs are read ahead, never less than one batch. Where the plan moves single rows
+    At most `prefetch_bytes` of decoded runs are read ahead, never less than one batch. If the plan moves single rows
     (a strategy on a layout not made for it), decoded runs are kept up to `cache_bytes`: they are needed again soon.
     `images` decodes them; without it they stay as they are stored, one byte for a token.
-    `wait_seconds` is the time that the consumer stood waiting, `bytes_read` what came from storage.
+    `wait_seconds` is the time that the consumer waited, `bytes_read` the bytes that came from storage.
     """
 
     def __init__(

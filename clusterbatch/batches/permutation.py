@@ -15,7 +15,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def combine_key(*parts: int) -> int:
-    """One 64-bit key from several integers; the order matters."""
+    """Return one 64-bit key of several integers; the order matters."""
     key = np.zeros(1, np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
@@ -24,7 +24,7 @@ def combine_key(*parts: int) -> int:
 
 
 def permute(positions: np.ndarray, size: int, *key: int) -> np.ndarray:
-    """Where a pseudo-random permutation of [0, size) sends `positions`.
+    """Return where a pseudo-random permutation of [0, size) sends `positions`.
 
     positions: (n,) integers in [0, size). Returns (n,) int64. Time is O(n) whatever the size (for size <= 4096 a table
     is made once per key): a Feistel network over the next even power of two, walked along its cycle until it falls
@@ -44,7 +44,7 @@ def permute(positions: np.ndarray, size: int, *key: int) -> np.ndarray:
 
 
 def draws(count: int, key: int) -> np.ndarray:
-    """(count,) uint64, pseudo-random and uniform: the first outputs of SplitMix64 seeded with `key`."""
+    """Return (count,) uint64, pseudo-random and uniform: the first outputs of SplitMix64 seeded with `key`."""
     with np.errstate(over="ignore"):
         return mix(np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN + np.uint64(key))
 

@@ -1,5 +1,7 @@
-"""The batch plan: what stands in the global batch of step t. A pure function of the cluster index, the strategy, the
-seed, the batch size and t; it has no state, no clock, and knows nothing of how many workers there are.
+"""The batch plan: which rows stand in the global batch of step t.
+
+A pure function of the cluster index, the strategy, the seed, the batch size and t. It has no state and no clock, and
+does not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -44,17 +46,17 @@ class GlobalBatch:
 
     @property
     def purity(self) -> float:
-        """The share of rows from the most frequent cluster of the index, whatever the strategy."""
+        """Share of rows from the most frequent cluster of the index, whatever the strategy."""
         return float(np.unique(self.cluster, return_counts=True)[1].max() / len(self))
 
     def at(self, step: int) -> GlobalBatch:
-        """The same rows under another step number."""
+        """Return the same rows under another step number."""
         return replace(self, step=step)
 
     def slice_bounds(self, world_size: int, run_rows: int) -> np.ndarray:
-        """(world_size + 1,) row positions: rank r has rows [bounds[r], bounds[r + 1]).
+        """Return (world_size + 1,) row positions: rank r has rows [bounds[r], bounds[r + 1]).
 
-        Equal shares, each bound moved to where a run ends if that is near: two ranks then seldom read the same run,
+        Equal shares, each bound moved to the end of a run if one is near: two ranks then seldom read the same run,
         and no rank has much more to compute than another (all wait for the slowest). Two slices differ by at most one
         run.
         """
@@ -70,7 +72,7 @@ class GlobalBatch:
 
 
 class BatchPlan:
-    """`plan.batch(step)` for any step, in time that depends on the batch size and the logarithm of the clusters.
+    """Plan of one phase: any step's batch, in time that depends on the batch size and the logarithm of the clusters.
 
     Every row comes at least once an epoch, and at most batch - 1 rows of a source come twice in it; no row comes twice
     in one batch. With `source_weights` each source instead cycles through all its rows at its own pace, and an epoch is
@@ -79,7 +81,7 @@ class BatchPlan:
     With `uniform_clusters` the same holds for each cluster.
 
     With `random_share` whole batches of a stratum exchange that share of their rows among each other, by one
-    permutation an epoch: so nothing changes in what an epoch holds.
+    permutation an epoch: so an epoch holds the same rows as without.
     """
 
     def __init__(
@@ -111,12 +113,12 @@ class BatchPlan:
         return int(self._quota_end[-1])
 
     def locate(self, step: int) -> tuple[int, int]:
-        """(epoch, step inside it) of a step counted from the beginning of training."""
+        """Return (epoch, step inside it) of a step counted from the beginning of training."""
         epoch, inside = divmod(step, self.steps_per_epoch)
         return self.first_epoch + epoch, inside
 
     def steps_of(self, epochs: int) -> int:
-        """Steps of the first `epochs` epochs."""
+        """Return the steps of the first `epochs` epochs."""
         return epochs * self.steps_per_epoch
 
     @property
@@ -125,7 +127,7 @@ class BatchPlan:
         return self.exchanged > 0 or not all(stratum.whole_runs for stratum in self.strata)
 
     def batch(self, step: int) -> GlobalBatch:
-        """The global batch of step `step` (counted from 0 through all epochs)."""
+        """Return the global batch of step `step` (counted from 0 through all epochs)."""
         epoch, inside = self.locate(step)
         seed = self.config.seed
         slot = int(permute(np.array([inside]), self.steps_per_epoch, seed, epoch, _ORDER)[0])
@@ -140,7 +142,7 @@ class BatchPlan:
         return self._assemble(step, epoch, self.strata[number], own_epoch, local)
 
     def sequence(self, stratum: Stratum, epoch: int) -> EpochSequence:
-        """The order of a stratum's rows in one of its epochs; a few are kept, for steps alternate between strata."""
+        """Return the order of a stratum's rows in one of its epochs. A few are kept: steps alternate between strata."""
         key = (stratum.number, epoch)
         if key not in self._sequences:
             part_rows = self.config.size // stratum.groups_per_batch
@@ -151,7 +153,7 @@ class BatchPlan:
         return self._sequences[key]
 
     def filler(self, stratum: Stratum, own_epoch: int) -> tuple[Stratum, int]:
-        """From which stratum, and from where in its sequence, a short last batch is completed.
+        """Return the stratum, and the position in its sequence, from which a short last batch is completed.
 
         None of those rows is in the batch already.
         """
@@ -184,14 +186,14 @@ class BatchPlan:
         )
 
     def _exchanged(self, stratum: Stratum, own_epoch: int, local: int) -> np.ndarray:
-        """(exchanged,) positions in the sequence that stand at the end of whole batch `local`."""
+        """Return (exchanged,) positions in the sequence that stand at the end of whole batch `local`."""
         whole, own = stratum.rows // self.config.size, self.exchanged
         key = (self.config.seed, stratum.number, own_epoch, _EXCHANGE)
         place = permute(local * own + np.arange(own), whole * own, *key)
         return place // own * self.config.size + (self.config.size - own) + place % own
 
     def _quotas(self) -> np.ndarray:
-        """(strata,) batches of each in an epoch: all of its own, or shares by weight (never none)."""
+        """Return (strata,) batches of each in an epoch: all of its own, or shares by weight, at least one."""
         weights, uniform = self.config.source_weights or {}, self.config.uniform_clusters
         if not weights and not uniform:
             return self.batches_of_stratum

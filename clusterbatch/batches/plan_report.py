@@ -118,7 +118,7 @@ def _tally(plan: BatchPlan, stratum: Stratum, epochs: int) -> _Tally:
 
 
 def _count(tally: _Tally, stratum: Stratum, found: Stretches, size: int) -> None:
-    """Adds consecutive batches; a short last one counts by its own rows."""
+    """Add consecutive batches; a short last one counts by its own rows."""
     batch = (np.cumsum(found.rows) - found.rows) // size
     key = batch * len(stratum.group_rows) + found.group
     order = np.argsort(key, kind="stable")
@@ -136,7 +136,7 @@ def _count(tally: _Tally, stratum: Stratum, found: Stretches, size: int) -> None
 
 
 def _count_filled(tally: _Tally, plan: BatchPlan, stratum: Stratum, epoch: int, missing: int) -> None:
-    """Corrects for the last batch, which is filled up."""
+    """Correct the tally for the last batch, which is filled up."""
     lender, start = plan.filler(stratum, epoch)
     size = plan.config.size
     own = plan.sequence(stratum, epoch).stretches(stratum.rows - (size - missing), stratum.rows)
@@ -157,15 +157,15 @@ def _count_filled(tally: _Tally, plan: BatchPlan, stratum: Stratum, epoch: int, 
 
 
 def _fetched_in_runs(stratum: Stratum, found: Stretches, batch: np.ndarray) -> float:
-    """Rows of all runs that the stretches touch, a run once for each batch."""
+    """Count the rows of all runs that the stretches touch, a run once for each batch."""
     run_rows = stratum.run_rows
     full = stratum.group_runs[found.group] * run_rows
     begin, end = found.member, found.member + found.rows
     first, last = np.minimum(begin, full) // run_rows, -(-np.minimum(end, full) // run_rows)
     in_full = float((last - first).sum()) * run_rows
-    # A stretch that goes on where the one before it ended, in the same batch, shares the run that lies across.
-    goes_on = (batch[1:] == batch[:-1]) & (found.group[1:] == found.group[:-1]) & (begin[1:] == end[:-1])
-    in_full -= float((goes_on & (begin[1:] < full[1:]) & (begin[1:] % run_rows > 0)).sum()) * run_rows
+    # A stretch that continues the one before it, in the same batch, shares the run that lies across.
+    continues = (batch[1:] == batch[:-1]) & (found.group[1:] == found.group[:-1]) & (begin[1:] == end[:-1])
+    in_full -= float((continues & (begin[1:] < full[1:]) & (begin[1:] % run_rows > 0)).sum()) * run_rows
     short = end > full
     base = stratum.tail_start[stratum.first_piece[found.group[short]]]
     begin_short, end_short = base + np.maximum(begin - full, 0)[short], base + (end - full)[short]
@@ -173,20 +173,20 @@ def _fetched_in_runs(stratum: Stratum, found: Stretches, batch: np.ndarray) -> f
     last_piece = np.searchsorted(stratum.tail_start, end_short, side="left")
     in_short = float((stratum.tail_start[last_piece] - stratum.tail_start[first_piece]).sum())
     cut = begin_short - stratum.tail_start[first_piece] > 0
-    shared = cut[1:] & goes_on[np.flatnonzero(short)[1:] - 1]
+    shared = cut[1:] & continues[np.flatnonzero(short)[1:] - 1]
     tails = np.diff(stratum.tail_start)
     return in_full + in_short - float(tails[first_piece[1:]][shared].sum())
 
 
 def _fetched_singly(stratum: Stratum, rows: np.ndarray) -> float:
-    """Expected rows of the distinct runs that hold `rows` (batches,) rows drawn from the whole stratum."""
+    """Return the expected rows of the distinct runs that hold `rows` (batches,) rows drawn from the whole stratum."""
     runs = int(np.sum(-(-stratum.piece_rows // stratum.run_rows)))
     sizes, counts = np.unique(rows, return_counts=True)
     return float(counts @ (stratum.rows * (1 - (1 - 1 / runs) ** sizes)))
 
 
 def _counts_clusters(plan: BatchPlan, stratum: Stratum) -> bool:
-    """Whether the groups that a tally counts are clusters of the index, in every batch of the stratum."""
+    """Return whether the groups that a tally counts are clusters of the index, in every batch of the stratum."""
     knows_clusters = plan.layout in ("cluster", "group")
     return knows_clusters and stratum.whole_runs and not plan.exchanged and plan.config.merged_clusters == 1
 
@@ -218,7 +218,7 @@ def _describe(plan: BatchPlan, stratum: Stratum, tally: _Tally) -> dict[str, Any
 
 
 def _by_source(names: Sequence[str], strata: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """A source that has a stratum for each of its clusters is described as one: sums, and means over its batches."""
+    """Join the strata of each source into one description: sums, and means over their batches."""
     found: dict[str, dict[str, Any]] = {}
     for name, each in zip(names, strata, strict=True):
         before = found.get(name)
@@ -243,12 +243,12 @@ def _warnings(plan: BatchPlan, report: dict[str, Any]) -> list[str]:
     if not all(stratum.whole_runs for stratum in unmixed):
         found.append(
             f"batches.stratify: {config.stratify} on shards laid out by {plan.layout} moves single rows, reading "
-            f"up to {report['read_amplification']:.0f} times the bytes used; less where batches.cache_bytes holds them"
+            f"up to {report['read_amplification']:.0f} times the bytes used; less if batches.cache_bytes holds them"
         )
     elif plan.exchanged:
         found.append(
             f"batches.random_share: {plan.exchanged} rows of each batch are read one by one, "
-            f"{report['read_amplification']:.1f} times the bytes used; less where batches.cache_bytes holds their runs"
+            f"{report['read_amplification']:.1f} times the bytes used; less if batches.cache_bytes holds their runs"
         )
     elif report["read_amplification"] > _MUCH_READ and any(_cuts_runs(plan, stratum) for stratum in unmixed):
         found.append(

@@ -48,7 +48,7 @@ class ClusterBatchSampler(Sampler[list[int]]):
         """clusters, sources: (N,) integers or strings, one per row of the dataset; clusters next to each other in
         sorted order count as neighbours. `config.size` is the global batch, over all ranks.
 
-        Raises UsageError where labels and configuration make no plan.
+        Raises UsageError if labels and configuration make no plan.
         """
         super().__init__()
         if not 0 <= rank < world_size:
@@ -64,7 +64,7 @@ class ClusterBatchSampler(Sampler[list[int]]):
 
     @property
     def steps(self) -> range:
-        """The steps of the epoch, counted from the beginning of training."""
+        """Steps of the epoch, counted from the beginning of training."""
         return range(self.plan.steps_of(self.epoch), self.plan.steps_of(self.epoch + 1))
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -73,20 +73,21 @@ class ClusterBatchSampler(Sampler[list[int]]):
             yield self.slices(step, self._world_size)[self._rank]
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next iteration goes through, from its beginning unless it is the one resumed in."""
+        """Set the epoch of the next iteration, which begins at its first batch unless it is the one resumed in."""
         if epoch != self.epoch:
             self.epoch, self._first = epoch, 0
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint needs after `step` steps of training (all epochs), as plain JSON values.
+        """Return the state to keep with a checkpoint after `step` steps of training (all epochs), as plain JSON values.
 
         The trainer counts, not the sampler: a DataLoader with workers is ahead of what has been trained.
         """
         return {"plan": self.plan.fingerprint, "step": step}
 
     def resume(self, state: dict[str, Any]) -> int:
-        """The next iteration begins with the batch after `state`'s; returns its epoch. With another number of ranks the
-        same global batches follow. Raises UsageError where the state is of another plan.
+        """Begin the next iteration with the batch after `state`'s; return its epoch.
+
+        With another number of ranks the same global batches follow. Raises UsageError if the state is of another plan.
         """
         if state["plan"] != self.plan.fingerprint:
             raise UsageError("this checkpoint was made with other labels, batch size, strategy or seed")
@@ -94,7 +95,7 @@ class ClusterBatchSampler(Sampler[list[int]]):
         return self.epoch
 
     def slices(self, step: int, count: int) -> list[list[int]]:
-        """The rows of global batch `step`, in `count` slices whose sizes differ by at most one."""
+        """Return the rows of global batch `step`, in `count` slices whose sizes differ by at most one."""
         batch = self.plan.batch(step)
         rows = self._row_of[self.plan.index.first_row[batch.piece] + batch.row]
         bounds = batch.slice_bounds(count, self.plan.index.run_rows)
@@ -102,12 +103,12 @@ class ClusterBatchSampler(Sampler[list[int]]):
 
 
 class DeviceBatchSampler(Sampler[list[int]]):
-    """The plan as Sentence Transformers' trainer wants it: batches for one device each, the same on every process.
+    """Batch sampler for Sentence Transformers' trainer: batches for one device each, the same on every process.
 
     Sentence Transformers gives process p of W the batches p, p + W, p + 2W, ... With an ordinary sampler the negatives
     that `gather_across_devices` collects are then of W unrelated batches, and the fewer of them hard the more GPUs
     there are. Here W consecutive batches are the slices of one global batch of W x batch_size rows, so that what is
-    gathered is of one cluster again. Where the trainer is given a dataset per rank, or losses do not gather, every rank
+    gathered is of one cluster again. If the trainer is given a dataset per rank, or losses do not gather, every rank
     has in-batch negatives from its own slice only.
     """
 
@@ -120,7 +121,7 @@ class DeviceBatchSampler(Sampler[list[int]]):
 
     @property
     def sampler(self) -> DeviceBatchSampler:
-        """accelerate looks here for set_epoch when it has wrapped a batch sampler for several processes."""
+        """This sampler: accelerate looks here for set_epoch if it wraps a batch sampler for several processes."""
         return self
 
     def __len__(self) -> int:
@@ -135,10 +136,10 @@ class DeviceBatchSampler(Sampler[list[int]]):
 
 
 class SentenceTransformersSampler:
-    """For `SentenceTransformerTrainingArguments(batch_sampler=...)`: same-cluster batches of the training dataset.
+    """Same-cluster batches of the training dataset, for `SentenceTransformerTrainingArguments(batch_sampler=...)`.
 
     Use a loss with in-batch negatives; with several GPUs, one with `gather_across_devices=True`. Resuming from a
-    checkpoint works as ever: the trainer skips batches, which reads nothing. (A class, because the trainer pickles its
+    checkpoint works as usual: the trainer skips batches, which reads nothing. (A class, because the trainer pickles its
     arguments into every checkpoint; the labels go with them.)
     """
 
@@ -175,7 +176,7 @@ class SentenceTransformersSampler:
 
 
 def index_labels(clusters: Labels, sources: Labels | None = None) -> tuple[ClusterIndex, np.ndarray]:
-    """A cluster index over labels, and (N,) int64: which row of the dataset each row of the index is."""
+    """Return a cluster index over labels, and (N,) int64: the row of the dataset that each row of the index is."""
     one_source = np.full(len(clusters), "dataset")
     names, source = np.unique(one_source if sources is None else np.asarray(sources), return_inverse=True)
     labels, cluster = np.unique(np.asarray(clusters), return_inverse=True)
@@ -200,10 +201,10 @@ def index_labels(clusters: Labels, sources: Labels | None = None) -> tuple[Clust
 
 
 def label_rows(clusters: Artifact, pair_ids: Sequence[str] | pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The sources (N,) and cluster numbers (N,) of rows of one's own, from a workspace that has been clustered.
+    """Return the sources (N,) and cluster numbers (N,) of rows of a clustered workspace, by their pair_ids.
 
     pair_ids: one per row. Take `Workspace(config).clusters()` for `clusters`. Numbers of one source follow its packing
-    order. Raises DataError where a row is not in the clusters: it was rejected, or is a duplicate of another.
+    order. Raises DataError if a row is not in the clusters: it was rejected, or is a duplicate of another.
     """
     manifest = clusters.require()
     index = read_index(clusters, manifest)

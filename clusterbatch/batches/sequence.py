@@ -7,10 +7,10 @@ sequence exactly once, any position can be computed directly, and the memory is 
     axis       | whole parts, group by group | remains: full runs | remains: short runs |
     sequence   | parts of the axis, permuted ...................|.. the last, as they are
 
-Short runs (the last run of a piece, its length arbitrary) are strung together apart from the full ones: only where
-they are cut, a run is read for two batches. So a plan of parts of whole runs reads hardly more than its rows.
+Short runs (the last run of a piece, its length arbitrary) are strung together apart from the full ones: a run is read
+for two batches only if they are cut there. So a plan of parts of whole runs reads hardly more than its rows.
 
-From a member of a group to a row of a piece: the order inside the groups, new in every epoch.
+`locate_rows` turns members of groups into rows of pieces, by an order inside each group that is new in every epoch.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _MEMBER, _SCATTER = 2, 3
 def locate_rows(
     stratum: Stratum, group: np.ndarray, member: np.ndarray, seed: int, epoch: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the `member`-th row of `group` lies in this epoch.
+    """Return the place of the `member`-th row of `group` in this epoch.
 
-    group, member: (n,) int64. Returns two (n,) int64 arrays: the piece of the cluster index and the row in it. Where
+    group, member: (n,) int64. Returns two (n,) int64 arrays: the piece of the cluster index and the row in it. If
     rows move in runs, the full runs of a group come first, permuted, then the rows of its short runs.
     """
     if stratum.whole_runs:
@@ -75,7 +75,7 @@ def _by_rows(
 
 
 def _shuffle(group: np.ndarray, item: np.ndarray, items: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
-    """Permutes the items of each group among themselves; `items` (g,) says how many each has."""
+    """Permute the items of each group among themselves; `items` (g,) says how many each has."""
     order = np.argsort(group, kind="stable")
     numbers, starts = np.unique(group[order], return_index=True)
     shuffled = item.copy()
@@ -141,11 +141,11 @@ class EpochSequence:
 
     @property
     def in_order_from(self) -> int:
-        """From this position on the remains stand in packing order, no longer in permuted parts."""
+        """Position from which on the remains stand in packing order, no longer in permuted parts."""
         return self._parts * self._part_rows
 
     def stretches(self, start: int, end: int) -> Stretches:
-        """What stands at positions [start, end) of the sequence; stretches end where a part does."""
+        """Return the stretches at positions [start, end) of the sequence; each ends with its part at the latest."""
         size = self._part_rows
         part = np.arange(start // size, -(-end // size))
         begin = part.copy()
@@ -158,7 +158,7 @@ class EpochSequence:
         return self._cut(low, high)
 
     def rows(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Rows at positions [start, end) of the sequence.
+        """Return the rows at positions [start, end) of the sequence.
 
         Returns four (end - start,) arrays: the piece of the cluster index, the row in that piece, the group (int64),
         and whether the row is packed (bool).
@@ -170,7 +170,7 @@ class EpochSequence:
         return piece, row, group, np.repeat(found.packed, found.rows)
 
     def rows_at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The rows at any (n,) positions of the sequence, as `rows` gives them; packed is False of all of them."""
+        """Return the rows at any (n,) positions of the sequence, as `rows` does; packed is False for all of them."""
         part, offset = np.divmod(positions, self._part_rows)
         permuted = part < self._parts
         part[permuted] = permute(part[permuted], max(self._parts, 1), *self._key, _PART)
@@ -181,7 +181,7 @@ class EpochSequence:
         return piece, row, group, np.zeros(len(axis), bool)
 
     def _cut(self, low: np.ndarray, high: np.ndarray) -> Stretches:
-        """The intervals [low, high) of the axis, cut where the group changes."""
+        """Return the intervals [low, high) of the axis, cut where the group changes."""
         first = np.searchsorted(self._edge, low, side="right") - 1
         last = np.searchsorted(self._edge, high, side="left") - 1
         count = last - first + 1
@@ -192,23 +192,23 @@ class EpochSequence:
         return Stretches(self._owner[entry], member, stop - start, start >= self._whole_rows)
 
     def _lent(self, whole: np.ndarray) -> np.ndarray:
-        """(groups,) 1 where a group that is hardly larger than a part gives it up for this epoch, else 0."""
+        """Return (groups,) 1 for a group hardly larger than a part that gives it up for this epoch, otherwise 0."""
         if len(whole) == 1:
             return np.zeros(1, np.int64)
         narrow = (whole == 1) & (self._stratum.group_rows < HARDLY_LARGER * self._part_rows)
         return (narrow & (self._draws(_LEND, len(whole)) < 0.5)).astype(np.int64)
 
     def _ring(self) -> np.ndarray:
-        """(g,) groups along the ring of the packing order, entered anywhere, each up to a few places off its own."""
+        """Return (g,) groups along the ring of the packing order, entered anywhere, each a few places off at most."""
         groups = len(self._stratum.group_rows)
         order = np.argsort(np.arange(groups) + _DRIFT * self._draws(_RING, groups), kind="stable")
         return np.roll(order, -(combine_key(*self._key, _ENTRY) % groups))
 
     def _strung(self, first_member: np.ndarray, length: np.ndarray, unit: int) -> Section:
-        """What remains of the groups, along the ring; first_member, length: (g,) the remains of each group.
+        """String the remains of the groups along the ring; first_member, length: (g,) the remains of each group.
 
-        The ring is entered inside a group, at a multiple of `unit`: else groups of equal sizes would always be cut at
-        their ends.
+        The ring is entered inside a group, at a multiple of `unit`: otherwise groups of equal sizes would always be cut
+        at their ends.
         """
         order = self._order[length[self._order] > 0]
         if not len(order):
@@ -224,10 +224,10 @@ class EpochSequence:
         return owners, members, lengths
 
     def _draws(self, purpose: int, count: int) -> np.ndarray:
-        """(count,) float64 in [0, 1), one per group."""
+        """Return (count,) float64 in [0, 1), one per group."""
         return (draws(count, combine_key(*self._key, purpose)) >> np.uint64(11)) * 2.0**-53
 
 
 def _ramps(lengths: np.ndarray) -> np.ndarray:
-    """0 .. n - 1 for each n of `lengths`, one after the other."""
+    """Return 0 .. n - 1 for each n of `lengths`, one after the other."""
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -84,24 +84,24 @@ class Stratum:
 
     @cached_property
     def group_rows(self) -> np.ndarray:
-        """(g,)"""
+        """(g,) rows of each group."""
         return np.diff(self.row_start[self.first_piece])
 
     @cached_property
     def group_runs(self) -> np.ndarray:
-        """(g,) full runs."""
+        """(g,) full runs of each group."""
         return np.diff(self.run_start[self.first_piece])
 
     @cached_property
     def group_tail(self) -> np.ndarray:
-        """(g,) rows in short runs."""
+        """(g,) rows of each group in short runs."""
         return np.diff(self.tail_start[self.first_piece])
 
 
 def build_strata(index: ClusterIndex, config: BatchesConfig, layout: str) -> tuple[list[Stratum], list[str]]:
-    """The strata of a corpus under a strategy, and the names of the sources that are left out.
+    """Return the strata of a corpus under a strategy, and the names of the sources that are left out.
 
-    `layout` says by what the shards are grouped: cluster, group, source or random. Where a strategy can do without the
+    `layout` says by what the shards are grouped: cluster, group, source or random. If a strategy can do without the
     layout it was made for, it moves single rows, which reads a run for each: right for comparisons on one machine,
     costly on object storage.
 
@@ -170,7 +170,7 @@ def _without_crowded(index: ClusterIndex, config: BatchesConfig, pieces: np.ndar
 
 
 def _by_cluster(index: ClusterIndex, config: BatchesConfig, pieces: np.ndarray) -> list[np.ndarray]:
-    """The pieces of a source, a set for each cluster that fills a batch; all smaller clusters share one.
+    """Return the pieces of a source, a set for each cluster that fills a batch; all smaller clusters share one.
 
     If they do not fill a batch either, they go with the last one that does.
     """
@@ -251,7 +251,7 @@ def _groups_per_batch(config: BatchesConfig, group_rows: np.ndarray, run_rows: i
 
 
 def packed_rows(group_rows: np.ndarray, part: int) -> int:
-    """Rows that remain when every group is cut into whole parts of `part` rows."""
+    """Return the number of rows that remain when every group is cut into whole parts of `part` rows."""
     return int((group_rows % part).sum())
 
 
@@ -266,7 +266,7 @@ def _check_layout(index: ClusterIndex, config: BatchesConfig, layout: str) -> No
 
 
 def _weights(index: ClusterIndex, config: BatchesConfig) -> np.ndarray:
-    """(sources,) float64, 1 where nothing is said."""
+    """Return (sources,) float64 weights, 1 for sources that are not named."""
     for name in config.source_weights or {}:
         if name not in index.sources:
             raise UsageError(f"batches.source_weights.{name}: the corpus has no such source")

@@ -1,4 +1,4 @@
-"""The batch strategies, one row each: what batches never leave, what stands together in one, what moves together.
+"""The batch strategies, one row each: limits of a batch, groups inside it, and rows that move together.
 
 strategy        stratum   groups                                   what moves together
 cluster         source    its clusters                             a run (consecutive rows, one read)
@@ -27,14 +27,14 @@ class Strategy(NamedTuple):
     groups: GroupsOf | None = None
     """(index, (p,) pieces of a stratum, configuration) -> (p,) integers: which pieces are one group.
 
-    Groups are packed in the order of these numbers, inside each source. None: what is not told apart by source is one.
+    Groups are packed in the order of these numbers, inside each source. None: one group, or one for each source.
     """
 
     by_source: bool = True
-    """Whether batches stay inside a source; else inside the corpus."""
+    """Whether batches stay inside a source, or inside the corpus."""
 
     layouts: tuple[str, ...] = ()
-    """By what shards must be laid out to serve it, best first; empty: any way. Its price in a comparison follows."""
+    """Layouts of shards that can serve it, best first; empty: any. Its price in a comparison follows from them."""
 
     scattered: bool = False
     """Whether the members of a group are drawn from all over the stratum: groups of the same sizes without meaning."""
@@ -45,12 +45,12 @@ class Strategy(NamedTuple):
         return "cluster" in self.layouts
 
     def moves_runs(self, name: str, layout: str) -> bool:
-        """Whether rows move in the runs of the layout, which are read at once; else one by one."""
+        """Return whether rows move in the runs of the layout, which are read at once, or one by one."""
         return not self.scattered and (self.groups is not None or name == layout)
 
 
 def clusters_of(index: ClusterIndex, pieces: np.ndarray, config: BatchesConfig) -> np.ndarray:
-    """(p,) int32. Clusters are numbered in packing order inside each source: neighbours have neighbouring numbers."""
+    """Return (p,) int32, the clusters, whose numbers follow the packing order inside each source."""
     return index.cluster[pieces] // config.merged_clusters
 
 

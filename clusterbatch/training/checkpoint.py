@@ -2,7 +2,7 @@
 
 Nothing in them needs pickle. Randomness needs no state either: everything random is drawn from (seed, step, rank), see
 grad_cache.RandomKey, and the batches from (plan fingerprint, step). Data parallel ranks hold equal weights, so rank 0
-writes for all; it copies the tensors and goes on training while a thread writes them.
+writes for all; it copies the tensors and continues training while a thread writes them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FILE_BYTES = 2**30
 
 
 class CheckpointManifest(BaseModel):
-    """Written last. `step` is the number of optimizer steps done, so the next one to do."""
+    """Manifest of a checkpoint, written last. `step` is the number of optimizer steps done, so the next one to do."""
 
     step: int
     run_fingerprint: str
@@ -34,10 +34,10 @@ class CheckpointManifest(BaseModel):
     plan_fingerprint: str
     epoch: int
     world_size: int
-    # What a user wants to know of the random state; nothing else random is kept.
+    # For the user's information; nothing else random is kept.
     seed: int
     parts: list[Part]
-    # Score on the collection of train.evaluate_path at this step, where it was measured.
+    # Score on the collection of train.evaluate_path at this step, if it was measured.
     score: float | None = None
 
 
@@ -49,7 +49,7 @@ class Checkpoint:
     manifest: CheckpointManifest
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(parameters, optimizer moments) by name, on the CPU. Raises DataError that names a damaged file."""
+        """Return (parameters, optimizer moments) by name, on the CPU. Raises DataError that names a damaged file."""
         artifact = Artifact(self.folder, "checkpoint")
         found: dict[str, dict[str, Tensor]] = {"parameters": {}, "moments": {}}
         for part in self.manifest.parts:
@@ -71,7 +71,7 @@ class Checkpoints:
         self._pending: Future[None] | None = None
 
     def whole(self) -> list[Checkpoint]:
-        """All whole checkpoints, oldest first."""
+        """Return all whole checkpoints, oldest first."""
         found = []
         for name in self.folder.list():
             folder = self.folder.child(name)
@@ -92,7 +92,7 @@ class Checkpoints:
     def save(
         self, manifest: CheckpointManifest, parameters: dict[str, Tensor], moments: dict[str, Tensor]
     ) -> Future[None]:
-        """Copies the tensors now, writes them behind the caller's back, then removes superseded checkpoints.
+        """Copy the tensors now, write them in a thread, then remove superseded checkpoints.
 
         Waits for the checkpoint before it, and raises what went wrong with that one.
         """
@@ -102,7 +102,7 @@ class Checkpoints:
         return self._pending
 
     def is_free(self, within: float = 0.0) -> bool:
-        """Whether no checkpoint is being written any more, after at most `within` seconds."""
+        """Return whether no checkpoint is being written any more, after at most `within` seconds."""
         return self._pending is None or not wait([self._pending], within).not_done
 
     def wait(self) -> None:
@@ -142,7 +142,7 @@ def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _pieces(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The tensors in groups of about _FILE_BYTES, in order."""
+    """Yield the tensors in groups of about _FILE_BYTES, in order."""
     piece: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors.items():

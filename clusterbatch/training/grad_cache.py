@@ -1,4 +1,4 @@
-"""Embedding a large batch within bounded memory, with the exact gradient (GradCache, Gao 2021), and no more work.
+"""Gradient cache (GradCache, Gao 2021): embed a large batch within bounded memory, with the exact gradient.
 
 The batch goes through the encoder in micro-batches of like lengths. As long as activations fit the memory that is
 allowed, a micro-batch keeps its graph and the backward pass is the plain one; what does not fit is embedded without a
@@ -32,7 +32,7 @@ class RandomKey:
     rank: int
 
     def apply(self, micro_batch: int) -> None:
-        """Seeds torch's generators (CPU and accelerators) for one micro-batch."""
+        """Seed torch's generators (CPU and accelerators) for one micro-batch."""
         text = f"{self.seed} {self.step} {self.rank} {micro_batch}".encode()
         torch.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big"))
 
@@ -104,7 +104,7 @@ class _Saved:
         self._seen: set[int] = set()
 
     def pack(self, tensor: Tensor) -> Tensor:
-        # Parameters are there anyway; views of one storage are one allocation.
+        # Parameters take no memory of their own here; views of one storage are one allocation.
         storage = tensor.untyped_storage()
         if not tensor.is_leaf and storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())
@@ -114,7 +114,7 @@ class _Saved:
 
 @contextmanager
 def _counting_saved() -> Iterator[_Saved]:
-    """Counts the bytes that autograd saves for the backward pass."""
+    """Count the bytes that autograd saves for the backward pass."""
     saved = _Saved()
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
         yield saved

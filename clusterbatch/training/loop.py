@@ -23,7 +23,7 @@ class Preempted(RuntimeError):
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What a loop needs to know beside its parts. Steps count from 0; training ends before `last_step`."""
+    """Settings of a training loop. Steps count from 0; training ends before `last_step`."""
 
     first_step: int
     last_step: int
@@ -67,7 +67,7 @@ class TrainingLoop:
         self._flops_per_token = training_flops_per_token(training.encoder)
 
     def run(self) -> None:
-        """Raises Preempted when a rank was told to stop, after a checkpoint of what is done."""
+        """Train to the last step. Raises Preempted if a rank was told to stop, after a checkpoint of what is done."""
         settings = self._settings
         waited, begun = self._loader.wait_seconds, time.perf_counter()
         for batch in self._loader:
@@ -128,18 +128,21 @@ class TrainingLoop:
         self._last_checkpoint = time.monotonic()
 
     def _is_due(self, done: int) -> bool:
-        """Whether a periodic checkpoint is due; rank 0 alone decides, as no other rank writes any."""
+        """Return whether a periodic checkpoint is due; rank 0 alone decides, as no other rank writes any."""
         least, most = self._settings.checkpoint_seconds
         seconds = time.monotonic() - self._last_checkpoint
         return seconds >= most or (done % self._settings.checkpoint_every == 0 and seconds >= least)
 
     def _is_free(self) -> bool:
-        """Storage that takes longer for a checkpoint than lies between two gets fewer of them: the other ranks, in
-        their next collective by now, would take a longer wait for a lost worker."""
+        """Return whether the checkpoint before is written, after waiting for it no longer than `patience`.
+
+        Storage that takes longer for a checkpoint than lies between two gets fewer of them: the other ranks, in their
+        next collective by now, would take a longer wait for a lost worker.
+        """
         return self._checkpoints is None or self._checkpoints.is_free(self._settings.patience)
 
     def _wait_together(self) -> None:
-        """Ray ends all workers as soon as one has raised: nobody may before the checkpoint is written."""
+        """Wait on all ranks for the checkpoint: Ray ends all workers as soon as one has raised."""
         try:
             self._training.world.wait_until(
                 lambda: self._checkpoints is None or self._checkpoints.is_free(), self._device
@@ -181,7 +184,7 @@ class TrainingLoop:
 
 
 def log_line(line: dict[str, Any]) -> str:
-    """The line for people: step loss grad_norm memory tokens/s MFU data-wait%."""
+    """Return the line for people: step loss grad_norm memory tokens/s MFU data-wait%."""
     mfu = "-" if line["mfu"] is None else f"{100 * line['mfu']:.1f}%"
     return (
         f"step {line['step']} loss {line['loss']:.4f} grad_norm {line['gradient_norm']:.3f} "

@@ -25,8 +25,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TeacherMargins:
-    """row: (N,) int64, the row of this rank's slice that a negative belongs to; margin: (N,) how far the teacher scores
-    it below that row's document, NaN where it has not."""
+    """Teacher's margins of this rank's hard negatives.
+
+    row: (N,) int64, the row of this rank's slice that a negative belongs to; margin: (N,) how far the teacher scores it
+    below that row's document, NaN if it has not scored it.
+    """
 
     row: Tensor
     margin: Tensor
@@ -40,7 +43,7 @@ def margin_mse(
     weight_Q: Tensor,
     temperature: float,
 ) -> Tensor:
-    """This rank's part, a scalar. Vectors are unit-norm; weight_Q: of these rows, normalised over the global batch."""
+    """Return this rank's part, a scalar. Vectors are unit-norm; weight_Q is normalised over the global batch."""
     scored = ~teacher.margin.isnan()
     row, wanted = teacher.row[scored], teacher.margin[scored].to(query_QE.dtype)
     student = (query_QE[row] * (document_QE[row] - negative_NE[scored])).sum(1)

@@ -1,11 +1,11 @@
 """The relation of a batch: for each (query, document), positive, negative or ignored.
 
 Batches of similar rows put likely false negatives side by side: the same document under two queries, a second good
-answer. What is ignored takes no part in the loss, in either direction. Rules, each on its own switch (MaskConfig):
+answer. Ignored pairs take no part in the loss, in either direction. Rules, each on its own switch (MaskConfig):
 
 duplicates   same normalised query text or same normalised document text, by hash (never by equal vectors: dropout makes
              those differ)
-surrogate    what the embedding model that clustered the data scores above the pair's own positive, plus a margin
+surrogate    pairs that the embedding model that clustered the data scores above the pair's own positive, plus a margin
              (absolute) or times one (relative); NV-Retriever's "positive-aware" mining as a mask
 own score    the same with the scores of the model in training (Qwen3-Embedding: margin 0.1)
 
@@ -31,7 +31,7 @@ NEGATIVE, POSITIVE, IGNORED = 0, 1, 2
 
 @dataclass(frozen=True)
 class BatchFacts:
-    """What the relation needs to know about every row of the global batch; the same on all ranks.
+    """Facts about every row of the global batch that decide the relation; the same on all ranks.
 
     Hashes are int64 (the bits of unsigned hashes). Vectors are unit-norm, any floating dtype.
     """
@@ -39,7 +39,7 @@ class BatchFacts:
     query_hash: Tensor  # (B,)
     document_hash: Tensor  # (B,)
     negative_hash: Tensor | None = None  # (N,), comparable with `document_token_hash`
-    document_token_hash: Tensor | None = None  # (B,), there when negatives are
+    document_token_hash: Tensor | None = None  # (B,), present if negatives are
     query_vector: Tensor | None = None  # (B, M)
     document_vector: Tensor | None = None  # (B, M)
 
@@ -49,7 +49,7 @@ class BatchFacts:
 
 
 class Relation:
-    """Answers, for any block of queries and documents of one batch, which of them are what to each other.
+    """Relation of any block of queries and documents of one batch.
 
     Blocks are asked for one at a time, so nothing of size B x B is ever held. `own_scores` (B,) are the model's own
     cosines of each query with its own document, for the mask by the model's own score.
@@ -73,7 +73,7 @@ class Relation:
             self._surrogate_limit = limit(positive, config.surrogate_margin, config.surrogate_relative)
 
     def block(self, queries: slice, documents: slice, scores_QD: Tensor) -> Tensor:
-        """(Q, D) int8 of NEGATIVE, POSITIVE, IGNORED.
+        """Return (Q, D) int8 of NEGATIVE, POSITIVE, IGNORED.
 
         queries: rows within [0, B); documents: columns, either within the pairs [0, B) or within the hard negatives
         [B, B + N). scores_QD: the model's own cosines of the block, without gradient.
@@ -98,7 +98,7 @@ class Relation:
         return ignored.to(torch.int8).mul_(IGNORED).masked_fill_(positive, POSITIVE)
 
     def queries_block(self, queries: slice, others: slice, scores_QQ: Tensor) -> Tensor:
-        """(Q, Q') int8: other queries as negatives of a query; a query is ignored by itself and by its duplicates."""
+        """Return (Q, Q') int8: other queries as negatives of a query, but for itself and its duplicates."""
         facts, device = self._facts, scores_QQ.device
         row = torch.arange(queries.start, queries.stop, device=device)
         column = torch.arange(others.start, others.stop, device=device)
@@ -137,7 +137,7 @@ class Relation:
 
 
 def limit(positive: Tensor, margin: float, relative: bool) -> Tensor:
-    """The score above which a document is a likely false negative, from the positives' scores (B,).
+    """Return the score above which a document is a likely false negative, from the positives' scores (B,).
 
     Absolute: positive + margin. Relative: positive * (1 + margin), written with |positive| so that a positive margin
     raises the limit for negative cosines too.

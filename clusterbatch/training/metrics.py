@@ -1,16 +1,14 @@
-"""Figures of a run for the dashboards people have: TensorBoard, MLflow, Weights & Biases.
+"""Metrics of a run: JSON lines as the record, dashboards that follow it, and the cost of a step.
 
-The JSON lines of metrics_log are the record; these follow it. MLflow and Weights & Biases find their server and their
-credentials in their own environment variables.
+Every step is in the lines exactly once whatever crashes in between. Object storage cannot append, so the lines lie in
+segments named after their first step: a new one begins with every checkpoint and when one has grown large, and the
+current one is written again as it grows. A run that resumes from step s removes the segments that begin at or after s:
+lines beyond the last whole checkpoint are dropped, and those steps are logged again.
 
-What a step costs: memory, and the share of the machine's arithmetic that training uses (MFU).
+TensorBoard, MLflow and Weights & Biases get the same figures. The last two find their server and their credentials in
+their own environment variables.
 
-Metrics per step as JSON lines, with every step exactly once whatever crashes in between.
-
-Object storage cannot append, so the lines lie in segments named after their first step: a new one begins with every
-checkpoint and where one has grown large, and the current one is written again as it grows. A run that resumes from step
-s removes the segments that begin at or after s: lines beyond the last whole checkpoint are dropped, and those steps are
-logged anew.
+A step's cost is memory, and the share of the machine's arithmetic that training uses (MFU).
 """
 
 from __future__ import annotations
@@ -32,6 +30,12 @@ from clusterbatch.encoder.model import Encoder
 from clusterbatch.errors import UsageError
 from clusterbatch.store import Folder
 
+SEGMENTS, TENSORBOARD = "metrics", "tensorboard"
+_SECONDS_BETWEEN_WRITES = 10.0
+# The step waits while a segment is written.
+_SEGMENT_BYTES = 2**20
+# The name of the project on servers of trackers.
+_PROJECT = "clusterbatch"
 # Dense bfloat16 peak of accelerators, FLOP/s, from their data sheets, by the whole words of their names.
 _PEAKS = {
     "H200": 989e12,
@@ -46,6 +50,165 @@ _PEAKS = {
 }
 _GEMM_SIZE = 1024
 _GEMM_ROUNDS = 8
+
+
+class MetricsLog:
+    """Writes the lines of steps from `first_step` on under <folder>/metrics/. Rank 0 only."""
+
+    def __init__(self, folder: Folder, first_step: int) -> None:
+        self._folder = folder
+        for name in folder.list(SEGMENTS):
+            if _first_step(name) >= first_step:
+                folder.remove(f"{SEGMENTS}/{name}")
+        self._begin(first_step)
+
+    def add(self, line: dict[str, Any]) -> None:
+        self._lines.append(json.dumps(line))
+        self._bytes += len(self._lines[-1])
+        if self._bytes > _SEGMENT_BYTES:
+            self.cut(line["step"] + 1)
+        elif time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
+            self._write()
+
+    def cut(self, next_step: int) -> None:
+        """End the segment; the next line is that of `next_step`. Call before a checkpoint of that step is saved."""
+        self._write()
+        self._begin(next_step)
+
+    def _begin(self, step: int) -> None:
+        self._name = f"steps-{step:010d}.jsonl"
+        self._lines: list[str] = []
+        self._bytes = 0
+        self._written = time.monotonic()
+
+    def _write(self) -> None:
+        if self._lines:
+            self._folder.write(f"{SEGMENTS}/{self._name}", ("\n".join(self._lines) + "\n").encode())
+        self._written = time.monotonic()
+
+
+def read_metrics(folder: Folder) -> bytes:
+    """Return all lines so far, in step order."""
+    names = sorted(folder.list(SEGMENTS), key=_first_step)
+    return b"".join(folder.read(f"{SEGMENTS}/{name}") for name in names)
+
+
+def read_last_line(folder: Folder) -> dict[str, Any] | None:
+    """Return the newest line of a run that may still be under way; None before its first."""
+    for name in sorted(folder.list(SEGMENTS), key=_first_step, reverse=True):
+        lines = folder.read(f"{SEGMENTS}/{name}").splitlines()
+        if lines:
+            newest: dict[str, Any] = json.loads(lines[-1])
+            return newest
+    return None
+
+
+def _first_step(name: str) -> int:
+    return int(name.removeprefix("steps-").removesuffix(".jsonl"))
+
+
+class Tracker(Protocol):
+    """Receiver of training's figures besides the metrics file."""
+
+    def add(self, step: int, figures: dict[str, float]) -> None: ...
+
+    def flush(self) -> None:
+        """Keep what was added so far: a checkpoint is taken, so it will not be added again."""
+
+    def close(self) -> None: ...
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise UsageError if a tracker's package is missing."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"train.trackers: the package {name} is not installed (pip install {name})")
+
+
+def open_trackers(
+    names: Sequence[str], folder: Folder, run: str, first_step: int, config: dict[str, Any]
+) -> list[Tracker]:
+    """Open the named trackers.
+
+    run: the identity under which a resumed run continues; config: shown by servers beside the figures.
+    """
+    makers: dict[str, Callable[[], Tracker]] = {
+        "tensorboard": lambda: _TensorBoard(folder, first_step),
+        "mlflow": lambda: _MLflow(run, config),
+        "wandb": lambda: _WeightsAndBiases(run, config),
+    }
+    return [makers[name]() for name in names]
+
+
+def figures_of(line: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers of a metrics line, without names and missing figures."""
+    return {name: float(value) for name, value in line.items() if isinstance(value, (int, float)) and name != "step"}
+
+
+class _TensorBoard:
+    """Event files, written locally and copied to storage, which may be an object store, at every checkpoint.
+
+    So events beyond the last checkpoint never arrive there, and a resumed run repeats none.
+    """
+
+    def __init__(self, folder: Folder, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._target = folder.child(TENSORBOARD)
+        self._local = tempfile.TemporaryDirectory()
+        # Files of a crashed attempt may lie beside ours; purge_step hides what they have from here on.
+        self._writer = SummaryWriter(self._local.name, purge_step=first_step or None)
+
+    def add(self, step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+        for path in sorted(Path(self._local.name).iterdir()):
+            self._target.write(path.name, path.read_bytes())
+
+    def close(self) -> None:
+        self._writer.close()
+        self._local.cleanup()
+
+
+class _MLflow:
+    def __init__(self, run: str, config: dict[str, Any]) -> None:
+        import mlflow
+
+        self._mlflow = mlflow
+        mlflow.set_experiment(_PROJECT)
+        # A resumed run continues under the id that its first attempt was given.
+        found = mlflow.search_runs(filter_string=f"tags.run = '{run}'", output_format="list", max_results=1)
+        mlflow.start_run(run_id=found[0].info.run_id if found else None, tags={"run": run})
+        if not found:
+            mlflow.log_params({name: str(value)[:500] for name, value in config.items()})
+
+    def add(self, step: int, figures: dict[str, float]) -> None:
+        self._mlflow.log_metrics(figures, step=step)
+
+    def flush(self) -> None:
+        """Nothing to do: figures are sent as they come."""
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+class _WeightsAndBiases:
+    def __init__(self, run: str, config: dict[str, Any]) -> None:
+        import wandb
+
+        self._run = wandb.init(project=_PROJECT, id=run, resume="allow", config=config)
+
+    def add(self, step: int, figures: dict[str, float]) -> None:
+        self._run.log(figures, step=step)
+
+    def flush(self) -> None:
+        """Nothing to do: figures are sent as they come."""
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -85,175 +248,9 @@ def training_flops_per_token(encoder: Encoder) -> float | None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most that this process has held so far: of the accelerator's memory, or resident on the CPU."""
+    """Return the most that this process has held so far: of the accelerator's memory, or resident on the CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-SEGMENTS = "metrics"
-_SECONDS_BETWEEN_WRITES = 10.0
-# The step waits while a segment is written.
-_SEGMENT_BYTES = 2**20
-
-
-class MetricsLog:
-    """Writes the lines of steps from `first_step` on under <folder>/metrics/. Rank 0 only."""
-
-    def __init__(self, folder: Folder, first_step: int) -> None:
-        self._folder = folder
-        for name in folder.list(SEGMENTS):
-            if _first_step(name) >= first_step:
-                folder.remove(f"{SEGMENTS}/{name}")
-        self._begin(first_step)
-
-    def add(self, line: dict[str, Any]) -> None:
-        self._lines.append(json.dumps(line))
-        self._bytes += len(self._lines[-1])
-        if self._bytes > _SEGMENT_BYTES:
-            self.cut(line["step"] + 1)
-        elif time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
-            self._write()
-
-    def cut(self, next_step: int) -> None:
-        """Ends the segment; the next line is that of `next_step`. Call before a checkpoint of that step is saved."""
-        self._write()
-        self._begin(next_step)
-
-    def _begin(self, step: int) -> None:
-        self._name = f"steps-{step:010d}.jsonl"
-        self._lines: list[str] = []
-        self._bytes = 0
-        self._written = time.monotonic()
-
-    def _write(self) -> None:
-        if self._lines:
-            self._folder.write(f"{SEGMENTS}/{self._name}", ("\n".join(self._lines) + "\n").encode())
-        self._written = time.monotonic()
-
-
-def read_metrics(folder: Folder) -> bytes:
-    """All lines so far, in step order."""
-    names = sorted(folder.list(SEGMENTS), key=_first_step)
-    return b"".join(folder.read(f"{SEGMENTS}/{name}") for name in names)
-
-
-def read_last_line(folder: Folder) -> dict[str, Any] | None:
-    """The newest line of a run that may still be under way; None before its first."""
-    for name in sorted(folder.list(SEGMENTS), key=_first_step, reverse=True):
-        lines = folder.read(f"{SEGMENTS}/{name}").splitlines()
-        if lines:
-            newest: dict[str, Any] = json.loads(lines[-1])
-            return newest
-    return None
-
-
-def _first_step(name: str) -> int:
-    return int(name.removeprefix("steps-").removesuffix(".jsonl"))
-
-
-TENSORBOARD = "tensorboard"
-_PROJECT = "clusterbatch"
-
-
-class Tracker(Protocol):
-    """Where the figures of training go besides the metrics file."""
-
-    def add(self, step: int, figures: dict[str, float]) -> None: ...
-
-    def flush(self) -> None:
-        """Called when a checkpoint is taken: what was added so far will not be added again."""
-
-    def close(self) -> None: ...
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Raises UsageError where a tracker's package is missing."""
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise UsageError(f"train.trackers: the package {name} is not installed (pip install {name})")
-
-
-def open_trackers(
-    names: Sequence[str], folder: Folder, run: str, first_step: int, config: dict[str, Any]
-) -> list[Tracker]:
-    """run: the identity under which a resumed run goes on; config: what servers show beside the figures."""
-    makers: dict[str, Callable[[], Tracker]] = {
-        "tensorboard": lambda: _TensorBoard(folder, first_step),
-        "mlflow": lambda: _MLflow(run, config),
-        "wandb": lambda: _WeightsAndBiases(run, config),
-    }
-    return [makers[name]() for name in names]
-
-
-def figures_of(line: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a metrics line; names and missing figures are left out."""
-    return {name: float(value) for name, value in line.items() if isinstance(value, (int, float)) and name != "step"}
-
-
-class _TensorBoard:
-    """Event files are written here and copied to storage at every checkpoint, which may be an object store.
-
-    So events beyond the last checkpoint never arrive there, and a resumed run repeats none.
-    """
-
-    def __init__(self, folder: Folder, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._target = folder.child(TENSORBOARD)
-        self._local = tempfile.TemporaryDirectory()
-        # Files of a crashed attempt may lie beside ours; purge_step hides what they have from here on.
-        self._writer = SummaryWriter(self._local.name, purge_step=first_step or None)
-
-    def add(self, step: int, figures: dict[str, float]) -> None:
-        for name, value in figures.items():
-            self._writer.add_scalar(name, value, step)
-
-    def flush(self) -> None:
-        self._writer.flush()
-        for path in sorted(Path(self._local.name).iterdir()):
-            self._target.write(path.name, path.read_bytes())
-
-    def close(self) -> None:
-        self._writer.close()
-        self._local.cleanup()
-
-
-class _MLflow:
-    def __init__(self, run: str, config: dict[str, Any]) -> None:
-        import mlflow
-
-        self._mlflow = mlflow
-        mlflow.set_experiment(_PROJECT)
-        # A resumed run goes on under the id that its first attempt was given.
-        found = mlflow.search_runs(filter_string=f"tags.run = '{run}'", output_format="list", max_results=1)
-        mlflow.start_run(run_id=found[0].info.run_id if found else None, tags={"run": run})
-        if not found:
-            mlflow.log_params({name: str(value)[:500] for name, value in config.items()})
-
-    def add(self, step: int, figures: dict[str, float]) -> None:
-        self._mlflow.log_metrics(figures, step=step)
-
-    def flush(self) -> None:
-        """Nothing to do: figures are sent as they come."""
-
-    def close(self) -> None:
-        self._mlflow.end_run()
-
-
-class _WeightsAndBiases:
-    def __init__(self, run: str, config: dict[str, Any]) -> None:
-        import wandb
-
-        self._run = wandb.init(project=_PROJECT, id=run, resume="allow", config=config)
-
-    def add(self, step: int, figures: dict[str, float]) -> None:
-        self._run.log(figures, step=step)
-
-    def flush(self) -> None:
-        """Nothing to do: figures are sent as they come."""
-
-    def close(self) -> None:
-        self._run.finish()

@@ -19,7 +19,7 @@ _LISTED = 20
 def model_card(
     config: RunConfig, encoder: Encoder, plan: Plan, steps: int, generation: int, last: dict[str, Any] | None
 ) -> str:
-    """Markdown with the front matter that model hubs read. `last`: the metrics line of the last step, if at hand."""
+    """Return Markdown with the front matter that model hubs read. `last`: the last step's metrics line, if at hand."""
     front = yaml.safe_dump(
         {
             "library_name": "sentence-transformers",

@@ -1,4 +1,4 @@
-"""Where Ray Train keeps its own few small files, reached with the same retries as everything else."""
+"""Storage of Ray Train's own few small files, with the same retries as everything else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clusterbatch.store.retries import with_retries
 
 
 def ray_storage(folder: Folder) -> dict[str, Any]:
-    """Arguments of ray.train.RunConfig; Ray wants a place that all nodes see."""
+    """Return the arguments of ray.train.RunConfig for `folder`, which all nodes must see."""
     if folder.is_local:
         return {"storage_path": folder.path()}
     handler = _RetryingHandler(folder.storage)
@@ -29,11 +29,11 @@ class _RetryingHandler(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]
         super().__init__(Folder("s3://any", storage).filesystem)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The connection is made anew in the process that this is sent to.
+        # The process that this is sent to makes a connection of its own.
         return type(self), (self._storage,)
 
     def create_dir(self, path: str, recursive: bool) -> None:
-        """Nothing: objects need no directories."""
+        """Do nothing: objects need no directories."""
 
     def get_file_info(self, paths: list[str]) -> Any:
         call = super().get_file_info

@@ -1,7 +1,8 @@
-"""Where a worker begins: rank 0 reads the checkpoint, all others get it from there.
+"""Start of a worker: rank 0 reads the checkpoint, all others get it from there.
 
-Each for itself would ask storage for the same bytes W times, hold as many copies in a node's memory as it has ranks,
-and could find another checkpoint than the others did: ranks of different weights train on without an error.
+If each read it for itself, storage would be asked for the same bytes W times, a node's memory would hold as many copies
+as it has ranks, and one rank could find another checkpoint than the others: ranks of different weights train on without
+an error.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from clusterbatch.training.step import TrainingStep
 
 @dataclass(frozen=True)
 class Start:
-    """The first step to do; optimizer steps that the tensors have seen; (parameters, moments), None for a fresh run."""
+    """First step to do; optimizer steps that the tensors have seen; (parameters, moments), None for a fresh run."""
 
     first_step: int
     steps_done: int
@@ -26,7 +27,7 @@ class Start:
 
 
 def resume(training: TrainingStep, read: Callable[[], Start]) -> int:
-    """Puts all ranks where `read`, called on rank 0 alone, says; returns the first step to do.
+    """Put all ranks in the state that `read`, called on rank 0 alone, returns; return the first step to do.
 
     Raises what `read` raises, on rank 0; RuntimeError on the others then.
     """
@@ -57,14 +58,14 @@ def _begin(training: TrainingStep, start: Start) -> int:
 
 
 def _follow(training: TrainingStep) -> int:
-    """What the other ranks do of `resume`."""
+    """Do the part of `resume` of the other ranks."""
     numbers = torch.zeros(3, dtype=torch.int64, device=training.encoder.device)
     training.world.copy_from_first_([numbers])
     first_step, steps_done, is_there = numbers.tolist()
     if first_step < 0:
         raise RuntimeError("rank 0 could not read the checkpoint")
     if is_there:
-        # Room for what is to come.
+        # Tensors to receive into.
         training.load(*training.blank(), steps_done=steps_done)
         _send(training)
     return int(first_step)

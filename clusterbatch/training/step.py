@@ -1,4 +1,4 @@
-"""One optimizer step: a slice of a global batch goes in, the parameters move, numbers come out."""
+"""One optimizer step: it takes a slice of a global batch, moves the parameters and returns figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A search over a small test collection in the middle of training, its work shared by all ranks.
+"""Validation during training: a search over a small test collection, shared by all ranks.
 
 Belongs to the run, not to its result: it decides which checkpoint is kept as the best, never what is trained. It takes
 the collection reader, the search and the measures of `evaluation`, whose stage measures models properly.
@@ -50,7 +50,7 @@ class Validation:
         )
 
     def measure(self, encoder: Encoder) -> float:
-        """The mean over all judged queries; the same on every rank. All ranks must call it."""
+        """Return the mean over all judged queries, the same on every rank. All ranks must call it."""
         documents = torch.from_numpy(encoder.encode(self._document_tokens, self._batch_tokens)).to(encoder.device)
         every = self._world.gather(documents, self._documents_of_rank)
         total = torch.zeros(1, dtype=torch.float64, device=encoder.device)

@@ -1,4 +1,4 @@
-"""One training worker, from configuration to the written model. Knows nothing of Ray."""
+"""One training worker, from configuration to the written model, without Ray."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _SECONDS_BETWEEN_CHECKPOINTS = (60.0, 1800.0)
 
 @dataclass(frozen=True)
 class Continuation:
-    """How a later generation goes on: from the last checkpoint of generation `base`, for `steps` (unset: one epoch).
+    """Start of a later generation: the last checkpoint of generation `base`; it trains `steps` (unset: one epoch).
 
     clusters: the generation whose clusters it trains on; steps_before: optimizer steps that the checkpoint has seen, in
     all generations, which AdamW's correction of its moments counts.
@@ -58,7 +58,7 @@ class Continuation:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What a worker is told; small and picklable. `initial_model` is a name, a folder or an s3:// URI."""
+    """Order to a worker; small and picklable. `initial_model` is a name, a folder or an s3:// URI."""
 
     config: RunConfig
     generation: int
@@ -97,7 +97,7 @@ def checkpoints_of(config: RunConfig, generation: int) -> Checkpoints:
 
 
 def open_plan(config: RunConfig, clusters: Artifact, manifest: Manifest) -> Plan:
-    """The batch plan over committed clusters."""
+    """Return the batch plan over committed clusters."""
     return make_plan(ShardReader(clusters).index, config.batches, manifest.config["stratify"])
 
 
@@ -109,9 +109,9 @@ def run_worker(
     observe: Callable[[dict[str, Any]], None] = lambda line: None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Trains from the last whole checkpoint to the last step; rank 0 then writes the model.
+    """Train from the last whole checkpoint to the last step; rank 0 then writes the model.
 
-    Raises loop.Preempted when asked to stop, DataError where shards or checkpoints are damaged.
+    Raises loop.Preempted when asked to stop, DataError if shards or checkpoints are damaged.
     """
     config = job.config
     prepare_torch(config)
@@ -178,7 +178,7 @@ def run_worker(
 
 
 def prepare_torch(config: RunConfig) -> None:
-    """Threads and determinism; before anything is computed, for both change the last bits of sums."""
+    """Set threads and determinism; call it before anything is computed, as both change the last bits of sums."""
     torch.set_num_threads(max(1, int(config.train.cpus_per_worker)))
     if config.train.deterministic:
         # cuBLAS reads it when its first handle is made.
@@ -188,7 +188,7 @@ def prepare_torch(config: RunConfig) -> None:
 
 
 def upload(source: Path, target: Folder) -> None:
-    """Copies a folder of files; what was in the target under other names stays."""
+    """Copy a folder of files; files in the target under other names stay."""
     for path in sorted(source.rglob("*")):
         if path.is_file():
             target.write(path.relative_to(source).as_posix(), path.read_bytes())
