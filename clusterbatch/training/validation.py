@@ -9,26 +9,29 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from clusterbatch.config import RunConfig
+from clusterbatch.config import EvaluateConfig
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.evaluation.collection import Collection, open_collections
 from clusterbatch.evaluation.metrics import parse_metric, per_query
 from clusterbatch.search.topk import descending_ids, identical_ids, search
 from clusterbatch.store import Folder
 from clusterbatch.training.collectives import World
-from clusterbatch.training.prepare_model import micro_batch_tokens
 
 METRIC = "NDCG@10"
 _ANSWERS = 10
 
 
 class Validation:
-    """NDCG@10 on the collection at train.evaluate_path. Reads and tokenises this rank's share of it once."""
+    """NDCG@10 on the collection in `folder`. Reads and tokenises this rank's share of it once.
 
-    def __init__(self, config: RunConfig, encoder: Encoder, world: World) -> None:
-        assert config.train.evaluate_path is not None
-        self._world, self._batch_tokens = world, micro_batch_tokens(config.train, encoder)
-        collection: Collection = open_collections([Folder(config.train.evaluate_path, config.storage)])[0]
+    batch_tokens: tokens that go through the encoder at once.
+    """
+
+    def __init__(
+        self, folder: Folder, config: EvaluateConfig, encoder: Encoder, world: World, batch_tokens: int
+    ) -> None:
+        self._world, self._batch_tokens = world, batch_tokens
+        collection: Collection = open_collections([folder])[0]
         grades = collection.read_judgements()
         queries = collection.read_queries(grades)
         names, texts = collection.read_documents(0, collection.documents_bytes())
@@ -41,12 +44,12 @@ class Validation:
         self._queries = list(queries)[world.rank :: world.size]
         self._grades = {query: grades[query] for query in self._queries}
         self._judged = len(queries)
-        self._excluded = identical_ids(self._queries, self._names) if config.evaluate.ignore_identical_ids else None
+        self._excluded = identical_ids(self._queries, self._names) if config.ignore_identical_ids else None
         self._query_tokens = encoder.prepare(
-            [queries[query] for query in self._queries], config.evaluate.max_query_tokens, encoder.prompts["query"]
+            [queries[query] for query in self._queries], config.max_query_tokens, encoder.prompts["query"]
         )
         self._document_tokens = encoder.prepare(
-            [texts[number] for number in own], config.evaluate.max_document_tokens, encoder.prompts["document"]
+            [texts[number] for number in own], config.max_document_tokens, encoder.prompts["document"]
         )
 
     def measure(self, encoder: Encoder) -> float:

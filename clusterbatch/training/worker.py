@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clusterbatch.batches.curriculum import Plan, make_plan
 from clusterbatch.batches.loader import SliceLoader
-from clusterbatch.config import RunConfig
+from clusterbatch.config import RunConfig, TrainConfig
 from clusterbatch.encoder.clip import TowersEncoder
 from clusterbatch.encoder.model import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
@@ -29,7 +29,7 @@ from clusterbatch.training.collectives import World
 from clusterbatch.training.loop import LoopSettings, TrainingLoop
 from clusterbatch.training.metrics import MetricsLog, open_trackers, peak_flops
 from clusterbatch.training.model_card import model_card
-from clusterbatch.training.prepare_model import computing_dtype, finish
+from clusterbatch.training.prepare_model import computing_dtype, finish, micro_batch_tokens
 from clusterbatch.training.resume import Start, resume
 from clusterbatch.training.starting_model import check_matryoshka
 from clusterbatch.training.step import LOG_SCALE, TrainingStep
@@ -114,7 +114,7 @@ def run_worker(
     Raises loop.Preempted when asked to stop, DataError if shards or checkpoints are damaged.
     """
     config = job.config
-    prepare_torch(config)
+    prepare_torch(config.train)
     encoder = load_encoder(resolve_model(job.initial_model, config.storage), config.train.encoder, device=device)
     check_matryoshka(config.train, encoder.dimensions)
     if isinstance(encoder, TowersEncoder):
@@ -147,6 +147,10 @@ def run_worker(
         config.train.collective_timeout / 4,
         (0.0, math.inf) if config.train.checkpoint_every else _SECONDS_BETWEEN_CHECKPOINTS,
     )
+    validation = None
+    if config.train.evaluate_path is not None:
+        collection = Folder(config.train.evaluate_path, config.storage)
+        validation = Validation(collection, config.evaluate, encoder, world, micro_batch_tokens(config.train, encoder))
     is_first = world.rank == 0
     trackers = []
     if is_first:
@@ -160,7 +164,7 @@ def run_worker(
         log=MetricsLog(job.folder, first_step) if is_first else None,
         peak_flops=peak_flops(device, computing_dtype(config.train, encoder)),
         trackers=trackers,
-        validation=Validation(config, encoder, world) if config.train.evaluate_path is not None else None,
+        validation=validation,
         observe=observe,
         stop_requested=stop_requested,
     )
@@ -177,14 +181,14 @@ def run_worker(
             upload(Path(folder), Workspace(config).trained_model(job.generation))
 
 
-def prepare_torch(config: RunConfig) -> None:
+def prepare_torch(config: TrainConfig) -> None:
     """Set threads and determinism; call it before anything is computed, as both change the last bits of sums."""
-    torch.set_num_threads(max(1, int(config.train.cpus_per_worker)))
-    if config.train.deterministic:
+    torch.set_num_threads(max(1, int(config.cpus_per_worker)))
+    if config.deterministic:
         # cuBLAS reads it when its first handle is made.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    torch.manual_seed(config.train.seed)
+    torch.manual_seed(config.seed)
 
 
 def upload(source: Path, target: Folder) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from clusterbatch import training
 from clusterbatch.config import RunConfig
-from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.model import Encoder, load_encoder
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.measure import LoadedCollection
@@ -102,9 +102,14 @@ def _collection(folder: Path) -> str:
     return str(folder)
 
 
+def _validation(config: RunConfig, encoder: Encoder, world: World) -> Validation:
+    assert config.train.evaluate_path is not None
+    return Validation(Folder(config.train.evaluate_path), config.evaluate, encoder, world, 256)
+
+
 def _measure(world: World, config: RunConfig, model: str | None = None) -> float:
     encoder = load_encoder(model or config.train.model, "backbone")
-    return Validation(config, encoder, world).measure(encoder)
+    return _validation(config, encoder, world).measure(encoder)
 
 
 def test_the_score_does_not_depend_on_how_many_share_the_search(tmp_path: Path) -> None:
@@ -129,7 +134,7 @@ def test_a_document_with_the_querys_own_id_is_judged_as_in_the_stage(tmp_path: P
     encoder = load_encoder(config.train.model, "backbone")
     loaded = LoadedCollection(Collection("collection", Folder(path)), 64, 256, ignored)
     expected = loaded.measure(encoder, [parse_metric("NDCG@10")], 10, 256)["NDCG@10"].mean()
-    assert Validation(config, encoder, World()).measure(encoder) == pytest.approx(expected)
+    assert _validation(config, encoder, World()).measure(encoder) == pytest.approx(expected)
 
 
 def test_the_best_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

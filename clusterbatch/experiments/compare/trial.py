@@ -146,7 +146,7 @@ class TrialWorker:
         """
         trial: Trial = item.payload
         watch = Stopwatch()
-        prepare_torch(trial.config)
+        prepare_torch(trial.config.train)
         device = resolve_device(trial.config.train.device)
         curve: list[dict[str, Any]] = []
         losses: list[list[float]] = []
