@@ -34,6 +34,12 @@ class InfrastructureError(ClusterbatchError):
     exit_code = 4
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type's name if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def root_cause(error: BaseException) -> BaseException:
     """The `ClusterbatchError` inside whatever Ray (or Python's chaining) wrapped around it, else `error` itself."""
     seen: set[int] = set()

@@ -15,7 +15,8 @@ from clusterbatch.config import BatchesConfig, EmbedConfig, RunConfig
 from clusterbatch.corpus.readers import dispatch, formats
 from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.char_ngrams import SURROGATES
-from clusterbatch.embedding.stage import UnitEmbedder, embed
+from clusterbatch.embedding.embedder import UnitEmbedder
+from clusterbatch.embedding.stage import embed
 from clusterbatch.store.workspace import Workspace
 from tests.batches.indexes import make_index, row_ids
 from tests.corpus.reading import read

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from clusterbatch.config import StorageConfig
-from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
-from clusterbatch.errors import DataError
+from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store import Artifact, Counts, Folder, Part
 
 PACKAGE = Path(__file__).parents[1] / "clusterbatch"
@@ -66,7 +66,7 @@ def test_weights_in_pickles_are_not_loaded(tmp_path: Path) -> None:
             place.write_bytes(path.read_bytes())
     weights = AutoModel.from_pretrained(source).state_dict()
     torch.save(weights, tmp_path / "pytorch_model.bin")
-    with pytest.raises(DataError, match="cannot be loaded"):
+    with pytest.raises(UsageError, match=r"weights only as pytorch_model\.bin"):
         load_encoder(str(tmp_path), "backbone")
     save_file(
         {name: tensor.contiguous() for name, tensor in weights.items()},

@@ -1,6 +1,6 @@
-"""The surrogate that needs no model: TF-IDF of character n-grams, reduced by a truncated SVD fitted to the corpus.
+"""Surrogate that needs no model: TF-IDF of character n-grams, reduced by a truncated SVD fitted to the corpus.
 
-For languages (or notations) that no available model was trained on: what looks alike comes together. It knows no
+For languages and notations that no available model was trained on. Texts are similar if they look alike; it knows no
 synonyms. Method: latent semantic analysis, Deerwester 1990, on hashed n-grams.
 """
 
@@ -19,7 +19,7 @@ _DIMENSIONS = 128
 # Hashed n-grams share this many columns: bounded memory for any script, and nothing to gather over a corpus.
 _COLUMNS = 2**16
 _NGRAMS = (2, 4)
-# About what a token is long in English: makes `embed.max_tokens` mean the same here.
+# About the length of a token in English, so that `embed.max_tokens` means the same here.
 _CHARACTERS_PER_TOKEN = 4
 # Rows whose n-grams are in memory at once.
 _CHUNK = 512
@@ -29,30 +29,33 @@ SAMPLE_PAIRS = 8192
 
 
 class Surrogate(Protocol):
-    """What stands in for an embedding model: fitted to a sample of the corpus, kept as bytes, loaded by each worker."""
+    """Stand-in for an embedding model: fitted to a sample of the corpus, stored as bytes, loaded by each worker."""
 
     @property
     def dimensions(self) -> int: ...
 
     @staticmethod
     def fit(texts: Sequence[str], max_tokens: int | None) -> Surrogate:
-        """The same texts must give the same surrogate; max_tokens: where texts are cut, about four characters each."""
+        """Fit to texts; the same texts give the same surrogate. Texts are cut at about four characters per token."""
         ...
 
     def encode(self, texts: Sequence[str], max_tokens: int | None) -> np.ndarray:
-        """(N, dimensions) float32 unit vectors, also of empty texts."""
+        """Return (N, dimensions) float32 unit vectors, also of empty texts."""
         ...
 
     def to_bytes(self) -> bytes: ...
 
     @staticmethod
     def from_bytes(data: bytes) -> Surrogate:
-        """Must run nothing that the bytes say: they come from storage."""
+        """Load. Must not run anything that the bytes contain: they come from storage."""
         ...
 
 
 class NgramSurrogate:
-    """idf: (columns,) float32; components: (dimensions, columns) float32 right singular vectors."""
+    """Latent semantic analysis of n-grams.
+
+    idf: (columns,) float32; components: (dimensions, columns) float32 right singular vectors.
+    """
 
     def __init__(self, idf: np.ndarray, components: np.ndarray) -> None:
         self._idf = idf
@@ -64,7 +67,7 @@ class NgramSurrogate:
 
     @staticmethod
     def fit(texts: Sequence[str], max_tokens: int | None, seed: int = 0) -> NgramSurrogate:
-        """Fits to a sample of the corpus' texts; a sample of few texts gives few dimensions."""
+        """Fit to a sample of the corpus' texts; few texts give few dimensions."""
         from sklearn.decomposition import TruncatedSVD
 
         counts = _counts(texts, max_tokens)
@@ -77,7 +80,7 @@ class NgramSurrogate:
         return NgramSurrogate(idf, np.ascontiguousarray(svd.components_, dtype=np.float32))
 
     def encode(self, texts: Sequence[str], max_tokens: int | None) -> np.ndarray:
-        """(N, dimensions) float32 unit vectors; a text without any n-gram gets a fixed one."""
+        """Return (N, dimensions) float32 unit vectors; a text without any n-gram has a fixed one."""
         vectors = np.empty((len(texts), self.dimensions), np.float32)
         for start in range(0, len(texts), _CHUNK):
             counts = _counts(texts[start : start + _CHUNK], max_tokens)
@@ -87,7 +90,7 @@ class NgramSurrogate:
         return np.where(norms > 1e-12, vectors / np.maximum(norms, 1e-12), fixed)
 
     def to_bytes(self) -> bytes:
-        """safetensors, which hold numbers and nothing that could run."""
+        """Return safetensors, which hold numbers and nothing that could run."""
         return save({"idf": self._idf, "components": self._components})
 
     @staticmethod
@@ -97,7 +100,7 @@ class NgramSurrogate:
 
 
 def _counts(texts: Sequence[str], max_tokens: int | None) -> sparse.csr_matrix:
-    """(N, columns) float32: how often each hashed n-gram is in each text, cut to the length that is embedded."""
+    """Return (N, columns) float32 counts of hashed n-grams in each text, cut to the length that is embedded."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     end = None if max_tokens is None else max_tokens * _CHARACTERS_PER_TOKEN
@@ -108,12 +111,12 @@ def _counts(texts: Sequence[str], max_tokens: int | None) -> sparse.csr_matrix:
 
 
 def _weighted(counts: sparse.csr_matrix, idf: np.ndarray) -> sparse.csr_matrix:
-    """(1 + log tf) idf, rows of length 1."""
+    """Return (1 + log tf) idf, rows of length 1."""
     weighted = counts.copy()
     weighted.data = (1 + np.log(weighted.data)) * idf[weighted.indices]
     norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
     return sparse.diags(1 / np.maximum(norms, 1e-12)).astype(np.float32) @ weighted
 
 
-# By the name that `embed.model` has for it.
+# By their names in `embed.model`.
 SURROGATES: dict[str, type[Surrogate]] = {CHARACTER_NGRAMS: NgramSurrogate}

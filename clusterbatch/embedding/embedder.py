@@ -1,13 +1,13 @@
-"""A unit of the corpus to its vectors: what the embedding stage and passes that embed on the fly have in common.
+"""From row groups of the corpus to vectors: read, drop repeated texts, tokenise, encode.
 
-From a unit of the corpus to what goes into the model: read, drop what is there twice, tokenise. Needs no weights.
+Shared by the stage `embed` and by passes that embed as they go. `Preparer` needs no weights, so that CPUs can prepare
+what GPUs encode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,25 +19,22 @@ from clusterbatch.embedding.char_ngrams import SURROGATES, Surrogate
 from clusterbatch.encoder.clip import image_processor
 from clusterbatch.encoder.devices import inference_dtype, resolve_device
 from clusterbatch.encoder.images import Pixels
-from clusterbatch.encoder.model import load_encoder
-from clusterbatch.encoder.model_files import read_layout, shorter
+from clusterbatch.encoder.load import load_encoder
+from clusterbatch.encoder.model_files import read_layout
 from clusterbatch.encoder.resolve import resolve_model
-from clusterbatch.encoder.tokenizer import Tokenizer
+from clusterbatch.encoder.sides import SIDES, Side, SideTokenizer
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.schema import token_type
 from clusterbatch.store import Artifact
 from clusterbatch.store.workspace import Workspace
 
-Side = Literal["query", "document"]
-SIDES: tuple[Side, ...] = ("query", "document")
-
 
 @dataclass(frozen=True)
 class PreparedTexts:
-    """The distinct texts of one side of a unit; row i of the unit has text text_of_row[i].
+    """Distinct texts of one side of a row group; row i has text text_of_row[i].
 
-    inputs: token ids as list<uint16 or uint32>, or strings where the model takes none; of images their pixels.
+    inputs: token ids as list<uint16 or uint32>; strings if the model takes no tokens; pixels of images.
     """
 
     inputs: pa.Array
@@ -46,9 +43,10 @@ class PreparedTexts:
 
 @dataclass(frozen=True)
 class PreparedUnit:
-    """rows: pair_id and source. unknown: for each source, [unknown tokens, tokens], special ones not counted.
+    """A row group ready for the model.
 
-    place: where the unit lies, for messages.
+    rows: pair_id and source. unknown: for each source, [unknown tokens, tokens], special ones not counted. place: file
+    and number of the row group, for messages.
     """
 
     rows: pa.Table
@@ -58,20 +56,27 @@ class PreparedUnit:
 
 
 class Preparer:
-    """Reads and tokenises units of a corpus for the model of `embed`, with its prompts; decodes the `images` sides."""
+    """Reads and tokenises row groups for the model of `embed`, with its prompts; decodes the `images` sides."""
 
     def __init__(
         self, corpus: Artifact, config: EmbedConfig, storage: StorageConfig, images: Sequence[Side] = ()
     ) -> None:
         self._corpus = corpus
         folder = None if config.model in SURROGATES else resolve_model(config.model, storage)
-        self._tokenisation = None if folder is None else _Tokenisation(folder, config)
+        self._tokenizer: SideTokenizer | None = None
+        if folder is not None:
+            prompts = embedding_prompts(config, read_layout(folder).prompts)
+            self._tokenizer = SideTokenizer.of_model(folder, dict.fromkeys(SIDES, config.max_tokens), prompts)
+            self._token_type = token_type(self._tokenizer.tokenizer.vocabulary)
         if images and folder is None:
             raise UsageError(f"embed.model: {config.model} is for texts alone (corpus.columns.images)")
         self._images = {side: image_processor(str(folder), "embed.model") for side in images}
 
     def prepare(self, unit: RowGroup, rows: np.ndarray | None = None, sides: Sequence[Side] = SIDES) -> PreparedUnit:
-        """The unit, or only some of its `rows` (numbers inside it) and one of its sides. Raises DataError."""
+        """Prepare a row group, or only some of its `rows` (numbers inside it) and one of its sides.
+
+        Raises DataError if an image or the row group cannot be read.
+        """
         columns = ["pair_id", "source", *sides, *(f"{side}_hash" for side in sides)]
         table = read_row_group(self._corpus, unit, columns)
         if rows is not None:
@@ -84,37 +89,15 @@ class Preparer:
             inputs: pa.Array = table[side].combine_chunks().take(pa.array(distinct))
             if side in self._images:
                 inputs = self._images[side].pixels(map(image_bytes, inputs.to_pylist())).to_arrow()
-            elif self._tokenisation:
-                tokens = self._tokenisation.tokens(inputs.to_pylist(), side)
-                inputs = tokens.to_arrow(self._tokenisation.type)
-                of_source = self._tokenisation.unknown(tokens)[text_of_row]
+            elif self._tokenizer:
+                tokens = self._tokenizer.tokens(inputs.to_pylist(), side)
+                inputs = tokens.to_arrow(self._token_type)
+                of_source = self._tokenizer.unknown(tokens)[text_of_row]
                 np.add.at(counts, source.indices.to_numpy(zero_copy_only=False), of_source)
             texts[side] = PreparedTexts(inputs, text_of_row.astype(np.int32))
-        unknown = dict(zip(source.dictionary.to_pylist(), counts.tolist(), strict=True)) if self._tokenisation else {}
+        unknown = dict(zip(source.dictionary.to_pylist(), counts.tolist(), strict=True)) if self._tokenizer else {}
         place = f"{self._corpus.folder.uri}/{unit.path}, row group {unit.index}"
         return PreparedUnit(table.select(["pair_id", "source"]), texts, unknown, place)
-
-
-class _Tokenisation:
-    """How texts become tokens for one model: its tokenizer, the prompt of each side, the length they are cut to."""
-
-    def __init__(self, folder: str, config: EmbedConfig) -> None:
-        layout = read_layout(folder)
-        self._tokenizer = Tokenizer(folder, special_tokens=layout.kind != "static")
-        self._max_tokens = shorter(config.max_tokens, layout.max_tokens)
-        self._prompts = embedding_prompts(config, layout.prompts)
-        self.type = token_type(self._tokenizer.vocabulary)
-
-    def tokens(self, texts: Sequence[str], side: Side) -> Tokens:
-        return self._tokenizer.encode(texts, self._max_tokens, self._prompts[side])
-
-    def unknown(self, tokens: Tokens) -> np.ndarray:
-        """(N, 2) int64: unknown tokens and tokens of each text, special ones not counted."""
-        lengths = tokens.lengths - self._tokenizer.added
-        if self._tokenizer.unknown is None:
-            return np.stack([np.zeros_like(lengths), lengths], axis=1)
-        running = np.concatenate([[0], np.cumsum(tokens.values == self._tokenizer.unknown)])
-        return np.stack([running[tokens.offsets[1:]] - running[tokens.offsets[:-1]], lengths], axis=1)
 
 
 def embedding_prompts(config: EmbedConfig, of_model: Mapping[str, str]) -> dict[Side, str]:
@@ -126,7 +109,7 @@ def embedding_prompts(config: EmbedConfig, of_model: Mapping[str, str]) -> dict[
 
 
 def first_of_each(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of (n,) hashes: rows where one appears first, in order, and for every row the place of its first among them."""
+    """Return the rows of (n,) hashes that have a new one, in order, and for every row its position among those."""
     _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
     order = np.argsort(first)
     position = np.empty(len(first), np.int64)
@@ -136,9 +119,10 @@ def first_of_each(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class EmbeddedUnit:
-    """rows: pair_id and source; vectors: (n, d) float16 unit vectors of each side, in the same order.
+    """Vectors of a row group.
 
-    unknown: for each source, [unknown tokens, tokens]; tokens: how many went through the model.
+    rows: pair_id and source; vectors: (n, d) float16 unit vectors of each side, in the same order. unknown: for each
+    source, [unknown tokens, tokens]; tokens: number that went through the model.
     """
 
     rows: pa.Table
@@ -148,10 +132,10 @@ class EmbeddedUnit:
 
 
 class UnitEmbedder:
-    """Embeds units of a workspace's corpus with `embed.model`. Made once per process: it loads the weights.
+    """Embeds row groups of a workspace's corpus with `embed.model`. Made once per process: it loads the weights.
 
-    Holds one unit at a time, whatever the size of the corpus. The same unit gives the same vectors whether they were
-    kept by the stage (`embed.persist`) or are computed here again. device: overrides `embed.device`.
+    Holds one row group at a time, whatever the size of the corpus. A row group has the same vectors whether the stage
+    stored them (`embed.persist`) or they are computed here again. device: overrides `embed.device`.
     """
 
     def __init__(self, config: RunConfig, generation: int = 0, device: str | None = None) -> None:
@@ -169,18 +153,18 @@ class UnitEmbedder:
         return self._model.dimensions
 
     def embed(self, unit: RowGroup, *, rows: np.ndarray | None = None, sides: Sequence[Side] = SIDES) -> EmbeddedUnit:
-        """Reads and embeds a unit, or only some of its `rows` (row numbers inside it) and one of its sides.
+        """Read and embed a row group, or only some of its `rows` (numbers inside it) and one of its sides.
 
-        Raises DataError that names the row whose vector is not finite.
+        Raises DataError that names a row whose vector is not finite.
         """
         return self.embed_prepared(self.prepare(unit, rows, sides))
 
     def prepare(self, unit: RowGroup, rows: np.ndarray | None = None, sides: Sequence[Side] = SIDES) -> PreparedUnit:
-        """The part of `embed` that needs no weights: reading, dropping what is there twice, tokenising."""
+        """Do the part of `embed` that needs no weights: read, drop repeated texts, tokenise."""
         return self._preparer.prepare(unit, rows, sides)
 
     def embed_prepared(self, prepared: PreparedUnit) -> EmbeddedUnit:
-        """The vectors of a unit that was read and tokenised elsewhere."""
+        """Return the vectors of a row group that was read and tokenised elsewhere."""
         vectors: dict[Side, np.ndarray] = {}
         count = 0
         for side, texts in prepared.texts.items():
@@ -192,7 +176,7 @@ class UnitEmbedder:
 
 
 def surrogate_artifact(embeddings: Artifact) -> Artifact:
-    """Where the surrogate fitted to a corpus lies: beside the vectors made with it."""
+    """Return the artifact of the surrogate fitted to a corpus; it lies beside the vectors made with it."""
     return Artifact(embeddings.folder.child("surrogate"), "surrogate")
 
 
@@ -206,7 +190,7 @@ class _TokenModel:
         self.dimensions = self._encoder.dimensions
 
     def encode(self, inputs: pa.ListArray | pa.FixedSizeListArray) -> tuple[np.ndarray, int]:
-        """(N, d) float32, and how many tokens that took."""
+        """Return (N, d) float32 and the number of tokens."""
         if pa.types.is_fixed_size_list(inputs.type):
             assert self._encoder.images is not None
             tokens: Tokens | Pixels = self._encoder.images.from_arrow(inputs)
@@ -222,7 +206,7 @@ class _FittedModel:
         self.dimensions = surrogate.dimensions
 
     def encode(self, inputs: pa.StringArray) -> tuple[np.ndarray, int]:
-        """(N, d) float32; it takes no tokens."""
+        """Return (N, d) float32; the model takes no tokens."""
         return self._surrogate.encode(inputs.to_pylist(), self._max_tokens), 0
 
 

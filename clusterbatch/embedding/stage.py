@@ -1,161 +1,73 @@
-"""The `embed` stage: each unit of the corpus through a fixed pool of workers, one part of vectors a unit.
+"""The stage `embed`: vectors of every row group of the corpus, one part each.
 
-What workers that run the embedding model ask of the cluster.
-
-Embeddings from vectors that came with the corpus (`corpus.columns.vector`): no model, parts of the same shape.
+They are computed by `embed.model`, or copied if they came with the corpus (`corpus.columns.vector`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
 from clusterbatch.config import EmbedConfig, RunConfig, fingerprint
-from clusterbatch.corpus.row_groups import RowGroup, read_row_group, row_groups_of
+from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.char_ngrams import SAMPLE_PAIRS, SURROGATES
-from clusterbatch.embedding.embedder import UnitEmbedder, surrogate_artifact
-from clusterbatch.embedding.workers import EmbedWorker, FitSurrogateWorker, PrepareWorker, TrialWorker
+from clusterbatch.embedding.embedder import surrogate_artifact
+from clusterbatch.embedding.workers import EmbedWorker, FitSurrogateWorker, ImportWorker, PrepareWorker, TrialWorker
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.log import say
-from clusterbatch.runtime import Ahead, Pool, Unit, current_executor, ray_session, run_units
+from clusterbatch.runtime import Ahead, Pass, Pool, WorkItem, current_executor, ray_session
 from clusterbatch.runtime.resources import device_for, gpus_for
-from clusterbatch.schema import embeddings_schema
-from clusterbatch.store import Artifact, Counts, Manifest, Receipt, Stopwatch
-from clusterbatch.store.tables import write_parquet
+from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
 from clusterbatch.store.versions import GrowingArtifact, made_before
 from clusterbatch.store.workspace import Workspace
 
-
-def embedding_pool(settings: EmbedConfig) -> Pool:
-    """Of the stage `embed`, and of every pass that embeds rows itself: a sample, or where vectors are not kept.
-
-    Ray shows a worker the GPUs that it asked for and no others: one that asked for none could not embed on one.
-    """
-    gpus = gpus_for(settings.device, settings.workers, settings.gpus_per_worker)
-    return Pool(settings.workers, settings.cpus_per_worker, gpus)
-
-
-MODEL = "imported"
-
-
-class ImportWorker:
-    """Copies the vectors of one unit of the corpus."""
-
-    def __init__(self, corpus: Artifact, artifact: Artifact, identity: str, dimensions: int) -> None:
-        self._corpus, self._artifact = corpus, artifact
-        self._identity, self._schema = identity, embeddings_schema(dimensions)
-
-    def process(self, unit: Unit) -> Receipt:
-        watch = Stopwatch()
-        corpus_unit: RowGroup = unit.payload
-        table = (
-            read_row_group(self._corpus, corpus_unit, self._schema.names).select(self._schema.names).cast(self._schema)
-        )
-        part = write_parquet(self._artifact, f"unit-{unit.number:08d}", table, deleted=corpus_unit.deleted)
-        receipt = Receipt(
-            unit=unit.number,
-            fingerprint=self._identity,
-            parts=[part],
-            counts=Counts(read=corpus_unit.rows, written=part.rows),
-            seconds=round(watch.seconds, 3),
-        )
-        self._artifact.write_receipt(receipt)
-        return receipt
-
-
-def import_identity(corpus: str) -> str:
-    """The fingerprint of the embeddings that are made of the corpus of that fingerprint."""
-    return fingerprint("embeddings", MODEL, corpus)
-
-
-def import_vectors(
-    config: RunConfig, corpus: Artifact, manifest: Manifest, artifact: GrowingArtifact, force: bool
-) -> Manifest:
-    """The manifest of embeddings made of the corpus' own vectors; what `embed` does where there are some."""
-    identity = import_identity(manifest.fingerprint)
-    if artifact.is_done(identity) and not force:
-        return artifact.require()
-    watch = Stopwatch()
-    base = None if force else made_before(artifact, import_identity, manifest)
-    target = artifact.next_version(base) if base else artifact
-    done = target.begin(identity, force)
-    dimensions = int(manifest.details["dimensions"])
-    there = len(base.parts) if base else 0
-    units = [Unit(unit.number, unit.rows, unit) for unit in row_groups_of(manifest)[there:]]
-    arguments: Mapping[str, object] = {
-        "corpus": corpus,
-        "artifact": target,
-        "identity": identity,
-        "dimensions": dimensions,
-    }
-    with ray_session(config.ray):
-        receipts = run_units("embed: import", units, ImportWorker, arguments, Pool(config.embed.workers), done=done)
-    return target.commit(
-        identity,
-        receipts,
-        config={},
-        inputs={"corpus": manifest.fingerprint},
-        seconds=watch.seconds,
-        details={"model": MODEL, "persisted": True, "dimensions": dimensions, "tokens": 0, "unknown_share": {}},
-    )
-
-
-__all__ = ["UnitEmbedder", "embed"]
-
+# What manifests call the model of vectors that came with the corpus.
+_IMPORTED = "imported"
 # Share of unknown tokens above which clusters and masks of a source mean little.
 _UNKNOWN_LIMIT = 0.02
 _TOKENIZERS_PER_GPU_WORKER = 8
 
 
 def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest:
-    """Embeds queries and documents of the corpus with `embed.model`; returns the manifest of the embeddings.
+    """Embed queries and documents of the corpus with `embed.model`; return the manifest of the embeddings.
 
-    Unit u of the corpus becomes one part, rows in the same order. With `embed.persist: false` there are no parts: what
-    needs vectors asks a `UnitEmbedder`. Of a corpus that has grown since, the new units alone are embedded, as a
-    version that goes on from the embeddings there are.
+    Each row group of the corpus becomes one part, rows in the same order. With `embed.persist: false` there are no
+    parts: passes that need vectors ask a `UnitEmbedder`. If the corpus has grown, only the new row groups are embedded,
+    as a version that continues the existing embeddings.
 
     Details: model (fingerprint), persisted, dimensions, and of what was embedded here: rows, tokens, for each source
-    the share of unknown tokens (of a sample where vectors are not kept), and seconds of all workers by step.
+    the share of unknown tokens (of a sample if vectors are not stored), and seconds of all workers by step.
     """
     workspace = Workspace(config)
     corpus = workspace.corpus.require()
     artifact = workspace.embeddings(generation)
     if _has_vectors(corpus, generation):
-        return import_vectors(config, workspace.corpus, corpus, artifact, force)
+        return _import_vectors(config, workspace.corpus, corpus, artifact, force)
     model = _model_identity(config)
     identity_of = partial(_identity, config, model)
     identity = identity_of(corpus.fingerprint)
     if artifact.is_done(identity) and not force:
         return artifact.require()
     watch = Stopwatch()
-    base = None if force else made_before(artifact, identity_of, corpus)
-    target = artifact.next_version(base) if base else artifact
+    base, target, items = _continued(artifact, identity_of, corpus, force)
     done = target.begin(identity, force)
-    there = len(base.parts) if base else 0
-    units = [Unit(unit.number, unit.rows, unit) for unit in row_groups_of(corpus)[there:]]
+    receipts: list[Receipt] = []
+    trial: list[Receipt] = []
     with ray_session(config.ray):
-        if model in SURROGATES and units and base is None:
-            _fit_surrogate(config, workspace.corpus, surrogate_artifact(artifact), identity, units)
-        receipts: list[Receipt] = []
-        trial: list[Receipt] = []
+        if model in SURROGATES and items and base is None:
+            _fit_surrogate(config, workspace.corpus, surrogate_artifact(artifact), identity, items)
         if config.embed.persist:
             device, pool, ahead = _placement(config, workspace.corpus)
-            arguments = {
-                "config": config,
-                "generation": generation,
-                "artifact": target,
-                "identity": identity,
-                "device": device,
-            }
-            receipts = run_units("embed", units, EmbedWorker, arguments, pool, done=done, ahead=ahead)
-        elif units:
-            arguments = {"config": config, "generation": generation, "identity": identity}
+            arguments = {"config": config, "generation": generation, "device": device}
+            receipts = Pass("embed", target, identity, EmbedWorker, arguments, pool, ahead=ahead).run(items, done=done)
+        elif items:
+            arguments = {"config": config, "generation": generation}
             pool = Pool(1, config.embed.cpus_per_worker)
-            trial = run_units("embed: trial", [_all_in_one(units)], TrialWorker, arguments, pool)
-    seen = receipts or trial
-    shares = unknown_shares([receipt.details["unknown"] for receipt in seen])
+            trial = Pass("embed: trial", None, identity, TrialWorker, arguments, pool).run([_all_in_one(items)])
+    described = receipts or trial
+    shares = unknown_shares([receipt.details["unknown"] for receipt in described])
     warn_of_unknown(config.embed.model, shares)
     return target.commit(
         identity,
@@ -166,7 +78,7 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
         details={
             "model": model,
             "persisted": config.embed.persist,
-            "dimensions": seen[0].details["dimensions"] if seen else base and base.details["dimensions"],
+            "dimensions": described[0].details["dimensions"] if described else base and base.details["dimensions"],
             "rows": sum(receipt.counts.written for receipt in receipts),
             "tokens": sum(receipt.details["tokens"] for receipt in receipts),
             "unknown_share": shares,
@@ -179,11 +91,77 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
 
 
 def is_embedded(config: RunConfig, generation: int) -> bool:
-    """Whether a generation's vectors are `embed.model`'s, of this or an earlier version of the corpus."""
+    """Return whether a generation's vectors are `embed.model`'s, of this or an earlier version of the corpus."""
     workspace = Workspace(config)
     corpus, made = workspace.corpus.require(), workspace.embeddings(generation).manifest()
     identity_of = partial(_identity, config, _model_identity(config))
     return made is not None and made.fingerprint in map(identity_of, corpus.lineage)
+
+
+def embedding_pool(settings: EmbedConfig) -> Pool:
+    """Return the workers of the stage `embed`, and of every pass that embeds rows itself.
+
+    Ray shows a worker only the GPUs that it asked for: one that asked for none could not embed on one.
+    """
+    gpus = gpus_for(settings.device, settings.workers, settings.gpus_per_worker)
+    return Pool(settings.workers, settings.cpus_per_worker, gpus)
+
+
+def unknown_shares(counts: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, float]:
+    """Return the share of unknown tokens by source, from [unknown tokens, tokens] of many row groups."""
+    total: dict[str, np.ndarray] = {}
+    for of_source in counts:
+        for source, pair in of_source.items():
+            total[source] = total.get(source, np.zeros(2, np.int64)) + np.asarray(pair)
+    return {source: round(float(unknown / max(tokens, 1)), 5) for source, (unknown, tokens) in sorted(total.items())}
+
+
+def warn_of_unknown(model: str, shares: Mapping[str, float]) -> None:
+    """Warn of each source in which more than 2 % of the tokens are unknown to the model."""
+    for source, share in shares.items():
+        if share > _UNKNOWN_LIMIT:
+            say(
+                f"embed: {100 * share:.1f} % of the tokens of source {source} are unknown to {model}: clusters and "
+                "masks made with it mean little there (take a model of that language, or embed.model=char-ngrams)",
+                level="warning",
+                source=source,
+                share=share,
+            )
+
+
+def _import_vectors(
+    config: RunConfig, corpus: Artifact, manifest: Manifest, artifact: GrowingArtifact, force: bool
+) -> Manifest:
+    """Make embeddings of the vectors that came with the corpus; return their manifest."""
+    identity = _import_identity(manifest.fingerprint)
+    if artifact.is_done(identity) and not force:
+        return artifact.require()
+    watch = Stopwatch()
+    _, target, items = _continued(artifact, _import_identity, manifest, force)
+    done = target.begin(identity, force)
+    dimensions = int(manifest.details["dimensions"])
+    arguments = {"corpus": corpus, "dimensions": dimensions}
+    with ray_session(config.ray):
+        copying = Pass("embed: import", target, identity, ImportWorker, arguments, Pool(config.embed.workers))
+        receipts = copying.run(items, done=done)
+    return target.commit(
+        identity,
+        receipts,
+        config={},
+        inputs={"corpus": manifest.fingerprint},
+        seconds=watch.seconds,
+        details={"model": _IMPORTED, "persisted": True, "dimensions": dimensions, "tokens": 0, "unknown_share": {}},
+    )
+
+
+def _continued(
+    artifact: GrowingArtifact, identity_of: Callable[[str], str], corpus: Manifest, force: bool
+) -> tuple[Manifest | None, Artifact, list[WorkItem]]:
+    """Return embeddings of an earlier version of the corpus, if any, where to write, and the row groups to do."""
+    base = None if force else made_before(artifact, identity_of, corpus)
+    target = artifact.next_version(base) if base else artifact
+    groups = row_groups_of(corpus)[len(base.parts) if base else 0 :]
+    return base, target, [WorkItem(group.number, group.rows, group) for group in groups]
 
 
 def _has_vectors(corpus: Manifest, generation: int) -> bool:
@@ -200,53 +178,27 @@ def _identity(config: RunConfig, model: str, corpus: str) -> str:
     return fingerprint("embeddings", config.embed, model, corpus)
 
 
-def unknown_shares(counts: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, float]:
-    """Share of unknown tokens by source, from [unknown tokens, tokens] of many units."""
-    total: dict[str, np.ndarray] = {}
-    for unit in counts:
-        for source, pair in unit.items():
-            total[source] = total.get(source, np.zeros(2, np.int64)) + np.asarray(pair)
-    return {source: round(float(unknown / max(tokens, 1)), 5) for source, (unknown, tokens) in sorted(total.items())}
-
-
-def warn_of_unknown(model: str, shares: Mapping[str, float]) -> None:
-    for source, share in shares.items():
-        if share > _UNKNOWN_LIMIT:
-            say(
-                f"embed: {100 * share:.1f} % of the tokens of source {source} are unknown to {model}: clusters and "
-                "masks made with it mean little there (take a model of that language, or embed.model=char-ngrams)",
-                level="warning",
-                source=source,
-                share=share,
-            )
+def _import_identity(corpus: str) -> str:
+    return fingerprint("embeddings", _IMPORTED, corpus)
 
 
 def _fit_surrogate(
-    config: RunConfig, corpus: Artifact, artifact: Artifact, identity: str, units: Sequence[Unit]
+    config: RunConfig, corpus: Artifact, artifact: Artifact, identity: str, items: Sequence[WorkItem]
 ) -> None:
-    if artifact.is_done(identity):
-        return
-    done = artifact.begin(identity, force=True)
-    arguments = {
-        "name": config.embed.model,
-        "corpus": corpus,
-        "artifact": artifact,
-        "identity": identity,
-        "max_tokens": config.embed.max_tokens,
-    }
+    arguments = {"name": config.embed.model, "corpus": corpus, "max_tokens": config.embed.max_tokens}
     pool = Pool(1, config.embed.cpus_per_worker)
-    receipts = run_units("surrogate", [_all_in_one(units)], FitSurrogateWorker, arguments, pool, done=done)
-    artifact.commit(identity, receipts, config={}, inputs={}, seconds=receipts[0].seconds)
+    fit = Pass("surrogate", artifact, identity, FitSurrogateWorker, arguments, pool)
+    fit.commit([_all_in_one(items)], force=True)
 
 
-def _all_in_one(units: Sequence[Unit]) -> Unit:
-    """For workers that look at a sample of the corpus."""
-    rows = sum(unit.rows for unit in units)
-    return Unit(0, min(rows, SAMPLE_PAIRS), [unit.payload for unit in units])
+def _all_in_one(items: Sequence[WorkItem]) -> WorkItem:
+    """Return one item of all row groups, for workers that read a sample of the corpus."""
+    rows = sum(item.rows for item in items)
+    return WorkItem(0, min(rows, SAMPLE_PAIRS), [item.payload for item in items])
 
 
 def _placement(config: RunConfig, corpus: Artifact) -> tuple[str, Pool, Ahead | None]:
-    """The device of the workers, what each asks of the cluster, and who tokenises ahead of them."""
+    """Return the device of the workers, the pool they run in, and the pool that tokenises ahead of them."""
     settings = config.embed
     device, pool = device_for(settings.device), embedding_pool(settings)
     tokenizers = settings.tokenizers or 0

@@ -1,6 +1,6 @@
-"""The surrogate's vectors of corpus units: those the stage `embed` kept, or computed when they are needed.
+"""The surrogate's vectors of the corpus: read if the stage `embed` stored them, otherwise computed when needed.
 
-Units of the clustering passes: consecutive corpus units, as many as memory allows and large corpora want.
+Passes over the corpus work on *tasks*: consecutive row groups, as many as memory allows and large corpora need.
 """
 
 from __future__ import annotations
@@ -8,18 +8,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.row_groups import RowGroup, row_groups_of, take_live
+from clusterbatch.encoder.sides import SIDES, Side
 from clusterbatch.errors import DataError
-from clusterbatch.runtime import Unit
+from clusterbatch.runtime import WorkItem
 from clusterbatch.store.artifact import Manifest, Part
-from clusterbatch.store.tables import read_parquet
+from clusterbatch.store.tables import read_parquet, vector_column, vector_values
 from clusterbatch.store.workspace import Workspace
+
+if TYPE_CHECKING:
+    from clusterbatch.embedding.embedder import UnitEmbedder
+
+__all__ = ["SIDES", "Side", "TaskUnit", "VectorSource", "task_rows", "tasks", "vector_column", "vector_values"]
 
 # Each bucket is read from every task's file, so large corpora are better cut into few large tasks. But a worker holds a
 # task's rows, with text, tokens and vectors, about twice: a few hundred megabytes, whatever the corpus' size.
@@ -28,50 +34,43 @@ _MOST_TASKS, _MOST_ROWS = 4096, 2**17
 
 @dataclass(frozen=True)
 class TaskUnit:
-    """A corpus unit, and the part that holds its vectors where they are kept."""
+    """A row group of the corpus, and the part that holds its vectors if they are stored."""
 
     unit: RowGroup
     embeddings: Part | None
 
 
 def task_rows(rows: int) -> float:
-    """Rows that a task has at least, in a corpus of `rows`; it ends with the unit that completes them."""
+    """Return the least rows of a task in a corpus of `rows`; a task ends with the row group that completes them."""
     return min(rows / _MOST_TASKS, _MOST_ROWS)
 
 
-def tasks(corpus: Manifest, embeddings: Manifest | None) -> list[Unit]:
-    """All tasks; they follow from the two manifests alone. Payload: list[TaskUnit].
+def tasks(corpus: Manifest, embeddings: Manifest | None) -> list[WorkItem]:
+    """Return all tasks; they follow from the two manifests alone. Payload: list[TaskUnit].
 
-    embeddings: None where none were made.
+    embeddings: None if there are none. Raises DataError if row groups of the corpus have no vectors.
     """
-    units = row_groups_of(corpus)
-    parts: list[Part | None] = [None] * len(units)
+    groups = row_groups_of(corpus)
+    parts: list[Part | None] = [None] * len(groups)
     if embeddings is not None and embeddings.details.get("persisted", True):
         parts = list(embeddings.parts)
-    if len(parts) < len(units):
-        raise DataError(f"embeddings: {len(parts)} parts for {len(units)} units of the corpus")
-    least_rows = task_rows(sum(unit.rows for unit in units))
-    found: list[Unit] = []
+    if len(parts) < len(groups):
+        raise DataError(f"embeddings: {len(parts)} parts for {len(groups)} units of the corpus")
+    least_rows = task_rows(sum(group.rows for group in groups))
+    items: list[WorkItem] = []
     waiting: list[TaskUnit] = []
     rows = 0
-    for unit, part in zip(units, parts, strict=False):
-        waiting.append(TaskUnit(unit, part))
-        rows += unit.rows
-        if rows >= least_rows or unit is units[-1]:
-            found.append(Unit(len(found), rows, waiting))
+    for group, part in zip(groups, parts, strict=False):
+        waiting.append(TaskUnit(group, part))
+        rows += group.rows
+        if rows >= least_rows or group is groups[-1]:
+            items.append(WorkItem(len(items), rows, waiting))
             waiting, rows = [], 0
-    return found
-
-
-if TYPE_CHECKING:
-    from clusterbatch.embedding.embedder import UnitEmbedder
-
-Side = Literal["query", "document"]
-SIDES: tuple[Side, ...] = ("query", "document")
+    return items
 
 
 class VectorSource:
-    """Made in the worker that needs it: where vectors were not kept, it loads the model's weights."""
+    """Vectors of row groups. Made in the worker that needs it: it loads the model if vectors are not stored."""
 
     def __init__(self, config: RunConfig, generation: int) -> None:
         self._config, self._generation = config, generation
@@ -79,7 +78,7 @@ class VectorSource:
         self._corpus, self._folder = workspace.corpus, workspace.embeddings(generation).folder
 
     def read(self, item: TaskUnit, sides: Sequence[Side], rows: np.ndarray | None = None) -> pa.Table:
-        """pair_id, source and `<side>_vector` of a unit's rows, or of some (row numbers inside the unit)."""
+        """Return pair_id, source and `<side>_vector` of a row group's rows, or of some (row numbers inside it)."""
         if item.embeddings is None:
             return self._embedded(item, sides, rows)
         columns = ["pair_id", "source", *(f"{side}_vector" for side in sides)]
@@ -101,7 +100,7 @@ class VectorSource:
 
     @cached_property
     def _embedder(self) -> UnitEmbedder:
-        # Passes that only read vectors start faster without torch.
+        # Imported here: passes that only read vectors start faster without torch.
         from clusterbatch.embedding.embedder import UnitEmbedder
 
         return UnitEmbedder(self._config, self._generation)
@@ -113,15 +112,3 @@ def _refuse_infinite(table: pa.Table, side: Side, place: str) -> None:
     if not finite.all():
         row = table["pair_id"][int(np.argmin(finite))].as_py()
         raise DataError(f"{place}: the {side} vector of row {row} is not finite; embed the corpus again")
-
-
-def vector_column(values: np.ndarray) -> pa.FixedSizeListArray:
-    """(rows, dimensions) as a column of fixed-size lists."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).ravel()), values.shape[1])
-
-
-def vector_values(column: pa.ChunkedArray | pa.FixedSizeListArray) -> np.ndarray:
-    """(rows, dimensions) of a column of fixed-size lists, in its own number type."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)

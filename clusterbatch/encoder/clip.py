@@ -1,7 +1,6 @@
-"""Two towers, one for texts and one for images, whose vectors lie in one space: models in the manner of CLIP.
+"""CLIP-like encoders: a tower for texts and one for images, with vectors in one space (Radford 2021, arXiv 2103.00020).
 
-CLIP: Radford 2021, arXiv 2103.00020. The towers are those of transformers; what is asked of them is that a text's and
-an image's features can be had each for itself.
+The towers are those of transformers, called one at a time.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 from clusterbatch.corpus.images import image_bytes, is_data_uri
 from clusterbatch.encoder.images import ImageProcessor, Pixels
 from clusterbatch.encoder.inputs import Inputs
-from clusterbatch.encoder.model import Encoder, load_transformer, padded, unit
-from clusterbatch.encoder.model_files import Layout, read_layout
+from clusterbatch.encoder.model import Encoder, padded
+from clusterbatch.encoder.model_files import read_layout
 from clusterbatch.encoder.tokenizer import Tokenizer
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.errors import DataError, UsageError
@@ -36,12 +35,21 @@ class TowersEncoder(Encoder):
         *,
         max_tokens: int | None,
         prompts: dict[str, str],
+        truncate_dim: int | None = None,
     ) -> None:
-        super().__init__("towers", backbone, tokenizer, pooling="", max_tokens=max_tokens, prompts=prompts)
+        super().__init__(
+            "towers",
+            backbone,
+            tokenizer,
+            pooling="",
+            max_tokens=max_tokens,
+            prompts=prompts,
+            truncate_dim=truncate_dim,
+        )
         self.images = images
 
     @property
-    def dimensions(self) -> int:
+    def _computed_dimensions(self) -> int:
         return int(self.backbone.config.projection_dim)  # type: ignore[union-attr,arg-type]
 
     @property
@@ -49,7 +57,7 @@ class TowersEncoder(Encoder):
         return f"{self.tokenizer.fingerprint} {self.images.fingerprint}"
 
     def prepare(self, texts: Sequence[str], max_tokens: int | None, prompt: str = "") -> Tokens | Pixels:
-        """Raises DataError where only some of them are images: they would be compared across the towers."""
+        """Raises DataError if only some of them are images: texts would be compared with images."""
         are_images = sum(map(is_data_uri, texts))
         if not are_images:
             return super().prepare(texts, max_tokens, prompt)
@@ -58,9 +66,9 @@ class TowersEncoder(Encoder):
         return self.images.pixels(map(image_bytes, texts))
 
     def freeze_unused(self, images: Sequence[str]) -> None:
-        """A tower that no side of the pairs goes through stays as it is: weight decay alone would shrink it.
+        """Freeze a tower that no side of the pairs goes through: weight decay alone would shrink it.
 
-        `images`: the sides that are images.
+        images: the sides that are images.
         """
         model: Any = self.backbone
         if not images:
@@ -71,7 +79,7 @@ class TowersEncoder(Encoder):
             model.text_projection.requires_grad_(False)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """(N, d) float32 unit vectors, differentiable; each row through the tower of its kind."""
+        """Return (N, d) float32 unit vectors, differentiable; each row goes through the tower of its kind."""
         if isinstance(inputs, Tokens):
             return self._of_texts(inputs)
         if isinstance(inputs, Pixels):
@@ -92,27 +100,16 @@ class TowersEncoder(Encoder):
         features = self.backbone.get_text_features(  # type: ignore[operator]
             input_ids=torch.from_numpy(ids_NL).to(self.device), attention_mask=mask_NL.to(self.device)
         )
-        return unit(features.pooler_output.float())
+        return self._finished(features.pooler_output.float())
 
     def _of_images(self, pixels: Pixels) -> Tensor:
         values = self.images.normalised(pixels, self.device).to(next(self.backbone.parameters()).dtype)
         features = self.backbone.get_image_features(pixel_values=values)  # type: ignore[operator]
-        return unit(features.pooler_output.float())
-
-
-def load_towers(layout: Layout, dtype: torch.dtype, device: str | torch.device) -> TowersEncoder:
-    """In evaluation mode. Raises DataError or UsageError when it cannot be loaded."""
-    images = ImageProcessor(layout)
-    tokenizer = Tokenizer(layout.folder)
-    backbone = load_transformer(layout, dtype)
-    # The loss has a temperature of its own.
-    backbone.logit_scale.requires_grad_(False)  # type: ignore[union-attr,operator]
-    backbone = backbone.to(device=device, dtype=dtype).eval()
-    return TowersEncoder(backbone, tokenizer, images, max_tokens=layout.max_tokens, prompts=layout.prompts).eval()
+        return self._finished(features.pooler_output.float())
 
 
 def image_processor(folder: str, key: str) -> ImageProcessor:
-    """Of the model in `folder`, which the configuration names under `key`; raises UsageError where it has none."""
+    """Return the processor of the model in `folder`, configured as `key`; raises UsageError if it has none."""
     layout = read_layout(folder)
     if layout.kind != "towers":
         raise UsageError(f"{key}: {folder} has no tower for images, and corpus.columns.images says that there are some")

@@ -1,4 +1,8 @@
-"""Writes an encoder as Sentence Transformers 6.2 does, so that any tool of that world reads it."""
+"""Writes an encoder as a Sentence Transformers folder that releases from 5.0 on, and other tools, can open.
+
+Release 6 moved its modules and renamed settings; it still reads the older names, which older releases and converters
+know alone. So the older names are written.
+"""
 
 from __future__ import annotations
 
@@ -12,31 +16,25 @@ import torch
 from safetensors.torch import save_file
 
 from clusterbatch.encoder.clip import TowersEncoder
-from clusterbatch.encoder.model import Encoder, quiet
+from clusterbatch.encoder.load import quiet
+from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.model_files import read_layout
 
-_TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
-_POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
-_STATIC = "sentence_transformers.sentence_transformer.modules.static_embedding.StaticEmbedding"
-_NORMALIZE = "sentence_transformers.base.modules.normalize.Normalize"
-# What Sentence Transformers calls of a model, and what of the answer it takes.
-_BACKBONE_CALLS = {
-    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
-    "module_output_name": "token_embeddings",
+_MODULES = "sentence_transformers.models"
+_POOLING_FLAGS = {
+    "cls": "pooling_mode_cls_token",
+    "max": "pooling_mode_max_tokens",
+    "mean": "pooling_mode_mean_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
 }
-_TOWERS_CALLS = {
-    "modality_config": {
-        "text": {"method": "get_text_features", "method_output_name": "pooler_output"},
-        "image": {"method": "get_image_features", "method_output_name": "pooler_output"},
-    },
-    "module_output_name": "sentence_embedding",
-}
-# The release whose layout this is; used where Sentence Transformers itself is not installed.
-_LAYOUT_VERSION = "6.2.0"
+# The oldest release that opens it. Later ones warn of models that a newer release has written.
+_LAYOUT_VERSION = "5.0.0"
 
 
 def save_model(encoder: Encoder, folder: str | Path) -> None:
-    """Weights as float32 safetensors, tokenizer, module list, pooling, prompts.
+    """Write weights as float32 safetensors, tokenizer, module list, pooling, prompts.
 
     `SentenceTransformer(folder).encode` gives the vectors of `encoder`; a backbone is also an `AutoModel` folder. The
     encoder's `max_tokens` becomes the saved model's maximal sequence length.
@@ -44,21 +42,25 @@ def save_model(encoder: Encoder, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if encoder.kind == "static":
-        modules = [("", _STATIC), ("1_Normalize", _NORMALIZE)]
+        modules = [("", "StaticEmbedding"), ("1_Normalize", "Normalize")]
         _save_static(encoder, folder)
     elif isinstance(encoder, TowersEncoder):
-        modules = [("", _TRANSFORMER), ("1_Normalize", _NORMALIZE)]
-        _save_backbone(encoder, folder, _TOWERS_CALLS)
+        modules = [("", "CLIPModel"), ("1_Normalize", "Normalize")]
+        _save_backbone(encoder, folder)
         encoder.images.save(str(folder))
     else:
-        modules = [("", _TRANSFORMER), ("1_Pooling", _POOLING), ("2_Normalize", _NORMALIZE)]
-        _save_backbone(encoder, folder, _BACKBONE_CALLS)
-        pooling = {"embedding_dimension": encoder.dimensions, "pooling_mode": encoder.pooling, "include_prompt": True}
-        _write(folder / "1_Pooling" / "config.json", pooling)
-    feature = "sentence_embedding"
-    _write(folder / modules[-1][0] / "config.json", {"module_input_name": feature, "module_output_name": feature})
+        modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+        _save_backbone(encoder, folder)
+        flags = {flag: mode == encoder.pooling for mode, flag in _POOLING_FLAGS.items()}
+        width = encoder.backbone.config.hidden_size  # type: ignore[union-attr]
+        _write(
+            folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **flags, "include_prompt": True}
+        )
+    # Holds nothing, but tools that copy only files must not lose the folder.
+    _write(folder / modules[-1][0] / "config.json", {})
     listed = [
-        {"idx": number, "name": str(number), "path": path, "type": kind} for number, (path, kind) in enumerate(modules)
+        {"idx": number, "name": str(number), "path": path, "type": f"{_MODULES}.{kind}"}
+        for number, (path, kind) in enumerate(modules)
     ]
     _write(folder / "modules.json", listed)
     _write(folder / "config_sentence_transformers.json", _settings(encoder))
@@ -69,43 +71,48 @@ def _save_static(encoder: Encoder, folder: Path) -> None:
     save_file({"embedding.weight": weights}, folder / "model.safetensors")
     backend = tokenizers.Tokenizer.from_str(encoder.tokenizer.backend.to_str())
     if encoder.max_tokens is not None:
-        # The only place of this layout that can hold a limit.
+        # This layout has no other place for a limit.
         backend.enable_truncation(encoder.max_tokens)
     backend.save(str(folder / "tokenizer.json"))
 
 
-def _save_backbone(encoder: Encoder, folder: Path, calls: dict[str, Any]) -> None:
+def _save_backbone(encoder: Encoder, folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    module = read_layout(encoder.tokenizer.folder).module
+    layout = read_layout(encoder.tokenizer.folder)
     state = {
         name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype).contiguous()
         for name, value in encoder.backbone.state_dict().items()
     }
     with quiet():
         encoder.backbone.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
-        tokenizer = AutoTokenizer.from_pretrained(str(module))
+        tokenizer = AutoTokenizer.from_pretrained(str(layout.module))
         tokenizer.backend_tokenizer.normalizer = encoder.tokenizer.backend.normalizer
         if encoder.max_tokens is not None:
             tokenizer.model_max_length = encoder.max_tokens
         tokenizer.save_pretrained(folder)
-    # transformers writes what the module in memory is in, not what the file holds.
+    # transformers writes the type of the module in memory, not that of the file.
     config = json.loads((folder / "config.json").read_bytes())
     _write(folder / "config.json", {**config, "dtype": "float32"})
-    _write(folder / "sentence_bert_config.json", {"transformer_task": "feature-extraction", **calls})
+    if not isinstance(encoder, TowersEncoder):
+        # transformers drops the normalizer of a BERT tokenizer when it reads one: lower case has to be said here.
+        sentence = {"max_seq_length": encoder.max_tokens, "do_lower_case": layout.lower_case}
+        _write(folder / "sentence_bert_config.json", sentence)
 
 
 def _settings(encoder: Encoder) -> dict[str, Any]:
+    truncation = {} if encoder.truncate_dim is None else {"truncate_dim": encoder.truncate_dim}
     return {
         "__version__": {
             "pytorch": str(torch.__version__),
-            "sentence_transformers": _version("sentence-transformers") or _LAYOUT_VERSION,
+            "sentence_transformers": _LAYOUT_VERSION,
             "transformers": _version("transformers"),
         },
         "default_prompt_name": None,
         "model_type": "SentenceTransformer",
         "prompts": dict(sorted(encoder.prompts.items())),
         "similarity_fn_name": "cosine",
+        **truncation,
     }
 
 

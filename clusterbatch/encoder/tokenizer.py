@@ -1,4 +1,4 @@
-"""From texts to `Tokens`: the model's own fast tokenizer, without padding, cut the way Sentence Transformers cuts."""
+"""From texts to `Tokens`: the model's own fast tokenizer, without padding, truncated as Sentence Transformers does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tokenizers
 
 from clusterbatch.encoder.model_files import Layout, read_layout
 from clusterbatch.encoder.tokens import Tokens
-from clusterbatch.errors import DataError, UsageError
+from clusterbatch.errors import DataError, UsageError, first_line
 
 # Texts are cut to this many characters per token wanted before they are tokenised. When that leaves too few tokens
 # (long words, indentation), the cut is moved out, so it never changes the result.
@@ -47,7 +47,7 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when any text could get other tokens."""
+        """Fingerprint that changes if any text could get other tokens."""
         # Imported here: storage needs more than the encoder does.
         from clusterbatch.store.checksum import checksum
 
@@ -55,11 +55,14 @@ class Tokenizer:
 
     @property
     def added(self) -> int:
-        """Special tokens around each text."""
+        """Number of special tokens around each text."""
         return len(self._prefix) + len(self._suffix)
 
     def encode(self, texts: Sequence[str], max_tokens: int | None = None, prompt: str = "") -> Tokens:
-        """Token ids (int32) of each text with `prompt` before it, at most `max_tokens` with the special tokens."""
+        """Return token ids (int32) of each text behind `prompt`, at most `max_tokens` with the special tokens.
+
+        Raises UsageError if the special tokens leave no room.
+        """
         room = None if max_tokens is None else max_tokens - self.added
         if room is not None and room < 1:
             raise UsageError(f"max_tokens {max_tokens} leaves no room beside {self.added} special tokens")
@@ -104,8 +107,12 @@ def _load(layout: Layout) -> tokenizers.Tokenizer:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(layout.module), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{layout.module}: tokenizer cannot be loaded ({str(error).splitlines()[0]})") from error
+    except ImportError as error:
+        # Japanese BERT's, for example, splits words with a package of its own.
+        raise UsageError(f"{layout.module}: its tokenizer needs a package ({_one_line(error)})") from error
+    except Exception as error:
+        # Tokenizers of many families fail on missing or damaged files in ways of their own.
+        raise DataError(f"{layout.module}: tokenizer cannot be loaded ({first_line(error)})") from error
     if not tokenizer.is_fast:
         raise UsageError(f"{layout.module}: has only a slow tokenizer; save it with its fast counterpart")
     # A copy: the tokenizer that transformers keeps is changed by every call with padding or truncation.
@@ -116,8 +123,12 @@ def _load(layout: Layout) -> tokenizers.Tokenizer:
     return backend
 
 
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
 def _padding_token(layout: Layout, vocabulary: dict[str, int]) -> int:
-    """The id that fills up rows; where none is declared any will do, as padding is never attended to."""
+    """Return the id that fills up rows; if none is declared any will do, as padding is never attended to."""
     for name in ("config.json", "tokenizer_config.json"):
         file = layout.module / name
         declared = json.loads(file.read_bytes()) if file.is_file() else {}

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from clusterbatch.config import RunConfig
 from clusterbatch.encoder.devices import resolve_device
-from clusterbatch.encoder.model import Encoder, load_encoder
+from clusterbatch.encoder.load import load_encoder
+from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import UsageError
 from clusterbatch.store import Folder

@@ -19,7 +19,7 @@ from clusterbatch.corpus.row_groups import read_row_group, row_groups_of
 from clusterbatch.embedding.char_ngrams import SURROGATES
 from clusterbatch.embedding.stage import is_embedded
 from clusterbatch.encoder.devices import visible_device
-from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.evaluation.metrics import parse_metric

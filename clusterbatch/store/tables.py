@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,6 +18,18 @@ from clusterbatch.store.folder import Folder
 _BLOCK = 2**20
 # What reading damaged bytes may raise; names of columns in a damaged footer may not even be text.
 _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
+
+
+def vector_column(values: np.ndarray) -> pa.FixedSizeListArray:
+    """Return (rows, dimensions) as a column of fixed-size lists; contiguous memory is shared, not copied."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
+
+
+def vector_values(column: pa.ChunkedArray | pa.FixedSizeListArray) -> np.ndarray:
+    """Return the (rows, dimensions) values of a column of fixed-size lists, in its own number type."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
 
 
 def parquet_bytes(table: pa.Table, row_group_rows: int | None = None) -> pa.Buffer:

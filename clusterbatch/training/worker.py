@@ -17,7 +17,7 @@ from clusterbatch.batches.curriculum import Plan, make_plan
 from clusterbatch.batches.loader import SliceLoader
 from clusterbatch.config import RunConfig, TrainConfig
 from clusterbatch.encoder.clip import TowersEncoder
-from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.save import save_model
 from clusterbatch.errors import UsageError

@@ -36,7 +36,8 @@ from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.embedder import Preparer
 from clusterbatch.embedding.stage import embed
 from clusterbatch.encoder.devices import inference_dtype
-from clusterbatch.encoder.model import Encoder, load_encoder
+from clusterbatch.encoder.load import load_encoder
+from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.save import save_model
 from clusterbatch.encoder.tokens import Tokens

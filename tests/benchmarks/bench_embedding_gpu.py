@@ -23,7 +23,7 @@ import tokenizers
 import torch
 import transformers
 
-from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.load import load_encoder
 from clusterbatch.training.metrics import peak_flops
 from tests.benchmarks.figures import emit
 from tests.benchmarks.flops import encoder_flops

@@ -24,7 +24,7 @@ import torch
 
 from clusterbatch.batches.loader import SliceBatch
 from clusterbatch.config import TrainConfig
-from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.training.collectives import World
 from clusterbatch.training.metrics import peak_flops, training_flops_per_token

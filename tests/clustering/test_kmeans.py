@@ -157,7 +157,7 @@ def real_vectors(data_folder: Path) -> np.ndarray:
     """Static embeddings of real documents: cheap, and as uneven as real vectors are."""
     import pyarrow.parquet as pq
 
-    from clusterbatch.encoder.model import load_encoder
+    from clusterbatch.encoder.load import load_encoder
     from clusterbatch.encoder.resolve import resolve_model
 
     encoder = load_encoder(resolve_model("all-MiniLM-L6-v2"), kind="static")

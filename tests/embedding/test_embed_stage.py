@@ -11,9 +11,10 @@ import torch
 
 from clusterbatch.config import EmbedConfig, RunConfig
 from clusterbatch.corpus.row_groups import row_groups_of
-from clusterbatch.embedding.stage import UnitEmbedder, embed
+from clusterbatch.embedding.embedder import UnitEmbedder
+from clusterbatch.embedding.stage import embed
 from clusterbatch.embedding.workers import sample_texts
-from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.save import save_model
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.schema import embeddings_schema

@@ -35,9 +35,9 @@ _Made = tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerFast
 
 
 def make_model(architecture: str, folder: Path) -> Path:
-    """Writes a bare transformer folder (config, weights, tokenizer) of one of ARCHITECTURES."""
+    """Write a bare transformer folder (config, weights, tokenizer) of one of ARCHITECTURES or OTHER_ARCHITECTURES."""
     torch.manual_seed(0)
-    model, tokenizer = ARCHITECTURES[architecture]()
+    model, tokenizer = (ARCHITECTURES | OTHER_ARCHITECTURES)[architecture]()
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -176,6 +176,57 @@ def _distilbert() -> _Made:
     return transformers.DistilBertModel(config), _fast(tokenizer, _BRACKETS)
 
 
+def _t5() -> _Made:
+    tokenizer = _unigram(_ANGLES)
+    config = transformers.T5Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        pad_token_id=1,
+        decoder_start_token_id=1,
+    )
+    return transformers.T5ForConditionalGeneration(config), _fast(tokenizer, _ANGLES)
+
+
+def _xlnet() -> _Made:
+    tokenizer = _unigram(_ANGLES)
+    config = transformers.XLNetConfig(
+        vocab_size=tokenizer.get_vocab_size(), d_model=32, n_layer=2, n_head=4, d_inner=64, pad_token_id=1
+    )
+    return transformers.XLNetModel(config), _fast(tokenizer, _ANGLES)
+
+
+def _qwen2() -> _Made:
+    tokenizer = _bytes(_ANGLES)
+    config = transformers.Qwen2Config(
+        vocab_size=tokenizer.get_vocab_size(), num_key_value_heads=2, pad_token_id=1, **_SIZE
+    )
+    return transformers.Qwen2ForCausalLM(config), _fast(tokenizer, _ANGLES)
+
+
+def _bart() -> _Made:
+    tokenizer = _bytes(_ANGLES)
+    config = transformers.BartConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+    )
+    return transformers.BartModel(config), _fast(tokenizer, _ANGLES)
+
+
+def _vit() -> _Made:
+    config = transformers.ViTConfig(image_size=32, patch_size=8, **_SIZE)
+    return transformers.ViTModel(config), _fast(_bytes(_ANGLES), _ANGLES)
+
+
 ARCHITECTURES: dict[str, Callable[[], _Made]] = {
     "bert": _bert,
     "roberta": _roberta,
@@ -183,4 +234,12 @@ ARCHITECTURES: dict[str, Callable[[], _Made]] = {
     "modernbert": _modernbert,
     "mpnet": _mpnet,
     "distilbert": _distilbert,
+}
+# Families that are encoded with padding only (t5, xlnet, qwen2) or refused (bart, vit).
+OTHER_ARCHITECTURES: dict[str, Callable[[], _Made]] = {
+    "t5": _t5,
+    "xlnet": _xlnet,
+    "qwen2": _qwen2,
+    "bart": _bart,
+    "vit": _vit,
 }

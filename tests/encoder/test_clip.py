@@ -15,7 +15,7 @@ from clusterbatch.corpus.images import data_uri
 from clusterbatch.encoder.clip import TowersEncoder, image_processor
 from clusterbatch.encoder.images import ImageProcessor, Pixels
 from clusterbatch.encoder.inputs import Mixed, concatenate
-from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.model_files import read_layout
 from clusterbatch.encoder.save import save_model
 from clusterbatch.errors import DataError, UsageError

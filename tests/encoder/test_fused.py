@@ -11,7 +11,8 @@ import transformers
 
 from clusterbatch.encoder import fused
 from clusterbatch.encoder.fused import FusedBackbone
-from clusterbatch.encoder.model import Encoder, load_encoder
+from clusterbatch.encoder.load import load_encoder
+from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.tokens import Tokens
 from tests.encoder.models import ARCHITECTURES
 

@@ -74,6 +74,42 @@ def test_what_is_not_supported_is_named(
         read_layout(_write(tmp_path, files))
 
 
+_SENTENCE_FILES = ["sentence_bert_config.json", "sentence_roberta_config.json", "sentence_xlm-roberta_config.json"]
+
+
+@pytest.mark.parametrize("name", _SENTENCE_FILES)
+def test_the_limit_is_read_under_the_names_of_all_architectures(name: str, tmp_path: Path) -> None:
+    files = {"modules.json": [_TRANSFORMER], "config.json": {"max_position_embeddings": 512}}
+    folder = _write(tmp_path, {**files, name: {"max_seq_length": 20}})
+    assert read_layout(folder).max_tokens == 20
+    _write(tmp_path, {name: {"processor_kwargs": {"model_max_length": 30}, "transformer_task": "feature-extraction"}})
+    assert read_layout(folder).max_tokens == 30
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"transformer_task": "fill-mask"}, "transformer_task 'fill-mask'"),
+        ({"query_expansion": {"a": 1}}, "query_expansion"),
+        ({"processing_kwargs": {"text": {"padding": "max_length"}}}, "processing_kwargs"),
+        ({"model_args": {"num_hidden_layers": 2}}, "model_args num_hidden_layers"),
+        ({"config_kwargs": {"is_causal": False}}, "config_kwargs is_causal"),
+        ({"modality_config": {"text": {"method": "forward", "method_output_name": "logits"}}}, "output logits"),
+    ],
+)
+def test_settings_that_would_change_vectors_are_refused(setting: dict[str, Any], words: str, tmp_path: Path) -> None:
+    folder = _write(tmp_path, {"modules.json": [_TRANSFORMER], "sentence_bert_config.json": setting})
+    with pytest.raises(UsageError, match=words):
+        read_layout(folder)
+
+
+def test_pooling_of_a_folder_without_pooling(tmp_path: Path) -> None:
+    folder = _write(tmp_path, {"config.json": {"architectures": ["Qwen2ForCausalLM"]}})
+    assert read_layout(folder).pooling == "lasttoken"
+    _write(tmp_path, {"config.json": {"architectures": ["Qwen2ForCausalLM"], "is_causal": False}})
+    assert read_layout(folder).pooling == "mean"
+
+
 def test_damaged_json(tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text("[{")
     with pytest.raises(DataError, match="not valid JSON"):

@@ -10,7 +10,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from clusterbatch.encoder import packed
-from clusterbatch.encoder.model import load_encoder, pool
+from clusterbatch.encoder.load import load_encoder
+from clusterbatch.encoder.model import pool
 from clusterbatch.encoder.model_files import POOLING_MODES
 
 _CAN = ["bert", "roberta", "xlm-roberta", "distilbert"]

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,19 +12,15 @@ import pytest
 import torch
 from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer import modules as st
 from transformers import AutoModel
 
-from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.save import save_model
 from tests.encoder.models import ARCHITECTURES
+from tests.integration.test_examples import example
 
 
-def _json_files(folder: Path) -> dict[str, object]:
-    return {str(path.relative_to(folder)): json.loads(path.read_text()) for path in folder.rglob("*.json")}
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "t5", "xlnet", "qwen2"])
 def test_backbone_in_sentence_transformers_and_transformers(
     architecture: str, tiny: Callable[[str], Path], awkward_texts: list[str], tmp_path: Path
 ) -> None:
@@ -68,23 +67,41 @@ def test_saved_and_loaded_again_is_the_same(kind: str, minilm: str, tmp_path: Pa
     assert np.array_equal(*vectors)
 
 
-def test_files_are_those_that_sentence_transformers_writes(minilm: str, tmp_path: Path) -> None:
-    peer = SentenceTransformer(minilm, device="cpu")
-    peer.save(str(tmp_path / "peer"), create_model_card=False)
-    save_model(load_encoder(minilm), tmp_path / "ours")
-    ours, theirs = _json_files(tmp_path / "ours"), _json_files(tmp_path / "peer")
-    assert ours.keys() == theirs.keys()
-    for name in ("modules.json", "1_Pooling/config.json", "2_Normalize/config.json", "sentence_bert_config.json"):
-        assert ours[name] == theirs[name], name
-    static = SentenceTransformer(
-        modules=[st.StaticEmbedding(peer.tokenizer, embedding_dim=8), st.Normalize()], device="cpu"
-    )
-    static.save(str(tmp_path / "static peer"), create_model_card=False)
-    save_model(load_encoder(minilm, "static"), tmp_path / "static ours")
-    ours, theirs = _json_files(tmp_path / "static ours"), _json_files(tmp_path / "static peer")
-    assert ours.keys() == theirs.keys()
-    assert ours["modules.json"] == theirs["modules.json"]
-    assert ours["config_sentence_transformers.json"] == theirs["config_sentence_transformers.json"]
+_OPEN = """
+import json, sys
+import numpy as np
+from sentence_transformers import SentenceTransformer, __version__
+folder, target = sys.argv[1:]
+np.save(target, SentenceTransformer(folder, device="cpu").encode(json.load(open(f"{folder}/texts.json"))))
+print(__version__)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["backbone", "static", "towers"])
+def test_older_sentence_transformers_open_it(kind: str, minilm: str, awkward_texts: list[str], tmp_path: Path) -> None:
+    """SENTENCE_TRANSFORMERS_5 names a folder with the package of a release 5, for example made by `pip install -t`."""
+    older = os.environ.get("SENTENCE_TRANSFORMERS_5")
+    if not older:
+        pytest.skip("no older Sentence Transformers (set SENTENCE_TRANSFORMERS_5)")
+    if kind == "towers":
+        awkward_texts = ["a large red circle", "a small blue bar"]
+        example("images").write_clip(tmp_path / "clip", awkward_texts, seed=0)
+        encoder = load_encoder(str(tmp_path / "clip"))
+    else:
+        encoder = load_encoder(minilm, kind)  # type: ignore[arg-type]
+    save_model(encoder, tmp_path / "saved")
+    (tmp_path / "saved" / "texts.json").write_text(json.dumps(awkward_texts))
+    command = [sys.executable, "-c", _OPEN, str(tmp_path / "saved"), str(tmp_path / "vectors.npy")]
+    environment = {**os.environ, "PYTHONPATH": older}
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert ended.stdout.startswith("5.")
+    found = np.load(tmp_path / "vectors.npy")
+    expected = encoder.encode(encoder.tokenizer.encode(awkward_texts, encoder.max_tokens), 256)
+    known = np.linalg.norm(found, axis=1) > 0
+    assert known.sum() >= len(awkward_texts) - 2
+    assert (found * expected).sum(axis=1)[known].min() > 0.99999
 
 
 def test_weights_are_float32_whatever_they_were_computed_in(minilm: str, tmp_path: Path) -> None:

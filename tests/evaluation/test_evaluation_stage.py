@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clusterbatch.config import RunConfig, load_config, with_changes
-from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.save import save_model
 from clusterbatch.errors import DataError, UsageError

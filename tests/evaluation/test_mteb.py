@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clusterbatch.config import RunConfig, load_config, with_changes
-from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.errors import UsageError
 from clusterbatch.evaluation.mteb import MtebEncoder, evaluate_mteb, load_task

@@ -15,7 +15,8 @@ import torch
 from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.embedding.stage import embed
-from clusterbatch.encoder.model import Encoder, load_encoder
+from clusterbatch.encoder.load import load_encoder
+from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.errors import UsageError
 from clusterbatch.evaluation.measure import LoadedCollection

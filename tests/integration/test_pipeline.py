@@ -15,7 +15,7 @@ import pytest
 
 from clusterbatch.cli import main
 from clusterbatch.config import RunConfig, load_config
-from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.pipeline.run import STAGES
 from clusterbatch.store.workspace import Workspace

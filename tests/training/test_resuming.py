@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 
-from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.load import load_encoder
 from clusterbatch.errors import DataError
 from clusterbatch.training.checkpoint import Checkpoints
 from clusterbatch.training.collectives import World

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from clusterbatch.config import RunConfig, fingerprint, with_changes
-from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.load import load_encoder
 from clusterbatch.errors import UsageError
 from clusterbatch.pipeline.run import run
 from clusterbatch.store.workspace import Workspace

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.load import load_encoder
 from clusterbatch.training.metrics import data_sheet_flops, training_flops_per_token
 from clusterbatch.training.prepare_model import prepare
 from tests.training.small_run import small_config

@@ -13,7 +13,8 @@ import torch
 
 from clusterbatch import training
 from clusterbatch.config import RunConfig
-from clusterbatch.encoder.model import Encoder, load_encoder
+from clusterbatch.encoder.load import load_encoder
+from clusterbatch.encoder.model import Encoder
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.measure import LoadedCollection

@@ -16,7 +16,7 @@ from clusterbatch.config.experiments import Language
 from clusterbatch.embedding.char_ngrams import SURROGATES
 from clusterbatch.embedding.embedder import embedding_prompts
 from clusterbatch.encoder.devices import visible_device
-from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.experiments.compare.results import ArmResult, Comparison

@@ -27,7 +27,8 @@ from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.corpus.row_groups import PAIRS, RowGroup, read_row_group, row_groups_of, take_live
 from clusterbatch.embedding.char_ngrams import SURROGATES
 from clusterbatch.embedding.vectors import Side, vector_column, vector_values
-from clusterbatch.encoder.model import Encoder, load_encoder
+from clusterbatch.encoder.load import load_encoder
+from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import UsageError
 from clusterbatch.hashing import row_hashes

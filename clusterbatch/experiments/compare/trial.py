@@ -19,7 +19,8 @@ import xxhash
 from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.encoder.clip import TowersEncoder
 from clusterbatch.encoder.devices import resolve_device
-from clusterbatch.encoder.model import Encoder, load_encoder
+from clusterbatch.encoder.load import load_encoder
+from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.measure import LoadedCollection

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clusterbatch.config import StorageConfig
-from clusterbatch.encoder.model import load_encoder
+from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import DataError
 from clusterbatch.store import Folder
