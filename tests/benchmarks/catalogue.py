@@ -64,6 +64,7 @@ CATALOGUE = [
     Benchmark("ingest", "bench_ingest", "", "--rows 2000 20000"),
     Benchmark("capacity", "bench_capacity", "", "--rows 400 800 1600", DATA),
     Benchmark("metrics", "bench_metrics", "", "", DATA),
+    Benchmark("verdicts", "bench_verdicts", "", "--comparisons 100"),
     Benchmark("predict", "bench_predict", "{comparison}", "{comparison} --rows 20000", COMPARISON),
     Benchmark("samples", "bench_samples", "{comparison}", "{comparison}", COMPARISON),
 ]

@@ -56,6 +56,9 @@ PROMISES = {
     "ingest, peak memory at ten times the rows": Promise("ratio", "<=", 1.15),
     "embed, peak memory at ten times the rows": Promise("ratio", "<=", 1.15),
     "cluster, peak memory at ten times the rows": Promise("ratio", "<=", 1.15),
+    # Verdicts of comparisons whose truth is known.
+    "verdicts, false pays": Promise("value", "<=", 0.05),
+    "verdicts, false does not pay": Promise("value", "<=", 0.05),
     # Measures.
     "metrics, largest difference to pytrec_eval": Promise("value", "<=", 1e-6),
     "metrics, largest difference to ranx": Promise("value", "<=", 1e-6),

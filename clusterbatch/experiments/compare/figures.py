@@ -32,6 +32,30 @@ def learning_curves(comparison: Comparison, words: Mapping[str, str]) -> Plot:
     return Plot("learning-curves", words["learning_curves"], text, draw, _with_legend(comparison))
 
 
+def difference_curves(comparison: Comparison, min_gain: float, words: Mapping[str, str]) -> Plot:
+    """Draw what the learning curves hide, for all of them start from the same untrained model."""
+    baseline = comparison.baseline.curve
+
+    def draw(axes: Axes) -> None:
+        for arm in comparison.others:
+            look, ahead = look_of(comparison.arms.index(arm)), arm.curve - baseline
+            axes.plot(comparison.steps, ahead.mean(1), label=arm.name, markersize=4, **look)
+            if ahead.shape[1] > 1:
+                low, high = ahead.min(1), ahead.max(1)
+                axes.fill_between(comparison.steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        axes.axhline(0, color=muted(), linewidth=1)
+        axes.axhline(min_gain, color=muted(), linewidth=1, linestyle=":")
+        axes.set_xlabel(words["steps"])
+        axes.set_ylabel(words["gain_short"].format(metric=comparison.metric))
+        legend_above(axes)
+
+    last = ", ".join(f"{arm.name} {(arm.curve - baseline)[-1].mean():+.4f}" for arm in comparison.others)
+    text = words["difference_curves_text"].format(
+        metric=comparison.metric, reference=comparison.reference, min_gain=min_gain, last=last
+    )
+    return Plot("difference-curves", words["difference_curves"], text, draw, _with_legend(comparison))
+
+
 def gains(comparison: Comparison, min_gain: float, words: Mapping[str, str]) -> Plot:
     arms = comparison.others
 

@@ -64,6 +64,7 @@ def write_comparison(config: RunConfig) -> str:
     words = comparison_phrases(config.report.language)
     views = _views(config, manifest)
     plots = [
+        figures.difference_curves(comparison, config.compare.decide.min_gain, words),
         figures.learning_curves(comparison, words),
         figures.gains(comparison, config.compare.decide.min_gain, words),
         figures.gains_by_collection(comparison, words),

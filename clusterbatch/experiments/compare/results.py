@@ -1,4 +1,4 @@
-"""What a finished comparison says: scores by arm, gains with intervals, verdicts, curves and costs. No Ray."""
+"""Results of a finished comparison: scores by arm, gains with intervals, verdicts, curves and costs. No Ray."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from clusterbatch.experiments.compare.costs import Cost, cost_of, extra_cost
 from clusterbatch.experiments.compare.statistics import (
     Outcome,
     Spread,
+    Training,
     Verdict,
     decide,
     difference,
@@ -24,6 +25,7 @@ from clusterbatch.experiments.compare.statistics import (
     joint_level,
     mean_spread,
     randomisation_p,
+    still_rises,
 )
 from clusterbatch.experiments.compare.trial import is_for_tuning
 from clusterbatch.store import Artifact, Manifest
@@ -40,6 +42,8 @@ Scores = dict[tuple[str, str], np.ndarray]
 class ArmResult:
     """One arm over all seeds. `gain`, `verdict` and p values are against the baseline, None for itself.
 
+    training: how long it trained, and whether its curve still rises at the end.
+
     hardness: of its batches, by the surrogate (hardness.py); None where its shards keep no vectors.
     curve: (P, S) deciding metric (mean over collections) at the comparison's `steps`.
     """
@@ -52,6 +56,7 @@ class ArmResult:
     p_corrected: float | None
     by_collection: Mapping[str, Spread]
     curve: np.ndarray
+    training: Training
     losses: Sequence[Sequence[float]]
     stratify: str
     pairs: int
@@ -96,13 +101,19 @@ class Comparison:
 
     @property
     def candidates(self) -> list[ArmResult]:
-        """The arms that the question is about: what is random is there to explain, or as another way to spend money."""
-        return [arm for arm in self.others if not arm.stratify.startswith("random")] or self.others
+        """The arms that the question is about: those of clusters or of the user's groups, if there are any.
+
+        Random ones are there to explain, or as another way to spend money.
+        """
+        clustered = [arm for arm in self.others if arm.stratify in ("cluster", "group")]
+        return clustered or [arm for arm in self.others if not arm.stratify.startswith("random")] or self.others
 
     @property
     def best(self) -> ArmResult:
-        """The candidate with the highest mean of those that pay; where none does, of those that are not decided yet,
-        for one of them may; else of all."""
+        """The candidate with the highest mean of those that pay.
+
+        If none does, of those that are not decided yet, for one of them may; otherwise of all.
+        """
 
         def of(outcome: Outcome) -> list[ArmResult]:
             return [arm for arm in self.candidates if arm.verdict and arm.verdict.outcome == outcome]
@@ -111,10 +122,7 @@ class Comparison:
 
     @property
     def decisive(self) -> ArmResult:
-        """The arm that the answer is about: the cheapest that pays and over which the best does not pay once more.
-
-        Embedding and clustering a corpus must earn their price over batches that need neither.
-        """
+        """The arm that the answer is about: the cheapest candidate that pays and over which the best does not."""
         best = self.best
         if best.verdict is None or best.verdict.outcome != "pays":
             return best
@@ -125,12 +133,34 @@ class Comparison:
                 return arm
         return best
 
+    @property
+    def cheaper(self) -> ArmResult | None:
+        """Another arm that pays and over which the decisive one does not pay once more, for example of source batches.
+
+        Embedding and clustering a corpus must earn their price over batches that need neither.
+        """
+        decisive, candidates = self.decisive, {arm.name for arm in self.candidates}
+        if decisive.verdict is None or decisive.verdict.outcome != "pays":
+            return None
+        for arm in sorted(self.others, key=lambda arm: extra_cost(arm.cost, decisive.cost)):
+            if arm.name in candidates or extra_cost(decisive.cost, arm.cost) < _DEARER:
+                continue
+            if arm.verdict and arm.verdict.outcome == "pays" and self.over(decisive, arm).outcome != "pays":
+                return arm
+        return None
+
     def over(self, arm: ArmResult, other: ArmResult) -> Verdict:
-        """Whether `arm` pays over `other`, by the same rule and on the same queries as over the baseline."""
+        """Return whether `arm` pays over `other`, by the same rule and queries as over the baseline."""
         own, others = (
             [self.scores[name][each, self.metric] for each in self.collections] for name in (arm.name, other.name)
         )
-        return decide(difference(own, others), extra_cost(arm.cost, other.cost), len(self.others), self.rule)
+        return decide(
+            difference(own, others),
+            extra_cost(arm.cost, other.cost),
+            len(self.others),
+            self.rule,
+            arm.training.beside(other.training),
+        )
 
     @property
     def simultaneous(self) -> float:
@@ -146,7 +176,7 @@ class Comparison:
 
 
 def read_comparison(config: RunConfig, artifact: Artifact, manifest: Manifest) -> Comparison:
-    """Analyses a committed comparison. Where settings were swept, only the queries that did not choose them count."""
+    """Analyse a committed comparison; of swept settings only the queries that did not choose them count."""
     compare, details = config.compare, manifest.details
     metric = parse_metric(compare.decide.metric).name
     collections: list[str] = details["collections"]
@@ -166,23 +196,39 @@ def read_comparison(config: RunConfig, artifact: Artifact, manifest: Manifest) -
     gains = {name: difference(deciding(name), reference) for name in others}
     randomised = {name: randomisation_p(deciding(name), reference) for name in others}
     corrected = dict(zip(others, holm([_p_value(gains[name]) for name in others]), strict=True))
+    curves = {
+        name: np.array(
+            [[untrained] * len(own)] + [[_point(trial["curve"], step, metric) for trial in own] for step in steps]
+        )
+        for name, own in of_arm.items()
+    }
+    training = {
+        name: Training(
+            details["steps"] / max(1, details["arms"][name]["steps_per_epoch"]),
+            still_rises(np.array([0, *steps]), curve.mean(1), compare.decide.min_gain),
+        )
+        for name, curve in curves.items()
+    }
+
+    def verdict(name: str) -> Verdict:
+        extra = extra_cost(costs[name], costs[compare.reference])
+        trained = training[name].beside(training[compare.reference])
+        return decide(gains[name], extra, len(others), compare.decide, trained)
+
     results = [
         ArmResult(
             name=name,
             spread=mean_spread(deciding(name)),
             gain=gains.get(name),
-            verdict=decide(gains[name], extra_cost(costs[name], costs[compare.reference]), len(others), compare.decide)
-            if name in gains
-            else None,
+            verdict=verdict(name) if name in gains else None,
             p_randomisation=randomised.get(name),
             p_corrected=corrected.get(name),
             by_collection={
                 collection: difference([own], [its])
                 for collection, own, its in zip(collections, deciding(name), reference, strict=True)
             },
-            curve=np.array(
-                [[untrained] * len(own)] + [[_point(trial["curve"], step, metric) for trial in own] for step in steps]
-            ),
+            curve=curves[name],
+            training=training[name],
             losses=own[0]["losses"],
             stratify=details["arms"][name]["stratify"],
             pairs=details["steps"] * details["arms"][name]["batch"],

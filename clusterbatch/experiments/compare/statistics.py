@@ -193,7 +193,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 Outcome = Literal["pays", "does not pay", "cannot tell yet"]
-Reason = Literal["gain", "no gain", "too dear", "wide interval", "one seed", "one query", "no spread"]
+Reason = Literal[
+    "gain", "no gain", "too dear", "wide interval", "one seed", "one query", "no spread", "short", "rising"
+]
 
 
 @dataclass(frozen=True)
@@ -217,16 +219,46 @@ class Verdict:
     both_needed: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True)
+class Training:
+    """What a verdict needs to know of the runs. epochs: the fewest of the two arms; rising: of either curve's end."""
+
+    epochs: float
+    rising: bool
+
+    @property
+    def missing(self) -> Reason | None:
+        """Why these runs cannot decide: less than an epoch, or curves that still rise."""
+        if self.epochs < 1:
+            return "short"
+        return "rising" if self.rising else None
+
+    def beside(self, other: Training) -> Training:
+        """Return what holds for both."""
+        return Training(min(self.epochs, other.epochs), self.rising or other.rising)
+
+
+def still_rises(steps: np.ndarray, curve: np.ndarray, least: float) -> bool:
+    """Return whether a curve still rises at its end; steps, curve: (P,), the first point before training.
+
+    It does if its last stretch adds more than `least`, and more than half of what a straight line from the first point
+    to the last would add. A curve of two points is such a line.
+    """
+    last, share = curve[-1] - curve[-2], (steps[-1] - steps[-2]) / (steps[-1] - steps[0])
+    return bool(last > max(least, 0.5 * share * (curve[-1] - curve[0])))
+
+
 def joint_level(confidence: float, intervals: int) -> float:
     """Return the level of each of so many intervals that makes all of them hold together (Bonferroni)."""
     return 1 - (1 - confidence) / max(1, intervals)
 
 
-def decide(gain: Spread, extra_cost: float, arms: int, rule: DecideConfig) -> Verdict:
-    """`gain` over the baseline; `arms`: how many are compared with it.
+def decide(gain: Spread, extra_cost: float, arms: int, rule: DecideConfig, training: Training | None = None) -> Verdict:
+    """Return the verdict on `gain` over the baseline; arms: how many are compared with it.
 
-    It pays when the whole interval lies at or above the smallest gain that is worth the trouble, and the price is
-    right; it does not when the whole interval lies below. In between this experiment cannot tell.
+    It pays if the whole interval lies at or above the smallest gain that is worth the trouble, and the price is right;
+    it does not if the whole interval lies below. In between this experiment cannot tell; nor can it if `training` was
+    too short for the arms to show what they can do.
     """
     confidence = joint_level(rule.confidence, arms)
     if gain.seeds < 2:
@@ -237,6 +269,8 @@ def decide(gain: Spread, extra_cost: float, arms: int, rule: DecideConfig) -> Ve
         return Verdict("cannot tell yet", "no spread", gain.mean, None, None, extra_cost, None)
     low, high = gain.interval(confidence)
     detectable = gain.detectable(confidence)
+    if training and training.missing:
+        return Verdict("cannot tell yet", training.missing, gain.mean, low, high, extra_cost, detectable)
     # A gain of nothing is not a gain, even where the user asks for none.
     if low >= rule.min_gain and low > 0:
         if rule.max_cost is not None and extra_cost > rule.max_cost:

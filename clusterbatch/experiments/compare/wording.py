@@ -1,6 +1,11 @@
-"""What the report says, in English and Japanese. Figures are put in by name, so both languages say the same."""
+"""Sentences of a comparison's report in English and Japanese; figures are put in by name.
+
+So both languages say the same.
+"""
 
 from __future__ import annotations
+
+import math
 
 from clusterbatch.config import RunConfig
 from clusterbatch.config.experiments import Language
@@ -10,11 +15,11 @@ from clusterbatch.reporting.phrases import comparison_phrases
 
 
 def figures(comparison: Comparison, config: RunConfig) -> dict[str, str]:
-    """The measured figures that sentences are made of, about the decisive arm."""
+    """Return the measured figures that sentences are made of, about the decisive arm."""
     arm = comparison.decisive
     verdict = arm.verdict
     assert verdict is not None
-    prices = config.compare.prices
+    prices, trained = config.compare.prices, arm.training.beside(comparison.baseline.training)
     return {
         "arm": arm.name,
         "reference": comparison.reference,
@@ -36,6 +41,10 @@ def figures(comparison: Comparison, config: RunConfig) -> dict[str, str]:
         "of_one_query": ", ".join(name for name in comparison.collections if len(comparison.queries[name]) == 1),
         "runs": str(len(comparison.arms) * arm.spread.seeds),
         "steps": f"{comparison.steps[-1]:,}",
+        "epochs": f"{trained.epochs:.2g}",
+        "epoch_steps": f"{math.ceil(comparison.steps[-1] / trained.epochs):,}",
+        "more_steps": f"{2 * comparison.steps[-1]:,}",
+        "cheaper": comparison.cheaper.name if comparison.cheaper else "",
         "minutes": f"{arm.cost.seconds / 60:.1f}",
         "baseline_minutes": f"{comparison.baseline.cost.seconds / 60:.1f}",
         "shared_minutes": f"{arm.cost.shared_seconds / 60:.1f}",
@@ -58,12 +67,17 @@ def answer(comparison: Comparison, config: RunConfig, language: Language) -> str
 
 
 def further(comparison: Comparison, language: Language) -> str:
-    """What the best arm would add, at what price, where a cheaper one is recommended; else nothing."""
+    """Return what a dearer arm would add, at what price, if a cheaper one is recommended; otherwise nothing."""
     best, arm = comparison.best, comparison.decisive
     if best.name == arm.name:
-        return ""
+        if comparison.cheaper is None:
+            return ""
+        best, arm = arm, comparison.cheaper
+        key = "beside"
+    else:
+        key = "further"
     over = comparison.over(best, arm)
-    key = "further none" if over.gain <= 0 or over.outcome == "does not pay" else "further open"
+    key += " none" if over.gain <= 0 or over.outcome == "does not pay" else " open"
     return comparison_phrases(language)[key].format(
         arm=arm.name,
         best=best.name,
@@ -75,11 +89,13 @@ def further(comparison: Comparison, language: Language) -> str:
 
 
 def next_step(comparison: Comparison, config: RunConfig, language: Language) -> str:
-    """What to do now."""
+    """Return what to do now."""
     verdict = comparison.decisive.verdict
     assert verdict is not None
     words, values = comparison_phrases(language), figures(comparison, config)
     key = _reason(comparison)
+    if key == "gain" and comparison.cheaper:
+        key = "gain, cheaper"
     if key == "wide interval":
         if verdict.seeds_needed:
             key = "wide interval, seeds"

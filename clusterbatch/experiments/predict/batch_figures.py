@@ -1,4 +1,4 @@
-"""What batches of clusters would be like, from a sample's vectors; and what that means. No Ray, no training.
+"""Figures of batches of clusters, from a sample's vectors, and what they mean. No Ray, no training.
 
 Pairs of rows are drawn uniformly by the sample, so means over pairs of one cluster (hardness, false negatives) are
 those of the whole corpus, if the sample is cut into as many clusters as the corpus would be.
@@ -20,8 +20,8 @@ from clusterbatch.clustering.partial_sums import LocalRows
 
 # Fewer sampled rows per cluster, and clusters would be of the sample's noise.
 _LEAST_SAMPLED = 32
-# Clusters of fewer batches than this do not pay, however hard their rows would be for each other: their batches repeat,
-# and much of them is packed with what remains of others.
+# Clusters of fewer batches than this get no credit, however hard their rows would be for each other: their batches
+# repeat, and much of them is packed with what remains of others.
 LEAST_BATCHES = 2
 # Rows of a cluster that are scored with each other.
 _MOST_SCORED = 512
@@ -110,7 +110,7 @@ def predict_group(
     cosine of two of its documents), duplicates, outliers (shares), source (figures of batches of all of it), clusters
     (by size, a string; sizes that do not split it, are hardly larger than a batch or need more sample have no entry),
     below_batch and too_small (sizes for the batch and for the sample), and divisible: whether clusters of any size
-    that pays could split it.
+    of two batches could split it.
     """
     order = np.random.default_rng(seed).permutation(len(sample))
     sample, features = sample.take(order), features[order].astype(np.float32)
@@ -149,45 +149,50 @@ def predict_group(
 
 
 def verdict_of(group: Mapping[str, Any]) -> tuple[str, float, str]:
-    """(outcome, predicted gain in nats of difficulty, why) for one source: 'pays', 'does not pay' or 'cannot tell'."""
+    """Return (outcome, predicted gain in nats of difficulty, why) for one source.
+
+    Outcomes: 'harder' (batches of clusters are), 'not harder', 'unsuitable' (no clusters to speak of, or copies) and
+    'cannot tell'. Harder batches are no promise of a better model: that takes training (`compare`).
+    """
     if not group["clusters"]:
         if group["too_small"]:
             return "cannot tell", 0.0, "the sample is too small for these cluster sizes (predict.rows)"
         if not group["below_batch"]:
-            return "does not pay", 0.0, "too few rows to be split"
+            return "unsuitable", 0.0, "too few rows to be split"
         why = "clusters would be hardly larger than a batch"
         if group["divisible"]:
             return "cannot tell", 0.0, f"{why}; try larger ones (predict.sizes)"
-        return "does not pay", 0.0, why
+        return "unsuitable", 0.0, why
     size, best = max(group["clusters"].items(), key=lambda entry: entry[1]["difficulty"])
     gain = best["difficulty"] - group["source"]["difficulty"]
     if group["duplicates"] > _DUPLICATES:
         why = f"{group['duplicates']:.0%} of its documents repeat others: remove duplicates first"
-        return "does not pay", gain, why
+        return "unsuitable", gain, why
     if gain < _HARDER:
-        return "does not pay", gain, f"clusters are hardly harder than the source itself ({gain:+.2f} nats)"
+        return "not harder", gain, f"clusters are hardly harder than the source itself ({gain:+.2f} nats)"
     why = f"clusters of {size} make batches harder by {gain:.2f} nats"
     if best["false_negatives"] > _FALSE:
         why += f"; {best['false_negatives']:.1%} of their negatives look like answers, so mask them"
-    return "pays", gain, why
+    return "harder", gain, why
 
 
 def overall(groups: Mapping[str, Mapping[str, Any]], mixed: BatchFigures) -> dict[str, Any]:
-    """The verdict on the corpus: by the rows of the sources where clusters are predicted to pay."""
+    """Return the figures of the corpus: by the rows of the sources where batches of clusters are harder."""
     rows = {name: group["rows"] for name, group in groups.items()}
     outcome = {name: group["verdict"] for name, group in groups.items()}
     total = max(1, sum(rows.values()))
-    share = sum(rows[name] for name in groups if outcome[name] == "pays") / total
+    share = sum(rows[name] for name in groups if outcome[name] == "harder") / total
     unknown = sum(rows[name] for name in groups if outcome[name] == "cannot tell") / total
     gain = sum(rows[name] * group["gain"] for name, group in groups.items()) / total
     source = sum(rows[name] * group["source"]["difficulty"] for name, group in groups.items()) / total
     if share >= 0.5:
-        answer = f"Clusters will probably help: they make batches harder in sources that hold {share:.0%} of the rows."
+        answer = f"Clusters make batches harder in sources that hold {share:.0%} of the rows"
+        answer += "; whether that pays, `compare` tells."
     elif share + unknown >= 0.5:
         answer = f"Cannot tell: sources with {unknown:.0%} of the rows need a larger sample or larger clusters"
         answer += " (predict.rows, predict.sizes)."
     else:
-        answer = f"Clusters will probably not help: only sources with {share:.0%} of the rows gain from them."
+        answer = f"Clusters hardly make batches harder: only in sources that hold {share:.0%} of the rows."
     if source - mixed.difficulty < _HARDER and len(groups) > 1:
         answer += " Batches of one source are hardly harder than mixed ones, either."
     return {"answer": answer, "share": share, "gain": gain, "source_gain": source - mixed.difficulty}

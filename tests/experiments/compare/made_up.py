@@ -7,7 +7,14 @@ import numpy as np
 from clusterbatch.config.compare import DecideConfig
 from clusterbatch.experiments.compare.costs import Cost
 from clusterbatch.experiments.compare.results import ArmResult, Comparison
-from clusterbatch.experiments.compare.statistics import decide, difference, holm, mean_spread, randomisation_p
+from clusterbatch.experiments.compare.statistics import (
+    Training,
+    decide,
+    difference,
+    holm,
+    mean_spread,
+    randomisation_p,
+)
 from clusterbatch.store.traffic import Traffic
 
 METRIC = "NDCG@10"
@@ -20,6 +27,7 @@ def made_up_comparison(
     rule: DecideConfig | None = None,
     hours: dict[str, float] | None = None,
     noise: float = 1.0,
+    training: Training | None = None,
 ) -> Comparison:
     """Arms by name with their true gains over the first, on two collections; ids name the sources `one` and `two`."""
     rng = np.random.default_rng(0)
@@ -53,7 +61,7 @@ def made_up_comparison(
             name=arm,
             spread=mean_spread(of(arm)),
             gain=gains.get(arm),
-            verdict=decide(gains[arm], 0.4, len(gains), rule or DecideConfig()) if arm in gains else None,
+            verdict=decide(gains[arm], 0.4, len(gains), rule or DecideConfig(), training) if arm in gains else None,
             p_randomisation=randomisation_p(of(arm), of(reference)) if arm in gains else None,
             p_corrected=corrected.get(arm),
             by_collection={
@@ -63,7 +71,8 @@ def made_up_comparison(
                 [np.full(seeds, 0.4) + share * (mean_spread(of(arm)).mean - 0.4) for share in (0, 0.6, 0.9, 1)]
             ),
             losses=[[40.0, 2.0], [120.0, 1.0]],
-            stratify="random" if arm.startswith("random") else "cluster",
+            training=training or Training(2.0, rising=False),
+            stratify="random" if arm.startswith("random") else "source" if arm == "source" else "cluster",
             pairs=120 * 64,
             batch=64,
             purity=0.9,

@@ -14,6 +14,7 @@ from clusterbatch.experiments.compare import report as comparison_report
 from clusterbatch.experiments.compare.breakdown import arm_rows, steps_to_reach
 from clusterbatch.experiments.compare.report import Views
 from clusterbatch.experiments.compare.results import Comparison
+from clusterbatch.experiments.compare.statistics import Training
 from clusterbatch.experiments.compare.wording import answer, further, meeting_sentences, next_step
 from clusterbatch.reporting.cluster_views import Example, MappedCluster, Outlier
 from clusterbatch.reporting.figures import Plot
@@ -89,7 +90,7 @@ def test_nothing_is_loaded_from_elsewhere_and_text_is_escaped(page: Path):
         "comparison.json",
         "figures",
     }
-    for plot in ("learning-curves", "gains", "cluster-map"):
+    for plot in ("difference-curves", "learning-curves", "gains", "cluster-map"):
         assert (page.parent / "figures" / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -171,35 +172,60 @@ def test_what_costs_more_must_pay_over_what_costs_less():
     config = load_config(None, ["workspace=/tmp/none"])
     hours = {"random": 0.02, "source": 0.02, "cluster": 0.5}
     little = made_up_comparison({"random": 0.0, "source": 0.03, "cluster": 0.032}, hours=hours)
-    assert little.best.name == "cluster"
-    assert little.decisive.name == "source"
-    over = little.over(little.best, little.decisive)
+    # The question is about clusters, so the answer is; what to do takes the price into account.
+    assert little.decisive.name == "cluster"
+    assert little.cheaper.name == "source"
+    assert answer(little, config, "en").startswith("Yes: cluster batches pay.")
+    over = little.over(little.decisive, little.cheaper)
     assert f"{over.gain:+.4f}" in answer(little, config, "en")
     assert f"{over.gain:+.4f}" in answer(little, config, "ja")
     assert "25.0 times" in further(little, "en")
     assert next_step(little, config, "en") == "Use source batches."
     much = made_up_comparison({"random": 0.0, "source": 0.03, "cluster": 0.08}, hours=hours)
     assert much.decisive.name == "cluster"
+    assert much.cheaper is None
     assert further(much, "en") == ""
+    assert next_step(much, config, "en") == "Use cluster batches."
     # What counts is the price, not the hours.
     arms = [replace(arm, cost=replace(arm.cost, hours=0.02)) for arm in little.arms]
-    assert replace(little, arms=arms).decisive.name == "source"
+    assert replace(little, arms=arms).cheaper.name == "source"
     # At the same price there is no reason to take less.
-    assert made_up_comparison({"random": 0.0, "source": 0.03, "cluster": 0.032}).decisive.name == "cluster"
+    assert made_up_comparison({"random": 0.0, "source": 0.03, "cluster": 0.032}).cheaper is None
+    # Of two arms of clusters the cheaper one is the answer, if the other does not pay once more.
+    hours = {"random": 0.02, "cluster": 0.02, "cluster-both": 0.5}
+    two = made_up_comparison({"random": 0.0, "cluster": 0.03, "cluster-both": 0.032}, hours=hours)
+    assert (two.best.name, two.decisive.name) == ("cluster-both", "cluster")
+    assert "25.0 times" in further(two, "en")
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+@pytest.mark.parametrize(("training", "reason"), [(Training(0.15, True), "short"), (Training(3.0, True), "rising")])
+@pytest.mark.parametrize("gain", [0.05, -0.05])
+def test_too_little_training_gives_no_verdict_but_what_is_missing(
+    language: str, training: Training, reason: str, gain: float
+):
+    comparison = made_up_comparison({"random": 0.0, "source": gain, "cluster": gain}, training=training)
+    config = load_config(None, ["workspace=/tmp/none"])
+    assert {(arm.verdict.outcome, arm.verdict.reason) for arm in comparison.others} == {("cannot tell yet", reason)}
+    assert comparison.over(comparison.arms[2], comparison.arms[1]).outcome == "cannot tell yet"
+    step = next_step(comparison, config, language)
+    assert ("800" if reason == "short" else "compare.steps=240") in step
+    assert f"{comparison.decisive.gain.mean:+.4f}" in answer(comparison, config, language)
+    assert all("{" not in sentence for sentence in meeting_sentences(comparison, config, language))
 
 
 def test_what_is_undecided_comes_before_what_is_decided_against():
-    comparison = made_up_comparison({"random": 0.0, "source": 0.004, "cluster": 0.03})
-    verdicts = {"source": ("cannot tell yet", "wide interval"), "cluster": ("does not pay", "too dear")}
+    comparison = made_up_comparison({"random": 0.0, "cluster-query": 0.004, "cluster": 0.03})
+    verdicts = {"cluster-query": ("cannot tell yet", "wide interval"), "cluster": ("does not pay", "too dear")}
     arms = [comparison.baseline]
     for name, (outcome, reason) in verdicts.items():
         arm = comparison.arm(name)
         arms.append(replace(arm, verdict=replace(arm.verdict, outcome=outcome, reason=reason)))
     comparison = replace(comparison, arms=arms)
-    assert comparison.arm("cluster").spread.mean > comparison.arm("source").spread.mean
-    assert comparison.decisive.name == "source"
+    assert comparison.arm("cluster").spread.mean > comparison.arm("cluster-query").spread.mean
+    assert comparison.decisive.name == "cluster-query"
     config = load_config(None, ["workspace=/tmp/none"])
-    assert answer(comparison, config, "en").startswith("Not decided yet: source batches")
+    assert answer(comparison, config, "en").startswith("Not decided yet: cluster-query batches")
     assert "Stay" not in next_step(comparison, config, "en")
 
 

@@ -15,6 +15,7 @@ from clusterbatch.experiments.compare.statistics import (
     joint_level,
     mean_spread,
     randomisation_p,
+    still_rises,
 )
 
 
@@ -184,3 +185,22 @@ def test_intervals_of_picked_rows_hold_together():
     assert wrong <= 0.05 * repeats + 3
     # What would be shown without the correction.
     assert alone > 0.3 * repeats
+
+
+@pytest.mark.parametrize(
+    ("curve", "rises"),
+    [
+        ([0.2, 0.3, 0.4, 0.5], True),  # a straight line
+        ([0.2, 0.4, 0.45, 0.46], False),
+        ([0.2, 0.4, 0.45, 0.54], True),
+        ([0.2, 0.5, 0.4, 0.35], False),
+        ([0.4, 0.4, 0.401, 0.404], False),  # by less than anybody asks for
+    ],
+)
+def test_curves_rise_if_their_end_does(curve: list[float], rises: bool):
+    assert still_rises(np.array([0, 10, 20, 30]), np.array(curve), 0.005) == rises
+
+
+def test_a_curve_of_one_point_is_not_flat():
+    assert still_rises(np.array([0, 30]), np.array([0.2, 0.5]), 0.005)
+    assert not still_rises(np.array([0, 30]), np.array([0.5, 0.2]), 0.005)

@@ -52,8 +52,8 @@ def test_a_source_with_topics_gains_and_one_without_does_not() -> None:
     plain = np.random.default_rng(4).standard_normal((1500, 192)).astype(np.float32)
     plain /= np.linalg.norm(plain, axis=1, keepdims=True)
     with_topics, without = _group(_sample(topics)), _group(_sample(plain))
-    assert verdict_of(with_topics)[0] == "pays"
-    assert verdict_of(without)[0] == "does not pay"
+    assert verdict_of(with_topics)[0] == "harder"
+    assert verdict_of(without)[0] == "not harder"
     assert verdict_of(with_topics)[1] > verdict_of(without)[1]
     # A finer cut is harder.
     hardness = [with_topics["clusters"][size]["hardness"] for size in ("2048", "1024")]
@@ -66,15 +66,15 @@ def test_what_cannot_be_known_is_said() -> None:
     found = _group(_sample(topics), sizes=(1024,))
     assert found["too_small"] == [1024]
     assert verdict_of(found)[0] == "cannot tell"
-    assert verdict_of(_group(_sample(topics), rows=300))[0] == "does not pay"
+    assert verdict_of(_group(_sample(topics), rows=300))[0] == "unsuitable"
 
 
 @pytest.mark.parametrize(
     ("rows", "sizes", "outcome"),
     [
         # As large as a batch: no clusters of it fill two.
-        (1024, (256, 512), "does not pay"),
-        # Larger clusters might pay, but are not among the sizes.
+        (1024, (256, 512), "unsuitable"),
+        # Larger clusters might be harder, but are not among the sizes.
         (20_000, (256, 512, 1024), "cannot tell"),
     ],
 )
@@ -95,8 +95,18 @@ def test_a_source_of_repeats_is_sent_back() -> None:
     found = _group(_sample(topics, repeats=2))
     assert found["duplicates"] == pytest.approx(0.5)
     outcome, _, why = verdict_of(found)
-    assert outcome == "does not pay"
+    assert outcome == "unsuitable"
     assert "duplicates" in why
+
+
+def test_no_word_of_paying_comes_before_training() -> None:
+    topics, _ = blobs(1500, 16, 24, seed=3, spread=0.5)
+    figures = {"one": _group(_sample(topics)), "two": _group(_sample(topics, repeats=2))}
+    for group in figures.values():
+        group["verdict"], group["gain"], group["why"] = verdict_of(group)
+        assert "pay" not in f"{group['verdict']} {group['why']}"
+    answer = overall(figures, BatchFigures(0, 0, 0, 0.5))["answer"]
+    assert "pay" not in answer.replace("whether that pays, `compare` tells", "")
 
 
 def test_the_corpus_is_judged_by_rows() -> None:
@@ -104,9 +114,9 @@ def test_the_corpus_is_judged_by_rows() -> None:
         return {"rows": rows, "verdict": verdict, "gain": gain, "source": {"difficulty": 1.0}}
 
     mixed = BatchFigures(0, 0, 0, 0.5)
-    mostly = overall({"a": group(900, "pays", 0.5), "b": group(100, "does not pay", 0.0)}, mixed)
-    assert "will probably help" in mostly["answer"]
+    mostly = overall({"a": group(900, "harder", 0.5), "b": group(100, "not harder", 0.0)}, mixed)
+    assert "harder in sources that hold 90%" in mostly["answer"]
     assert mostly["gain"] == pytest.approx(0.45)
-    hardly = overall({"a": group(100, "pays", 0.5), "b": group(900, "does not pay", 0.0)}, mixed)
-    assert "not help" in hardly["answer"]
+    hardly = overall({"a": group(100, "harder", 0.5), "b": group(900, "not harder", 0.0)}, mixed)
+    assert "hardly" in hardly["answer"]
     assert "Cannot tell" in overall({"a": group(10, "cannot tell", 0.0)}, mixed)["answer"]
