@@ -5,7 +5,6 @@ from clusterbatch.runtime.passes import Pass
 from clusterbatch.runtime.progress import ProgressLine
 from clusterbatch.runtime.resources import check_resources
 from clusterbatch.runtime.session import lasting_session, ray_session
-from clusterbatch.runtime.units import Unit, run_units
 from clusterbatch.runtime.work import Ahead, Pool, Result, WorkItem
 
 __all__ = [
@@ -16,11 +15,9 @@ __all__ = [
     "Pool",
     "ProgressLine",
     "Result",
-    "Unit",
     "WorkItem",
     "check_resources",
     "current_executor",
     "lasting_session",
     "ray_session",
-    "run_units",
 ]

@@ -90,8 +90,7 @@ class Ahead:
 class Work:
     """Description of a pass for an executor. Picklable.
 
-    output: where receipts are written; None: they are only returned. receipts_by_worker: `process(item)` writes and
-    returns the receipt itself.
+    output: where receipts are written; None: they are only returned.
     """
 
     title: str
@@ -101,7 +100,6 @@ class Work:
     ahead: Ahead | None = None
     output: Artifact | None = None
     identity: str = ""
-    receipts_by_worker: bool = False
 
 
 class ItemRunner:
@@ -113,9 +111,6 @@ class ItemRunner:
 
     def run(self, item: WorkItem, *prepared: Any) -> Receipt:
         """Process the item and write its receipt. Raises DataError when a row is unaccounted for."""
-        if self._work.receipts_by_worker:
-            made: Receipt = self._worker.process(item, *prepared)
-            return made
         watch = Stopwatch()
         result = self._worker.process(item, self._work.output, *prepared)
         return finish(self._work, item.number, result, watch.seconds)

@@ -90,10 +90,10 @@ def test_dashboards_ask_what_prometheus_understands(promtool: str, tmp_path: Pat
 
 
 def test_the_stages_that_are_documented_are_the_titles_of_passes() -> None:
-    """Compare with titles in the code: arguments of run_units, Pass or a method that passes them on."""
+    """Compare with titles in the code: arguments of Pass or a method that passes them on."""
     code = "".join(path.read_text() for path in sorted((ROOT / "clusterbatch").rglob("*.py")))
     given = re.findall(
-        r'(?:title = |(?:run_units|Pass|\.run|\._run|\._pass|\._fit|\.create)\(\s*)f?"([a-z: ]+)({suffix})?"', code
+        r'(?:title = |(?:Pass|\.run|\._run|\._pass|\._fit|\.create)\(\s*)f?"([a-z: ]+)({suffix})?"', code
     )
     titles = {title + number for title, suffix in given for number in (("", " 2") if suffix else ("",))}
     (table,) = re.findall(r"\| of \| `stage` \|\n(.*?)\n\n", README.read_text(), flags=re.DOTALL)
