@@ -84,7 +84,7 @@ class HeldOutTextsWorker:
 
 @dataclass(frozen=True)
 class Contamination:
-    """Where the test texts are, and the similarity from which texts count as near copies (None: only exact ones do)."""
+    """Stored test texts, and the similarity from which texts count as near copies (None: only exact ones do)."""
 
     artifact: Artifact
     parts: tuple[Part, ...]

@@ -1,9 +1,8 @@
 """The built-in sample: mined pairs, split into a corpus to train on and a test collection in BEIR layout.
 
-Real pairs without a network: (summary, body) of the docstrings of the Python packages that are installed here.
-
-Source code is parsed, never imported or run. Each package is one source. The summary, a docstring's first paragraph,
-asks for the body, its rest, as a title asks for its text.
+Real pairs without a network: (summary, body) of the docstrings of the installed Python packages. Source code is parsed,
+never imported or run. Each package is one source. The summary, a docstring's first paragraph, is the query; the rest of
+the docstring is its document, as a title's text is.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class MinedPair:
 
 
 def mine(pairs: int, seed: int) -> list[MinedPair]:
-    """At most `pairs` distinct pairs, balanced over the packages; no query and no document occurs twice.
+    """Return at most `pairs` distinct pairs, balanced over the packages; no query and no document occurs twice.
 
     Deterministic for one set of installed packages. Small packages give all they have, large ones equal shares.
     """
@@ -67,7 +66,7 @@ def mine(pairs: int, seed: int) -> list[MinedPair]:
 
 
 def docstring_pairs(code: bytes) -> Iterator[tuple[str, str]]:
-    """(summary, body) of each docstring in one file of source code; nothing where it does not parse."""
+    """Yield (summary, body) of each docstring in one file of source code; nothing if it does not parse."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -83,7 +82,7 @@ def docstring_pairs(code: bytes) -> Iterator[tuple[str, str]]:
 
 
 def split_docstring(docstring: str) -> tuple[str, str] | None:
-    """Summary (first paragraph, on one line) and body (the rest); None where either says too little."""
+    """Return summary (first paragraph, on one line) and body (the rest); None if either is too short."""
     first, _, rest = docstring.strip().partition("\n\n")
     summary, body = " ".join(first.split()), rest.strip()
     if len(summary.split()) < _LEAST_WORDS or not body or normalise(summary) == normalise(body):
@@ -96,7 +95,7 @@ def split_docstring(docstring: str) -> tuple[str, str] | None:
 
 
 def equal_shares(available: dict[str, int], total: int) -> dict[str, int]:
-    """How many each gives so that together they give `total` (or all there is) and the largest share is smallest."""
+    """Return how many each gives so that together they give `total` (or all) and the largest share is smallest."""
     shares: dict[str, int] = {}
     left = total
     for position, name in enumerate(sorted(available, key=lambda name: (available[name], name))):
@@ -117,7 +116,7 @@ def _definitions(body: Sequence[ast.stmt]) -> Iterator[ast.ClassDef | ast.Functi
 
 
 def _largest_packages() -> dict[str, list[str]]:
-    """Paths of the source files of the installed distributions with most code, by name in lower case, largest first."""
+    """Return the source files of the installed distributions with most code, by name in lower case, largest first."""
     packages: dict[str, list[str]] = {}
     size: dict[str, int] = {}
     for distribution in metadata.distributions():
@@ -133,7 +132,7 @@ def _largest_packages() -> dict[str, list[str]]:
 
 
 def _mine_package(name: str, files: list[str], most: int, seed: int) -> list[MinedPair]:
-    # Files in an order of their own for each seed: a package that has more than enough is sampled, not cut off.
+    # Each seed has its own order of files: a package with more than enough is sampled, not cut off.
     # Only the end of the path counts, so that two installations in different folders agree.
     root = os.path.commonpath(files) if files else ""
     ordered = sorted(files, key=lambda file: (keyed_hash(seed, os.path.relpath(file, root)), file))
@@ -147,7 +146,7 @@ def _pairs_of_files(name: str, files: Sequence[str]) -> Iterator[MinedPair]:
             if os.path.getsize(file) > _LARGEST_FILE:
                 continue
             code = Path(file).read_bytes()
-        except OSError:  # listed by the installer, removed since
+        except OSError:  # listed by the installer, removed since then
             continue
         if b'"""' not in code and b"'''" not in code:
             continue
@@ -159,7 +158,7 @@ def _pairs_of_files(name: str, files: Sequence[str]) -> Iterator[MinedPair]:
 
 
 def _distinct(mined: dict[str, list[MinedPair]]) -> dict[str, list[MinedPair]]:
-    """Over all packages too, each query and each document stays only where it comes first."""
+    """Keep each query and each document only at its first place over all packages."""
     seen: set[int] = set()
     distinct: dict[str, list[MinedPair]] = {}
     for name, pairs in mined.items():
@@ -180,7 +179,7 @@ _HELD_OUT = 15
 
 @dataclass(frozen=True)
 class SampleSummary:
-    """What `write_sample` wrote: training pairs by source, test queries, documents of the collection."""
+    """Counts of a written sample: training pairs by source, test queries, documents of the collection."""
 
     sources: dict[str, int]
     queries: int
@@ -192,10 +191,10 @@ class SampleSummary:
 
 
 def write_sample(folder: Folder, pairs: int, seed: int) -> SampleSummary:
-    """Mines at most `pairs` pairs into `folder`: pairs/SOURCE.parquet and collection/ (BEIR layout).
+    """Mine at most `pairs` pairs into `folder`: pairs/SOURCE.parquet and collection/ (BEIR layout).
 
-    No query and no document occurs twice among all pairs, so no held-out pair nor a copy of it is trained on; the
-    collection's documents are those of all pairs, so that finding the right one is not easy.
+    No query and no document occurs twice among all pairs, so no held-out pair and no copy of it is trained on; the
+    collection has the documents of all pairs, so that finding the right one is not easy.
     """
     mined = mine(pairs, seed)
     if not mined:
@@ -218,9 +217,9 @@ def write_sample(folder: Folder, pairs: int, seed: int) -> SampleSummary:
 
 
 def ensure_sample(config: RunConfig, force: bool = False) -> Manifest:
-    """The workspace's sample, mined unless it is there already; packages installed since do not change it.
+    """Return the workspace's sample, mined unless it exists already; packages installed since do not change it.
 
-    force: replaces one of another size or seed, else a UsageError.
+    force: replace one of another size or seed, which otherwise raises UsageError.
     """
     artifact = Workspace(config).sample
     identity = fingerprint("sample", config.corpus.sample_pairs, config.corpus.sample_seed)

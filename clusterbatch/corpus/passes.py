@@ -43,7 +43,7 @@ _LEAST_UNIT_BYTES = 2**12
 
 @dataclass
 class IngestPasses:
-    """What one run of ingest has read and written so far. The passes leave their parts below `artifact`/_exchange.
+    """The state of one run of ingest, and its passes; they leave their parts below `artifact`/_exchange.
 
     tests: the collections of evaluate.path; growth: the corpus that `artifact`, a version of it, continues;
     input_bytes: of the inputs, with what they refer to.
@@ -225,7 +225,7 @@ class IngestPasses:
 
     @cached_property
     def held_out(self) -> HeldOut:
-        """What the corpus holds out already, otherwise what is chosen from the candidates that pass 1 left."""
+        """The pairs that the corpus holds out already, otherwise those chosen from the candidates of pass 1."""
         if self.growth:
             return self.growth.held_out
         return choose(read_sketches(self._placed(SKETCHES)), self._sorting.held_out)

@@ -54,7 +54,7 @@ Locate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Sorting:
-    """How pass 1 sorts its rows into buckets by document, and what it leaves beside them.
+    """Settings by which pass 1 sorts its rows into buckets by document, and of what it leaves beside them.
 
     `held_out` documents are to be held out (0: none), and their candidates keep their texts if `texts_held_out`. Pairs
     from the similarity `near_threshold` on count as near duplicates (None: they are not looked for) and meet in

@@ -71,7 +71,7 @@ class Chunk:
 
     @property
     def input_rows(self) -> int:
-        """How many rows of the input the chunk is made of."""
+        """The number of rows of the input that the chunk is made of."""
         refused = [reject.row for reject in self.rejects if reject.row is not None]
         return len(np.union1d(self.rows, np.array(refused, np.int64)))
 

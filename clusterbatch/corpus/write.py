@@ -41,7 +41,7 @@ Placed = tuple[Artifact, Part]
 
 @dataclass(frozen=True)
 class Origins:
-    """Where rows came from: `files[slice]` is a slice's file, `first_row[slice]` (int64) its first row in that file."""
+    """Origins of rows: `files[slice]` is a slice's file, `first_row[slice]` (int64) its first row in that file."""
 
     files: list[str]
     first_row: np.ndarray
@@ -61,7 +61,7 @@ class Origins:
 
 @dataclass(frozen=True)
 class Rejected:
-    """What the passes before have rejected and set aside, to be gathered by the last work item.
+    """Rows that the passes before have rejected and set aside, to be gathered by the last work item.
 
     broken: what could not be read of files, a table of `rows.REJECTED`.
     """

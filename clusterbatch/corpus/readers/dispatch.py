@@ -85,7 +85,7 @@ READERS: dict[str, Callable[[Reading], Iterator[Chunk]]] = {
 
 @dataclass(frozen=True)
 class Opening:
-    """What the beginning of a file shows: its format, and the first bytes of its (decompressed) content."""
+    """A file's format and the first bytes of its (decompressed) content."""
 
     format: Format
     head: bytes

@@ -40,7 +40,7 @@ class Format:
 
     @property
     def can_be_cut(self) -> bool:
-        """Whether a reader can begin in the middle; not with quoted line breaks (CSV) or compression."""
+        """True if a reader can begin in the middle: not with quoted line breaks (CSV) or compression."""
         return self.kind in ("parquet", "jsonl") and self.compression is None
 
 

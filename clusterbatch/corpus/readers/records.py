@@ -1,4 +1,4 @@
-"""What the readers share: the canonical values of one row, and chunks of rows as Arrow columns."""
+"""Canonical values of one row, and chunks of rows as Arrow columns: shared by all readers."""
 
 from __future__ import annotations
 
