@@ -282,6 +282,7 @@ COMMANDS = {
     "compare": Command(
         "batch strategies and seeds on the same data: table, verdict, report",
         _compare,
+        estimate=True,
         options=(
             Option("--budget", {"metavar": "15m", "help": "time it may take; sample and steps are chosen to fit"}),
         ),
@@ -326,6 +327,12 @@ def _perform(command: Command, options: argparse.Namespace) -> None:
     config = load_config(path, words[1:] if path else words)
     with log_context(run=config.workspace):
         if command.estimate and options.dry_run:
+            if options.command == "compare":
+                from clusterbatch.experiments.compare.plan import plan_comparison
+
+                plan = plan_comparison(config)
+                print(json.dumps(plan.as_dict()) if options.json else f"Nothing is run. {plan.sentence()}")
+                return
             from clusterbatch.experiments.capacity.dry_run import dry_run
 
             stages = None if options.command == "run" else [options.command]

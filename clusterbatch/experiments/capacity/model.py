@@ -135,7 +135,7 @@ class CapacityModel:
     @property
     def _task_rows(self) -> float:
         """Of the clustering passes: whole units."""
-        unit = min(self.config.corpus.row_group_rows, self.workload.rows)
+        unit = max(1, min(self.config.corpus.row_group_rows, self.workload.rows))
         return unit * max(1, math.ceil(task_rows(self.workload.rows) / unit))
 
     @property
@@ -185,12 +185,22 @@ class CapacityModel:
         neighbours are searched, of every query with the documents of its source."""
         cluster, k = self.config.cluster, self.clusters_of_source
         searches = int(self.config.mine.is_on) + int(cluster.method == "communities")
-        searching = 2.0 * self.surrogate.hidden * searches * self.workload.rows**2 / self._groups
+        searching = 2.0 * self.surrogate.hidden * searches * self.workload.rows * self._searched_rows
         if k <= 1 or cluster.method == "communities":
             return searching
         compared = k if k <= _FLAT_CLUSTERS else 2 * math.sqrt(k)
         sample = min(self.workload.rows, self.clusters * cluster.sample_per_centroid)
         return searching + 2.0 * self.surrogate.hidden * compared * (self.workload.rows + cluster.iterations * sample)
+
+    @property
+    def _searched_rows(self) -> float:
+        """Documents that a query is scored with: all of its source, or the lists of an approximate index."""
+        mine, each = self.config.mine, self.workload.rows / self._groups
+        if mine.approximate_above is None or each <= mine.approximate_above:
+            return each
+        # Two lists for each unit of the square root of the source: first their centroids, then what is in some.
+        lists = 2 * math.sqrt(each)
+        return min(each, lists + mine.probes * each / lists)
 
     def workers(self, stage: str) -> int:
         sections = {"ingest": "corpus"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,8 @@ from clusterbatch.config import DOCSTRINGS, RunConfig
 from clusterbatch.corpus.docstrings import COLLECTION
 from clusterbatch.corpus.find_inputs import find_inputs
 from clusterbatch.corpus.inputs import InputFile
-from clusterbatch.corpus.readers.formats import format_of_name
+from clusterbatch.corpus.readers.formats import Compression, format_of_name
+from clusterbatch.corpus.readers.text import decompressed
 from clusterbatch.corpus.row_groups import read_row_group, row_groups_of
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.errors import ClusterbatchError
@@ -28,6 +31,8 @@ _LOOKED_AT = 8
 _HEAD_BYTES = 2**20
 # Where nothing can be looked at: a question and a paragraph.
 _QUERY_CHARACTERS, _DOCUMENT_CHARACTERS = 50.0, 600.0
+# Names and punctuation of a document's record in a collection.
+_RECORD_CHARACTERS = 60
 # Of a collection in BEIR layout.
 _DOCUMENTS = "corpus.jsonl"
 
@@ -43,7 +48,9 @@ def model_of(config: RunConfig, **known: Any) -> CapacityModel:
     else:
         manifest = Workspace(config).corpus.manifest()
         workload = _of_files(config) if manifest is None else _of_corpus(config, manifest)
-    workload = replace(workload, evaluation_bytes=_evaluation_bytes(config), **known)
+    workload = replace(workload, **known)
+    if "evaluation_bytes" not in known:
+        workload = replace(workload, evaluation_bytes=_evaluation_bytes(config, workload))
     if not workload.input_bytes:
         workload = replace(workload, input_bytes=round(workload.rows * workload.characters))
     return CapacityModel(config, workload, shape_of(config.embed.model, config), shape_of(config.train.model, config))
@@ -65,7 +72,9 @@ def _of_corpus(config: RunConfig, manifest: Manifest) -> Workload:
     units = row_groups_of(manifest)
     chosen = [units[number] for number in _spread(len(units))]
     corpus = Workspace(config).corpus
-    seen = pa.concat_tables([read_row_group(corpus, unit, ["query", "document"]) for unit in chosen])
+    columns = ["query", "document"]
+    empty = pa.table({name: pa.array([], pa.string()) for name in columns})
+    seen = pa.concat_tables([empty, *(read_row_group(corpus, unit, columns) for unit in chosen)])
     return Workload(
         rows=manifest.counts.written,
         sources=len(manifest.details["sources"]),
@@ -105,14 +114,49 @@ def _look_into(file: InputFile, config: RunConfig) -> tuple[float, float, float]
                 return rows, _QUERY_CHARACTERS, _DOCUMENT_CHARACTERS
             head = parquet.read_row_group(0, columns=names)
             return rows, _mean_characters(head[names[0]]), _mean_characters(head[names[1]])
-    # A record a line, a tenth of it names and punctuation. Compressed files hold more than that.
+    form = format_of_name(file.name)
     head_bytes = folder.read(file.name, 0, min(_HEAD_BYTES, file.size))
-    line = len(head_bytes) / max(1, head_bytes.count(b"\n"))
-    return file.size / max(1.0, line), _QUERY_CHARACTERS, max(1.0, 0.9 * line - _QUERY_CHARACTERS)
+    # Of a compressed file the beginning shows how much it holds.
+    opened = _decompressed(head_bytes, form.compression) if form.compression else head_bytes
+    size = file.size * len(opened) / max(1, len(head_bytes))
+    # A tenth of a record is names and punctuation.
+    record = len(opened) / max(1, _records(opened, form.kind))
+    return size / max(1.0, record), _QUERY_CHARACTERS, max(1.0, 0.9 * record - _QUERY_CHARACTERS)
 
 
-def _evaluation_bytes(config: RunConfig) -> int:
-    """Of the documents of all collections that can be reached."""
+def _decompressed(head: bytes, compression: Compression) -> bytes:
+    """Return what the beginning of a file holds; the last block may be cut."""
+    pieces = []
+    try:
+        stream = decompressed(io.BytesIO(head), compression)
+        # Small pieces: what is read of one that is cut is lost.
+        while piece := stream.read(2**12):
+            pieces.append(piece)
+            if sum(map(len, pieces)) > 16 * _HEAD_BYTES:
+                # No text is as uniform as this.
+                break
+    except (OSError, EOFError, ValueError):
+        pass
+    return b"".join(pieces)
+
+
+def _records(text: bytes, kind: str | None) -> int:
+    """Return the records in a piece of a file: its lines, or rows of CSV, whose cells may hold line breaks."""
+    if kind == "csv":
+        try:
+            return sum(1 for _ in csv.reader(io.StringIO(text.decode("utf-8", "replace")))) - 1
+        except csv.Error:
+            pass
+    return text.count(b"\n")
+
+
+def _evaluation_bytes(config: RunConfig, workload: Workload) -> int:
+    """Return the size of the documents of all collections that can be reached.
+
+    Without a collection ingest holds pairs out: the corpus' documents are then what is searched.
+    """
+    if not config.evaluate.path:
+        return round(workload.rows * (workload.document_characters + _RECORD_CHARACTERS))
     total = 0
     for path in config.evaluate.path:
         sample = Workspace(config).sample.folder.child(COLLECTION)

@@ -28,7 +28,9 @@ from clusterbatch.evaluation.measure import LoadedCollection
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.experiments.compare.arms import Arm
+from clusterbatch.experiments.compare.plan import plan_comparison
 from clusterbatch.experiments.compare.trial import starting_encoder
+from clusterbatch.log import say
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.collectives import World
@@ -51,7 +53,7 @@ def decided(config: RunConfig) -> RunConfig:
 
 
 def choose_sample(config: RunConfig, spent: float, *, force: bool = False) -> RunConfig:
-    """`config` with compare.sample set so that embedding takes a fair share of the budget; `spent`: seconds so far.
+    """Return `config` with compare.sample set so that embedding and an epoch of every run fit; spent: seconds so far.
 
     Needs the ingested corpus. Without a budget nothing is changed. force: what has been decided before, here and in
     `choose_steps`, does not count.
@@ -60,14 +62,21 @@ def choose_sample(config: RunConfig, spent: float, *, force: bool = False) -> Ru
         Workspace(config).root.remove(_name(config))
     if config.compare.budget is None or decided(config) is not config:
         return decided(config)
-    share = 1.0
-    if not config.reuse.embeddings:
-        rows = Workspace(config).corpus.require().counts.written
-        needed = rows * _seconds_a_row(config)
-        affordable = _EMBEDDING * max(0.0, config.compare.budget - spent)
-        share = min(1.0, affordable / needed) if needed else 1.0
-        # A sample of less would say nothing about the corpus, whatever the time.
-        share = max(share, min(1.0, _LEAST_STEPS * config.batches.size / rows))
+    share, rows = 1.0, Workspace(config).corpus.require().counts.written
+    left = max(0.0, config.compare.budget - spent)
+    embedding = 0.0 if config.reuse.embeddings else _seconds_a_row(config)
+    if embedding:
+        share = min(1.0, _EMBEDDING * left / (rows * embedding))
+    if config.compare.steps is None and config.train.steps is None:
+        # A smaller sample before fewer steps: what is trained for less than an epoch gives no verdict.
+        plan = plan_comparison(config)
+        workers = config.compare.workers
+        epochs = (config.train.epochs or 1) * config.compare.steps_of_each
+        a_row = embedding + plan.runs * epochs * plan.pair_seconds / workers
+        measuring = plan.runs * 2 * plan.measure_seconds / workers
+        share = min(share, max(0.0, _TRIALS * left - measuring) / (rows * a_row))
+    # A sample of less would say nothing about the corpus, whatever the time.
+    share = max(share, min(1.0, _LEAST_STEPS * config.batches.size / rows))
     return _decide(config, {"compare.sample": round(share, 4) if share < 1 else None})
 
 
@@ -97,7 +106,17 @@ def choose_steps(
     wanted = compare.steps or config.train.steps or (config.train.epochs or 1) * epoch
     # Of each that is chosen a long comparison makes several, and those have to fit.
     affordable = (each - points * measuring) / step / compare.steps_of_each
-    steps = int(max(math.ceil(_LEAST_STEPS / compare.steps_of_each), min(wanted, affordable)))
+    least = math.ceil(_LEAST_STEPS / compare.steps_of_each)
+    steps = int(max(least, min(wanted, affordable)))
+    if affordable < least:
+        needed = spent + (points * measuring + steps * compare.steps_of_each * step + starting) * len(arms) * runs / (
+            _TRIALS * compare.workers
+        )
+        say(
+            f"compare.budget: {compare.budget / 60:.1f} minutes do not suffice for {steps} steps a run; expect about "
+            f"{needed / 60:.1f}",
+            level="warning",
+        )
     return _decide(
         config,
         {"compare.budget": None, "compare.steps": steps, "compare.points": min(points, steps * compare.steps_of_each)},

@@ -25,8 +25,10 @@ from clusterbatch.experiments.compare.breakdown import SEGMENTS, query_segments
 from clusterbatch.experiments.compare.budget import choose_sample, choose_steps
 from clusterbatch.experiments.compare.costs import shared_costs
 from clusterbatch.experiments.compare.hardness import hardness, match, spaced
+from clusterbatch.experiments.compare.plan import plan_comparison
 from clusterbatch.experiments.compare.sample import sample_corpus, sample_home
 from clusterbatch.experiments.compare.trial import Setting, Trials, TrialWorker, is_for_tuning
+from clusterbatch.log import say
 from clusterbatch.runtime import Pass, Pool, WorkItem, lasting_session, ray_session
 from clusterbatch.runtime.resources import gpus_for
 from clusterbatch.shards.reader import ShardReader
@@ -44,14 +46,14 @@ def comparison_artifact(config: RunConfig) -> Artifact:
 
 
 def compare(config: RunConfig, *, force: bool = False) -> Manifest:
-    """Runs what is missing of the comparison and commits it.
+    """Run what is missing of the comparison and commit it.
 
     Manifest.details: `trials` by number, what each trial's receipt says; `main`, the numbers of those that the verdict
     rests on; `steps`; `arms` by name, {strategy, pairs a step, mean purity, hardness, layout, what it uses}; `chosen`
     learning rate and temperature by arm; `swept`, whether they were chosen here; costs.shared_costs; `collections`.
     Parts: every trial's scores, and `segments`, the cluster that each query is nearest to.
     """
-    watch = Stopwatch()
+    watch, budget = Stopwatch(), config.compare.budget
     metrics = [parse_metric(name).name for name in (config.compare.decide.metric, *config.evaluate.metrics)]
     check_arms(config)
     with lasting_session():
@@ -59,6 +61,7 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
             ingest(config)
         collections = configured_collections(config)
         config = choose_sample(config, watch.seconds, force=force)
+        say(f"compare: {plan_comparison(config).sentence()}")
         if config.compare.sample:
             sample_corpus(config, config.compare.sample, config.compare.sample_by)
         data = with_sample(config)
@@ -74,6 +77,13 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
         steps = _steps(config, plans[config.compare.reference])
         arms = [with_phases(arm, steps) for arm in arms]
         plans = {arm.name: open_plan(arm.config, *_clusters(layouts[arm.layout])) for arm in arms}
+        reference = plans[config.compare.reference]
+        if steps < reference.steps_per_epoch:
+            say(
+                f"compare: {steps:,} steps are {steps / reference.steps_per_epoch:.2g} of an epoch, too few for a "
+                f"verdict; {reference.steps_per_epoch:,} would do (compare.budget, compare.sample, compare.steps)",
+                level="warning",
+            )
         identity = fingerprint(
             "comparison",
             config.compare,
@@ -98,6 +108,8 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
             done = _run(config, main, artifact, identity, collections, metrics, done)
         shown = clustered_layout(arms)
         segments = query_segments(data, Workspace(layouts[shown]).clusters(), collections) if shown else None
+    if budget is not None and watch.seconds > budget:
+        say(f"compare: took {watch.seconds / 60:.1f} minutes, budget {budget / 60:.1f}", level="warning")
     return artifact.commit(
         identity,
         done.values(),

@@ -124,3 +124,59 @@ def test_a_model_is_measured_by_its_own_files() -> None:
     assert (known.hidden, known.layers) == (384, 6)
     assert known.weights == pytest.approx(10.6e6, rel=0.02)
     assert shape_of("/nowhere/at/all", config) == Shape()
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl.gz", "pairs.jsonl.zst", "pairs.jsonl"])
+def test_rows_are_estimated_in_quoted_cells_and_compressed_files(tmp_path: Path, name: str) -> None:
+    random = np.random.default_rng(0)
+    rows = [("what is it", " ".join(f"{word:05d}" for word in random.integers(0, 99_999, 40))) for _ in range(2000)]
+    if name.endswith("csv"):
+        body = "query,document\n" + "".join(f'{query},"{text}\n\nand\nmore"\n' for query, text in rows)
+    else:
+        body = "".join(json.dumps({"query": query, "document": text}) + "\n" for query, text in rows)
+    data = body.encode()
+    if name.endswith(("gz", "zst")):
+        data = bytes(pa.compress(data, codec="gzip" if name.endswith("gz") else "zstd", asbytes=True))
+    (tmp_path / name).write_bytes(data)
+    found = model_of(load_config(None, [f"workspace={tmp_path}/w", f"corpus.paths={tmp_path}/{name}"])).workload
+    assert found.rows == pytest.approx(2000, rel=0.03)
+
+
+@pytest.mark.parametrize("rows", [b"", b"\n"])
+def test_an_empty_corpus_has_an_estimate(tmp_path: Path, rows: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.jsonl").write_bytes(rows)
+    assert main(["run", f"workspace={tmp_path}/w", f"corpus.paths={tmp_path}/empty.jsonl", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["workload"]["rows"] <= 1
+
+
+def test_approximate_mining_and_what_is_held_out_are_counted(tmp_path: Path) -> None:
+    exact = model(10**7, "mine.negatives=1")
+    approximate = model(10**7, "mine.negatives=1", "mine.approximate_above=100000")
+    assert approximate.clustering_flops() < 0.05 * exact.clustering_flops()
+    assert model(10**4, "mine.negatives=1", "mine.approximate_above=100000").clustering_flops() == pytest.approx(
+        model(10**4, "mine.negatives=1").clustering_flops()
+    )
+    config = load_config(None, [f"workspace={tmp_path}", "corpus.paths=none", "evaluate.path=[]"])
+    known = {"rows": 10**6, "sources": 1, "document_characters": 400.0}
+    held_out = model_of(config, **known)
+    assert held_out.workload.evaluation_bytes > 4e8
+    assert held_out.seconds("evaluate", TRUE) > 0.1 * held_out.seconds("ingest", TRUE)
+
+
+def test_a_comparison_says_what_it_will_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [json.dumps({"query": "q" * 40, "document": "d" * 400}) for _ in range(6400)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    words = [f"workspace={tmp_path}/w", f"corpus.paths={tmp_path}/pairs.jsonl", "batches.size=64"]
+    words += ["compare.arms=[random,source,cluster]", "compare.seeds=3"]
+    assert main(["compare", *words, "train.epochs=2", "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["arms"], found["seeds"], found["runs"]) == (3, 3, 9)
+    assert found["steps"] == pytest.approx(200, rel=0.02)
+    assert found["epochs"] == pytest.approx(2, rel=0.02)
+    assert main(["compare", *words, "compare.steps=20", "compare.sample=0.5", "--dry-run", "--json"]) == 0
+    fewer = json.loads(capsys.readouterr().out)
+    assert fewer["epochs"] == pytest.approx(0.4, rel=0.02)
+    assert fewer["minutes"] < found["minutes"]
+    assert main(["compare", *words, "--dry-run"]) == 0
+    assert "9 runs of 100 steps (1 epochs)" in capsys.readouterr().out
+    assert not (tmp_path / "w").exists()

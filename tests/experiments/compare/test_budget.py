@@ -13,6 +13,7 @@ from clusterbatch.experiments.compare import budget
 from clusterbatch.experiments.compare import stage as compare
 from clusterbatch.experiments.compare.arms import Arm
 from clusterbatch.experiments.compare.budget import choose_sample, choose_steps, decided
+from clusterbatch.experiments.compare.plan import ComparisonPlan
 from clusterbatch.store import Counts, Receipt
 from clusterbatch.store.workspace import Workspace
 
@@ -29,12 +30,17 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.setattr(budget, "_seconds_a_row", lambda config: SECONDS_A_ROW)
     monkeypatch.setattr(budget, "_timed_measurement", lambda config: (STARTING, MEASURING))
     monkeypatch.setattr(budget, "_seconds_a_step", lambda *_: SECONDS_A_STEP)
+    monkeypatch.setattr(budget, "plan_comparison", lambda config: planned(1e-6))
     overrides = [f"workspace={tmp_path}", "compare.arms=[random,cluster]", f"compare.budget={BUDGET}"]
     config = load_config(None, overrides)
     counts = Counts(read=ROWS, written=ROWS)
     receipt = Receipt(unit=0, fingerprint="corpus", counts=counts)
     Workspace(config).corpus.commit("corpus", [receipt], config={}, inputs={}, seconds=0.0, details={})
     return config
+
+
+def planned(pair_seconds: float) -> ComparisonPlan:
+    return ComparisonPlan(ROWS, ROWS, ARMS, SEEDS, ARMS * SEEDS, 1, 1.0, 1.0, pair_seconds, MEASURING)
 
 
 def steps(config: RunConfig, spent: float) -> RunConfig:
@@ -53,6 +59,28 @@ def test_the_sample_and_the_trials_fit_what_is_left(config: RunConfig):
     # Most of the time that is left is used, and some remains for what estimates miss.
     assert 0.6 * (BUDGET - 300) < running < 0.8 * (BUDGET - 300)
     assert chosen.compare.budget is None
+
+
+def test_a_smaller_sample_comes_before_fewer_steps(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    pair_seconds = 0.02
+    monkeypatch.setattr(budget, "plan_comparison", lambda config: planned(pair_seconds))
+    sampled = choose_sample(config, spent=100.0)
+    rows = sampled.compare.sample * ROWS
+    # An epoch of every run fits beside the embedding of the sample, and the time is used.
+    training = rows * pair_seconds * ARMS * SEEDS / config.compare.workers
+    total = rows * SECONDS_A_ROW + training
+    assert 0.5 * (BUDGET - 100) < total < 0.8 * (BUDGET - 100)
+    # Who asks for steps has chosen himself.
+    own = with_changes(config, {"compare.steps": 50})
+    assert choose_sample(own, spent=100.0).compare.sample > 2 * sampled.compare.sample
+
+
+def test_a_budget_that_cannot_be_kept_is_said_as_soon_as_it_is_known(
+    config: RunConfig, caplog: pytest.LogCaptureFixture
+):
+    chosen = steps(choose_sample(config, spent=100.0), spent=BUDGET - 5)
+    assert chosen.compare.steps == 20
+    assert "do not suffice" in caplog.text
 
 
 def test_the_steps_of_a_long_comparison_fit_too(config: RunConfig):
