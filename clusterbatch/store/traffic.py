@@ -1,4 +1,4 @@
-"""What this process has asked of storage: requests and bytes, for the cost of a stage.
+"""Requests and bytes that this process has asked of storage, for the cost of a stage.
 
 Local files count alike: what a run would ask of a bucket can be read off a run on one machine. A local file that is
 open counts as one request, for the operating system decides what is read.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import threading
+from collections import Counter
 
 from pydantic import BaseModel
 
@@ -25,25 +26,27 @@ class Traffic(BaseModel):
 
 
 _lock = threading.Lock()
-_counted = Traffic()
+_counted: Counter[str] = Counter()
 
 
 def count(*, reads: int = 0, writes: int = 0, bytes_read: int = 0, bytes_written: int = 0) -> None:
-    global _counted
     with _lock:
-        _counted += Traffic(reads=reads, writes=writes, bytes_read=bytes_read, bytes_written=bytes_written)
+        _counted["reads"] += reads
+        _counted["writes"] += writes
+        _counted["bytes_read"] += bytes_read
+        _counted["bytes_written"] += bytes_written
 
 
 def since_last() -> Traffic:
-    """What has been counted since this was asked before: called once for every unit of work, it is the unit's."""
-    global _counted
+    """Return what was counted since the last call: called once for every unit of work, it is the unit's."""
     with _lock:
-        found, _counted = _counted, Traffic()
+        found = Traffic(**_counted)
+        _counted.clear()
     return found
 
 
 def carry_over(found: Traffic) -> None:
-    """Counts what other processes or a pass have done, so that it belongs to the next artifact of this process."""
+    """Count what other processes or a pass have done, so that it belongs to the next artifact of this process."""
     count(**found.model_dump())
 
 

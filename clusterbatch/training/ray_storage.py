@@ -37,11 +37,11 @@ class _RetryingHandler(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]
 
     def get_file_info(self, paths: list[str]) -> Any:
         call = super().get_file_info
-        return with_retries(f"s3://{paths[0]}", self._storage, lambda: call(paths))
+        return with_retries(f"s3://{paths[0]}", self._storage, lambda _: call(paths))
 
     def get_file_info_selector(self, selector: Any) -> Any:
         call = super().get_file_info_selector
-        return with_retries(f"s3://{selector.base_dir}", self._storage, lambda: call(selector))
+        return with_retries(f"s3://{selector.base_dir}", self._storage, lambda _: call(selector))
 
     def open_input_stream(self, path: str) -> Any:
         return pa.PythonFile(io.BytesIO(self._parent(path).read(_name(path))), mode="r")

@@ -18,6 +18,7 @@ from clusterbatch.errors import DataError, InfrastructureError, UsageError
 from clusterbatch.pipeline.clean import clean
 from clusterbatch.store import Artifact, Counts, Folder, Receipt
 from clusterbatch.store.lease import workspace_lease
+from clusterbatch.store.workspace import Workspace, publish
 from tests.integration.s3.fault_proxy import FaultProxy
 from tests.integration.s3.server import ACCESS_KEY, DOMAIN, SECRET_KEY, S3Server
 
@@ -59,6 +60,96 @@ def test_a_large_file_goes_up_in_parts_and_leaves_none_behind(storage: StorageCo
     data = os.urandom(2**20) * 101
     folder.write("large", data)
     assert folder.read("large") == data
+
+
+def test_folder_markers_are_no_files(storage: StorageConfig, bucket: str) -> None:
+    """Tools that copy folders write an empty object for each, whose key ends in a slash."""
+    config = RunConfig(workspace=f"s3://{bucket}/run", storage=storage)
+    workspace = Workspace(config)
+    client = workspace.root.filesystem
+
+    def mark(*folders: str) -> None:
+        for name in folders:
+            client.call_s3("put_object", Bucket=bucket, Key=f"run/{name}/", Body=b"")
+
+    mark("corpus", "corpus/_receipts", "corpus/empty/below", "model", "model/deep", "generation=000/train/model")
+    part = workspace.corpus.write_part("part", "bin", b"kept", 1)
+    receipt = Receipt(unit=0, fingerprint="f", parts=[part], counts=Counts(read=1, written=1))
+    workspace.corpus.write_receipt(receipt)
+    assert list(workspace.corpus.begin("f")) == [0]
+    workspace.corpus.commit("f", [receipt], config={}, inputs={}, seconds=0.0)
+    mark("corpus", "corpus/_receipts")
+    assert {entry.name for entry in workspace.corpus.folder.find()} == {"manifest.json", part.path}
+    assert set(workspace.corpus.folder.list()) - {"empty", "_receipts"} == {"manifest.json", part.path}
+    assert workspace.corpus.folder.list("_receipts") == []
+    assert [entry.name for entry in workspace.root.find("corpus/*")] == sorted(
+        ["corpus/manifest.json", f"corpus/{part.path}"]
+    )
+    assert not workspace.model.exists("deep")
+    with pytest.raises(DataError, match="no model here"):
+        publish(workspace, 0)
+    for name in ("config.json", "model.safetensors"):
+        workspace.trained_model().write(name, name.encode())
+    publish(workspace, 0)
+    mark("model")
+    publish(workspace, 0)
+    assert clean(config, dry_run=False) == []
+    assert workspace.corpus.read_part(part) == b"kept"
+    assert workspace.model.read("model.safetensors") == b"model.safetensors"
+    # What is removed as a whole goes with its markers.
+    workspace.root.remove("corpus")
+    listed = client.call_s3("list_objects_v2", Bucket=bucket, Prefix="run/corpus")
+    assert listed.get("Contents", []) == []
+
+
+@pytest.mark.parametrize("name", ["a//b.jsonl", "/b.jsonl", "c.jsonl?versionId=abc", "d e+f%20.jsonl", "[x].jsonl"])
+def test_keys_are_taken_literally(storage: StorageConfig, bucket: str, name: str) -> None:
+    folder = Folder(f"s3://{bucket}/run", storage)
+    folder.filesystem.call_s3("put_object", Bucket=bucket, Key=f"run/{name}", Body=b"0123456789")
+    [entry] = folder.find()
+    assert (entry.name, entry.size) == (name, 10)
+    assert folder.size(name) == 10
+    assert folder.exists(name)
+    assert folder.read(name) == b"0123456789"
+    assert folder.read(name, 2, 4) == b"23"
+    with folder.open(name, 4) as file:
+        assert file.read() == b"0123456789"
+    folder.remove(name)
+    assert folder.find() == []
+
+
+def test_ranges_end_where_the_object_ends(storage: StorageConfig, bucket: str, tmp_path: Path) -> None:
+    here, there = Folder(str(tmp_path)), Folder(f"s3://{bucket}/run", storage)
+    for folder in (here, there):
+        folder.write("file", b"0123456789")
+        folder.write("empty", b"")
+    for span in ((0, 0), (4, 4), (10, 12), (9, 50), (5, None), (None, 3), (12, None)):
+        assert there.read("file", *span) == here.read("file", *span)
+        assert there.read("empty", *span) == b""
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "*.jsonl",
+        "b/*.jsonl",
+        "*/x.jsonl",
+        "b*/x*.jsonl",
+        "**/x.jsonl",
+        "b/**/*.jsonl",
+        "a.jsonl",
+        "?.jsonl",
+        "[ab].jsonl",
+    ],
+)
+def test_patterns_match_as_on_disk(storage: StorageConfig, bucket: str, tmp_path: Path, pattern: str) -> None:
+    here, there = Folder(str(tmp_path)), Folder(f"s3://{bucket}/run", storage)
+    for name in ("a.jsonl", "a.jsonl.bak", "b/x.jsonl", "b/c/x.jsonl", "b/c/y.jsonl", "bb/x1.jsonl", "other/z.txt"):
+        for folder in (here, there):
+            folder.write(name, b"x")
+    found = [entry.name for entry in there.find(pattern)]
+    assert found == [entry.name for entry in here.find(pattern)]
+    assert found
 
 
 @pytest.mark.parametrize(
