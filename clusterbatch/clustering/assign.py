@@ -1,4 +1,4 @@
-"""Nearest centroid by cosine: blocked GEMM, with the maximum of a block taken while it is still in cache.
+"""Nearest centroid by cosine: blocked GEMM with the maximum and its place taken while a block is still in cache.
 
 Legend: N rows, K centroids, D dimensions.
 """
@@ -26,7 +26,7 @@ class Assignment:
 class Assigner:
     """Centroids (K, D) of unit length, laid out once for many calls.
 
-    With dtype bfloat16 products and the comparison are in bfloat16 (twice the speed if the CPU has it; two centroids
+    With dtype bfloat16 products and the comparison are in bfloat16 (twice the speed where the CPU has it; two centroids
     closer than about 0.4 % are confused), with float32 both are exact to float32 rounding.
 
     bias: (K,), added to each centroid's similarity before the choice; the cosine is reported without it.
@@ -60,7 +60,7 @@ class Assigner:
         return max(128, min(_MOST_ROWS[kind], _BLOCK_BYTES[kind] // row_bytes))
 
     def __call__(self, vectors_ND: torch.Tensor | np.ndarray) -> Assignment:
-        """Return the nearest centroid of each row; of equal ones a deterministic choice, not always the lowest."""
+        """The nearest centroid of each row; among equals the choice is deterministic, though not always the lowest."""
         if isinstance(vectors_ND, np.ndarray):
             vectors_ND = torch.from_numpy(vectors_ND)
         rows, block_rows = len(vectors_ND), self.block_rows
@@ -81,7 +81,7 @@ class Assigner:
         return Assignment(labels.clamp_(max=self.clusters - 1).cpu(), cosine.cpu())
 
     def nearest(self, vectors_ND: np.ndarray, count: int) -> np.ndarray:
-        """Return (N, count) int64 centroids of highest similarity to each row, highest first; for few centroids."""
+        """(N, count) int64: the centroids of highest similarity of each row, the highest first; for few centroids."""
         places = []
         for start in range(0, len(vectors_ND), self.block_rows):
             block = torch.from_numpy(vectors_ND[start : start + self.block_rows]).to(self.device, self.dtype)
@@ -93,10 +93,10 @@ class Assigner:
 
 
 def _maximum(values: torch.Tensor, fold: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return row maxima of (n, columns), as float32, and their columns, a multiple of `fold`, a power of two.
+    """Row maxima of (n, columns), as float32, and their columns; columns a multiple of `fold`, a power of two.
 
-    A maximum with its place is a scalar loop on CPUs, an elementwise maximum is vectorised. So halves are folded upon
-    each other first; then the place is found among the remaining columns, and among those that were folded there.
+    A maximum with its place is a scalar loop on CPUs, an elementwise maximum is vectorised: so halves are folded upon
+    each other first; then the place is found among the columns that are left, and among those that were folded there.
     """
     comparable = values
     if values.dtype == torch.bfloat16 and values.device.type == "cpu":

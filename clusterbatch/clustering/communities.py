@@ -7,7 +7,7 @@ and Kumar 1998) cuts the graph of such pairs into parts that keep most of it ins
 
 Memory is that of one source's graph: about 15 bytes for each row and each rank that is kept.
 
-Legend: N rows of one partition, R ranks that are kept, C communities.
+Legend: N rows of one group, R ranks that are kept, C communities.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clusterbatch.errors import UsageError
 
 
 def require_partitioner() -> None:
-    """Raise UsageError if METIS is not installed."""
+    """Raises UsageError where METIS is not installed."""
     if importlib.util.find_spec("pymetis") is None:
         raise UsageError(
             "cluster.method: communities needs the package pymetis (pip install 'clusterbatch[communities]')"
@@ -29,9 +29,9 @@ def require_partitioner() -> None:
 
 
 def communities(neighbours: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Return (N,) int64 communities in [0, C), each of exactly `size` rows except for one with the remaining rows.
+    """(N,) int64 in [0, C): communities of exactly `size` rows, but for one that has what remains.
 
-    neighbours: (N, R) rows whose documents the row's query finds at the ranks that count, -1 for none.
+    neighbours: (N, R) rows whose documents the row's query finds at the ranks that count, -1 where there are none.
     """
     graph = mutual_graph(neighbours)
     count = -(-len(neighbours) // size)
@@ -39,9 +39,9 @@ def communities(neighbours: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def mutual_graph(neighbours: np.ndarray) -> sparse.csr_matrix:
-    """Return the (N, N) symmetric graph: 1 for two rows that are each other's neighbours.
+    """(N, N) symmetric, 1 where two rows are joined: those that are each other's neighbours.
 
-    A row without mutual neighbours is joined with all of its own neighbours, so that it finds its place as well.
+    A row that is nobody's mutual neighbour is joined with all of its own, so that it finds its place as well.
     """
     rows = len(neighbours)
     present = neighbours >= 0
@@ -57,22 +57,22 @@ def mutual_graph(neighbours: np.ndarray) -> sparse.csr_matrix:
 
 
 def _partition(graph: sparse.csr_matrix, count: int, seed: int) -> np.ndarray:
-    """Return (N,) int64 parts in [0, count), of about equal size, that cut few edges. Deterministic for a seed."""
+    """(N,) int64 in [0, count): parts of about equal size with few joined rows apart. Deterministic for a seed."""
     if count == 1 or not graph.nnz:
         return np.arange(graph.shape[0]) * count // graph.shape[0]
     import pymetis
 
-    # Recursive bisection: for thousands of parts faster than METIS' direct way, and a better cut.
+    # Halves of halves: for thousands of parts faster than METIS' direct way, and a better cut.
     adjacency = pymetis.CSRAdjacency(graph.indptr, graph.indices)
     _, label = pymetis.part_graph(count, adjacency, recursive=True, options=pymetis.Options(seed=seed))
     return np.asarray(label, np.int64)
 
 
 def with_size(graph: sparse.csr_matrix, label: np.ndarray, size: int) -> np.ndarray:
-    """Return (N,) int64: parts `label` with rows moved until each has `size` rows, except for the least joined one.
+    """(N,) int64: the parts `label` with rows moved until each has `size` rows, but for the least joined one.
 
-    Batches consist of whole parts: one with a row more or less would be taken apart. The rows with the fewest
-    neighbours in their part move, each to the part with the most of its neighbours that has room.
+    Batches are made of whole parts: one with a row more or less would be taken apart. The rows that move are those that
+    know the fewest of their part; each goes where it knows the most, of those that have room.
     """
     rows = len(label)
     count = -(-rows // size)

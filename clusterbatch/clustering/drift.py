@@ -1,10 +1,10 @@
-"""Drift of a corpus since its clusters were made, measured on a sample; the figures, without Ray.
+"""How far a corpus has moved since its clusters were made, measured on a sample: the figures, without Ray.
 
-Each row of an old cluster is assigned again, in the space of the new vectors, to the old cluster with the nearest mean.
-A sample gives those means only roughly, so some rows leave their cluster by chance alone. The same assignment in the
-old space says how many; drift is the share beyond that.
+Rows stood together in old clusters. In the new vectors' space each row is asked again which of those companies is
+nearest to it. A sample knows a company's mean only roughly, so some rows leave by chance alone: the same question in
+the old space says how many, and drift is what goes beyond it.
 
-Legend: N sampled rows of one partition, K old clusters, D dimensions.
+Legend: N sampled rows of one group, K old clusters, D dimensions.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 # Clusters whose rows mutual information is computed over: its adjustment for chance takes their number squared.
 _MOST_CLUSTERS = 512
-# Rows whose similarities to all means are in memory at once.
+# Rows whose similarities to all companies are in memory at once.
 _BLOCK = 2048
 
 
 @dataclass(frozen=True)
 class GroupDrift:
-    """Figures of one partition's sampled rows.
+    """Figures of one group's sampled rows.
 
-    moved: share that leaves its cluster; by_chance: share that would leave if nothing had changed; mutual_information:
-    adjusted, between clusters before and after (1: no row moves); movement: 1 - cosine between a cluster's means before
-    and after, by rows; hardness_before, hardness_after: mean cosine of a query with the other documents of its cluster
-    in the new space, as of in-batch negatives.
+    moved: share that leaves its cluster; by_chance: share that would where nothing has changed; mutual_information:
+    adjusted, between where they stood and where they go (1: nobody moves); movement: 1 - cosine between a cluster's
+    means before and after, by rows; hardness_before, hardness_after: mean cosine of a query with the other documents of
+    its cluster in the new space, which is what in-batch negatives will be like.
     """
 
     rows: int
@@ -45,13 +45,13 @@ class GroupDrift:
 def group_drift(
     label: np.ndarray, old: np.ndarray, new: np.ndarray, query: np.ndarray, document: np.ndarray
 ) -> GroupDrift | None:
-    """Return the figures of one partition's sample; None if fewer than two clusters have two rows.
+    """Of one group's sample; None where fewer than two clusters have two rows.
 
     label: (N,) old cluster; old, new: (N, D) unit vectors that were and would be clustered, of any two spaces; query,
     document: (N, D) unit vectors of the new space.
     """
     present, label, counts = np.unique(label, return_inverse=True, return_counts=True)
-    # A row that is alone in its cluster has no others whose mean could say where it belongs.
+    # A row that is alone has no company whose mean could say where it belongs.
     usable = np.flatnonzero(counts[label] >= 2)
     if np.count_nonzero(counts >= 2) < 2:
         return None
@@ -72,11 +72,8 @@ def group_drift(
 
 
 def merge_drifts(drifts: Sequence[GroupDrift]) -> dict[str, Any]:
-    """Return the figures of all partitions, weighted by rows, and those that `refresh.when` compares.
-
-    drift: share of rows that change clusters beyond chance; movement; hardness: increase by new clusters. All are zero
-    without any partition.
-    """
+    """The figures of all groups by rows, and what `refresh.when` asks for: drift, the share of rows that change
+    clusters beyond chance; movement; hardness, what new clusters would add to it. All zero without any group."""
     rows = np.array([each.rows for each in drifts], float)
     names = [name for name in GroupDrift.__annotations__ if name not in ("rows", "clusters")]
     mean = {
@@ -94,10 +91,9 @@ def merge_drifts(drifts: Sequence[GroupDrift]) -> dict[str, Any]:
 
 
 def nearest_company(vectors: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Return (N,) labels: for each row the one whose other rows have the nearest mean.
+    """(N,) the label whose other rows' mean is nearest to each row; label: (N,) in [0, K), each at least twice.
 
-    label: (N,) in [0, K), each at least twice. A row does not count for its own label's mean: of a few sampled rows it
-    would be a large part.
+    A row does not count for its own label's mean: of a few sampled rows it would be a large part.
     """
     sums = _sums(vectors, label)
     means = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
@@ -113,7 +109,7 @@ def nearest_company(vectors: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def hardness(query: np.ndarray, document: np.ndarray, label: np.ndarray) -> float:
-    """Return the mean cosine of (N, D) queries with the documents of the other rows of their label, if it has any."""
+    """Mean cosine of (N, D) queries with the documents of the other rows of their label; alone ones do not count."""
     counts = np.bincount(label)[label]
     sums = _sums(document, label)
     own = np.einsum("nd,nd->n", query, document)
@@ -128,7 +124,7 @@ def _movement(vectors: np.ndarray, before: np.ndarray, after: np.ndarray) -> flo
     np.add.at(other, after, vectors)
     rows = np.bincount(before, minlength=clusters)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    # A cluster that all rows leave has no mean to compare.
+    # Of a cluster that everybody leaves nothing remains to be compared.
     kept = lengths > 1e-9
     cosine = np.einsum("kd,kd->k", one, other)[kept] / lengths[kept]
     return float(np.average(1 - cosine, weights=rows[kept])) if kept.any() else 1.0

@@ -1,4 +1,4 @@
-"""Feature vectors used for clustering: the query's vector, the document's, or both, optionally projected."""
+"""What of a row is clustered: the query's vector, the document's, or both; all of it or projected to less."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ Features = Literal["query", "document", "both", "both_orders"]
 
 
 def feature_sides(features: Features) -> list[Side]:
-    """Return the sides whose vectors are read, in their order in a feature vector."""
+    """The sides whose vectors are read, in the order in which they stand in a row."""
     if features == "query" or features == "document":
         return [features]
     return ["query", "document"]
 
 
 def feature_vectors(table: pa.Table, features: Features) -> np.ndarray:
-    """Return (rows, D) float32 of unit length; of two sides the query's comes first, and D is twice the model's."""
+    """(rows, D) float32 of unit length; of two sides the query's is first, D is twice the model's."""
     columns = [vector_values(table[f"{side}_vector"]).astype(np.float32) for side in feature_sides(features)]
     return unit_length(np.concatenate(columns, axis=1))
 
 
 def swapped(vectors: np.ndarray) -> np.ndarray:
-    """Return (n, D) rows [document; query] of rows [query; document]."""
+    """(n, D) rows [document; query] of rows [query; document]."""
     return np.roll(vectors, vectors.shape[1] // 2, axis=1)
 
 
 def unit_length(vectors: np.ndarray) -> np.ndarray:
-    """Return (..., D) vectors divided by their norms; a vector of zeros stays one."""
+    """(..., D) vectors divided by their norms; a vector of zeros stays one."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def projection(sample: np.ndarray, dimensions: int, reduction: Literal["pca", "random"], seed: int) -> np.ndarray:
-    """Return (D, dimensions) float32 with orthonormal columns, for samples of (n, D).
+    """(D, dimensions) float32 with orthonormal columns, for samples of (n, D).
 
-    pca: the directions with most of the sample's second moment, not centred, since cosines are to be preserved. random:
-    any directions; needs no sample, but more dimensions for the same quality.
+    pca: the directions that hold most of the sample's second moment, not centred, since it is cosines that are to be
+    kept. random: any directions; needs no sample but more dimensions.
     """
     width = sample.shape[1]
     if reduction == "random":
@@ -51,5 +51,5 @@ def projection(sample: np.ndarray, dimensions: int, reduction: Literal["pca", "r
 
 
 def project(vectors: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
-    """Return (n, D) vectors times (D, d) as float32 unit vectors; unchanged if there is no matrix."""
+    """(n, D) vectors times (D, d) as unit vectors, float32; as they are without a matrix."""
     return vectors if matrix is None else unit_length(vectors.astype(np.float32) @ matrix)

@@ -1,4 +1,4 @@
-"""Spherical mini-batch k-means, without Ray: whatever holds the rows returns sums that can be merged.
+"""Spherical mini-batch k-means. No Ray: whoever holds the rows answers with mergeable sums.
 
 The rows of a fit are a sample in random order, cut into fixed chunks. First rounds look at an eighth of the chunks
 each, going round and round; later ones at a quarter, the last at all. Older rounds' sums are kept with a weight that
@@ -9,11 +9,12 @@ Sums are merged in chunk order, so the result is the same, bit for bit, however 
 
 Legend: N rows, K centroids, D dimensions.
 
-First centroids: k-means++ in rounds, so that seeding costs a few GEMMs and not K passes. Bahmani et al. 2012, "Scalable
-K-Means++" (arXiv 1203.6402) draw many candidates at once by their distance to those drawn before. Here each round draws
-its share of the K centroids; there is nothing to recluster afterwards.
+Clusters of about one size: each centroid's similarity is biased until about as many rows prefer it as any other.
 
-Balanced clusters: each centroid's similarity is biased until about as many rows prefer it as any other.
+First centroids: k-means++ in rounds, so that seeding costs a few GEMMs and not K passes.
+
+Bahmani et al. 2012, "Scalable K-Means++" (arXiv 1203.6402): many candidates are drawn at once by their distance to
+those drawn before. Here each round draws its share of the K centroids; there is nothing to recluster afterwards.
 """
 
 from __future__ import annotations
@@ -27,26 +28,85 @@ import torch
 from clusterbatch.clustering.assign import Assigner
 from clusterbatch.clustering.partial_sums import COSINE_BINS, Centers, PartialSums, Rows
 
+_BALANCE_ROUNDS = 30
+# How far one round moves the bias of a cluster that is e times too large, in cosine; less from round to round.
+_FIRST_STEP, _SHRINK = 0.03, 0.92
+
+
+def balanced(rows: Rows, centroids: np.ndarray, dtype: torch.dtype) -> tuple[Centers, PartialSums]:
+    """Biases, (k,) float32 in cosine, for given centroids (k, D), and all rows' sums under them.
+
+    The same biases serve rows that were not in the sample, in one pass and in any order; so sizes come out about equal,
+    not exactly. Rows are given away where that costs least, at the borders.
+    """
+    everything = range(len(rows.chunk_rows))
+    bias = np.zeros(len(centroids), np.float32)
+    step = _FIRST_STEP
+    for _ in range(_BALANCE_ROUNDS):
+        counts = rows.partial_sums(Centers(centroids, bias), everything, dtype).counts
+        excess = np.log((counts + 0.5) / (counts.mean() + 0.5))
+        bias = (bias - step * np.clip(excess, -2, 2)).astype(np.float32)
+        step *= _SHRINK
+    centers = Centers(centroids, bias)
+    return centers, rows.partial_sums(centers, everything, dtype)
+
+
+_SEEDING_ROUNDS = 8
+
+
+def seed_centroids(
+    vectors: np.ndarray, weights: np.ndarray | None, clusters: int, random: np.random.Generator
+) -> np.ndarray:
+    """`clusters` different rows of (N, D) unit vectors, drawn by weight times distance to those drawn before.
+
+    Distance is 1 - cosine, half the squared Euclidean distance of unit vectors. Returns (clusters, D) float32.
+    """
+    assert clusters <= len(vectors)
+    weights = np.ones(len(vectors)) if weights is None else np.maximum(weights, 0)
+    chosen = np.empty(0, np.int64)
+    distance = np.ones(len(vectors))
+    for size in _round_sizes(clusters):
+        mass = weights * distance
+        mass[chosen] = 0
+        chosen = np.concatenate([chosen, _draw(mass, chosen, size, random)])
+        if len(chosen) < clusters:
+            nearest = Assigner(vectors[chosen[-size:]])(vectors).cosine.numpy()
+            distance = np.minimum(distance, np.maximum(1 - nearest, 0))
+    return np.ascontiguousarray(vectors[chosen], dtype=np.float32)
+
+
+def _round_sizes(clusters: int) -> list[int]:
+    """Small first rounds, in which distances still say little, then doubling."""
+    edges = np.unique(np.ceil(clusters / 2.0 ** np.arange(_SEEDING_ROUNDS - 1, -1, -1)).astype(int))
+    return np.diff(edges, prepend=0).tolist()
+
+
+def _draw(mass: np.ndarray, chosen: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
+    """`size` different rows by `mass`; when fewer rows have any (duplicates), the rest are any that are left."""
+    possible = int(np.count_nonzero(mass))
+    drawn = (
+        random.choice(len(mass), min(size, possible), replace=False, p=mass / mass.sum()) if possible else chosen[:0]
+    )
+    if len(drawn) < size:
+        left = np.setdiff1d(np.arange(len(mass)), np.concatenate([chosen, drawn]))
+        drawn = np.concatenate([drawn, left[: size - len(drawn)]])
+    return drawn
+
+
 # Share of the earlier rounds' weight that a round keeps, while rounds see different rows.
 _MEMORY = 0.5
 # A centroid with less than this share of the mean cluster's weight is moved into the heaviest cluster.
 _TINY = 0.05
 # A mini-batch has at least this many rows per centroid.
 _LEAST_ROWS = 8
-# Rounds of seeding.
-_SEEDING_ROUNDS = 8
-# Rounds of balancing.
-_BALANCE_ROUNDS = 30
-# How far one round moves the bias of a cluster that is e times too large, in cosine; less from round to round.
-_FIRST_STEP, _SHRINK = 0.03, 0.92
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Settings that decide a fit, together with the rows.
+    """What decides a fit, together with the rows.
 
-    passes: how often each row is looked at, at most; tolerance: rounds over all rows end when the mean cosine gains
-    less than this share; balanced: whether similarities are biased until clusters are of about one size.
+    passes: how often each row is looked at, at most. tolerance: rounds over all rows end when the mean cosine gains
+    less than this share. balanced: similarities are biased until clusters are of about one size.
     """
 
     clusters: int
@@ -60,7 +120,7 @@ class FitSettings:
 
 @dataclass
 class Fit:
-    """Centres, and the sums of all rows that led to the last update.
+    """The centres, and the sums of all rows that led to the last update.
 
     history: mean cosine of each round's rows before its update; the centres are a little better than its last entry.
     """
@@ -75,10 +135,10 @@ class Fit:
 
 
 def fit(rows: Rows, settings: FitSettings, initial: np.ndarray | None = None) -> Fit:
-    """Return the best of `settings.restarts` fits of `rows`, with at most as many clusters as there are rows.
+    """The best of `settings.restarts` fits of `rows`; at most as many clusters as there are rows.
 
-    initial: (K, D) centroids to start from, which keep their numbers; those of zeros are drawn from the sample. Such a
-    fit is made once and without rounds over parts of the rows, as it starts near its end.
+    initial: (K, D) centroids to begin at, which keep their numbers; rows of zeros are drawn from the sample. Then there
+    is one fit, and no rounds over parts of the rows: it begins near its end.
     """
     if initial is not None:
         return _fit_from(rows, settings, initial)
@@ -119,7 +179,7 @@ def _fit_from(rows: Rows, settings: FitSettings, initial: np.ndarray) -> Fit:
         head, weights = rows.head(min(sum(rows.chunk_rows), max(16 * len(missing), 4096)))
         known = np.delete(centroids, missing, axis=0)
         if len(known):
-            # Drawn far from the known ones: otherwise they would share rows that have a centroid already.
+            # Where those that are known are far: else they would share rows that have a centroid already.
             distance = np.maximum(1 - Assigner(known)(head).cosine.numpy(), 1e-6)
             weights = distance if weights is None else distance * weights
         drawn = seed_centroids(head, weights, min(len(missing), len(head)), random)
@@ -140,7 +200,7 @@ def _iterate(
         kept = found if kept is None or len(chosen) == chunks else _decayed(kept, found)
         settled = number > 0 and len(chosen) == len(rounds[number - 1]) == chunks
         last = number == len(rounds) - 1 or (settled and history[-1] - history[-2] < settings.tolerance * history[-1])
-        # A centroid that is moved in the last round would not find its place any more.
+        # One that is moved in the last round would not find its place any more.
         centroids = _update(centroids, kept, random, reseed=not last)
         if last:
             break
@@ -150,7 +210,7 @@ def _iterate(
 
 
 def _rounds(chunks: int, passes: int, most_parts: int) -> Iterator[list[int]]:
-    """Yield the chunks of each round: about a third of the passes in eighths, a third in quarters, a third whole."""
+    """The chunks of each round: about a third of the passes in eighths, a third in quarters, the last third whole."""
     whole = max(1, passes // 3)
     quarters = (passes - whole) // 2
     position = 0
@@ -168,7 +228,7 @@ def _decayed(kept: PartialSums, found: PartialSums) -> PartialSums:
 
 
 def _update(centroids: np.ndarray, kept: PartialSums, random: np.random.Generator, reseed: bool) -> np.ndarray:
-    """Return unit means of the rows; centroids that (almost) no rows chose move beside those that most rows chose."""
+    """Unit means of the rows; centroids that (almost) nobody chose move beside those that most chose."""
     lengths = np.linalg.norm(kept.sums, axis=1, keepdims=True)
     moved = np.where(lengths > 1e-9, kept.sums / np.maximum(lengths, 1e-9), centroids)
     if reseed:
@@ -177,64 +237,7 @@ def _update(centroids: np.ndarray, kept: PartialSums, random: np.random.Generato
         noise = random.standard_normal((len(tiny), moved.shape[1]))
         moved[tiny] = moved[heaviest] + 0.05 * noise / np.linalg.norm(noise, axis=1, keepdims=True)
         moved[tiny] /= np.linalg.norm(moved[tiny], axis=1, keepdims=True)
-        # Only their next rows decide where they go.
+        # Their next rows alone shall decide where they go.
         kept.counts[tiny] = 0
         kept.sums[tiny] = 0
     return np.ascontiguousarray(moved, dtype=np.float32)
-
-
-def seed_centroids(
-    vectors: np.ndarray, weights: np.ndarray | None, clusters: int, random: np.random.Generator
-) -> np.ndarray:
-    """Return (clusters, D) float32: different rows of (N, D) unit vectors, drawn by weight times distance.
-
-    The distance is that to the rows drawn before, 1 - cosine, half the squared Euclidean distance of unit vectors.
-    """
-    assert clusters <= len(vectors)
-    weights = np.ones(len(vectors)) if weights is None else np.maximum(weights, 0)
-    chosen = np.empty(0, np.int64)
-    distance = np.ones(len(vectors))
-    for size in _round_sizes(clusters):
-        mass = weights * distance
-        mass[chosen] = 0
-        chosen = np.concatenate([chosen, _draw(mass, chosen, size, random)])
-        if len(chosen) < clusters:
-            nearest = Assigner(vectors[chosen[-size:]])(vectors).cosine.numpy()
-            distance = np.minimum(distance, np.maximum(1 - nearest, 0))
-    return np.ascontiguousarray(vectors[chosen], dtype=np.float32)
-
-
-def _round_sizes(clusters: int) -> list[int]:
-    """Return sizes of rounds: small first ones, in which distances still say little, then doubling."""
-    edges = np.unique(np.ceil(clusters / 2.0 ** np.arange(_SEEDING_ROUNDS - 1, -1, -1)).astype(int))
-    return np.diff(edges, prepend=0).tolist()
-
-
-def _draw(mass: np.ndarray, chosen: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
-    """Draw `size` different rows by `mass`; if fewer rows have any (duplicates), the rest are any other rows."""
-    possible = int(np.count_nonzero(mass))
-    drawn = (
-        random.choice(len(mass), min(size, possible), replace=False, p=mass / mass.sum()) if possible else chosen[:0]
-    )
-    if len(drawn) < size:
-        left = np.setdiff1d(np.arange(len(mass)), np.concatenate([chosen, drawn]))
-        drawn = np.concatenate([drawn, left[: size - len(drawn)]])
-    return drawn
-
-
-def balanced(rows: Rows, centroids: np.ndarray, dtype: torch.dtype) -> tuple[Centers, PartialSums]:
-    """Return centroids (K, D) with biases, (K,) float32 in cosine, that balance them, and all rows' sums under them.
-
-    The same biases serve rows that were not in the sample, in one pass and in any order, so sizes are about equal and
-    not exactly. Rows move to another cluster where that costs least, at the borders.
-    """
-    everything = range(len(rows.chunk_rows))
-    bias = np.zeros(len(centroids), np.float32)
-    step = _FIRST_STEP
-    for _ in range(_BALANCE_ROUNDS):
-        counts = rows.partial_sums(Centers(centroids, bias), everything, dtype).counts
-        excess = np.log((counts + 0.5) / (counts.mean() + 0.5))
-        bias = (bias - step * np.clip(excess, -2, 2)).astype(np.float32)
-        step *= _SHRINK
-    centers = Centers(centroids, bias)
-    return centers, rows.partial_sums(centers, everything, dtype)

@@ -1,4 +1,4 @@
-"""Packing order of the clusters of a source: neighbours share the batches of their remaining rows."""
+"""The order in which clusters of a source stand beside each other: neighbours share what remains of their batches."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _GREEDY_LIMIT = 4096
 
 
 def packing_order(centroids: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return a path through (K, D) unit centroids that mostly steps to near neighbours: (K,) int64, a permutation.
+    """A path through (K, D) unit centroids that mostly steps to near neighbours; returns (K,) int64, a permutation.
 
-    Greedy travelling salesman: start at the centroid farthest from the mean (an end of the cloud), continue with the
-    nearest one not yet visited. For large K, a path through sqrt(K) coarse clusters of centroids, and a path in each.
+    Greedy travelling salesman: start at the centroid farthest from the mean (an end of the cloud), go on to the nearest
+    not yet visited. For large K a path through sqrt(K) coarse clusters of centroids, and paths inside each.
     """
     if len(centroids) <= _GREEDY_LIMIT:
         return _greedy(centroids)
@@ -37,7 +37,7 @@ def packing_order(centroids: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def merge_upward(
     centroids: np.ndarray, weights: np.ndarray, clusters: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fit a coarser level to the (K, D) centroids of a finished fit, weighted by their (K,) rows.
+    """A coarser level of a finished fit, without its rows: its centroids, (K, D), clustered by the rows they stand for.
 
     Returns (K,) int64, the coarse cluster of each centroid, and the (clusters, D) coarse centroids.
     """

@@ -1,4 +1,4 @@
-"""Partial sums of a round of k-means, which can be merged, and the rows that they are computed from.
+"""What rows contribute to a round of k-means: sums that can be merged, and the places that rows are kept in.
 
 Legend: N rows, K centroids, D dimensions.
 """
@@ -28,7 +28,7 @@ class Centers:
 
 @dataclass
 class PartialSums:
-    """Contribution of a chunk under given centres; merged by addition."""
+    """What a chunk contributes under given centres: mergeable by addition."""
 
     rows: np.ndarray  # (K,) int64, rows nearest each centroid
     counts: np.ndarray  # (K,) float64, their weight
@@ -41,13 +41,13 @@ class PartialSums:
         return self.cosine / max(float(self.counts.sum()), 1e-12)
 
     def quantile(self, share: float) -> float:
-        """Return the cosine that about `share` of the rows are below."""
+        """The cosine that about `share` of the rows lie below."""
         below = np.searchsorted(np.cumsum(self.histogram), share * self.histogram.sum())
         return float(2 * (below + 1) / COSINE_BINS - 1)
 
 
 def merge(parts: Iterable[PartialSums]) -> PartialSums:
-    """Add up partial sums in their order, so that rounding does not depend on the schedule of the workers."""
+    """Their sum, taken in their order: rounding then does not depend on who computed what when."""
     iterator = iter(parts)
     first = next(iterator)
     merged = PartialSums(
@@ -63,14 +63,14 @@ def merge(parts: Iterable[PartialSums]) -> PartialSums:
 
 
 def chunk_sums(assigner: Assigner, vectors: np.ndarray, weights: np.ndarray | None) -> PartialSums:
-    """Assign the rows of one chunk, (N, D), and add them up by centroid."""
+    """Assigns the rows of one chunk, (N, D), and adds them up by centroid."""
     vectors_ND = torch.from_numpy(np.array(vectors, dtype=np.float32))
     found = assigner(vectors_ND)
     order = torch.argsort(found.labels, stable=True)
     rows_of_cluster = torch.bincount(found.labels, minlength=assigner.clusters)
     starts = torch.cumsum(rows_of_cluster, 0) - rows_of_cluster
     weight = None if weights is None else torch.from_numpy(np.array(weights, dtype=np.float32))
-    # This gathers and adds rows cluster by cluster in one vectorised pass.
+    # Gathers and adds rows cluster by cluster in one vectorised pass.
     sums = torch.nn.functional.embedding_bag(
         order, vectors_ND, starts, mode="sum", per_sample_weights=None if weight is None else weight[order]
     )
@@ -94,11 +94,11 @@ class Rows(Protocol):
         ...
 
     def head(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the first `count` vectors, (count, D) float32, and their weights, (count,) or None."""
+        """The first `count` vectors, (count, D) float32, and their weights, (count,) or None."""
         ...
 
     def partial_sums(self, centers: Centers, chunks: Sequence[int], dtype: torch.dtype) -> PartialSums:
-        """Return the merged sums of these chunks, in their order."""
+        """Merged sums of these chunks, in their order."""
         ...
 
 
@@ -115,7 +115,7 @@ class LocalRows:
 
     @classmethod
     def of(cls, vectors: np.ndarray, weights: np.ndarray | None = None, clusters: int = 1) -> LocalRows:
-        """Cut (n, D) float rows, already in random order, and (n,) weights into chunks for a fit of `clusters`."""
+        """(n, D) float rows in random order already, with (n,) weights, cut as a fit of `clusters` wants them."""
         pieces = np.array_split(np.arange(len(vectors)), min(chunk_count(len(vectors), clusters), len(vectors)))
         edges = [(int(piece[0]), int(piece[-1]) + 1) for piece in pieces]
         return cls([(vectors[a:b], None if weights is None else weights[a:b]) for a, b in edges])
@@ -133,12 +133,12 @@ class LocalRows:
 
 
 def is_weightless(chunks: Iterable[Chunk]) -> bool:
-    """Return whether all rows have weight 0; they then count by their number, as by weight no centroid would move."""
+    """Whether all rows have weight 0. They then count by their number: by weight, no centroid would ever move."""
     return all(weights is not None and not weights.any() for vectors, weights in chunks if len(vectors))
 
 
 def chunks_head(chunks: Iterable[Chunk], count: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the first `count` rows of `chunks` as (count, D) float32, and their weights; later chunks are not read."""
+    """The first `count` rows of `chunks` as (count, D) float32, and their weights; it is read no further than that."""
     vectors, weights, rows = [], [], 0
     for piece, weight in chunks:
         if not len(piece):
@@ -153,7 +153,7 @@ def chunks_head(chunks: Iterable[Chunk], count: int) -> tuple[np.ndarray, np.nda
 
 
 def chunk_count(rows: int, clusters: int) -> int:
-    """Return the number of chunks of a sample: a multiple of eight, as first rounds look at an eighth of it.
+    """In how many chunks a sample is cut: a multiple of eight, as first rounds look at an eighth of it.
 
     Each chunk has several rows per centroid, so that sums are a small part of what they sum up.
     """

@@ -1,4 +1,4 @@
-"""Inputs of every way to cluster: an embedded corpus, and a factory of passes over it."""
+"""What every way to cluster starts from: an embedded corpus, and a factory of passes over it."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ class EmbeddedCorpus:
 
     @cached_property
     def device(self) -> str:
-        """Device of the fits."""
+        """Where fits multiply."""
         return device_for(self.config.cluster.device)
 
     @cached_property
     def assigning_device(self) -> str:
-        """Device of the assignment, whose workers may have no GPU if they embed on CPUs."""
+        """Where rows are assigned: by workers that may have no GPU, if they embed on CPUs."""
         return self.device if self.assigning_pool.gpus or not self.device.startswith("cuda") else "cpu"
 
     @cached_property

@@ -1,8 +1,8 @@
 """`refresh`: rounds of re-embedding, re-clustering and further training; each may become the live model.
 
-A round is decided once and written down (from which generation it goes on, whether it clusters anew), then made by the
-ordinary stages under the next generation's number. So a call that was killed goes on where it stopped, and to the same
-result. The live model changes last, and only for one that the test collections find no worse.
+A round is decided once and written down (which generation it continues from, whether it clusters again), then made by
+the ordinary stages under the next generation's number. So a call that was killed continues where it stopped, and to the
+same result. The live model changes last, and only to one that the test collections find no worse.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ from clusterbatch.evaluation.stage import evaluate
 from clusterbatch.log import say
 from clusterbatch.pipeline.refresh_clusters import Builder, new_clusters, wanted
 from clusterbatch.pipeline.rounds import (
+    SAMPLE,
     Round,
+    discard_generation,
     next_generation,
     read_round,
     rollback_target,
     rounds,
+    settle,
     write_round,
 )
-from clusterbatch.pipeline.run import STAGES, Stage, run_stage
+from clusterbatch.pipeline.run import STAGES, Stage, is_trained, run_stage
 from clusterbatch.runtime import lasting_session, ray_session
 from clusterbatch.store import Manifest
 from clusterbatch.store.workspace import Workspace, live_generation, publish
@@ -44,7 +47,6 @@ from clusterbatch.training.worker import Continuation
 
 # A call that has not ended: the last generation that it is to make.
 CALL = "refresh.json"
-_SAMPLE = "_sample"
 # Seeds of generations lie so far apart that no user's seeds meet them.
 _SEED_STRIDE = 1_000_003
 _TIMED_DOCUMENTS = 256
@@ -53,15 +55,16 @@ _NOT_IN_VALUES = ("path", "holdout", "models", "metrics", "unit_bytes")
 
 
 def refresh(config: RunConfig, *, force: bool = False) -> list[Round]:
-    """Makes `refresh.rounds` generations more, or those that are left of an interrupted call; returns all rounds.
+    """Make `refresh.rounds` more generations, or those that are left of an interrupted call; return all rounds.
 
-    Runs the first generation's stages before where they have not run, and waits in the end for clusters that are built
-    for the next call. Raises UsageError before any work where the metric that decides is not measured.
+    Runs the first generation's stages before if they have never run, and waits in the end for clusters that are built
+    for the next call. Raises UsageError before any work if the metric that decides is not measured.
     """
     _check(config)
     workspace = Workspace(config)
     with lasting_session():
-        if workspace.train().manifest() is None:
+        settle(workspace)
+        if not is_trained(workspace):
             for stage in STAGES:
                 run_stage(stage, config, force=force)
         last = _last_generation(config, workspace)
@@ -77,18 +80,27 @@ def refresh(config: RunConfig, *, force: bool = False) -> list[Round]:
 
 
 def rollback(config: RunConfig) -> tuple[int, int]:
-    """Makes the model live that was so before; returns (the generation that was live, the one that is).
+    """Make the model live that was live before; return (the generation that was live, the one that is).
 
-    The next refresh goes on from there. Raises UsageError where no generation is left to return to.
+    The next refresh continues from there; a round that was under way is decided again. Raises UsageError if there is
+    no generation to return to.
     """
     workspace = Workspace(config)
+    settle(workspace)
     live, target = live_generation(workspace), rollback_target(workspace)
+    record = read_round(workspace, live) if live else None
+    if live is not None and record is not None and record.promoted is None:
+        # An older version copied the model before it wrote that the round is over.
+        publish(workspace, record.base)
+        discard_generation(workspace, live, keep_record=False)
+        return live, record.base
     if live is None or target is None:
         raise UsageError(f"{workspace.root.uri}: the live model is the first; there is none to roll back to")
-    record = read_round(workspace, live)
-    assert record is not None, "a live generation without a record"
-    # Before the model: a rollback that is cut off between the two is then repeated, not taken a step further.
-    write_round(workspace, record.model_copy(update={"rolled_back": True}))
+    if workspace.train(target).manifest() is None:
+        raise UsageError(f"{workspace.trained_model(target).uri}: removed, so there is no model to roll back to")
+    if record is not None:
+        # Before the model: a rollback that is cut off between the two is then finished, not taken a step further.
+        write_round(workspace, record.model_copy(update={"rolled_back": True}))
     publish(workspace, target)
     return live, target
 
@@ -108,10 +120,10 @@ def _check(config: RunConfig) -> None:
 
 
 def _last_generation(config: RunConfig, workspace: Workspace) -> int:
-    """Of this call or, where one was interrupted, of that."""
+    """The last generation of this call, or of one that was interrupted."""
     if workspace.root.exists(CALL):
         last = int(workspace.root.read_json(CALL)["last"])
-        say(f"refresh   goes on with the call that was to end with generation {last}")
+        say(f"refresh   continues the call that was to end with generation {last}")
         return last
     last = next_generation(workspace) + config.refresh.rounds - 1
     workspace.root.write_json(CALL, {"last": last})
@@ -119,13 +131,17 @@ def _last_generation(config: RunConfig, workspace: Workspace) -> int:
 
 
 def _round(config: RunConfig, workspace: Workspace, generation: int, force: bool, builder: Builder | None) -> None:
-    record = read_round(workspace, generation)
-    base = record.base if record else live_generation(workspace) or 0
+    record, live = read_round(workspace, generation), live_generation(workspace) or 0
+    if record is not None and live not in (record.base, generation):
+        say(f"refresh   generation {generation} is begun again: generation {live} is live, not {record.base}")
+        discard_generation(workspace, generation, keep_record=False)
+        record = None
+    base = record.base if record else live
     changed = _config_of(config, workspace, base, generation)
     if record is None:
         record = _decide(changed, workspace, base, generation, builder)
         write_round(workspace, record)
-        workspace.refresh(generation).remove(_SAMPLE)
+        workspace.refresh(generation).remove(SAMPLE)
     # A round that was decided before builds were asked for makes its own clusters.
     if builder is not None and record.clusters != generation:
         builder.begin(generation, base)
@@ -138,9 +154,9 @@ def _round(config: RunConfig, workspace: Workspace, generation: int, force: bool
     measuring = Stage("evaluate", evaluate, Workspace.evaluation)
     made["evaluate"] = run_stage(measuring, config, generation=generation, force=force)
     record = _judged(config, workspace, record, made)
+    write_round(workspace, record)
     if record.promoted:
         publish(workspace, generation)
-    write_round(workspace, record)
     say(f"refresh   {describe(record)}", **record.model_dump(exclude={"drift", "seconds"}))
 
 
@@ -152,7 +168,7 @@ def _build(config: RunConfig, workspace: Workspace, generation: int, base: int) 
     anew, extended = wanted(changed, workspace, clusters, figures)
     if anew or extended:
         new_clusters(changed, workspace, clusters, generation, False, extended)
-    workspace.refresh(generation).remove(_SAMPLE)
+    workspace.refresh(generation).remove(SAMPLE)
     return figures
 
 
@@ -188,7 +204,7 @@ def _drift(config: RunConfig, workspace: Workspace, base: int, generation: int) 
             f"embed generation {generation - 1} with it first"
         )
     vectors = previous.vectors if embedded else generation
-    return measure_drift(config, vectors, previous, workspace.refresh(generation).child(_SAMPLE))
+    return measure_drift(config, vectors, previous, workspace.refresh(generation).child(SAMPLE))
 
 
 def _decide(config: RunConfig, workspace: Workspace, base: int, generation: int, builder: Builder | None) -> Round:
@@ -200,7 +216,7 @@ def _decide(config: RunConfig, workspace: Workspace, base: int, generation: int,
         if found is None or found[0] <= before:
             return record
         built, figures = found
-        meanwhile = sum(each.steps for each in rounds(workspace)[built - 1 :])
+        meanwhile = sum(each.steps for each in rounds(workspace) if each.generation >= built)
         changes = {"clusters": built, "drift": figures, "steps_meanwhile": meanwhile, "reclustered": True}
         say(
             f"refresh   generation {generation} trains on the clusters of generation {built}, built while {meanwhile} "

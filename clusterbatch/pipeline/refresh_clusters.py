@@ -21,6 +21,7 @@ from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.embedding.stage import embed, is_embedded
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.log import say
+from clusterbatch.pipeline.rounds import BUILD
 from clusterbatch.pipeline.run import Stage, run_stage
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Manifest
@@ -74,10 +75,6 @@ def wanted(config: RunConfig, workspace: Workspace, clusters: int, figures: dict
     with suppress(UsageError, DataError):
         there = there or is_embedded(previous.config, previous.vectors)
     return not there, there
-
-
-# Which generation's model embeds, kept while and after a generation is built.
-BUILD = "build.json"
 
 
 class Builder:

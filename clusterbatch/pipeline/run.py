@@ -15,6 +15,7 @@ from clusterbatch.evaluation.mteb import evaluate_mteb
 from clusterbatch.evaluation.stage import evaluate
 from clusterbatch.log import log_context, say
 from clusterbatch.pipeline.report import write_report
+from clusterbatch.pipeline.rounds import retire_rounds, settle, wanted_generation
 from clusterbatch.runtime import lasting_session
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Manifest, Stopwatch
@@ -57,24 +58,49 @@ STAGES = [
 ]
 
 
-def run_stage(stage: Stage, config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest:
-    """One stage, with a line at its end that says what it did. force: it is made anew, even where it is done.
+def is_trained(workspace: Workspace) -> bool:
+    """Return whether the first generation was ever trained, even if it has been cleaned away since."""
+    return workspace.train().manifest() is not None or bool(wanted_generation(workspace))
 
-    Raises UsageError where `force` would replace what another workspace has (`reuse`).
+
+def run_stage(stage: Stage, config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest:
+    """Run one stage and say in one line what it did. force: made from scratch, even if it is done.
+
+    Raises UsageError if `force` would replace what another workspace has (`reuse`), and if the generation has been
+    cleaned away while a later one is live: made again, its model would replace that.
     """
-    artifact = stage.artifact(Workspace(config), generation)
+    workspace = Workspace(config)
+    artifact = stage.artifact(workspace, generation)
     if force and artifact.reused:
         raise UsageError(
-            f"{artifact.reused}: --force replaces nothing in another workspace ({artifact.folder.uri}); make it anew "
+            f"{artifact.reused}: --force replaces nothing in another workspace ({artifact.folder.uri}); replace it "
             f"there, or run without {artifact.reused}"
         )
+    if not force and _is_cleaned_away(stage, workspace, generation):
+        raise UsageError(
+            f"{artifact.folder.uri}: cleaned away, and generation {wanted_generation(workspace)} is live; `refresh` "
+            "continues from that, --force makes the first generation again, in its place"
+        )
     before = artifact.manifest()
+    if force and stage.name == "train" and generation == 0:
+        retire_rounds(workspace)
     watch = Stopwatch()
     with log_context(stage=stage.name, generation=generation):
         manifest = stage.function(config, generation=generation, force=force)
         same = before is not None and (before.fingerprint, before.created) == (manifest.fingerprint, manifest.created)
         _say_counts(stage.name, manifest, watch.seconds, done_before=same)
+    if stage.name == "train" and generation == 0:
+        # The stage does not replace the model of a later generation; the records know if it is to be replaced.
+        settle(workspace)
     return manifest
+
+
+def _is_cleaned_away(stage: Stage, workspace: Workspace, generation: int) -> bool:
+    """Whether this stage of the first generation is missing because `clean` has removed it."""
+    if stage.name == "ingest" or generation > 0 or stage.artifact(workspace, 0).manifest() is not None:
+        return False
+    # A training that was begun again is not to be stopped here.
+    return not workspace.train().own_files() and bool(wanted_generation(workspace))
 
 
 def _say_counts(name: str, manifest: Manifest, seconds: float, *, done_before: bool) -> None:
@@ -116,9 +142,16 @@ def run(config: RunConfig, *, force: bool = False) -> str:
 
 
 def _kept_or_replaced(stage: Stage, config: RunConfig, force: bool) -> None:
+    workspace = Workspace(config)
+    if not force and _is_cleaned_away(stage, workspace, 0):
+        say(f"{stage.name:<9} cleaned away; generation {wanted_generation(workspace)} is live")
+        return
     try:
-        run_stage(stage, config)
+        run_stage(stage, config, force=force and _is_cleaned_away(stage, workspace, 0))
     except OtherWorkError:
         if not force:
             raise
-        run_stage(stage, config, force=True)
+    else:
+        return
+    # Not while the error is handled: it would pass for the cause of whatever fails here.
+    run_stage(stage, config, force=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from clusterbatch.config import RunConfig
@@ -62,10 +61,8 @@ def finished_stages(config: RunConfig) -> list[tuple[str, int | None, Manifest]]
 
 
 def generations(config: RunConfig) -> list[int]:
-    """Numbers of the generations that the workspace holds, ascending."""
-    names = Workspace(config).root.list()
-    matches = (re.fullmatch(r"generation=(\d+)", name) for name in names)
-    return sorted(int(match[1]) for match in matches if match)
+    """Return the numbers of the generations that the workspace holds, ascending."""
+    return Workspace(config).generations()
 
 
 def _stage(stage: str, generation: int | None, manifest: Manifest) -> dict[str, Any]:

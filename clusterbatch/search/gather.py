@@ -15,7 +15,7 @@ from clusterbatch.corpus.row_groups import read_row_group
 from clusterbatch.embedding.vectors import SIDES, TaskUnit, VectorSource, vector_values
 from clusterbatch.hashing import row_hashes
 from clusterbatch.runtime import Result, WorkItem
-from clusterbatch.search.neighbours import ApproximateIndex, Approximation, Neighbours, PartitionKeys, neighbours
+from clusterbatch.search.neighbours import ApproximateIndex, Approximation, GroupKeys, Neighbours, neighbours
 from clusterbatch.store import Artifact, Counts, Part
 from clusterbatch.store.shuffle import iterate_bucket, write_buckets
 from clusterbatch.store.workspace import Workspace
@@ -97,7 +97,7 @@ class Gathered:
 
     def __init__(self, artifact: Artifact, parts: Sequence[Part], approximate: Approximation | None = None) -> None:
         self._artifact, self._parts, self._approximate = artifact, parts, approximate
-        self._keys: tuple[int, PartitionKeys] | None = None
+        self._keys: tuple[int, GroupKeys] | None = None
         self._index: tuple[int, ApproximateIndex] | None = None
 
     def rows(self, block: Block) -> pa.Table:
@@ -115,30 +115,26 @@ class Gathered:
         """
         query, own = vector_values(rows["query_vector"]), vector_values(rows["document_vector"])
         hashes, keys = rows["query_hash"].to_numpy(), self._keys_of(partition)
-        if self._approximate is not None and self.is_approximate(partition):
+        if self._approximate is not None and self._approximate.above < len(keys.document):
             index = self._index_of(partition, keys, self._approximate.probes)
             return index.search(query, hashes, own, k, ranks)
         return neighbours(query, hashes, own, self._documents(partition), keys, k)
 
-    def is_approximate(self, partition: int) -> bool:
-        """Return whether the partition is searched approximately."""
-        return self._approximate is not None and self._approximate.above < len(self._keys_of(partition).document)
-
     def _documents(self, partition: int) -> Iterator[np.ndarray]:
         return (vector_values(piece["document_vector"]) for piece in self.pieces(partition))
 
-    def _index_of(self, partition: int, keys: PartitionKeys, probes: int) -> ApproximateIndex:
+    def _index_of(self, partition: int, keys: GroupKeys, probes: int) -> ApproximateIndex:
         if self._index is None or self._index[0] != partition:
             # Dropped first: memory need not hold two of them.
             self._index = None
             self._index = partition, ApproximateIndex(lambda: self._documents(partition), keys, probes)
         return self._index[1]
 
-    def _keys_of(self, partition: int) -> PartitionKeys:
+    def _keys_of(self, partition: int) -> GroupKeys:
         """Return the keys of a partition, kept for the next block, which is often of the same one."""
         if self._keys is None or self._keys[0] != partition:
             pieces = [
                 (piece["query_hash"].to_numpy(), piece["document_hash"].to_numpy()) for piece in self.pieces(partition)
             ]
-            self._keys = partition, PartitionKeys(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
+            self._keys = partition, GroupKeys(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
         return self._keys[1]

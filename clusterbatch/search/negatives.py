@@ -1,6 +1,8 @@
-"""Hard negatives: chosen among a query's nearest documents, and added to those that the corpus has. Pure functions.
+"""Which of a query's nearest documents become its hard negatives. Pure functions.
 
 Legend: Q queries, K candidates each, best first.
+
+Mined negatives beside those that the corpus has, with their margins where those were kept.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ MARGINS = "negative_margins"
 
 
 def with_negatives(rows: pa.Table, mined: pa.ChunkedArray) -> pa.Table:
-    """Return `rows` with the lists of `mined` appended to those in column `negatives`; both are in the same order."""
+    """`rows` with the lists of `mined` in column `negatives`, behind what stands there; lists and rows in one order."""
     if "negatives" not in rows.column_names:
         return rows.append_column("negatives", mined.cast(pa.list_(pa.string())))
     given = rows["negatives"].to_pylist()
@@ -26,10 +28,8 @@ def with_negatives(rows: pa.Table, mined: pa.ChunkedArray) -> pa.Table:
 
 
 def with_margins(rows: pa.Table, mined: pa.ChunkedArray) -> pa.Table:
-    """Return `rows`, which do not have their mined negatives yet, with a column of margins for all they will have.
-
-    Margins are NaN for negatives of the corpus, which have no score.
-    """
+    """`rows`, before they got their mined negatives, with a column of margins for all that they will have then; NaN for
+    those of the corpus, which nobody scored."""
     margins = mined.cast(pa.list_(pa.float32()))
     if "negatives" in rows.column_names:
         given = rows["negatives"].to_pylist()
@@ -43,10 +43,10 @@ _BLOCK_PAIRS = 2**24
 
 
 def choose_negatives(scores: np.ndarray, positive: np.ndarray, draws: np.ndarray, config: MineConfig) -> np.ndarray:
-    """Return (Q, config.negatives) int64 positions among the candidates, -1 if there are not enough.
+    """(Q, config.negatives) int64 positions among the candidates, -1 where there are not so many.
 
-    scores: (Q, K) float32, -inf for no candidate; positive: (Q,) score of the query's own document; draws: (Q, K)
-    uniform in [0, 1), which decide all random choices.
+    scores: (Q, K) float32, -inf where there is no candidate; positive: (Q,) score of the query's own document; draws:
+    (Q, K) uniform in [0, 1), what is random here.
     """
     rank = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
     allowed = (rank >= config.first) & (rank < config.last) & np.isfinite(scores) & (scores <= _limit(positive, config))
@@ -64,7 +64,7 @@ def choose_negatives(scores: np.ndarray, positive: np.ndarray, draws: np.ndarray
 
 
 def _limit(positive: np.ndarray, config: MineConfig) -> np.ndarray:
-    """Return (Q, 1) the highest score that a negative may have."""
+    """(Q, 1) the highest score that a negative may have."""
     limit = np.full(len(positive), np.inf)
     if config.most_of_positive is not None:
         # Of a positive below zero a share would be above it.
@@ -75,7 +75,7 @@ def _limit(positive: np.ndarray, config: MineConfig) -> np.ndarray:
 
 
 def _turn_in_bin(margins: np.ndarray, draws: np.ndarray, allowed: np.ndarray, bins: int) -> np.ndarray:
-    """Return (Q, K) how many allowed candidates of the same bin have a smaller draw: so one of each bin comes first.
+    """(Q, K) how many allowed candidates of the same bin have a smaller draw: one of each bin is then taken first.
 
     A query's margins are cut into bins of equal width between its smallest and its largest.
     """

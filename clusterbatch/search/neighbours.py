@@ -1,9 +1,10 @@
-"""Nearest documents of a block of queries in their partition, exact or approximate.
+"""Approximate search of a large group: faiss' inverted file, which scores a query against the documents near it alone.
 
-The exact search reads documents as a stream: one chunk is in memory. The approximate one uses faiss' inverted file,
-which scores a query against the documents of a few lists alone.
+Legend: Q queries, N rows of the group, D dimensions, K results that are asked of faiss.
 
-Legend: Q queries of the block, N rows of the partition, M rows of a chunk, D dimensions.
+Exact search of a block of queries among the documents of their group, which stream by: one chunk is in memory.
+
+Legend: Q queries of the block, N rows of the group, M rows of a chunk, D dimensions.
 """
 
 from __future__ import annotations
@@ -21,17 +22,10 @@ from clusterbatch.search.topk import Ranking, best_of, merge
 # The own document's score comes from another product than the others': rounding must not give it a worse rank.
 ROUNDING = 1e-5
 _QUERY_BLOCK = 1024
-# Lists are 2 sqrt(N), so that choosing among them costs about as much as scoring the rows of some.
-_LISTS_PER_ROOT = 2
-# Sampled rows for each list: faiss asks for 39 at least, and small partitions have fewer lists.
-_SAMPLE_PER_LIST = 64
-_LEAST_PER_LIST = 39
-# Answers of one query for which there is room beside the k documents that are not.
-_MOST_ANSWERS = 256
 
 
-class PartitionKeys:
-    """Rows of a partition with the same document, and documents that answer the same query, by 64-bit text hashes.
+class GroupKeys:
+    """Which rows of a group are the same document, and which documents answer the same query; by 64-bit text hashes.
 
     first: (N,) bool, whether a row is the first with its document; document: (N,) int64, the row that is.
     """
@@ -44,7 +38,7 @@ class PartitionKeys:
         self._sorted = query_hash[self._order]
 
     def answers(self, query_hash: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return numbers of (Q,) queries and the documents (rows) that answer them: two (pairs,) int64."""
+        """Of (Q,) queries: numbers of queries and the documents (rows) that answer them, two (pairs,) int64."""
         low = np.searchsorted(self._sorted, query_hash, side="left")
         high = np.searchsorted(self._sorted, query_hash, side="right")
         count = high - low
@@ -55,11 +49,8 @@ class PartitionKeys:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Nearest documents of Q queries.
-
-    ranking: the best documents that are not known to answer the query, by row of the partition; positive: (Q,) float32,
-    score of its own document; rank: (Q,) int64, how many documents score higher than that, answers included.
-    """
+    """ranking: the best documents that are not known to answer the query, by row of the group; positive: (Q,) float32,
+    score of its own document; rank: (Q,) int64, how many documents score higher than that, answers included."""
 
     ranking: Ranking
     positive: np.ndarray
@@ -71,13 +62,13 @@ def neighbours(
     query_hash: np.ndarray,
     own: np.ndarray,
     chunks: Iterable[np.ndarray],
-    keys: PartitionKeys,
+    keys: GroupKeys,
     k: int,
 ) -> Neighbours:
-    """Return the k nearest documents of each query, by exact search.
+    """The k nearest documents of each query.
 
     query: (Q, D) unit vectors; query_hash: (Q,); own: (Q, D) vectors of their own documents; chunks: (M, D) document
-    vectors of all rows of the partition, in order.
+    vectors of all rows of the group, in order.
     """
     queries = torch.from_numpy(np.ascontiguousarray(query, dtype=np.float32))
     positive = np.einsum("qd,qd->q", query.astype(np.float32), own.astype(np.float32))
@@ -103,34 +94,43 @@ def neighbours(
         whole = Ranking(*(np.concatenate([getattr(b, name) for b in blocks]) for name in ("scores", "documents")))
         best = whole if best is None else merge([best, whole], k)
         start += len(chunk)
-    assert best is not None, "a partition without rows"
+    assert best is not None, "a group without rows"
     return Neighbours(best, positive, rank)
+
+
+# Lists are 2 sqrt(N), so that choosing among them costs about as much as scoring the rows of some.
+_LISTS_PER_ROOT = 2
+# Rows of the sample that lists are fitted to, for each: faiss asks for 39 at least, and small groups have fewer lists.
+_SAMPLE_PER_LIST = 64
+_LEAST_PER_LIST = 39
+# Answers of one query for which there is room beside the k documents that are not.
+_MOST_ANSWERS = 256
 
 
 @dataclass(frozen=True)
 class Approximation:
-    """above: partitions of more rows are searched approximately; probes: lists that a query is scored against."""
+    """above: rows of a group from which on its search is approximate; probes: lists that a query is scored against."""
 
     above: int
     probes: int
 
     @staticmethod
     def of(config: MineConfig) -> Approximation | None:
-        """Return the approximation that the configuration asks for; None: every search is exact."""
+        """What the configuration asks for; None: every search is exact."""
         if config.approximate_above is None:
             return None
         return Approximation(config.approximate_above, config.probes)
 
 
 class ApproximateIndex:
-    """The documents of a partition, each once, as float16 in memory: N (2 D + 8) bytes.
+    """The documents of a group, each once, as float16 in memory: N (2 D + 8) bytes.
 
-    chunks: returns the (M, D) document vectors of all rows of the partition, in order; called twice. The same chunks
-    give the same index: faiss' k-means has a fixed seed, and its sample is every n-th row.
+    chunks: makes the (M, D) document vectors of all rows of the group, in order; they are read twice. The same chunks
+    give the same index: faiss' k-means has a fixed seed, its sample is every so many-th row.
     """
 
-    def __init__(self, chunks: Callable[[], Iterable[np.ndarray]], keys: PartitionKeys, probes: int) -> None:
-        # Imported here, as it brings a runtime for threads of its own.
+    def __init__(self, chunks: Callable[[], Iterable[np.ndarray]], keys: GroupKeys, probes: int) -> None:
+        # Here, as it brings a runtime for threads of its own.
         import faiss
 
         faiss.omp_set_num_threads(1)
@@ -144,7 +144,7 @@ class ApproximateIndex:
             start += len(chunk)
         training = np.concatenate(sample)
         dimensions = training.shape[1]
-        # Rows themselves, not their differences to the list's centroid: they came as float16, so nothing is lost.
+        # Rows as they are, not as differences to their list's centroid: as float16 they came, nothing is lost.
         self._lists = faiss.IndexFlatIP(dimensions)
         kind = faiss.ScalarQuantizer.QT_fp16
         metric = faiss.METRIC_INNER_PRODUCT
@@ -167,9 +167,9 @@ class ApproximateIndex:
         self._index.nprobe = min(count, int(self._index.nlist))
 
     def search(self, query: np.ndarray, query_hash: np.ndarray, own: np.ndarray, k: int, ranks: int = 0) -> Neighbours:
-        """Return the nearest documents found; ranks are counted up to `ranks` or k, whichever is more.
+        """As `neighbours`, of what is found: ranks are counted up to `ranks` or k, whichever is more.
 
-        If a query has more than 256 answers, fewer than k documents may be left of those found.
+        Where a query has more than 256 answers, fewer than k documents may be left of what is found.
         """
         query = np.ascontiguousarray(query, np.float32)
         positive = np.einsum("qd,qd->q", query, own.astype(np.float32))

@@ -4,8 +4,8 @@ Order, everywhere: higher score first; of equal scores the document with the lar
 bytes. It is trec_eval's order, so a run file means the same to every tool that reads it. Documents are numbered in
 descending order of their ids, after which the rule is simply "of equal scores the smaller number first".
 
-BEIR's rule for identical ids: a document with the same id as the query is not an answer to it (if queries are
-documents, it would be the query itself). It is left out before the best are taken, so that it costs no place.
+BEIR's rule for identical ids: a document with the same id as the query is not an answer to it (where queries are
+documents it would be the query itself). It is left out before the best are taken, so that it costs no place.
 
 Q queries, N documents, D dimensions, K best kept.
 """
@@ -27,7 +27,7 @@ _DOCUMENT_BLOCK = 8192
 class Ranking:
     """The best documents of Q queries, best first.
 
-    scores: (Q, K) float32; documents: (Q, K) int64 numbers. If a query has fewer than K candidates, its row ends
+    scores: (Q, K) float32; documents: (Q, K) int64 numbers. Where a query has fewer than K candidates its row ends
     with score -inf and number -1.
     """
 
@@ -39,20 +39,21 @@ class Ranking:
 
 
 def descending_ids(ids: Sequence[str]) -> np.ndarray:
-    """Return (N,) int64: the order that numbers documents by descending id, as UTF-8 bytes."""
+    """(N,) int64: the order that numbers documents by descending id, as UTF-8 bytes."""
     encoded = [identifier.encode() for identifier in ids]
     return np.array(sorted(range(len(ids)), key=encoded.__getitem__, reverse=True), dtype=np.int64)
 
 
 def identical_ids(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray | None:
-    """Return (Q,) int64 numbers of the documents with the query's own id, -1 for none; None if no query has one."""
+    """(Q,) int64: the number of the document that has the query's own id, -1 where there is none; None where no query
+    has one."""
     numbers = {identifier: number for number, identifier in enumerate(documents)}
     excluded = np.array([numbers.get(query, -1) for query in queries], dtype=np.int64)
     return excluded if (excluded >= 0).any() else None
 
 
 def search(queries: torch.Tensor, documents: torch.Tensor, k: int, excluded: np.ndarray | None = None) -> Ranking:
-    """Return the k best documents of every query.
+    """The k best documents of every query.
 
     queries: (Q, D) and documents: (N, D), float32 on one device, documents in descending order of their ids.
     excluded: (Q,) int64, the one document that is no answer to the query, -1 for none.
@@ -77,7 +78,7 @@ def search(queries: torch.Tensor, documents: torch.Tensor, k: int, excluded: np.
 
 
 def best_of(scores_QN: torch.Tensor, k: int, excluded: np.ndarray | None = None) -> Ranking:
-    """Return (Q, k) the best of scores (Q, N), -inf for no answer; excluded documents become -inf in `scores_QN`."""
+    """(Q, k): the best of scores (Q, N), -inf for no answer; what is excluded becomes that in `scores_QN`."""
     if excluded is not None:
         _leave_out(scores_QN, excluded)
     values, numbers = _top(scores_QN, min(k, scores_QN.shape[1]))
@@ -85,7 +86,7 @@ def best_of(scores_QN: torch.Tensor, k: int, excluded: np.ndarray | None = None)
 
 
 def merge(rankings: Sequence[Ranking], k: int) -> Ranking:
-    """Return the k best of several rankings of the same queries over disjoint documents, numbered alike."""
+    """The k best of several rankings of the same queries over disjoint documents, numbered alike."""
     merged = _merge_sorted(rankings, k)
     short = k - merged.scores.shape[1]
     if short > 0:
@@ -105,7 +106,7 @@ def _merge_sorted(rankings: Sequence[Ranking], k: int) -> Ranking:
 
 
 def _top(scores_QN: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores and positions (Q, k) of the best of each row; of equal scores the smaller position first."""
+    """Scores and positions (Q, k) of the best of each row; of equal scores the smaller position first."""
     values, positions = scores_QN.topk(k, dim=1)
     # topk takes any of the equal scores at its edge; rows where that matters are sorted in full.
     edge = values[:, -1:]

@@ -112,5 +112,5 @@ class ShardPasses:
 
     @property
     def facts(self) -> Artifact:
-        """Facts of the clusters of each bucket, for the statistics over all of them."""
+        """What each bucket knows of its clusters, for the statistics over all of them."""
         return self.passes.artifact("facts")

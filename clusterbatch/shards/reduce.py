@@ -38,7 +38,7 @@ _PIECE_BYTES = 2**30
 class ReduceWorker:
     """Writes the shards of one bucket, numbered inside the bucket, as the number of other buckets' shards is unknown.
 
-    facts: receives facts of the bucket's clusters, for statistics.
+    facts: keeps what a bucket knows of its clusters, for statistics.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
-"""Statistics of finished clusters, one at a time or all of a source: sizes, cohesion, neighbours, terms, examples, and
-remarks on clusters that may be junk.
+"""Looking at finished clusters, one at a time or all of a source.
+
+What users want to know of clusters: sizes, cohesion, neighbours, names, examples, and what looks like junk.
 """
 
 from __future__ import annotations
@@ -25,22 +26,19 @@ from clusterbatch.store.workspace import Workspace
 
 STATISTICS, FARTHEST = "statistics", "farthest"
 _NEIGHBOURS = 3
-# Clusters that are compared at once, and with how many before and after them in the packing order, in which similar
-# clusters are near each other: all pairs of a million clusters would take hours.
+# Clusters that are compared at once, and with how many before and behind them in the packing order, where what is near
+# in meaning stands near: all pairs of a million clusters would take hours.
 _BLOCK, _WINDOW = 1024, 16_384
 # Rows listed of each source as the farthest from any centroid.
 _FARTHEST = 100
-# Clusters with a larger share of repeated documents, or so many standard deviations less cohesive than the mean cluster
-# of their source, get a remark.
+# A cluster with a larger share of repeated documents, or so many standard deviations less cohesive than its source's
+# clusters are, is remarked upon.
 _DUPLICATES, _DEVIATIONS = 0.5, 2.5
 
 
 @dataclass(frozen=True)
 class StatisticsJob:
-    """Statistics over all buckets.
-
-    facts: one part per bucket, in `artifact`; keys: for each part, (source, cluster) of its rows, by source.
-    """
+    """facts: one part per bucket; keys: for each part, (source, cluster) of its rows, a source's rows together."""
 
     artifact: Artifact
     facts: Sequence[Part]
@@ -48,9 +46,9 @@ class StatisticsJob:
     output: Artifact
 
     def run(self) -> tuple[list[Part], dict[str, dict[str, Any]]]:
-        """Write one row per cluster and the farthest rows; return both parts and a summary of each source.
+        """Writes one row per cluster and the farthest rows; returns both parts and a summary of each source.
 
-        Sources are described one after the other; of earlier ones only tables are in memory.
+        Source by source: of those before only tables are held.
         """
         rows, farthest, summary = [_STATISTICS.empty_table()], [_FARTHEST_ROWS.empty_table()], {}
         for source, of_source in groupby(self._facts(), key=lambda fact: fact[0]):
@@ -60,7 +58,7 @@ class StatisticsJob:
                 clusters.setdefault(cluster, []).append(row)
                 if vector is not None:
                     vectors[cluster] = vectors.get(cluster, 0) + vector.astype(np.float64)
-            assert source not in summary, "the rows of a source follow each other"
+            assert source not in summary, "the rows of a source stand together"
             described = _describe(source, clusters, vectors)
             rows.append(pa.Table.from_pylist(described, schema=_STATISTICS))
             farthest.append(pa.Table.from_pylist(_farthest(described), schema=_FARTHEST_ROWS))
@@ -72,7 +70,7 @@ class StatisticsJob:
         return parts, summary
 
     def _facts(self) -> Iterator[tuple[str, int, dict[str, Any], np.ndarray | None]]:
-        """Yield (source, cluster, facts of the bucket, sum of its vectors or None) of every piece, in order."""
+        """(source, cluster, what its bucket knows, sum of its vectors or None) of every piece, in order."""
         for part, keys in zip(self.facts, self.keys, strict=True):
             table = read_parquet(self.artifact.folder, part)
             vectors: Iterable[np.ndarray | None] = repeat(None, len(keys))
@@ -84,7 +82,7 @@ class StatisticsJob:
 
 
 def summarise(sizes: np.ndarray, described: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Summarise one source's clusters, from their sizes (k,) in rows and their descriptions in the same order.
+    """Of one source's clusters: sizes (k,) in rows, and their descriptions in the same order.
 
     histogram: clusters by the power of two that their rows reach.
     """
@@ -104,7 +102,7 @@ def summarise(sizes: np.ndarray, described: Sequence[dict[str, Any]]) -> dict[st
 
 
 def gini(sizes: np.ndarray) -> float:
-    """Return the Gini coefficient of (k,) sizes: 0 if all are equal, near 1 if one cluster has all rows."""
+    """Of (k,) sizes: 0 where all clusters are of one size, towards 1 where one cluster has everything."""
     ordered = np.sort(sizes).astype(float)
     count = len(ordered)
     return float((2 * np.arange(1, count + 1) - count - 1) @ ordered / (count * ordered.sum()))
@@ -115,7 +113,7 @@ def _describe(
 ) -> list[dict[str, Any]]:
     numbers = sorted(clusters)
     pieces = [clusters[number] for number in numbers]
-    # A cluster that is spread over several buckets is named by the terms of its first piece.
+    # A cluster that is spread over several buckets is named by what its first piece says.
     terms = naming_terms([found[0]["terms"] for found in pieces], [found[0]["counts"] for found in pieces])
     neighbours: list[list[dict[str, Any]]] = [[] for _ in numbers]
     if vectors and len(numbers) > 1:
@@ -144,7 +142,7 @@ def _describe(
 
 
 def _remark(rows: list[dict[str, Any]]) -> None:
-    """Add `remarks`: reasons why a cluster may be junk."""
+    """Adds `remarks`: why a cluster may hold junk."""
     cosines = np.array([row["mean_cosine"] for row in rows])
     limit = cosines.mean() - _DEVIATIONS * cosines.std() if len(rows) >= 8 else -np.inf
     for row in rows:
@@ -157,7 +155,7 @@ def _remark(rows: list[dict[str, Any]]) -> None:
 
 
 def _neighbours(numbers: Sequence[int], centroids: np.ndarray) -> list[list[dict[str, Any]]]:
-    """Return the nearest other clusters of each, by cosine of mean vectors; both arguments are in packing order."""
+    """The nearest other clusters of each, by the cosine of their mean vectors; both arguments are in packing order."""
     centroids = centroids.astype(np.float32)
     found: list[list[dict[str, Any]]] = []
     for start in range(0, len(centroids), _BLOCK):
@@ -199,11 +197,11 @@ _FARTHEST_ROWS = pa.schema([pa.field("source", pa.string()), pa.field("cluster",
 
 
 def inspect_cluster(config: RunConfig, source: str, cluster: int, *, generation: int = 0) -> dict[str, Any]:
-    """Return the statistics of a cluster: rows, mean_cosine, duplicate_share, mean_characters, terms (that name it),
-    neighbours (nearest clusters with cosine), near and far (example rows), remarks. Cosines are None if rows were not
-    clustered by vectors.
+    """All that is known of a cluster: rows, mean_cosine, duplicate_share, mean_characters, terms (that name it),
+    neighbours (nearest clusters with cosine), near and far (example rows), remarks. Cosines are None where rows were
+    not clustered by vectors.
 
-    Raises UsageError if there is no such source or cluster, DataError if clustering is not finished.
+    Raises UsageError where there is no such source or cluster, DataError where clustering is not finished.
     """
     rows = inspect_source(config, source, generation=generation)
     found = [row for row in rows if row["cluster"] == cluster]
@@ -213,7 +211,7 @@ def inspect_cluster(config: RunConfig, source: str, cluster: int, *, generation:
 
 
 def inspect_source(config: RunConfig, source: str, *, generation: int = 0) -> list[dict[str, Any]]:
-    """Return the statistics of all clusters of a source, in packing order; raises as `inspect_cluster`."""
+    """The same for all clusters of a source, in packing order."""
     artifact = Workspace(config).clusters(generation)
     manifest = artifact.require()
     part = next(part for part in manifest.parts if part.details.get("content") == STATISTICS)
@@ -226,7 +224,7 @@ def inspect_source(config: RunConfig, source: str, *, generation: int = 0) -> li
 
 
 def _without_nan(value: Any) -> Any:
-    """Return the value with None for NaN, which JSON has not."""
+    """JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Artifacts: directories that are whole when their manifest is there.
+"""Artifacts: directories that are whole when they have a manifest.
 
 A stage cuts its work into fixed units. Each finished unit leaves its parts (files under unique names) and, last, a
 receipt that names them. When every unit has a receipt, the manifest is written: only then does the artifact exist for
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -19,13 +18,18 @@ from pydantic import BaseModel, ValidationError
 
 from clusterbatch.errors import DataError, OtherWorkError, UsageError
 from clusterbatch.store.checksum import DamagedError, checksum, read_verified
+from clusterbatch.store.entry import Entry, is_own_name, own_name
 from clusterbatch.store.folder import Folder
 from clusterbatch.store.provenance import software_versions
 from clusterbatch.store.traffic import Traffic, since_last
 
 MANIFEST = "manifest.json"
 RECEIPTS = "_receipts"
+# Artifacts of passes that a stage no longer needs when it is whole.
+EXCHANGE = "_exchange"
 FORMAT = 1
+# Folders anywhere in an artifact that hold only files of this product.
+_OWN_FOLDERS = {RECEIPTS, EXCHANGE, "_ray"}
 
 
 class Counts(BaseModel):
@@ -48,7 +52,7 @@ class Counts(BaseModel):
         )
 
     def check(self, what: str) -> None:
-        """Raises DataError when a row is unaccounted for."""
+        """Raise DataError if a row is unaccounted for."""
         accounted = self.written + self.rejected + sum(self.set_aside.values())
         if self.read != accounted:
             raise DataError(
@@ -113,16 +117,20 @@ class Manifest(BaseModel):
 class Artifact:
     """A directory under construction or finished; `kind` is what it holds ('corpus', 'embeddings', ...).
 
-    reused: the key that names another workspace, whose it is: it is read, and never written.
+    reused: the configuration key that names the other workspace to which it belongs: it is read, and never written.
+    own_folders: subfolders that hold only files of this product, whatever they are called.
+
+    Other people's files in the directory stay when the artifact is replaced or removed.
     """
 
-    def __init__(self, folder: Folder, kind: str, reused: str | None = None) -> None:
+    def __init__(self, folder: Folder, kind: str, reused: str | None = None, own_folders: tuple[str, ...] = ()) -> None:
         self.folder = folder
         self.kind = kind
         self.reused = reused
+        self._own_folders = own_folders
 
     def manifest(self) -> Manifest | None:
-        """The manifest, or None where the artifact is not whole. Raises DataError when it is damaged."""
+        """Return the manifest, None if the artifact is not whole. Raises DataError if it is damaged."""
         try:
             data = self.folder.read(MANIFEST)
         except FileNotFoundError:
@@ -136,7 +144,7 @@ class Artifact:
         return manifest
 
     def require(self) -> Manifest:
-        """The manifest of a finished artifact; raises DataError where the stage that makes it has not finished."""
+        """Return the manifest of a finished artifact; raises DataError if the stage that makes it has not finished."""
         manifest = self.manifest()
         if manifest is None:
             raise DataError(f"{self.folder.uri}: no finished {self.kind} here (no {MANIFEST}); run that stage first")
@@ -147,10 +155,10 @@ class Artifact:
         return manifest is not None and manifest.fingerprint == fingerprint
 
     def begin(self, fingerprint: str, force: bool = False) -> dict[int, Receipt]:
-        """Prepares for writing; returns the receipts of units that are whole already, by unit number.
+        """Prepare for writing; return the receipts of units that are whole already, by unit number.
 
-        Raises UsageError when the folder holds the work of another configuration, unless `force`: then that work is
-        removed; and when it is another workspace's, in any case.
+        Raises UsageError if the folder holds the work of another configuration, unless `force`: then that work is
+        removed; and in any case if it belongs to another workspace.
         """
         if self.reused:
             raise UsageError(
@@ -167,18 +175,18 @@ class Artifact:
                 "choose another workspace, or pass --force to replace them"
             )
         if foreign or (manifest is not None and force):
-            self._forget()
+            self.remove()
             return {}
         return {receipt.unit: receipt for receipt in receipts}
 
     def write_part(self, stem: str, extension: str, data: bytes | memoryview, rows: int, **details: Any) -> Part:
-        """Writes one file under a name that no other attempt uses, and describes it."""
-        name = f"{stem}-{uuid.uuid4().hex[:8]}.{extension}"
+        """Write one file under a name that no other attempt uses, and describe it."""
+        name = own_name(stem, extension)
         self.folder.write(name, data)
         return Part(path=name, rows=rows, bytes=len(data), checksum=checksum(data), details=details)
 
     def read_part(self, part: Part) -> bytes:
-        """All bytes of a part; raises DataError when they are not those that were written."""
+        """Return all bytes of a part; raises DataError if they are not those that were written."""
         try:
             return read_verified(
                 lambda: self.folder.read(part.path),
@@ -190,7 +198,7 @@ class Artifact:
             raise DataError(f"{self.folder.uri}/{part.path}: damaged (checksum differs from the manifest's)") from None
 
     def write_receipt(self, receipt: Receipt) -> None:
-        """Leaves the receipt, the last act of its unit. Raises DataError where a row is unaccounted for."""
+        """Write the receipt, the last act of its unit. Raises DataError if a row is unaccounted for."""
         receipt.counts.check(f"{self.folder.uri} unit {receipt.unit}")
         receipt.traffic = since_last()
         self.folder.write(f"{RECEIPTS}/{receipt.unit:08d}.json", receipt.model_dump_json().encode())
@@ -207,10 +215,10 @@ class Artifact:
         details: dict[str, Any] | None = None,
         extra_parts: Iterable[Part] = (),
     ) -> Manifest:
-        """Checks that no row is lost, writes the manifest, then drops the receipts.
+        """Check that no row is lost, write the manifest, then remove the receipts.
 
         `seconds` is the wall time of this session's work; what earlier, interrupted sessions spent is in the receipts.
-        `passes_seconds`: of the workers of earlier passes that are not kept.
+        `passes_seconds` is that of the workers of earlier passes, which are not kept.
         """
         ordered = sorted(receipts, key=lambda receipt: receipt.unit)
         counts = sum((receipt.counts for receipt in ordered), Counts())
@@ -234,14 +242,53 @@ class Artifact:
         self.folder.remove(RECEIPTS)
         return manifest
 
-    def _completed(self, manifest: Manifest) -> Manifest:
-        """What is written of a manifest that tells of this session's work."""
-        return manifest
+    def own_files(self) -> list[Entry]:
+        """Return the files in the artifact's folder that this product has written, sorted by name.
 
-    def _forget(self) -> None:
-        # The manifest goes first: a half-removed artifact must not look whole.
-        self.folder.remove(MANIFEST)
-        self.folder.remove()
+        These are named by a manifest or a receipt, or lie in a folder for such files only, or have a name that only
+        this product gives. An artifact inside this one, or a version of it, counts as a part of it.
+        """
+        entries = {entry.name: entry for entry in self.folder.find()}
+        own = {name for name in entries if self._is_own(name)}
+        for name in entries:
+            inside, _, base = name.rpartition("/")
+            if base == MANIFEST and (manifest := self._manifest_in(inside)) is not None:
+                # A version names its parts from the folder of the whole, other artifacts from their own.
+                own |= {name, *(part.path for part in manifest.parts)}
+                own |= {f"{inside}/{part.path}" for part in manifest.parts}
+        own |= {part.path for receipt in self._receipts() for part in receipt.parts}
+        return [entry for name, entry in sorted(entries.items()) if name in own]
+
+    def remove(self) -> None:
+        """Remove the artifact, finished or begun. Files of others in its folder stay."""
+        own = self.own_files()
+        # Manifests go first: a half-removed artifact must not look whole.
+        for name in self._manifest_names():
+            self.folder.remove(name)
+        self.folder.remove_files(entry.name for entry in own)
+
+    def _manifest_names(self) -> list[str]:
+        """Manifests in the order in which they have to go."""
+        return [MANIFEST]
+
+    def _is_own(self, name: str) -> bool:
+        folders = name.split("/")[:-1]
+        return (
+            is_own_name(name)
+            or bool(_OWN_FOLDERS.intersection(folders))
+            or bool(folders and folders[0] in self._own_folders)
+        )
+
+    def _manifest_in(self, inside: str) -> Manifest | None:
+        """The manifest of a folder inside this one; None if that file is something else."""
+        try:
+            return Manifest.model_validate_json(self.folder.read(f"{inside}/{MANIFEST}" if inside else MANIFEST))
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def _completed(self, manifest: Manifest) -> Manifest:
+        """Return what is written of a manifest that describes this session's work."""
+        return manifest
 
     def _receipts(self) -> list[Receipt]:
         names = self.folder.list(RECEIPTS)
@@ -253,7 +300,7 @@ class Artifact:
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Measure seconds since construction."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()

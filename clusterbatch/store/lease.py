@@ -1,8 +1,9 @@
-"""One run at a time on a workspace: a lease that names its owner and ends by itself when the owner is gone.
+"""One run at a time on a workspace: a lease that names its owner and expires when the owner is gone.
 
-Commits are safe without it (parts have unique names, manifests come last); the lease spares two runs from doing the
-same work and a user from a puzzle. No storage is trusted to decide a race: whoever writes waits a moment and reads back
-whose lease it is, and goes on reading it while renewing.
+Commits are safe without it (parts have unique names, manifests come last); what removes or replaces files is not. The
+lease also prevents two runs from doing the same work. No storage is trusted to decide a race: whoever writes waits a
+moment and reads back whose lease it is, and keeps reading it while renewing. A lease that is gone or has expired is
+lost: meanwhile another run may have come and left.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -24,11 +25,13 @@ from pydantic import BaseModel, ValidationError
 from clusterbatch.config import RunConfig
 from clusterbatch.errors import ClusterbatchError, InfrastructureError
 from clusterbatch.store.folder import Folder
-from clusterbatch.store.workspace import Workspace
+from clusterbatch.store.workspace import Workspace, check_workspace
 
 LEASE = "_lease.json"
 _SECONDS = 60.0
 _RENEWALS = 4
+# Storage that fails for as long as requests are repeated must not cost the lease: it lasts so much longer than that.
+_SECONDS_BEYOND_RETRIES = 30.0
 # How long a rival that has looked before us may take to write.
 _PAUSE_LOCAL = 0.1
 _PAUSE_REMOTE = 1.0
@@ -43,12 +46,12 @@ class Lease(BaseModel):
     # Tells apart processes that got the same number one after the other.
     started: str
     until: float
-    # What gave `process` its number, see `_numbering`; empty in leases of earlier versions.
+    # The source of `process`, see `_numbering`; empty in leases of earlier versions.
     numbering: str = ""
 
     @property
     def is_over(self) -> bool:
-        """Expired, or of a process that is gone, which can be told only where its number means the same as here."""
+        """Whether it has expired or its process is gone, which shows only if process numbers mean the same here."""
         here = self.numbering != "" and self.numbering == _numbering()
         return time.time() > self.until or (here and _start_of(self.process) != self.started)
 
@@ -59,12 +62,14 @@ class _Lost(BaseException):
 
 @contextmanager
 def workspace_lease(config: RunConfig) -> Iterator[None]:
-    """Holds the workspace for the duration of the block.
+    """Hold the workspace for the duration of the block.
 
-    Raises InfrastructureError where another run holds it, as trying again later helps; and where it was lost: in the
-    middle of the block in the main thread, at its end in others.
+    Raises UsageError if it is a folder of other data (check_workspace); InfrastructureError if another run holds it, as
+    trying again later helps, and if it was lost: in the middle of the block in the main thread, at its end in others.
     """
+    check_workspace(config)
     folder = Workspace(config).root
+    is_new = folder.is_local and not folder.exists()
     lease = _acquire(folder)
     with _interruptible() as interrupt:
         keeper = _Keeper(folder, lease, interrupt)
@@ -74,17 +79,19 @@ def workspace_lease(config: RunConfig) -> Iterator[None]:
                 yield
             finally:
                 keeper.stop()
+                if is_new:
+                    # A command that was refused before it wrote anything leaves no empty folder.
+                    with suppress(OSError):
+                        os.rmdir(folder.path())
         except _Lost:
             pass
-    if keeper.lost_to:
-        raise InfrastructureError(
-            f"{folder.uri}: the lease was lost to {keeper.lost_to}; this run has stopped, nothing is damaged"
-        )
+    if keeper.lost:
+        raise InfrastructureError(f"{folder.uri}: the lease was lost: {keeper.lost}; this run has stopped")
 
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], None]]:
-    """Gives a function for other threads that stops the main thread, in the middle of a wait too.
+    """Yield a function with which other threads stop the main thread, even in the middle of a wait.
 
     By SIGUSR1: processes that a shell has put in the background ignore SIGINT.
     """
@@ -115,7 +122,7 @@ def _acquire(folder: Folder) -> Lease:
         host=socket.gethostname(),
         process=process,
         started=_start_of(process) or "",
-        until=time.time() + _SECONDS,
+        until=time.time() + _seconds(folder),
         numbering=_numbering(),
     )
     _write(folder, lease)
@@ -138,7 +145,7 @@ def _refuse(folder: Folder, lease: Lease | None) -> None:
 
 
 class _Keeper(threading.Thread):
-    """Renews the lease, and stops the run where somebody else has taken it."""
+    """Renews the lease, and stops the run if the lease is lost."""
 
     def __init__(self, folder: Folder, lease: Lease, interrupt: Callable[[], None]) -> None:
         super().__init__(name="workspace-lease", daemon=True)
@@ -146,32 +153,51 @@ class _Keeper(threading.Thread):
         self._lease = lease
         self._interrupt = interrupt
         self._stopped = threading.Event()
-        self.lost_to = ""
+        # How the lease was lost; empty while it is held.
+        self.lost = ""
 
     def run(self) -> None:
         while not self._stopped.wait(_SECONDS / _RENEWALS):
             try:
-                found = _read(self._folder)
-                if found is not None and found.owner != self._lease.owner:
-                    self.lost_to = f"process {found.process} on {found.host}"
+                self.lost = self._loss(_read(self._folder))
+                if self.lost:
                     self._interrupt()
                     return
-                self._lease = self._lease.model_copy(update={"until": time.time() + _SECONDS})
+                self._lease = self._lease.model_copy(update={"until": time.time() + _seconds(self._folder)})
                 _write(self._folder, self._lease)
             except ClusterbatchError:
                 # Storage that fails for a while; the run itself will say so if it lasts.
                 continue
 
     def stop(self) -> None:
+        """Stop renewing and give the lease back; if it was lost in the meantime, `lost` says so."""
         self._stopped.set()
         self.join(_SECONDS)
+        if self.lost:
+            return
         try:
             found = _read(self._folder)
+            self.lost = self._loss(found)
             if found is not None and found.owner == self._lease.owner:
                 self._folder.remove(LEASE)
         except ClusterbatchError:
-            # It ends by itself.
+            # It expires by itself.
             return
+
+    def _loss(self, found: Lease | None) -> str:
+        """Compare the stored lease with our own, as it was written last."""
+        if found is None:
+            return "its file is gone"
+        if found.owner != self._lease.owner:
+            return f"process {found.process} on {found.host} has it"
+        if time.time() > self._lease.until:
+            return "it could not be renewed in time"
+        return ""
+
+
+def _seconds(folder: Folder) -> float:
+    """How long a lease lasts unless renewed."""
+    return _SECONDS if folder.is_local else max(_SECONDS, folder.storage.retry_budget + _SECONDS_BEYOND_RETRIES)
 
 
 def _read(folder: Folder) -> Lease | None:
@@ -187,7 +213,7 @@ def _write(folder: Folder, lease: Lease) -> None:
 
 
 def _start_of(process: int) -> str | None:
-    """When a process began, as the kernel counts; None where there is none with this number, or no /proc (macOS)."""
+    """Return when a process began, as the kernel counts; None if there is no such process, or no /proc (macOS)."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -196,7 +222,7 @@ def _start_of(process: int) -> str | None:
 
 
 def _numbering() -> str:
-    """What numbers processes here: this start of the kernel, in this PID namespace. Empty where that cannot be told.
+    """Identify what numbers processes here: this boot of the kernel, in this PID namespace. Empty if unknown.
 
     A host's name would not do: containers on its network share the name, but not the numbers.
     """

@@ -1,4 +1,4 @@
-"""Artifacts that grow: a later version goes on from the one before, and changes nothing of it.
+"""Artifacts that grow: a later version extends the one before and changes nothing of it.
 
 The first version is an ordinary artifact. Version n lies in `versions/<n>` inside it, with its own parts, receipts and,
 last, a manifest that names the parts of all versions, relative to the artifact's folder. Readers take the newest
@@ -15,7 +15,7 @@ VERSIONS = "versions"
 
 
 class GrowingArtifact(Artifact):
-    """An artifact of which there may be versions; its manifest is the newest one's."""
+    """An artifact that may have versions; its manifest is that of the newest one."""
 
     def manifest(self) -> Manifest | None:
         for name in reversed(self._names()):
@@ -25,41 +25,41 @@ class GrowingArtifact(Artifact):
         return super().manifest()
 
     def versions(self) -> list[Manifest]:
-        """The manifests of all whole versions, the first one first; the newest counts all rows, as each one does."""
+        """Return the manifests of all whole versions, oldest first; each counts all rows, not only its own."""
         first = super().manifest()
         later = [self._version(name).manifest() for name in self._names()]
         return [manifest for manifest in (first, *later) if manifest is not None]
 
     def next_version(self, base: Manifest) -> Version:
-        """The version behind that of `base`, to be made; begun anew where other work was cut off there."""
+        """Return the version after `base`, to be made; it starts from scratch if other work was cut off there."""
         return Version(self, base)
 
     def _names(self) -> list[str]:
-        """Of the folders of versions, whole or not, ascending."""
+        """Names of the folders of versions, whole or not, ascending."""
         return sorted((name for name in self.folder.list(VERSIONS) if name.isdecimal()), key=int)
 
     def _version(self, name: str) -> Artifact:
         return Artifact(self.folder.child(VERSIONS, name), self.kind)
 
-    def _forget(self) -> None:
+    def _manifest_names(self) -> list[str]:
         # The newest first: what is half removed must at any moment look like one of the versions, or like nothing.
-        for name in reversed(self._names()):
-            self.folder.remove(f"{VERSIONS}/{name}/{MANIFEST}")
-        super()._forget()
+        return [*(f"{VERSIONS}/{name}/{MANIFEST}" for name in reversed(self._names())), MANIFEST]
 
 
 def made_before(artifact: GrowingArtifact, identity_of: Callable[[str], str], corpus: Manifest) -> Manifest | None:
-    """The artifact's newest version, where it was made as now of an earlier version of `corpus`; else None.
+    """Return the artifact's newest version if it was made from an earlier version of `corpus`, with the same settings.
 
-    identity_of: the fingerprint of what is made of the corpus of a fingerprint.
+    Otherwise None. identity_of: maps the fingerprint of a corpus to that of the artifact made from it.
     """
     made = artifact.manifest()
     return made if made is not None and made.fingerprint in map(identity_of, corpus.earlier) else None
 
 
 class Version(Artifact):
-    """A version under construction. `base`: the manifest that it goes on from; parts and counts may have been changed
-    to what they are from now on."""
+    """A version under construction.
+
+    base: the manifest that it extends; its parts and counts may have been changed to what they are from now on.
+    """
 
     def __init__(self, whole: GrowingArtifact, base: Manifest) -> None:
         self.base = base
@@ -67,11 +67,11 @@ class Version(Artifact):
         super().__init__(whole.folder.child(VERSIONS, f"{self.number:03d}"), whole.kind, whole.reused)
 
     def begin(self, fingerprint: str, force: bool = False) -> dict[int, Receipt]:
-        # What is not committed nobody has seen: other work that was cut off here may go.
+        # Nobody has read what is not committed: other work that was cut off here may go.
         return super().begin(fingerprint, force or self.manifest() is None)
 
     def path(self, name: str) -> str:
-        """As the manifest names a file of this version."""
+        """Return the name by which the manifest lists a file of this version."""
         return f"{VERSIONS}/{self.number:03d}/{name}"
 
     def _completed(self, manifest: Manifest) -> Manifest:

@@ -1,21 +1,33 @@
-"""`model/`: the live model of a workspace, a copy of one generation's.
-
-The tree of a workspace: where each stage's artifact lies.
-"""
+"""The tree of a workspace: where each stage's artifact is, and which model is live."""
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from clusterbatch.config import RunConfig
-from clusterbatch.store.artifact import Artifact
-from clusterbatch.store.folder import Folder
+from clusterbatch.errors import DataError, UsageError
+from clusterbatch.store.artifact import EXCHANGE, MANIFEST, RECEIPTS, Artifact
+from clusterbatch.store.entry import is_own_name
+from clusterbatch.store.folder import Folder, normalise_uri
 from clusterbatch.store.versions import GrowingArtifact
+
+# In `model/`: the generation whose model this is, and the files that were published.
+MARK = "generation.json"
+# What a training writes beside its parts.
+_TRAINING_FOLDERS = ("checkpoints", "metrics", "model")
+_GENERATION = re.compile(r"generation=(\d+)")
+# What a workspace is going to hold, beside generations.
+_PLACES = ("corpus", "sample", "model", "report", "compare", "tune", "predict", "metrics.json", "refresh.json")
+# Names of a folder that are looked at for a trace of this product.
+_LOOKED_AT = 20
 
 
 class Workspace:
     """Names the places of one workspace URI; `generation` counts passes of embed, cluster, train.
 
-    Corpus, embeddings and clusters may lie in other workspaces (`reuse`), those of later generations never do. What
-    lies in another one is only read; samples and layouts that lie below this one are its own.
+    Corpus, embeddings and clusters may be in other workspaces (`reuse`), those of later generations never are. What
+    is in another one is only read; samples and layouts below this workspace are its own.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -29,7 +41,7 @@ class Workspace:
 
     @property
     def sample(self) -> Artifact:
-        """The built-in sample, when the corpus is mined from docstrings."""
+        """The built-in sample, if the corpus is mined from docstrings."""
         home, reused = self._home("corpus")
         return Artifact(home.child("sample"), "sample", reused)
 
@@ -45,7 +57,8 @@ class Workspace:
         return Artifact(_generation(home, generation).child("clusters"), "clusters", reused)
 
     def train(self, generation: int = 0) -> Artifact:
-        return Artifact(_generation(self.root, generation).child("train"), "training run")
+        folder = _generation(self.root, generation).child("train")
+        return Artifact(folder, "training run", own_folders=_TRAINING_FOLDERS)
 
     def trained_model(self, generation: int = 0) -> Folder:
         """A generation's own model; `model` is a copy of the live one."""
@@ -69,8 +82,25 @@ class Workspace:
     def report(self) -> Folder:
         return self.root.child("report")
 
+    def generations(self) -> list[int]:
+        """Return the numbers of the generations that have a folder here, ascending."""
+        return sorted(int(match[1]) for match in map(_GENERATION.fullmatch, self.root.list()) if match)
+
+    def artifacts_of(self, generation: int) -> list[Artifact]:
+        """Return a generation's artifacts, finished or not, without those of another workspace."""
+        artifacts: list[Artifact] = [
+            self.embeddings(generation),
+            self.mined(generation),
+            self.clusters(generation),
+            self.train(generation),
+            self.evaluation(generation),
+            self.mteb(generation),
+        ]
+        inside = f"{_generation(self.root, generation).uri}/"
+        return [artifact for artifact in artifacts if artifact.folder.uri.startswith(inside)]
+
     def _home(self, key: str, generation: int = 0) -> tuple[Folder, str | None]:
-        """The workspace where an artifact lies, and the key of `reuse` where that is not this one."""
+        """The workspace of an artifact, and the key of `reuse` if that is not this one."""
         place = getattr(self._reuse, key) if generation == 0 else None
         if place is None:
             return self.root, None
@@ -83,29 +113,123 @@ def _generation(root: Folder, generation: int) -> Folder:
     return root.child(f"generation={generation:03d}")
 
 
-# Which generation's model this is; written after its files.
-MARK = "generation.json"
-
-
 def publish(workspace: Workspace, generation: int) -> None:
-    """Makes a generation's model the live one.
+    """Make a generation's model the live one.
 
     Whoever opens the folder meanwhile finds a whole model: each file is replaced in one piece, those with weights, in
-    which generations differ, last; what the new model does not have is removed after that.
+    which generations differ, last; after that, files of the model before are removed if the new one lacks them.
+
+    Raises DataError if the generation has no model, and UsageError if files of others are in the way; then nothing is
+    changed.
     """
     source, target = workspace.trained_model(generation), workspace.model
-    names = [entry.name for entry in source.find()]
+    names = {entry.name for entry in source.find()}
+    if not any(name.endswith(".safetensors") for name in names):
+        raise DataError(f"{source.uri}: no model here; {target.uri} stays as it is")
+    live, own = _published(workspace, source, names)
+    in_the_way = sorted({entry.name for entry in target.find()} & names - own)
+    if in_the_way:
+        raise UsageError(f"{target.uri}/{in_the_way[0]}: not written by this workspace; move it away")
+    # Said before it is done: what an interruption leaves is known to be ours.
+    target.write_json(MARK, {"generation": live, "files": sorted(own | names)})
     for name in sorted(names, key=lambda name: (name.endswith(".safetensors"), name)):
         target.write(name, source.read(name))
-    target.write_json(MARK, {"generation": generation})
-    for entry in target.find():
-        if entry.name not in (*names, MARK):
-            target.remove(entry.name)
+    target.write_json(MARK, {"generation": generation, "files": sorted(own | names)})
+    if own - names:
+        target.remove_files(sorted(own - names))
+        target.write_json(MARK, {"generation": generation, "files": sorted(names)})
 
 
 def live_generation(workspace: Workspace) -> int | None:
-    """The generation whose model is live; None where none was published."""
+    """Return the generation whose model is live; None if none was published."""
+    live = _mark(workspace).get("generation")
+    return None if live is None else int(live)
+
+
+def is_published(workspace: Workspace, generation: int) -> bool:
+    """Return whether a generation is live and nothing of the model before is left in `model/`."""
+    mark = _mark(workspace)
+    if mark.get("generation") != generation:
+        return False
+    return "files" not in mark or set(mark["files"]) == {
+        each.name for each in workspace.trained_model(generation).find()
+    }
+
+
+def _mark(workspace: Workspace) -> dict[str, Any]:
     try:
-        return int(workspace.model.read_json(MARK)["generation"])
+        mark: dict[str, Any] = workspace.model.read_json(MARK)
     except FileNotFoundError:
-        return None
+        return {}
+    return mark
+
+
+def _published(workspace: Workspace, source: Folder, names: set[str]) -> tuple[int | None, set[str]]:
+    """The live generation and the files in `model/` that are known to be published ones."""
+    mark = _mark(workspace)
+    if "files" in mark:
+        return mark["generation"], set(mark["files"])
+    if mark:
+        # Of an older version, which did not list files and left none of others.
+        before = {entry.name for entry in workspace.trained_model(mark["generation"]).find()}
+        return mark["generation"], before | names
+    # Nothing was published, or an older version was interrupted: its copies are equal to their source.
+    found = [entry.name for entry in workspace.model.find() if entry.name in names]
+    return None, {name for name in found if workspace.model.read(name) == source.read(name)}
+
+
+def check_workspace(config: RunConfig) -> None:
+    """Raise UsageError if the workspace is a folder of the user's own data, which a run would mix with its files.
+
+    A new workspace must hold nothing where artifacts are going to be, and no input may be read from where they are.
+    """
+    workspace = Workspace(config)
+    root = workspace.root
+    for key, paths, folder in (
+        ("corpus.paths", config.corpus.paths, root.child("corpus")),
+        ("train.model", [config.train.model], workspace.model),
+    ):
+        for path in paths:
+            if _is_address(path) and f"{normalise_uri(path)}/".startswith(f"{folder.uri}/"):
+                raise UsageError(
+                    f"{key}: {path} is in the workspace's own {folder.uri}, which is replaced; choose another workspace"
+                )
+    names = root.list()
+    if any(map(_GENERATION.fullmatch, names)) or _is_begun(root.child("corpus")) or _has_summary(root):
+        foreign = [f"model/{name}" for name in _foreign_model(workspace)] if "model" in names else []
+    else:
+        foreign = [name for name in _PLACES if name in names and _is_foreign(root, name)]
+    if foreign:
+        raise UsageError(
+            f"workspace: {root.uri} holds {foreign[0]}, which no run has made; choose an empty or another folder"
+        )
+
+
+def _is_address(path: str) -> bool:
+    return path.startswith(("/", "s3://", "s3a://", "file://"))
+
+
+def _is_begun(folder: Folder, depth: int = 3) -> bool:
+    """Whether a folder holds a trace of this product."""
+    names = folder.list()[:_LOOKED_AT]
+    if any(name in (MANIFEST, RECEIPTS, EXCHANGE, MARK) or is_own_name(name) for name in names):
+        return True
+    return depth > 1 and any(_is_begun(folder.child(name), depth - 1) for name in names)
+
+
+def _is_foreign(root: Folder, name: str) -> bool:
+    return not _is_begun(root.child(name)) and bool(root.find(name) or root.child(name).find())
+
+
+def _has_summary(root: Folder) -> bool:
+    try:
+        return "live_generation" in root.read_json("metrics.json")
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _foreign_model(workspace: Workspace) -> list[str]:
+    """Files in `model/` if nothing was published there and no training could have been about to."""
+    if _mark(workspace) or workspace.trained_model().list():
+        return []
+    return [entry.name for entry in workspace.model.find()]

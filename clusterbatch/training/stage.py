@@ -14,7 +14,7 @@ from clusterbatch.errors import OtherWorkError
 from clusterbatch.log import say
 from clusterbatch.runtime import ray_session
 from clusterbatch.store import Artifact, Counts, Manifest, Receipt, Stopwatch
-from clusterbatch.store.workspace import Workspace, publish
+from clusterbatch.store.workspace import Workspace, live_generation, publish
 from clusterbatch.training.checks import check_margins, check_phases, check_tokens, check_workers
 from clusterbatch.training.driver import MASKED, RAY_FOLDER, fit
 from clusterbatch.training.metrics import SEGMENTS, check_trackers, read_metrics
@@ -31,8 +31,8 @@ def train(
 ) -> Manifest:
     """Train on the clusters of `generation`, from the last whole checkpoint on; return at once if that is done.
 
-    Generation 0 starts from train.model, and its model goes live; a later one continues as `continued` says, and the
-    caller decides whether its model goes live.
+    Generation 0 starts from train.model, and its model goes live unless a later one is; a later generation continues as
+    `continued` says, and the caller decides whether its model goes live.
 
     Raises UsageError, before any work, if the configuration does not fit the shards, the model or the cluster.
     """
@@ -85,7 +85,7 @@ def train(
     lines = read_metrics(artifact.folder)
     _warn_of_masked_steps(lines, steps)
     metrics = artifact.write_part("metrics", "jsonl", lines, steps)
-    if continued is None:
+    if continued is None and not live_generation(workspace):
         publish(workspace, generation)
     manifest = artifact.commit(
         identity,

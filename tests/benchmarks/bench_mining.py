@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clusterbatch.search.neighbours import ApproximateIndex, PartitionKeys, neighbours
+from clusterbatch.search.neighbours import ApproximateIndex, GroupKeys, neighbours
 from tests.benchmarks.figures import emit
 from tests.benchmarks.vectors import load_vectors, vector_arguments
 
@@ -27,7 +27,7 @@ def main() -> None:
     vectors = load_vectors(options.vectors, options.rows).astype(np.float16)
     queries, documents = vectors[:QUERIES], vectors[QUERIES:]
     # No document comes twice, and none answers a query.
-    keys = PartitionKeys(np.arange(len(documents), dtype=np.uint64), np.arange(len(documents), dtype=np.uint64))
+    keys = GroupKeys(np.arange(len(documents), dtype=np.uint64), np.arange(len(documents), dtype=np.uint64))
     nobody = len(documents) + np.arange(len(queries), dtype=np.uint64)
     pieces = [documents[start : start + PIECE] for start in range(0, len(documents), PIECE)]
     exact, exact_seconds = timed(lambda: neighbours(queries, nobody, queries, pieces, keys, DEPTH))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clusterbatch.clustering.communities import communities, mutual_graph, with_size
-from clusterbatch.search.neighbours import PartitionKeys, neighbours
+from clusterbatch.search.neighbours import GroupKeys, neighbours
 from tests.clustering.embedded import blobs
 
 pytest.importorskip("pymetis")
@@ -22,7 +22,7 @@ def rows() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     query = document + 0.15 * np.random.default_rng(2).standard_normal(document.shape).astype(np.float32)
     query /= np.linalg.norm(query, axis=1, keepdims=True)
     own = np.arange(150).astype(np.uint64)
-    found = neighbours(query, own, document, [document[:70], document[70:]], PartitionKeys(own, own), LAST)
+    found = neighbours(query, own, document, [document[:70], document[70:]], GroupKeys(own, own), LAST)
     return query, document, found.ranking.documents[:, FIRST:]
 
 

@@ -17,7 +17,7 @@ from clusterbatch.experiments.compare.arms import arms_of
 from clusterbatch.pipeline.refresh import refresh
 from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.search import gather as gathering
-from clusterbatch.search.neighbours import PartitionKeys, neighbours
+from clusterbatch.search.neighbours import GroupKeys, neighbours
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Manifest
@@ -86,7 +86,7 @@ def test_the_rows_that_stand_together_are_those_of_the_graph(made) -> None:
         rows = corpus.take(here)
         query, document = (vector_values(vectors[f"{side}_vector"].take(here)) for side in ("query", "document"))
         hashes = [rows[f"{side}_hash"].to_numpy() for side in ("query", "document")]
-        found = neighbours(query, hashes[0], document, [document], PartitionKeys(*hashes), 22).ranking.documents[:, 2:]
+        found = neighbours(query, hashes[0], document, [document], GroupKeys(*hashes), 22).ranking.documents[:, 2:]
         expected = _sets(rows["pair_id"].to_pylist(), communities.communities(found, SIZE, config.cluster.seed))
         written = shards.filter(pa.compute.equal(shards["source"], source))
         assert _sets(written["pair_id"].to_pylist(), written["centroid"].to_numpy()) == expected

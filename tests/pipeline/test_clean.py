@@ -10,11 +10,11 @@ import pytest
 from clusterbatch.config import RunConfig
 from clusterbatch.errors import InfrastructureError, UsageError
 from clusterbatch.log import LOG_FORMAT
-from clusterbatch.pipeline import clean as cleaning
 from clusterbatch.pipeline.clean import clean
-from clusterbatch.pipeline.rounds import Round, rollback_target, write_round
+from clusterbatch.pipeline.rounds import Round, next_generation, rollback_target, rounds, write_round
+from clusterbatch.pipeline.run import STAGES, run_stage
 from clusterbatch.store import Artifact, Counts, Folder, Receipt
-from clusterbatch.store.workspace import MARK, Workspace
+from clusterbatch.store.workspace import MARK, Workspace, live_generation
 
 
 def finish(artifact: Artifact) -> None:
@@ -29,7 +29,7 @@ def config(tmp_path: Path) -> RunConfig:
     config = RunConfig(workspace=str(tmp_path))
     workspace = Workspace(config)
     finish(workspace.corpus)
-    workspace.corpus.folder.write("part-of-an-attempt.parquet", b"orphan")
+    workspace.corpus.write_part("attempt", "parquet", b"orphan", 1)
     workspace.corpus.folder.write("_exchange/unit.arrows", b"left over")
     for generation in (0, 1, 2):
         finish(workspace.embeddings(generation))
@@ -46,11 +46,12 @@ def test_a_dry_run_removes_nothing_and_says_what_would_go(config: RunConfig, tmp
     before = sorted(tmp_path.rglob("*"))
     removals = clean(config, keep=2, dry_run=True)
     assert sorted(tmp_path.rglob("*")) == before
+    [attempt] = tmp_path.glob("corpus/attempt-*")
     assert {removal.path: removal.bytes for removal in removals} == {
         "generation=000": removals[0].bytes,
         "generation=001/train/checkpoints/step=00000010": 102,
         "generation=002/train/checkpoints/step=00000010": 102,
-        "corpus/part-of-an-attempt.parquet": 6,
+        f"corpus/{attempt.name}": 6,
         "corpus/_exchange/unit.arrows": 9,
     }
 
@@ -74,6 +75,22 @@ def test_the_best_checkpoint_stays_however_old(config: RunConfig, tmp_path: Path
     assert checkpoints.list() == ["step=00000010", "step=00000030"]
 
 
+_FOREIGN = ["notes.txt", "corpus/pairs-20240101.parquet", "corpus/sub/manifest.json", "generation=000/train/notes.md"]
+
+
+def test_files_of_others_stay(config: RunConfig, tmp_path: Path) -> None:
+    for name in _FOREIGN:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"mine": true}')
+    clean(config, keep=1, dry_run=False)
+    Workspace(config).corpus.remove()
+    assert all((tmp_path / name).read_text() == '{"mine": true}' for name in _FOREIGN)
+    # What is theirs alone is not listed again.
+    assert clean(config, keep=1) == []
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {name for name in left if name.startswith(("corpus/", "generation=000/"))} == set(_FOREIGN[1:])
+
+
 def test_at_least_one_generation_is_kept(config: RunConfig) -> None:
     with pytest.raises(UsageError, match="at least 1"):
         clean(config, keep=0, dry_run=False)
@@ -87,9 +104,37 @@ def test_what_is_live_and_what_it_rests_on_stays(config: RunConfig) -> None:
     write_round(workspace, Round(generation=2, base=1, clusters=1, **shared))
     write_round(workspace, Round(generation=3, base=2, clusters=1, when="never", drift={}, promoted=False))
     workspace.model.write_json(MARK, {"generation": 2})
-    gone = {removal.path for removal in clean(config, keep=1) if "/" not in removal.path}
+    gone = {removal.path for removal in clean(config, keep=1, dry_run=False) if "/" not in removal.path}
     assert gone == {"generation=000"}
     assert rollback_target(workspace) == 1
+
+
+def test_rounds_keep_their_numbers_when_generations_are_cleaned_away(config: RunConfig, tmp_path: Path) -> None:
+    workspace = Workspace(config)
+    for generation in (1, 2, 3, 4):
+        finish(workspace.train(generation)) if generation > 2 else None
+        record = Round(generation=generation, base=generation - 1, clusters=generation, when="always", drift={})
+        write_round(workspace, record.model_copy(update={"promoted": True}))
+    workspace.model.write_json(MARK, {"generation": 4})
+    clean(config, keep=1, dry_run=False)
+    assert workspace.train(2).manifest() is None
+    assert workspace.train(3).manifest() is not None
+    assert [record.generation for record in rounds(workspace)] == [1, 2, 3, 4]
+    assert (next_generation(workspace), rollback_target(workspace)) == (5, 3)
+    # Without the oldest record, too, as after `clean` of an older version.
+    workspace.refresh(1).remove()
+    assert (next_generation(workspace), rollback_target(workspace)) == (5, 3)
+    assert clean(config, keep=1) == []
+    with pytest.raises(UsageError, match="generation 4 is live"):
+        run_stage(next(stage for stage in STAGES if stage.name == "train"), config)
+    assert live_generation(workspace) == 4
+
+
+def test_a_round_under_way_keeps_what_it_continues_from(config: RunConfig) -> None:
+    workspace = Workspace(config)
+    write_round(workspace, Round(generation=3, base=0, clusters=1, when="always", drift={}))
+    workspace.model.write_json(MARK, {"generation": 2})
+    assert not [removal for removal in clean(config, keep=1) if removal.path in ("generation=000", "generation=001")]
 
 
 def test_a_server_that_lists_no_uploads_is_cleaned_all_the_same(
@@ -99,7 +144,7 @@ def test_a_server_that_lists_no_uploads_is_cleaned_all_the_same(
         raise InfrastructureError("403 AccessDenied")
 
     monkeypatch.setenv(LOG_FORMAT, "json")
-    monkeypatch.setattr(cleaning, "unfinished_uploads", refused)
+    monkeypatch.setattr(Folder, "unfinished_uploads", refused)
     assert clean(config, keep=2, dry_run=True)
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["message"] == "unfinished uploads cannot be listed: 403 AccessDenied"

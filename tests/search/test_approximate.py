@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clusterbatch.search.neighbours import ApproximateIndex, PartitionKeys, neighbours
+from clusterbatch.search.neighbours import ApproximateIndex, GroupKeys, neighbours
 
 K = 10
 
@@ -37,7 +37,7 @@ def rows() -> tuple[np.ndarray, ...]:
 
 def test_with_every_list_it_is_the_exact_search(rows: tuple[np.ndarray, ...]) -> None:
     query, document, query_hash, document_hash = rows
-    keys = PartitionKeys(query_hash, document_hash)
+    keys = GroupKeys(query_hash, document_hash)
     exact = neighbours(query, query_hash, document, [document], keys, K)
     index = ApproximateIndex(lambda: pieces(document, 300), keys, 10**6)
     found = index.search(query, query_hash, document, K, 50)
@@ -51,7 +51,7 @@ def test_with_every_list_it_is_the_exact_search(rows: tuple[np.ndarray, ...]) ->
 
 def test_with_few_lists_it_finds_nearly_all_whatever_the_pieces(rows: tuple[np.ndarray, ...]) -> None:
     query, document, query_hash, document_hash = rows
-    keys = PartitionKeys(query_hash, document_hash)
+    keys = GroupKeys(query_hash, document_hash)
     exact = neighbours(query, query_hash, document, [document], keys, K).ranking.documents
     # 89 lists.
     found = [
@@ -68,7 +68,7 @@ def test_with_few_lists_it_finds_nearly_all_whatever_the_pieces(rows: tuple[np.n
 def test_a_query_that_everything_answers_finds_nothing(rows: tuple[np.ndarray, ...]) -> None:
     _, document, _, document_hash = rows
     few = slice(0, 100)
-    keys = PartitionKeys(np.zeros(100, np.uint64), document_hash[few])
+    keys = GroupKeys(np.zeros(100, np.uint64), document_hash[few])
     index = ApproximateIndex(lambda: [document[few]], keys, 8)
     found = index.search(document[:3], np.zeros(3, np.uint64), document[:3], 4)
     assert np.all(found.ranking.documents == -1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clusterbatch.search.neighbours import PartitionKeys, neighbours
+from clusterbatch.search.neighbours import GroupKeys, neighbours
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def rows() -> tuple[np.ndarray, ...]:
 @pytest.mark.parametrize("chunk", [300, 64, 7])
 def test_neighbours_are_the_best_documents_that_do_not_answer(rows, chunk: int) -> None:
     query, document, query_hash, document_hash = rows
-    keys = PartitionKeys(query_hash, document_hash)
+    keys = GroupKeys(query_hash, document_hash)
     chunks = [document[start : start + chunk] for start in range(0, 300, chunk)]
     found = neighbours(query[40:90], query_hash[40:90], document[40:90], iter(chunks), keys, 10)
     scores = query @ document.T
@@ -45,7 +45,7 @@ def test_neighbours_are_the_best_documents_that_do_not_answer(rows, chunk: int) 
 
 def test_where_everything_answers_nothing_is_left(rows) -> None:
     query, document, _, document_hash = rows
-    keys = PartitionKeys(np.zeros(300, np.uint64), document_hash)
+    keys = GroupKeys(np.zeros(300, np.uint64), document_hash)
     found = neighbours(query[:5], np.zeros(5, np.uint64), document[:5], [document], keys, 4)
     assert np.all(found.ranking.documents == -1)
     assert np.all(np.isneginf(found.ranking.scores))

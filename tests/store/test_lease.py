@@ -138,7 +138,7 @@ def test_a_run_that_lost_its_lease_stops(tmp_path: Path, monkeypatch: pytest.Mon
 
     start = time.monotonic()
     try:
-        with pytest.raises(InfrastructureError, match="lost to process 7 on elsewhere"):
+        with pytest.raises(InfrastructureError, match="lost: process 7 on elsewhere"):
             work()
     finally:
         thief.caught.set()
@@ -157,3 +157,37 @@ def test_an_error_of_the_run_itself_stays_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="its own"):
         work()
     assert signal.getsignal(signal.SIGUSR1) == handler
+
+
+@pytest.mark.parametrize("meanwhile", ["gone", "expired"])
+def test_a_lease_that_is_gone_or_expired_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    """Another run may have come and left: whether it has, the file does not say."""
+    monkeypatch.setattr(lease, "_RENEWALS", 1e-4)
+
+    def work() -> None:
+        with workspace_lease(config(tmp_path)):
+            if meanwhile == "gone":
+                (tmp_path / LEASE).unlink()
+            else:
+                monkeypatch.setattr(lease.time, "time", lambda now=time.time: now() + 1000)
+
+    with pytest.raises(InfrastructureError, match=r"lease was lost: .*(gone|not be renewed)"):
+        work()
+    assert not (tmp_path / LEASE).exists()
+
+
+def test_a_lease_that_is_gone_stops_a_run_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_SECONDS", 4.0)
+    reached = []
+
+    def work() -> None:
+        with workspace_lease(config(tmp_path)):
+            (tmp_path / LEASE).unlink()
+            time.sleep(60)
+            reached.append("end")
+
+    with pytest.raises(InfrastructureError, match="lease was lost: its file is gone"):
+        work()
+    assert not reached

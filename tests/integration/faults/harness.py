@@ -47,7 +47,7 @@ WORDS = [
 ]
 STAGES = ("ingest", "embed", "cluster", "train")
 # Of a unit with this number, under a name that no other attempt uses.
-_UNITS_PART = re.compile(r".+-\d{8}-[0-9a-f]{8}\.\w+")
+_UNITS_PART = re.compile(r".+-\d{8}-[0-9a-f]{16}\.\w+")
 _WORDS = ("alpha", "river", "stone", "matrix", "engine", "garden", "copper", "signal", "winter", "ladder")
 
 

@@ -1,0 +1,19 @@
+"""Random histories of a workspace in a bucket, with folder markers among its files."""
+
+from __future__ import annotations
+
+import pytest
+
+from clusterbatch.config import StorageConfig
+from tests.integration.test_refresh_histories import history_config, plain, play_history
+
+pytestmark = pytest.mark.s3
+
+__all__ = ["plain"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_in_a_bucket_a_history_ends_as_the_model_says(
+    seed: int, storage: StorageConfig, bucket: str, plain: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play_history(seed, history_config(f"s3://{bucket}/run", storage), monkeypatch)
