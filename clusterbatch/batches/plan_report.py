@@ -276,7 +276,7 @@ def _about_repeats(plan: BatchPlan, report: dict[str, Any]) -> list[str]:
         rows = sum(stratum.rows for stratum in plan.strata if stratum.mixed)
         found.append(
             f"repeats: clusters of {_names(report['mixed'])} mostly repeat one query or document, so {rows:,} rows "
-            f"({rows / report['rows']:.0%}) are mixed with each other and with neighbouring clusters, and read one by one"
+            f"({rows / report['rows']:.0%}) are mixed with each other and with neighbouring clusters, one by one"
         )
     crowded = [stratum for stratum in plan.strata if stratum.crowding > _MUCH_CROWDED]
     if crowded:
