@@ -24,6 +24,7 @@ from clusterbatch.corpus.row_groups import read_row_group, row_groups_of
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.errors import ClusterbatchError
 from clusterbatch.experiments.capacity.model import CapacityModel, Shape, Workload
+from clusterbatch.schema import corpus_schema
 from clusterbatch.store import Folder, Manifest
 from clusterbatch.store.workspace import Workspace
 
@@ -73,7 +74,7 @@ def _of_corpus(config: RunConfig, manifest: Manifest) -> Workload:
     chosen = [units[number] for number in _spread(len(units))]
     corpus = Workspace(config).corpus
     columns = ["query", "document"]
-    empty = pa.table({name: pa.array([], pa.string()) for name in columns})
+    empty = corpus_schema().empty_table().select(columns)
     seen = pa.concat_tables([empty, *(read_row_group(corpus, unit, columns) for unit in chosen)])
     return Workload(
         rows=manifest.counts.written,
