@@ -17,6 +17,7 @@ import xxhash
 
 from clusterbatch.config import CorpusConfig
 from clusterbatch.corpus.beir import CollectionSlice, Role
+from clusterbatch.corpus.judgements import is_header, parse_judgement
 from clusterbatch.corpus.read import REJECTS, PairSink, Sorting
 from clusterbatch.corpus.readers.dispatch import opened
 from clusterbatch.corpus.readers.jsonl import lines_of, parse_object
@@ -248,7 +249,7 @@ def parsed_lines(
     if item.role == "judgements":
         parse: Callable[[bytes, str], dict[str, Any] | None] = _judgement
         # BEIR has a header line, MS MARCO has none.
-        lines = (line for line in lines if not line.endswith(b"\tscore"))
+        lines = (line for line in lines if not is_header(line.decode(encoding, "replace")))
     else:
         parse = _json_text if ".jsonl" in item.piece.file.name else _tab_text
     for position, line in enumerate(lines):
@@ -287,13 +288,9 @@ def _tab_text(line: bytes, encoding: str) -> dict[str, Any]:
 
 def _judgement(line: bytes, encoding: str) -> dict[str, Any] | None:
     text = _decode(line, encoding)
-    fields = text.split("\t") if "\t" in text else text.split()
-    # TREC has an unused column between query and document; BEIR has none.
-    if len(fields) == 4:
-        del fields[1]
     try:
-        query, document, grade = fields[0], fields[1], float(fields[2])
-    except (IndexError, ValueError):
+        query, document, grade = parse_judgement(text)
+    except ValueError:
         raise RowError("expected query id, document id and a grade") from None
     return {"id": document, "query_id": query} if grade > 0 else None
 

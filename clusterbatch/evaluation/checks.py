@@ -1,18 +1,28 @@
-"""What an evaluation would refuse only when all before it is done: refused before anything begins."""
+"""Checks before any work starts: models and collections that a later stage would refuse."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from clusterbatch.config import DOCSTRINGS, RunConfig
+from clusterbatch.embedding.char_ngrams import SURROGATES
+from clusterbatch.encoder.check import check_model
 from clusterbatch.errors import UsageError
 from clusterbatch.evaluation.collection import DOCUMENTS, QUERIES, Collection
 from clusterbatch.evaluation.metrics import parse_metric
-from clusterbatch.evaluation.models import AFTER, evaluated_models
+from clusterbatch.evaluation.models import AFTER, BEFORE, BM25, evaluated_models
 from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.store.workspace import Workspace
 
+# Collections that a message names.
+_NAMED = 5
+
 
 def check_models(config: RunConfig) -> None:
-    """Raises UsageError where a measure or a model of `evaluate` is not there; the trained one may not be yet."""
+    """Raise the error that a stage would raise on a measure of `evaluate` or a model that is named anywhere.
+
+    Models are loaded once for that, unless the workspace has a trained model: then every stage has loaded them before.
+    """
     for name in config.evaluate.metrics:
         parse_metric(name)
     others = [name for name in config.evaluate.models if name != AFTER]
@@ -20,14 +30,22 @@ def check_models(config: RunConfig) -> None:
         evaluated_models(_with(config, models=others), generation=0)
     except UsageError as error:
         raise UsageError(f"evaluate.models: {str(error).removeprefix('evaluate.models: ')}") from None
+    if Workspace(config).train().manifest() is not None:
+        return
+    if config.embed.model not in SURROGATES:
+        check_model(config.embed.model, config.storage, key="embed.model")
+    check_model(config.train.model, config.storage, key="train.model", kind=config.train.encoder)
+    for name in others:
+        if name not in (BEFORE, BM25):
+            place = evaluated_models(_with(config, models=[name]), generation=0)[0].name
+            check_model(place, config.storage, key="evaluate.models")
 
 
 def check_collections(config: RunConfig, *, ingested: bool = False) -> None:
-    """Raises UsageError where a collection that is to be searched is not there, DataError where its judgements are not
-    readable.
+    """Raise UsageError if a collection that is to be searched is missing, DataError if it is damaged.
 
-    ingested: whether the corpus is there, with the sample's collection and what is held out; else these are let pass
-    where ingest can make them.
+    ingested: whether the corpus is made, with the sample's collection and what is held out; otherwise these are passed
+    over if ingest can make them.
     """
     evaluate, workspace = config.evaluate, Workspace(config)
     if not ingested:
@@ -47,6 +65,10 @@ def check_collections(config: RunConfig, *, ingested: bool = False) -> None:
         _check(collection)
 
 
+def _list(collection: Collection, names: Sequence[str]) -> str:
+    return f"[{','.join(f'{collection.folder.uri}/{name}' for name in sorted(names)[:_NAMED])}]"
+
+
 def _with(config: RunConfig, **changes: list[str]) -> RunConfig:
     return config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changes)})
 
@@ -54,10 +76,14 @@ def _with(config: RunConfig, **changes: list[str]) -> RunConfig:
 def _check(collection: Collection) -> None:
     for name in (DOCUMENTS, QUERIES):
         if not collection.folder.exists(name):
-            raise UsageError(f"evaluate.path: {collection.folder.uri} is no collection in BEIR layout (no {name})")
+            inside = [child for child in collection.folder.list() if collection.folder.exists(f"{child}/{DOCUMENTS}")]
+            hint = f"; it holds some: give evaluate.path={_list(collection, inside)}" if inside else ""
+            raise UsageError(
+                f"evaluate.path: {collection.folder.uri} is no collection in BEIR layout (no {name}){hint}"
+            )
     if not collection.folder.exists(collection.judgements_file):
         raise UsageError(
             f"evaluate.split: {collection.folder.uri} has no judgements called {collection.split} "
             f"({collection.judgements_file})"
         )
-    collection.read_judgements()
+    collection.check_ids()

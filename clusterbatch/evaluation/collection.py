@@ -16,6 +16,8 @@ import torch
 
 from clusterbatch.config import fingerprint
 from clusterbatch.corpus.images import ImageError, load_image
+from clusterbatch.corpus.judgements import is_header, parse_judgement
+from clusterbatch.embedding.embedder import first_of_each
 from clusterbatch.encoder.images import Pixels
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.model_files import shorter
@@ -42,15 +44,24 @@ class Texts:
         return self._tokens[key]
 
     def vectors(self, encoder: Encoder, batch_tokens: int) -> torch.Tensor:
-        """(N, D) float32 unit vectors on the encoder's device."""
-        return torch.from_numpy(encoder.encode(self.tokens(encoder), batch_tokens)).to(encoder.device)
+        """Return (N, D) float32 unit vectors on the encoder's device; equal texts are encoded once."""
+        tokens = self.tokens(encoder)
+        first, text_of_row = first_of_each(tokens.hashes)
+        vectors = encoder.encode(tokens if len(first) == len(tokens) else tokens.take(first), batch_tokens)
+        return torch.from_numpy(vectors[text_of_row]).to(encoder.device)
 
 
 DOCUMENTS = "corpus.jsonl"
 QUERIES = "queries.jsonl"
+# The metrics library keeps a table as long as the highest grade for each query.
+_HIGHEST_GRADE = 1000
+_MOST_JUDGED = 1_000_000
+_MOST_DECIMALS = 2
 # A document as long as this has no line end where one must be: the file is not JSON Lines.
 _LONGEST_LINE = 64 * 2**20
 _STEP = 2**16
+# Documents that are looked at before any work starts.
+_HEAD_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -85,29 +96,36 @@ class Collection:
             raise DataError(f"{self.folder.uri}: no collection here ({DOCUMENTS} is missing)") from None
 
     def read_judgements(self) -> dict[str, dict[str, int]]:
-        """Grade by document id by query id, in file order. Grades above 0 are relevant.
+        """Return grade by document id by query id, in file order. Grades above 0 are relevant.
 
-        Raises DataError that names the line where one is not `query-id <tab> corpus-id <tab> whole number`.
+        Lines are `query-id corpus-id grade`, or TREC's `query-id iteration corpus-id grade`. If some grades are
+        fractions, all are multiplied by the same power of ten: measures depend on their ratios only.
+
+        Raises DataError that names the line of a damaged judgement, or of one beyond what can be measured.
         """
         place = f"{self.folder.uri}/{self.judgements_file}"
-        judgements: dict[str, dict[str, int]] = {}
+        judgements: dict[str, dict[str, float]] = {}
         lines = _decoded(self._read(self.judgements_file), place).split("\n")
         for number, line in enumerate(lines, start=1):
-            cells = line.rstrip("\r").split("\t")
-            if not line.strip() or (number == 1 and cells[-1].strip() == "score"):
+            if not line.strip() or (number == 1 and is_header(line)):
                 continue
             try:
-                query, document, grade = cells[0], cells[1], int(cells[2])
-            except (IndexError, ValueError):
+                query, document, grade = parse_judgement(line)
+            except ValueError:
                 raise DataError(
-                    f"{place} line {number}: expected query-id, corpus-id and a whole number, separated by tabs"
+                    f"{place} line {number}: expected query-id, corpus-id and a grade (or TREC's four columns), "
+                    "separated by tabs"
                 ) from None
+            if abs(grade) > _HIGHEST_GRADE:
+                raise DataError(f"{place} line {number}: grade {grade:g} is beyond {_HIGHEST_GRADE:,}")
             of_query = judgements.setdefault(query, {})
             if of_query.setdefault(document, grade) != grade:
                 raise DataError(f"{place} line {number}: query {query} and document {document} judged twice, unequally")
+            if len(of_query) > _MOST_JUDGED:
+                raise DataError(f"{place} line {number}: query {query} has more than {_MOST_JUDGED:,} judgements")
         if not judgements:
             raise DataError(f"{place}: no judgements in it")
-        return judgements
+        return _whole_grades(judgements, place)
 
     def read_queries(self, judgements: dict[str, dict[str, int]]) -> dict[str, str]:
         """Text by id of the judged queries, in the order of the judgements.
@@ -128,6 +146,18 @@ class Collection:
         if missing:
             raise DataError(f"{place}: {len(missing)} judged queries have no text here, the first is {missing[0]}")
         return {query: texts[query] for query in judgements}
+
+    def check_ids(self) -> None:
+        """Raise DataError for a query or one of the first documents that has no id, or one with white space in it.
+
+        Reads the queries and the first megabyte of documents.
+        """
+        self.read_queries(self.read_judgements())
+        data, position = self._read_lines(0, min(_HEAD_BYTES, self.documents_bytes()))
+        for line in data.split(b"\n"):
+            if line.strip():
+                _parse(line, f"{self.folder.uri}/{DOCUMENTS}", position)
+            position += len(line) + 1
 
     def document_ranges(self, unit_bytes: int) -> list[tuple[int, int]]:
         """Byte ranges [start, end) that cover corpus.jsonl; they follow from its size alone."""
@@ -202,6 +232,19 @@ def open_collections(folders: list[Folder], split: str = "test") -> list[Collect
     if len({collection.name for collection in collections}) < len(collections):
         raise DataError("evaluate.path: two collections have the same name and parent folder")
     return collections
+
+
+def _whole_grades(judgements: dict[str, dict[str, float]], place: str) -> dict[str, dict[str, int]]:
+    """Return the grades as whole numbers, multiplied by the least power of ten that makes them whole."""
+    grades = {grade for of_query in judgements.values() for grade in of_query.values()}
+    for decimals in range(_MOST_DECIMALS + 1):
+        factor = 10**decimals
+        if all(abs(grade * factor - round(grade * factor)) < 1e-6 for grade in grades):
+            return {
+                query: {document: round(grade * factor) for document, grade in of_query.items()}
+                for query, of_query in judgements.items()
+            }
+    raise DataError(f"{place}: grades with more than {_MOST_DECIMALS} decimals")
 
 
 def _parse(line: bytes, place: str, position: int) -> dict[str, Any]:

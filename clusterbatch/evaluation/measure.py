@@ -1,6 +1,6 @@
-"""One encoder on one collection in one process: what a comparison calls again and again while it trains.
+"""One encoder on one collection in one process, for comparisons, which measure again and again while they train.
 
-The stage spreads documents over workers; here the caller spreads models, so texts are tokenised once and stay. Memory
+The stage spreads documents over workers; here the caller spreads models, so texts are tokenised once and kept. Memory
 is the tokens of the collection and one block of document vectors.
 """
 
@@ -32,7 +32,7 @@ class LoadedCollection:
     def __init__(
         self, collection: Collection, max_query_tokens: int, max_document_tokens: int, ignore_identical_ids: bool = True
     ) -> None:
-        """Raises DataError where the collection is damaged."""
+        """Raises DataError if the collection is damaged."""
         self.collection = collection
         self.judgements: Mapping[str, Mapping[str, int]] = collection.read_judgements()
         texts = collection.read_queries(dict(self.judgements))
@@ -49,10 +49,12 @@ class LoadedCollection:
         self.document_ids = [ids[row] for row in order]
         self.query_texts = Texts("query", list(texts.values()), max_query_tokens)
         self.document_texts = Texts("document", [documents[row] for row in order], max_document_tokens)
-        self._excluded = identical_ids(self.queries, self.document_ids) if ignore_identical_ids else None
+        self._excluded = (
+            identical_ids(self.queries, self.document_ids, self.judgements) if ignore_identical_ids else None
+        )
 
     def search(self, encoder: Encoder, k: int, batch_tokens: int) -> Ranking:
-        """The k best documents of every query; numbers index `document_ids`."""
+        """Return the k best documents of every query; numbers index `document_ids`."""
         queries = self.query_texts.vectors(encoder, batch_tokens)
         tokens = self.document_texts.tokens(encoder)
         best: Ranking | None = None
@@ -68,7 +70,7 @@ class LoadedCollection:
     def measure(
         self, encoder: Encoder, metrics: Sequence[Metric], top_k: int, batch_tokens: int
     ) -> dict[str, np.ndarray]:
-        """(Q,) float64 by metric name."""
+        """Return (Q,) float64 by metric name."""
         ranking = self.search(encoder, top_k, batch_tokens)
         answers = {
             query: [self.document_ids[number] for number in numbers if number >= 0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from clusterbatch.config import RunConfig
@@ -23,7 +23,7 @@ BM25 = "bm25"
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """`label` as tables show it, `name` as `encoder.resolve` takes it, `version` identifies its weights.
+    """A model to measure: `label` for tables, `name` for `encoder.resolve`, `version` identifies its weights.
 
     encoder: None takes what the folder holds. BM25 has no weights: its name is empty. prompts: (name, prompt), in place
     of those of the model's own files.
@@ -41,11 +41,17 @@ class EvaluatedModel:
 
 
 def evaluated_models(config: RunConfig, generation: int) -> list[EvaluatedModel]:
-    """The models of `evaluate.models`, in its order.
+    """Return the models of `evaluate.models`, in its order.
 
-    Raises DataError where `after` is asked for and nothing has been trained, UsageError where a model is not found.
+    Raises DataError if `after` is asked for and nothing has been trained, UsageError if a model is not found.
     """
     models = [_model(name, config, generation) for name in config.evaluate.models]
+    labels = [model.label for model in models]
+    # Many models lie in folders of one name; their parents tell them apart.
+    models = [
+        replace(model, label="/".join(name.rstrip("/").rsplit("/", 2)[-2:])) if labels.count(model.label) > 1 else model
+        for name, model in zip(config.evaluate.models, models, strict=True)
+    ]
     labels = [model.label for model in models]
     if len(set(labels)) < len(labels):
         raise UsageError(f"evaluate.models: {max(labels, key=labels.count)} stands there twice")
@@ -53,7 +59,7 @@ def evaluated_models(config: RunConfig, generation: int) -> list[EvaluatedModel]
 
 
 def identities(models: Sequence[EvaluatedModel]) -> list[list[Any]]:
-    """What a fingerprint needs to know of them: their weights, not their place."""
+    """Return what a fingerprint needs of them: their weights, not their place."""
     return [
         [model.label, model.version, model.encoder, *([dict(model.prompts)] if model.prompts else [])]
         for model in models
@@ -61,8 +67,9 @@ def identities(models: Sequence[EvaluatedModel]) -> list[list[Any]]:
 
 
 def load(model: EvaluatedModel, config: RunConfig) -> Encoder:
+    """Load a model for measuring: in float32, without padding if its architecture allows it."""
     folder = resolve_model(model.name, config.storage)
-    encoder = load_encoder(folder, model.encoder, device=resolve_device(config.evaluate.device))
+    encoder = load_encoder(folder, model.encoder, device=resolve_device(config.evaluate.device), packed=True)
     encoder.prompts.update(model.prompts)
     return encoder
 

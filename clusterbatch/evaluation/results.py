@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
 
-from clusterbatch.errors import DataError
-from clusterbatch.evaluation.search_worker import read_candidates
-from clusterbatch.search.topk import Ranking, descending_ids, merge
+from clusterbatch.evaluation.search_worker import merge_candidates, read_candidates
 from clusterbatch.store import Artifact, Manifest, Part
 from clusterbatch.store.tables import read_parquet
 
@@ -23,40 +22,32 @@ SCORES = pa.schema(
     ]
 )
 
+# Parts that are read at once.
+_READERS = 16
 # (document id, score), best first, by query id.
 Answers = dict[str, list[tuple[str, float]]]
 
 
-def merge_block(artifact: Artifact, pieces: Sequence[Part], queries: Sequence[str], k: int, collection: str) -> Answers:
-    """The best documents of one block of queries over all document ranges.
+def merge_block(
+    artifact: Artifact, parts: Sequence[Part], block: int, queries: Sequence[str], collection: str
+) -> Answers:
+    """Return the best documents of one block of queries over all document ranges.
 
-    pieces: the block's candidates, one part per range; queries: ids, of which the block's come first.
+    parts: of one model; queries: ids of the block.
     """
-    read = [read_candidates(artifact, piece) for piece in pieces]
-    names = [name for _, ids in read for name in ids]
-    if len(set(names)) < len(names):
-        raise DataError(f"collection {collection}: a document id stands twice in its corpus.jsonl")
-    order = descending_ids(names)
-    number = np.empty(len(names), np.int64)
-    number[order] = np.arange(len(names))
-    rankings, first = [], 0
-    for ranking, ids in read:
-        # Position -1 (no candidate) must stay -1.
-        global_number = np.append(number[first : first + len(ids)], -1)
-        rankings.append(Ranking(ranking.scores, global_number[ranking.documents]))
-        first += len(ids)
-    best = merge(rankings, k)
-    by_number = [names[row] for row in order]
+    # Waiting for storage is most of the work.
+    with ThreadPoolExecutor(_READERS) as readers:
+        pieces = list(readers.map(lambda part: read_candidates(artifact, part, block), parts))
+    best = merge_candidates(pieces, collection)
+    rows = zip(best.ranking.documents.tolist(), best.ranking.scores.tolist(), strict=True)
     return {
-        query: [
-            (by_number[document], score) for document, score in zip(documents, scores, strict=True) if document >= 0
-        ]
-        for query, documents, scores in zip(queries, best.documents.tolist(), best.scores.tolist(), strict=False)
+        query: [(best.ids[document], score) for document, score in zip(documents, scores, strict=True) if document >= 0]
+        for query, (documents, scores) in zip(queries, rows, strict=True)
     }
 
 
 def run_lines(answers: Answers, tag: str) -> str:
-    """A run in TREC format: query, Q0, document, rank from 1, score, tag. Scores are written to the last bit."""
+    """Return a run in TREC format: query, Q0, document, rank from 1, score, tag. Scores are written to the last bit."""
     return "".join(
         f"{query} Q0 {document} {rank} {score:.9g} {tag}\n"
         for query, best in answers.items()
@@ -65,7 +56,7 @@ def run_lines(answers: Answers, tag: str) -> str:
 
 
 def scores_table(collection: str, model: str, values: Mapping[str, np.ndarray], queries: Sequence[str]) -> pa.Table:
-    """Schema SCORES. values: (Q,) by metric name, in the order of `queries`."""
+    """Return a table of schema SCORES. values: (Q,) by metric name, in the order of `queries`."""
     rows = len(queries) * len(values)
     columns = {
         "collection": [collection] * rows,
@@ -78,6 +69,6 @@ def scores_table(collection: str, model: str, values: Mapping[str, np.ndarray], 
 
 
 def read_scores(artifact: Artifact, manifest: Manifest) -> pa.Table:
-    """The scores of all queries (schema SCORES), in the manifest's order of collections and models."""
+    """Return the scores of all queries (schema SCORES), in the manifest's order of collections and models."""
     parts = [part for part in manifest.parts if part.path.startswith("scores-")]
     return pa.concat_tables([read_parquet(artifact.folder, part) for part in parts])

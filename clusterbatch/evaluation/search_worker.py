@@ -1,4 +1,4 @@
-"""One work item of an evaluation: embed a range of a collection's documents and keep each query's best of them."""
+"""One work item of an evaluation: embed ranges of a collection's documents and keep each query's best of them."""
 
 from __future__ import annotations
 
@@ -11,46 +11,47 @@ import torch
 
 from clusterbatch.config import RunConfig
 from clusterbatch.encoder.model import Encoder
+from clusterbatch.errors import DataError
 from clusterbatch.evaluation.bm25 import LexicalIndex
 from clusterbatch.evaluation.collection import Collection, Texts
 from clusterbatch.evaluation.models import EvaluatedModel, load
 from clusterbatch.runtime import Result, WorkItem
-from clusterbatch.search.topk import Ranking, descending_ids, identical_ids, search
+from clusterbatch.search.topk import Ranking, descending_ids, identical_ids, merge, search
 from clusterbatch.store import Artifact, Counts, Part
 from clusterbatch.store.tables import read_parquet, write_parquet
 
-# Folder inside the artifact for what is merged and then removed.
+# Folder inside the artifact for candidates, which are merged and then removed.
 CANDIDATES = "candidates"
 # Weights that a worker keeps between units; beyond that it loads them again, which costs less than memory.
 _KEPT_BYTES = 2 * 2**30
 _SCHEMA = pa.schema(
     [
         pa.field("score", pa.float32(), nullable=False),
-        # Null where the range has fewer documents than are kept.
-        pa.field("document", pa.dictionary(pa.int32(), pa.string())),
+        # Null if the ranges have fewer documents than are kept.
+        pa.field("document", pa.string()),
     ]
 )
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Documents of `collection` in bytes [start, end) of its file, by all `models`; queries are cut into blocks.
+    """Documents of `collection` in byte ranges [start, end) of its file, by all `models`.
 
-    A lexical task is the whole collection at once: BM25 weighs words by all documents.
+    query_block: queries of a row group, which are merged at once. A lexical task is the whole collection at once: BM25
+    weighs words by all documents.
     """
 
     models: tuple[EvaluatedModel, ...]
     collection: Collection
-    start: int
-    end: int
+    ranges: tuple[tuple[int, int], ...]
     query_block: int
     lexical: bool = False
 
 
 class SearchWorker:
-    """Takes one range of documents through all models, so that those with one tokenizer share the tokens.
+    """Takes ranges of documents through all models, so that those with one tokenizer share the tokens.
 
-    Keeps encoders as long as they are small, and the queries of the collection it met last.
+    Keeps encoders as long as they are small, and the queries of the last collection.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -63,26 +64,33 @@ class SearchWorker:
         if self._queries is None or self._queries.collection != task.collection:
             self._queries = _Queries(task.collection, self._config)
         queries = self._queries
-        ids, texts = task.collection.read_documents(task.start, task.end)
-        order = descending_ids(ids)
-        ids = [ids[row] for row in order]
-        documents = Texts("document", [texts[row] for row in order], self._config.evaluate.max_document_tokens)
+        best: dict[EvaluatedModel, Candidates] = {}
+        read = judged = 0
+        for start, end in task.ranges:
+            ids, texts = task.collection.read_documents(start, end)
+            order = descending_ids(ids)
+            ids = [ids[row] for row in order]
+            documents = Texts("document", [texts[row] for row in order], self._config.evaluate.max_document_tokens)
+            for model in task.models:
+                found = best_candidates(self._search(task, model, queries, documents, ids), ids)
+                best[model] = merge_candidates([best[model], found], task.collection.name) if model in best else found
+            read += len(ids)
+            judged += len(queries.judged.intersection(ids))
+        parts = [_write(output, item.number, task, model, candidates) for model, candidates in best.items()]
+        # The reference reads documents that other items count already.
+        counts = Counts() if task.lexical else Counts(read=read, written=read)
+        return Result(parts, counts, {"judged": judged, "ranges": [list(pair) for pair in task.ranges]})
+
+    def _search(
+        self, task: ShardTask, model: EvaluatedModel, queries: _Queries, documents: Texts, ids: Sequence[str]
+    ) -> Ranking:
         excluded = queries.excluded(ids) if self._config.evaluate.ignore_identical_ids else None
-        parts = []
-        for model in task.models:
-            if task.lexical:
-                ranking = LexicalIndex(documents.texts).search(queries.texts, self._config.evaluate.top_k, excluded)
-            else:
-                encoder = self._encoder(model)
-                vectors = documents.vectors(encoder, self._config.embed.batch_tokens)
-                ranking = search(queries.vectors(model, encoder), vectors, self._config.evaluate.top_k, excluded)
-            parts += _write(output, item.number, task, model, ranking, ids)
-        return Result(
-            parts,
-            # The reference reads what other items count already.
-            Counts() if task.lexical else Counts(read=len(ids), written=len(ids)),
-            {"judged": len(queries.judged.intersection(ids))},
-        )
+        top_k = self._config.evaluate.top_k
+        if task.lexical:
+            return LexicalIndex(documents.texts).search(queries.texts, top_k, excluded)
+        encoder = self._encoder(model)
+        vectors = documents.vectors(encoder, self._config.embed.batch_tokens)
+        return search(queries.vectors(model, encoder), vectors, top_k, excluded)
 
     def _encoder(self, model: EvaluatedModel) -> Encoder:
         if model not in self._encoders:
@@ -94,13 +102,14 @@ class SearchWorker:
 
 
 class _Queries:
-    """The judged queries of a collection: ids, vectors by model, and the ids of all judged documents."""
+    """Judged queries of a collection: ids, vectors by model, and the ids of all judged documents."""
 
     def __init__(self, collection: Collection, config: RunConfig) -> None:
         judgements = collection.read_judgements()
         texts = collection.read_queries(judgements)
         self.collection = collection
         self.judged = {document for grades in judgements.values() for document in grades}
+        self._judgements = judgements
         self._ids = list(texts)
         self.texts = list(texts.values())
         self._texts = Texts("query", self.texts, config.evaluate.max_query_tokens)
@@ -108,50 +117,73 @@ class _Queries:
         self._vectors: dict[EvaluatedModel, torch.Tensor] = {}
 
     def vectors(self, model: EvaluatedModel, encoder: Encoder) -> torch.Tensor:
-        """(Q, D) float32."""
+        """Return (Q, D) float32."""
         if model not in self._vectors:
             self._vectors[model] = self._texts.vectors(encoder, self._batch_tokens)
         return self._vectors[model]
 
     def excluded(self, documents: Sequence[str]) -> np.ndarray | None:
-        """(Q,) int64: the number of the document that has the query's own id, -1 where there is none."""
-        return identical_ids(self._ids, documents)
+        """Return (Q,) int64: the number of the document that has the query's own id, -1 if there is none."""
+        return identical_ids(self._ids, documents, self._judgements)
 
 
-def read_candidates(artifact: Artifact, part: Part) -> tuple[Ranking, list[str]]:
-    """One block of queries over one range of documents: the ranking, and the ids that its numbers mean."""
-    table = read_parquet(artifact.folder, part)
+@dataclass(frozen=True)
+class Candidates:
+    """Best documents of some queries so far: the ranking, and the ids that its numbers stand for."""
+
+    ranking: Ranking
+    ids: list[str]
+
+
+def best_candidates(ranking: Ranking, ids: Sequence[str]) -> Candidates:
+    """Return candidates that keep the ids of ranked documents only, in the order of `ids`."""
+    numbers = ranking.documents
+    used, compact = np.unique(numbers[numbers >= 0], return_inverse=True)
+    renumbered = np.full(numbers.shape, -1, np.int64)
+    renumbered[numbers >= 0] = compact
+    return Candidates(Ranking(ranking.scores, renumbered), [ids[number] for number in used.tolist()])
+
+
+def merge_candidates(pieces: Sequence[Candidates], collection: str) -> Candidates:
+    """Return the best of candidates for the same queries among different documents of a collection.
+
+    Raises DataError if a document id stands in two of them.
+    """
+    names = [name for piece in pieces for name in piece.ids]
+    if len(set(names)) < len(names):
+        raise DataError(f"collection {collection}: a document id stands twice in its corpus.jsonl")
+    order = descending_ids(names)
+    number = np.empty(len(names), np.int64)
+    number[order] = np.arange(len(names))
+    rankings, first = [], 0
+    for piece in pieces:
+        # Position -1 (no candidate) must stay -1.
+        in_all = np.append(number[first : first + len(piece.ids)], -1)
+        rankings.append(Ranking(piece.ranking.scores, in_all[piece.ranking.documents]))
+        first += len(piece.ids)
+    best = merge(rankings, pieces[0].ranking.scores.shape[1])
+    return best_candidates(best, [names[row] for row in order])
+
+
+def read_candidates(artifact: Artifact, part: Part, block: int) -> Candidates:
+    """Read one block of queries of a part."""
+    table = read_parquet(artifact.folder, part, row_groups=[block])
     k = part.details["top_k"]
-    documents = table["document"].combine_chunks()
+    documents = table["document"].combine_chunks().dictionary_encode()
     numbers = documents.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     scores = table["score"].to_numpy()
-    return Ranking(scores.reshape(-1, k), numbers.reshape(-1, k)), documents.dictionary.to_pylist()
+    ranking = Ranking(scores.reshape(-1, k), numbers.reshape(-1, k))
+    return best_candidates(ranking, documents.dictionary.to_pylist())
 
 
-def _write(
-    output: Artifact, number: int, task: ShardTask, model: EvaluatedModel, ranking: Ranking, ids: Sequence[str]
-) -> list[Part]:
-    """Write an item's ranking by one model, one part for each block of queries."""
-    parts = []
-    for block, first in enumerate(range(0, len(ranking), task.query_block)):
-        rows = slice(first, first + task.query_block)
-        table = _candidates(Ranking(ranking.scores[rows], ranking.documents[rows]), ids)
-        stem = f"{CANDIDATES}/unit-{number:08d}-{task.models.index(model):02d}-{block:04d}"
-        details = {"model": model.label, "block": block, "top_k": ranking.scores.shape[1]}
-        parts.append(write_parquet(output, stem, table, **details))
-    return parts
-
-
-def _candidates(ranking: Ranking, ids: Sequence[str]) -> pa.Table:
-    scores, numbers = ranking.scores.ravel(), ranking.documents.ravel()
-    # Only documents that are somebody's candidates keep their id.
-    used, compact = np.unique(numbers[numbers >= 0], return_inverse=True)
-    indices = np.full(len(numbers), -1, np.int32)
-    indices[numbers >= 0] = compact
-    documents = pa.DictionaryArray.from_arrays(
-        pa.array(indices, pa.int32(), mask=indices < 0), pa.array(ids, pa.string()).take(pa.array(used))
-    )
-    return pa.table([pa.array(scores, pa.float32()), documents], schema=_SCHEMA)
+def _write(output: Artifact, number: int, task: ShardTask, model: EvaluatedModel, candidates: Candidates) -> Part:
+    """Write an item's candidates by one model, one row group for each block of queries."""
+    scores, numbers = candidates.ranking.scores, candidates.ranking.documents.ravel()
+    k = scores.shape[1]
+    documents = pa.array(candidates.ids, pa.string()).take(pa.array(numbers, pa.int64(), mask=numbers < 0))
+    table = pa.table([pa.array(scores.ravel(), pa.float32()), documents], schema=_SCHEMA)
+    stem = f"{CANDIDATES}/unit-{number:08d}-{task.models.index(model):02d}"
+    return write_parquet(output, stem, table, task.query_block * k, model=model.label, top_k=k)
 
 
 def _weight_bytes(encoder: Encoder) -> int:

@@ -1,7 +1,7 @@
 """The evaluation stage: every model on every collection, by exact search over document ranges on Ray.
 
-Two steps. Work items embed a range of documents each, by every model, and leave every query's best of it on storage.
-Then the driver merges block of queries after block of queries, so what it holds is bounded, and writes runs and scores.
+Two steps. Work items embed some ranges of documents each, by every model, and leave every query's best of them on
+storage. Then the driver merges one block of queries after the other, in bounded memory, and writes runs and scores.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ from clusterbatch.store.workspace import Workspace
 
 # Candidates (query, document, score) that the driver merges at once.
 _MERGED_AT_ONCE = 4_000_000
+# Items of a collection: each writes one object per model, and the driver reads every block of queries from all of them.
+_MOST_ITEMS = 256
 
 
 def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest:
-    """Measures the models on the collections of `evaluate.path`.
+    """Measure the models on the collections of `evaluate.path`.
 
     Manifest.details: `table` with one row per collection, model and metric ({collection, model, metric, value, queries,
     documents}); `collections` with what each holds. Parts: `scores-*.parquet` (a value per query) and `run-*.trec`.
 
-    Raises UsageError where no collection is given, DataError where one is damaged or no model has been trained.
+    Raises UsageError if no collection is given, DataError if one is damaged or no model has been trained.
     """
     watch = Stopwatch()
     metrics = [parse_metric(name) for name in dict.fromkeys(config.evaluate.metrics)]
@@ -44,8 +46,8 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
     artifact = Workspace(config).evaluation(generation)
     if not force and artifact.is_done(identity):
         return artifact.require()
-    done = artifact.begin(identity, force)
     items, numbers = _items(config, models, collections)
+    done = _same_ranges(artifact.begin(identity, force), items)
     with ray_session(config.ray):
         pool = Pool(config.evaluate.workers, gpus=gpus_for(config.evaluate.device, config.evaluate.workers))
         search = Pass("evaluate", artifact, identity, SearchWorker, {"config": config}, pool, "KiB of documents")
@@ -78,7 +80,7 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
             ]
     manifest = artifact.commit(
         identity,
-        # The candidates have served; the manifest names what stays.
+        # The candidates are removed; the manifest names the parts that stay.
         [receipt.model_copy(update={"parts": []}) for receipt in finished],
         config={"evaluate": config.evaluate.identity()},
         inputs=inputs,
@@ -91,7 +93,7 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
 
 
 def configured_collections(config: RunConfig) -> list[Collection]:
-    """The collections of `evaluate.path` (the built-in sample's is called `sample`), else what ingest held out."""
+    """Return the collections of `evaluate.path` (the sample's is called `sample`), otherwise what ingest held out."""
     if not config.evaluate.path:
         held_out = Workspace(config).corpus.folder.child(HOLDOUT)
         if not held_out.exists(DOCUMENTS):
@@ -113,18 +115,31 @@ def _items(
     numbers: dict[str, tuple[list[int], list[int]]] = {}
     for collection in collections:
         ranges = collection.document_ranges(config.evaluate.unit_bytes)
-        block = max(64, min(4096, _MERGED_AT_ONCE // (config.evaluate.top_k * max(1, len(ranges)))))
-        tasks = [ShardTask(dense, collection, start, end, block) for start, end in ranges]
+        size = max(1, -(-len(ranges) // _MOST_ITEMS))
+        groups = [tuple(ranges[start : start + size]) for start in range(0, len(ranges), size)]
+        block = max(64, min(4096, _MERGED_AT_ONCE // (config.evaluate.top_k * max(1, len(groups)))))
+        tasks = [ShardTask(dense, collection, group, block) for group in groups]
         if lexical:
-            tasks.append(ShardTask(lexical, collection, 0, collection.documents_bytes(), block, lexical=True))
+            whole = ((0, collection.documents_bytes()),)
+            tasks.append(ShardTask(lexical, collection, whole, block, lexical=True))
         first = len(items)
-        # How many documents a range holds is not known before it is read; progress counts its size.
-        items += [WorkItem(first + n, (task.end - task.start) // 1024, task) for n, task in enumerate(tasks)]
+        # The number of documents in a range is not known before it is read; progress counts bytes.
+        items += [WorkItem(first + n, _bytes(task) // 1024, task) for n, task in enumerate(tasks)]
         numbers[collection.name] = (
-            list(range(first, first + len(ranges))),
-            list(range(first + len(ranges), first + len(tasks))),
+            list(range(first, first + len(groups))),
+            list(range(first + len(groups), first + len(tasks))),
         )
     return items, numbers
+
+
+def _bytes(task: ShardTask) -> int:
+    return sum(end - start for start, end in task.ranges)
+
+
+def _same_ranges(done: Mapping[int, Receipt], items: Sequence[WorkItem]) -> dict[int, Receipt]:
+    """Return the receipts that cover the ranges of their items: earlier versions cut collections differently."""
+    ranges = {item.number: [list(pair) for pair in item.payload.ranges] for item in items}
+    return {number: receipt for number, receipt in done.items() if receipt.details.get("ranges") == ranges.get(number)}
 
 
 def _summary(judgements: Mapping[str, Grades], receipts: Sequence[Receipt]) -> dict[str, int]:
@@ -147,15 +162,19 @@ def _merge(
     top_k: int,
     parts: list[Part],
 ) -> dict[str, float]:
-    """Sums over the queries by metric; appends the run files and scores of this model and collection to `parts`."""
+    """Return sums over the queries by metric; append the run files and scores of this model and collection to `parts`.
+
+    candidates: one part per item, a row group per block of queries.
+    """
     queries = list(judgements)
     sums = {metric.name: 0.0 for metric in metrics}
     labels: dict[str, Any] = {"collection": collection.name, "model": model.label}
     stem = f"{collection.name}.{model.label}".replace("/", "_")
-    first = block = 0
-    while first < len(queries):
-        pieces = [part for part in candidates if part.details["block"] == block]
-        answers: Answers = merge_block(artifact, pieces, queries[first:], top_k, collection.name)
+    first = 0
+    for block, rows in enumerate(candidates[0].details["row_groups"]):
+        of_block = queries[first : first + rows // top_k]
+        answers: Answers = merge_block(artifact, candidates, block, of_block, collection.name)
+        first += len(of_block)
         judged = {query: judgements[query] for query in answers}
         values = per_query(metrics, judged, {query: [name for name, _ in best] for query, best in answers.items()})
         run = run_lines(answers, model.label).encode()
@@ -164,5 +183,4 @@ def _merge(
         parts.append(write_parquet(artifact, f"scores-{stem}-{block:04d}", scores, **labels))
         for metric in metrics:
             sums[metric.name] += float(values[metric.name].sum())
-        first, block = first + len(answers), block + 1
     return sums

@@ -12,7 +12,7 @@ Q queries, N documents, D dimensions, K best kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,11 +44,19 @@ def descending_ids(ids: Sequence[str]) -> np.ndarray:
     return np.array(sorted(range(len(ids)), key=encoded.__getitem__, reverse=True), dtype=np.int64)
 
 
-def identical_ids(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray | None:
-    """(Q,) int64: the number of the document that has the query's own id, -1 where there is none; None where no query
-    has one."""
+def identical_ids(
+    queries: Sequence[str], documents: Sequence[str], judgements: Mapping[str, Mapping[str, int]] | None = None
+) -> np.ndarray | None:
+    """Return (Q,) int64 numbers of the documents with the query's own id, -1 for none; None if no query has one.
+
+    judgements: grade by document by query. A document that is judged to answer the query of its id is an answer: where
+    ids are row numbers of two files, an equal id means nothing.
+    """
+    judged = judgements or {}
     numbers = {identifier: number for number, identifier in enumerate(documents)}
-    excluded = np.array([numbers.get(query, -1) for query in queries], dtype=np.int64)
+    excluded = np.array(
+        [-1 if judged.get(query, {}).get(query, 0) > 0 else numbers.get(query, -1) for query in queries], np.int64
+    )
     return excluded if (excluded >= 0).any() else None
 
 

@@ -44,7 +44,7 @@ class Validation:
         self._queries = list(queries)[world.rank :: world.size]
         self._grades = {query: grades[query] for query in self._queries}
         self._judged = len(queries)
-        self._excluded = identical_ids(self._queries, self._names) if config.ignore_identical_ids else None
+        self._excluded = identical_ids(self._queries, self._names, grades) if config.ignore_identical_ids else None
         self._query_tokens = encoder.prepare(
             [queries[query] for query in self._queries], config.max_query_tokens, encoder.prompts["query"]
         )

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clusterbatch.corpus.judgements import is_header, parse_judgement
 from clusterbatch.errors import DataError
 from clusterbatch.evaluation.collection import Collection, open_collections
 from clusterbatch.store import Folder
@@ -48,6 +49,10 @@ def test_only_judged_queries_are_read_in_the_order_of_the_judgements(write_colle
     ("file", "content", "message"),
     [
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\ta\thigh\n", r"test\.tsv line 2: expected query-id"),
+        ("qrels/test.tsv", "q1\ta\t1001\n", "line 1: grade 1001 is beyond 1,000"),
+        ("qrels/test.tsv", "q1\ta\tnan\n", "line 1: expected query-id"),
+        ("qrels/test.tsv", "q1\ta\t0.123\n", "grades with more than 2 decimals"),
+        ("qrels/test.tsv", "q1 Q0 a 1 12.5 tag\n", "line 1: expected query-id"),
         ("qrels/test.tsv", "q1\ta\t1\nq1\ta\t2\n", r"line 2: query q1 and document a judged twice"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "no judgements"),
         ("qrels/test.tsv", "q9\ta\t1\n", "1 judged queries have no text here, the first is q9"),
@@ -87,3 +92,29 @@ def test_identity_notices_a_changed_judgement(write_collection, tmp_path: Path):
 def test_equal_folder_names_get_their_parents(tmp_path: Path):
     folders = [Folder(str(tmp_path / parent / "dev")) for parent in ("one", "two")] + [Folder(str(tmp_path / "other"))]
     assert [collection.name for collection in open_collections(folders)] == ["one/dev", "two/dev", "other"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "query-id\tcorpus-id\tscore\nq1\ta\t1\nq1\tb\t0\n",
+        "q1\t0\ta\t1\nq1\t0\tb\t0\n",
+        "q1 Q0 a 1\nq1 Q0 b 0\n",
+        "topic\titer\tdocno\trel\nq1\t0\ta\t1\nq1\t0\tb\t0\n",
+        "q1\ta\t1.0\r\nq1\tb\t0.0\r\n",
+    ],
+    ids=["BEIR", "TREC", "TREC with spaces", "TREC with a header", "decimals"],
+)
+def test_judgements_of_all_forms_mean_the_same(lines: str, write_collection, tmp_path: Path):
+    collection = write_collection("c", {"a": "x", "b": "y"}, {"q1": "one"}, {"q1": {"a": 1}})
+    (tmp_path / "c" / "qrels" / "test.tsv").write_bytes(lines.encode())
+    assert collection.read_judgements() == {"q1": {"a": 1, "b": 0}}
+    # Pairs of a corpus are read from the same files.
+    read = [parse_judgement(line) for line in lines.splitlines() if not is_header(line)]
+    assert [(query, document) for query, document, grade in read if grade > 0] == [("q1", "a")]
+
+
+def test_grades_that_are_fractions_keep_their_ratios(write_collection, tmp_path: Path):
+    collection = write_collection("c", {"a": "x", "b": "y"}, {"q1": "one"}, {"q1": {"a": 1}})
+    (tmp_path / "c" / "qrels" / "test.tsv").write_text("q1\ta\t0.1\nq1\tb\t1\nq2\ta\t0\n")
+    assert collection.read_judgements() == {"q1": {"a": 1, "b": 10}, "q2": {"a": 0}}

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,16 +13,23 @@ from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.save import save_model
 from clusterbatch.errors import DataError, UsageError
-from clusterbatch.evaluation.models import evaluated_models, identities
+from clusterbatch.evaluation import search_worker, stage
+from clusterbatch.evaluation.checks import check_collections
+from clusterbatch.evaluation.collection import Collection, Texts
+from clusterbatch.evaluation.models import EvaluatedModel, evaluated_models, identities
 from clusterbatch.evaluation.results import read_scores
 from clusterbatch.evaluation.search_worker import CANDIDATES
-from clusterbatch.evaluation.stage import evaluate
+from clusterbatch.evaluation.stage import configured_collections, evaluate
+from clusterbatch.pipeline.run import run
+from clusterbatch.store import Artifact, Folder, Part, Receipt
 from clusterbatch.store.workspace import Workspace
 
 TOPICS = ["harbour", "volcano", "guitar", "orchard", "glacier", "tractor", "lantern", "falcon", "compass", "bakery"]
 DOCUMENTS = {f"d{i:03d}": f"{TOPICS[i % 10]} number {i} beside the {TOPICS[(i * 7 + 3) % 10]}" for i in range(120)}
-QUERIES = {f"q{i}": f"a {topic}" for i, topic in enumerate(TOPICS)} | {"d007": "an id that a document has too"}
-JUDGEMENTS = {f"q{i}": {f"d{i:03d}": 2, f"d{i + 10:03d}": 1} for i in range(10)} | {"d007": {"d007": 1, "d001": 1}}
+QUERIES = {f"q{i}": f"a {topic}" for i, topic in enumerate(TOPICS)}
+QUERIES |= {"d007": "an id that a document has too", "d008": "an id of a document that answers"}
+JUDGEMENTS = {f"q{i}": {f"d{i:03d}": 2, f"d{i + 10:03d}": 1} for i in range(10)}
+JUDGEMENTS |= {"d007": {"d001": 1}, "d008": {"d008": 1, "d001": 1}}
 
 
 @pytest.fixture
@@ -45,7 +54,7 @@ def test_both_models_are_measured_and_what_is_measured_is_kept(config: RunConfig
     assert [(row["model"], row["metric"]) for row in table] == [
         (model, metric) for model in ("before", "after") for metric in ("NDCG@10", "Recall@20", "HitRate@1")
     ]
-    assert {(row["queries"], row["documents"], row["collection"]) for row in table} == {(11, 120, "topics")}
+    assert {(row["queries"], row["documents"], row["collection"]) for row in table} == {(12, 120, "topics")}
     assert manifest.counts.read == 120
     before, after = (row["value"] for row in table if row["metric"] == "NDCG@10")
     assert 0.2 < before < 1
@@ -54,7 +63,7 @@ def test_both_models_are_measured_and_what_is_measured_is_kept(config: RunConfig
     scores = read_scores(artifact, manifest).to_pylist()
     for row in table:
         of_row = [s["value"] for s in scores if s["model"] == row["model"] and s["metric"] == row["metric"]]
-        assert len(of_row) == 11
+        assert len(of_row) == 12
         assert np.mean(of_row) == pytest.approx(row["value"], abs=1e-12)
     assert CANDIDATES not in artifact.folder.list()
 
@@ -75,11 +84,11 @@ def test_run_files_agree_with_a_search_in_one_piece(config: RunConfig):
     for row, query in enumerate(JUDGEMENTS):
         found = [(line[2], float(line[4])) for line in lines if line[0] == query]
         assert [int(line[3]) for line in lines if line[0] == query] == list(range(1, 21))
-        # BEIR's rule: the document that is called like the query is no answer.
+        # BEIR's rule: the document with the query's id is no answer, unless it is judged to be one.
         wanted = sorted(
             (-scores[list(QUERIES).index(query), n], tuple(-byte for byte in ids[n].encode()), ids[n])
             for n in range(len(ids))
-            if ids[n] != query
+            if ids[n] != query or query == "d008"
         )[:20]
         assert [document for document, _ in found] == [document for _, _, document in wanted], row
         np.testing.assert_allclose([score for _, score in found], [-score for score, _, _ in wanted], atol=1e-6)
@@ -167,3 +176,106 @@ def test_without_collection_or_model_there_is_one_clear_line(config: RunConfig, 
         evaluate(load_config(None, [f"workspace={tmp_path}/ws"]))
     with pytest.raises(DataError, match="no finished training run here"):
         evaluate(load_config(None, [f"workspace={tmp_path}/empty", f"evaluate.path={tmp_path}/topics"]))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_ranges_share_objects_and_the_values_stay(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    """As many objects as items and models, however many ranges and blocks of queries a collection has."""
+    first = evaluate(config)
+    collection = configured_collections(config)
+    ranges = len(collection[0].document_ranges(config.evaluate.unit_bytes))
+    written: list[str] = []
+    original = search_worker.write_parquet
+
+    def counting(output: Artifact, stem: str, *arguments: Any, **details: Any) -> Part:
+        written.append(stem)
+        return original(output, stem, *arguments, **details)
+
+    monkeypatch.setattr(search_worker, "write_parquet", counting)
+    monkeypatch.setattr(stage, "_MOST_ITEMS", 2)
+    again = evaluate(config, force=True)
+    assert ranges > 4
+    assert len([stem for stem in written if stem.startswith(CANDIDATES)]) == 2 * 2
+    assert again.details == first.details
+
+
+def test_msmarco_has_few_objects(tmp_path: Path):
+    """The development queries over 8.8 million passages: 3 GB in ranges of 2 MiB."""
+
+    class Passages(Collection):
+        def documents_bytes(self) -> int:
+            return 3_200_000_000
+
+    config = load_config(None, ["evaluate.models=[before,after]"])
+    models = [EvaluatedModel(name, name, None, name) for name in ("before", "after")]
+    items, _ = stage._items(config, models, [Passages("msmarco", Folder(str(tmp_path)))])
+    assert len(items) * len(models) <= 512
+    read = [pair for item in items for pair in item.payload.ranges]
+    assert read == Passages("msmarco", Folder(str(tmp_path))).document_ranges(config.evaluate.unit_bytes)
+    # The driver holds the candidates of one block of queries, from all items.
+    assert max(item.payload.query_block for item in items) * config.evaluate.top_k * len(items) <= 4_000_000
+
+
+@pytest.mark.usefixtures("in_process")
+def test_what_an_earlier_version_left_unfinished_is_done_again(config: RunConfig):
+    """Its receipts have the same numbers and mean other ranges."""
+    finished = evaluate(config)
+    artifact = Workspace(config).evaluation()
+    artifact.begin(finished.fingerprint, force=True)
+    artifact.write_receipt(Receipt(unit=0, fingerprint=finished.fingerprint, details={"judged": 0}))
+    assert evaluate(config).details == finished.details
+
+
+def test_equal_texts_are_encoded_once(config: RunConfig):
+    encoder = load_encoder(resolve_model(config.train.model), "static")
+    encoded: list[int] = []
+    original = encoder.encode
+
+    def counting(tokens: Any, batch_tokens: int) -> np.ndarray:
+        encoded.append(len(tokens))
+        return original(tokens, batch_tokens)
+
+    encoder.encode = counting  # type: ignore[method-assign]
+    texts = ["one", "two", "one", "three", "two"]
+    vectors = Texts("document", texts, 16).vectors(encoder, 512).numpy()
+    assert encoded == [3]
+    np.testing.assert_allclose(vectors, original(encoder.tokenizer.encode(texts, 16), 512), atol=1e-6)
+
+
+def test_models_of_one_name_are_told_apart_by_their_parents(config: RunConfig, tmp_path: Path):
+    encoder = load_encoder(resolve_model(config.train.model), "static")
+    for parent in ("a", "b"):
+        save_model(encoder, tmp_path / parent / "model")
+    names = [f"{tmp_path}/a/model", f"{tmp_path}/b/model"]
+    found = evaluated_models(with_changes(config, {"evaluate.models": names}), 0)
+    assert [model.label for model in found] == ["a/model", "b/model"]
+    with pytest.raises(UsageError, match="a/model stands there twice"):
+        evaluated_models(with_changes(config, {"evaluate.models": [names[0], names[0]]}), 0)
+
+
+@pytest.mark.parametrize("key", ["embed.model", "train.model", "evaluate.models"])
+def test_models_that_cannot_be_loaded_are_refused_before_any_work(key: str, tmp_path: Path, write_collection):
+    write_collection("topics", DOCUMENTS, QUERIES, JUDGEMENTS)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text("{}")
+    (bare / "pytorch_model.bin").write_bytes(b"")
+    value = f"[{bare}]" if key == "evaluate.models" else str(bare)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"query": "a", "document": "b"}\n')
+    given = [f"workspace={tmp_path}/new", f"corpus.paths={pairs}", f"evaluate.path={tmp_path}/topics", f"{key}={value}"]
+    with pytest.raises(UsageError, match=rf"^{re.escape(key)}: .*weights only as pytorch_model\.bin"):
+        run(load_config(None, given))
+    assert not (tmp_path / "new" / "corpus").exists()
+
+
+def test_a_folder_of_collections_is_refused_with_their_names(tmp_path: Path, write_collection):
+    write_collection("topics", DOCUMENTS, QUERIES, JUDGEMENTS)
+    with pytest.raises(UsageError, match=rf"it holds some: give evaluate\.path=\[{tmp_path}/topics\]"):
+        check_collections(load_config(None, [f"workspace={tmp_path}/ws", f"evaluate.path={tmp_path}"]))
+
+
+def test_white_space_in_an_id_is_found_before_any_work(tmp_path: Path, write_collection):
+    write_collection("spaced", {"a b": "text"}, {"q": "one"}, {"q": {"a b": 1}})
+    with pytest.raises(DataError, match="must not be empty or hold white space"):
+        check_collections(load_config(None, [f"workspace={tmp_path}/ws", f"evaluate.path={tmp_path}/spaced"]))
