@@ -206,7 +206,7 @@ def test_msmarco_has_few_objects(tmp_path: Path):
         def documents_bytes(self) -> int:
             return 3_200_000_000
 
-    config = load_config(None, ["evaluate.models=[before,after]"])
+    config = load_config(None, [f"workspace={tmp_path}/ws"])
     models = [EvaluatedModel(name, name, None, name) for name in ("before", "after")]
     items, _ = stage._items(config, models, [Passages("msmarco", Folder(str(tmp_path)))])
     assert len(items) * len(models) <= 512
