@@ -141,7 +141,7 @@ def _shards(folder: Path, side: str) -> Artifact:
         own = np.arange(64, dtype=np.uint64) + np.uint64(1000 * cluster)
         same = np.full(64, 1000 * cluster, np.uint64)
         hashes = {f"{name}_hash": same if name == side and cluster % 2 == 0 else own for name in ("query", "document")}
-        tokens = pa.array([[1, 2]] * 64, layout.schema.field("query_tokens").type)
+        tokens = pa.array([[1, 2]] * 64, layout.training.field("query_tokens").type)
         table = pa.table({"query_tokens": tokens, "document_tokens": tokens, **hashes})
         text = pa.table({"pair_id": [f"{cluster}-{row}" for row in range(64)]})
         writer.add(table, text, source="one", cluster=cluster, piece=0, mean_cosine=0.5)
