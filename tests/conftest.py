@@ -46,9 +46,9 @@ def ray_local() -> Iterator[None]:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stages run in this process; a fit or a training that is told to use several workers still needs Ray."""
-    from tests.without_ray import without_ray
+    from tests.in_process import run_in_process
 
-    without_ray(monkeypatch)
+    run_in_process(monkeypatch)
 
 
 @pytest.fixture(scope="session")

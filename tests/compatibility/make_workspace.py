@@ -122,13 +122,13 @@ def _make(folder: Path) -> None:
 
     from clusterbatch.cli import main
     from clusterbatch.store import Folder
-    from tests.without_ray import without_ray
+    from tests.in_process import run_in_process
 
     os.chdir(folder)
     write_inputs(folder)
     words = [*OVERRIDES, FIRST_CORPUS]
     with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
+        run_in_process(patch)
         for command in ("run", "refresh", "compare"):
             assert main([command, *words]) == 0, command
         finished = folder / "workspace/generation=000/train"

@@ -26,7 +26,7 @@ from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.store import Folder
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
-from tests.without_ray import without_ray
+from tests.in_process import run_in_process
 
 
 def encoded(shade: int, kind: str = "PNG", size: tuple[int, int] = (9, 7)) -> bytes:
@@ -56,7 +56,7 @@ def corpus(folder: Path, column: pa.Array, **more: object) -> RunConfig:
 
 def ingested(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict], list[dict]]:
     """Rows and rejects."""
-    without_ray(monkeypatch)
+    run_in_process(monkeypatch)
     manifest = ingest(config)
     artifact = Workspace(config).corpus
     tables = {
@@ -179,7 +179,7 @@ def test_a_test_collection_keeps_its_images_out_of_training(tmp_path: Path, monk
     (collection / "qrels" / "test.tsv").write_text("q\td\t1\n")
     images = pa.array([encoded(shade) for shade in range(6)], pa.binary())
     config = corpus(tmp_path, images, **{"evaluate.path": collection})
-    without_ray(monkeypatch)
+    run_in_process(monkeypatch)
     manifest = ingest(config)
     assert manifest.counts.written == 5
     assert manifest.counts.set_aside["copy of a test text"] == 1
@@ -201,7 +201,7 @@ def test_what_goes_with_images_and_what_does_not(tmp_path: Path) -> None:
 
 def test_held_out_images_are_a_collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [encoded(shade) for shade in range(60)]
-    without_ray(monkeypatch)
+    run_in_process(monkeypatch)
     config = corpus(tmp_path, pa.array(images, pa.binary()), **{"evaluate.holdout": 6})
     manifest = ingest(config)
     [collection] = configured_collections(config)

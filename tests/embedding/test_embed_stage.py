@@ -22,7 +22,7 @@ from clusterbatch.store import Manifest
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 from tests.encoder.corpora import commit_corpus, corpus_table
-from tests.without_ray import without_ray
+from tests.in_process import run_in_process
 
 _ROWS = 150
 
@@ -85,7 +85,7 @@ def test_second_run_does_nothing_and_another_model_is_refused(
 def test_tokenisers_ahead_of_the_workers_change_nothing(run: Callable[..., RunConfig], ray_local: None) -> None:
     config = run(workers=2)
     with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
+        run_in_process(patch)
         alone = _vectors(config, embed(config))
     ahead = embed(run(workers=1, tokenizers=1), force=True)
     assert _vectors(config, ahead).equals(alone)

@@ -23,10 +23,10 @@ from clusterbatch.runtime import InProcessExecutor, WorkItem, executor
 from clusterbatch.runtime.work import Work
 from clusterbatch.store import Receipt
 from clusterbatch.store.workspace import Workspace
+from tests.in_process import OVERRIDES
 from tests.integration.subjects import subjects_config
-from tests.without_ray import WORDS
 
-_WORDS = [*WORDS, "embed.device=cuda", "embed.dtype=float32", "embed.workers=1", "cluster.surrogate=none"]
+_WORDS = [*OVERRIDES, "embed.device=cuda", "embed.dtype=float32", "embed.workers=1", "cluster.surrogate=none"]
 _WORDS += ["train.steps=2", "refresh.rounds=1", "refresh.every_steps=2", "refresh.sample=256", "predict.sizes=[16,32]"]
 
 

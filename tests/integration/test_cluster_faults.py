@@ -25,7 +25,7 @@ from clusterbatch.store import Artifact, Folder
 from clusterbatch.store.shuffle import write_buckets
 from clusterbatch.store.workspace import Workspace
 from tests.clustering.embedded import blobs, embedded_workspace
-from tests.without_ray import DRIVER
+from tests.in_process import DRIVER
 
 SOURCES = {"forum": 4000, "wiki": 900}
 SETTINGS = {"cluster": {"mean_size": 200, "run_rows": 16, "shard_bytes": 2**16, "workers": 2, "device": "cpu"}}

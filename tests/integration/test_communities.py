@@ -25,8 +25,8 @@ from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.worker import open_plan
 from tests.clustering.embedded import embedded_workspace
+from tests.in_process import run_in_process
 from tests.integration.test_cluster_stage import text_rows
-from tests.without_ray import without_ray
 
 SOURCES = {"forum": 500, "wiki": 192, "tiny": 12}
 TOTAL = sum(SOURCES.values())
@@ -53,7 +53,7 @@ def run(uri: Any, **changes: Any) -> tuple[RunConfig, Manifest]:
 
 @pytest.fixture
 def made(tmp_path, monkeypatch) -> tuple[RunConfig, Manifest]:
-    without_ray(monkeypatch)
+    run_in_process(monkeypatch)
     return run(tmp_path / "made")
 
 
@@ -146,7 +146,7 @@ def test_a_batch_is_made_of_several_whole_communities_of_one_source(made) -> Non
 
 
 def test_a_share_of_the_rows_may_be_left_out_as_outliers(tmp_path, monkeypatch) -> None:
-    without_ray(monkeypatch)
+    run_in_process(monkeypatch)
     _, manifest = run(tmp_path, drop_outliers=0.1)
     assert manifest.counts.set_aside["outlier"] == pytest.approx(0.1 * TOTAL, abs=3)
     assert manifest.counts.written + manifest.counts.set_aside["outlier"] == TOTAL

@@ -35,9 +35,9 @@ from clusterbatch.shards.reader import read_index
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Folder, Receipt
 from clusterbatch.store.workspace import Workspace
+from tests.in_process import run_in_process
 from tests.integration.subjects import SUBJECTS, subjects_config
 from tests.integration.test_cluster_stage import text_rows
-from tests.without_ray import without_ray
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def config(tmp_path_factory) -> RunConfig:
 def shared_stages(config: RunConfig) -> None:
     """Corpus, embeddings and clusters, made without worker processes: other tests are about those."""
     with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
+        run_in_process(patch)
         ingest(config)
         embed(config)
         for layout in arms_of(config)[1].values():

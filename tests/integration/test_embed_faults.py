@@ -24,7 +24,7 @@ from clusterbatch.store.artifact import RECEIPTS
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 from tests.encoder.corpora import commit_corpus, corpus_table
-from tests.without_ray import DRIVER, without_ray
+from tests.in_process import DRIVER, run_in_process
 
 _ROOT = Path(__file__).parents[2]
 _UNITS, _UNIT_ROWS = 8, 16
@@ -78,7 +78,7 @@ def _wait_for_receipts(config: RunConfig, count: int) -> None:
 def test_killed_worker(workspaces: Callable[[str], RunConfig], ray_local: None) -> None:
     undisturbed = workspaces("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
+        run_in_process(patch)
         expected = _table(undisturbed, embed(undisturbed))
     config = workspaces("killed")
     killed: list[int] = []

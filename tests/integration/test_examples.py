@@ -19,7 +19,7 @@ from clusterbatch.shards.stage import cluster
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.stage import train
-from tests.without_ray import WORDS
+from tests.in_process import OVERRIDES
 
 EXAMPLES = Path(__file__).parents[2] / "jobs" / "examples"
 
@@ -56,7 +56,7 @@ def test_a_small_clip_learns_captions_of_images(tmp_path: Path) -> None:
         f"train.model={data}/clip",
         "cluster.mean_size=300",
         "train.epochs=8",
-        *WORDS,
+        *OVERRIDES,
     ]
     config = load_config(EXAMPLES / "images.yaml", words)
     found = quality(config)
@@ -76,7 +76,7 @@ def test_recommendation_learns_what_is_bought_next(tmp_path: Path) -> None:
         f"evaluate.path={data}/held-out-customers",
         f"train.model={data}/transformer",
         "train.epochs=3",
-        *WORDS,
+        *OVERRIDES,
     ]
     found = quality(load_config(EXAMPLES / "recommendation.yaml", words))
     # Words in common lead to what is bought already; counting reaches 0.36, and nobody more than 0.71.

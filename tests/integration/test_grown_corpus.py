@@ -19,9 +19,9 @@ from clusterbatch.pipeline.run import STAGES, run_stage
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
+from tests.in_process import OVERRIDES, run_in_process
 from tests.integration.subjects import SUBJECTS, subjects_config
 from tests.integration.test_cluster_stage import text_rows
-from tests.without_ray import WORDS, without_ray
 
 _ROUNDS = ["refresh.rounds=1", "refresh.every_steps=3", "refresh.sample=256", "refresh.margin=1.0", "train.steps=3"]
 
@@ -30,7 +30,7 @@ _ROUNDS = ["refresh.rounds=1", "refresh.every_steps=3", "refresh.sample=256", "r
 def grown(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A run over 320 pairs, whose corpus has then got 39 more (and one that it had) and lost one. Not to be changed."""
     folder = tmp_path_factory.mktemp("grown")
-    words = [*WORDS, *_ROUNDS, "embed.model=char-ngrams", "train.workers=1"]
+    words = [*OVERRIDES, *_ROUNDS, "embed.model=char-ngrams", "train.workers=1"]
     config = subjects_config(folder, words)
     rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     terms = SUBJECTS["sailing"].split()
@@ -40,7 +40,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     ]
     (folder / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*more, rows[0]]))
     with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
+        run_in_process(patch)
         for stage in STAGES:
             run_stage(stage, config)
         (folder / "gone.txt").write_text(next(iter(_centroids(config, 0))) + "\n")
@@ -53,7 +53,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 @pytest.fixture
 def config(grown: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A copy of it that a test may change."""
-    without_ray(monkeypatch)
+    run_in_process(monkeypatch)
     shutil.copytree(grown.workspace, tmp_path / "ws")
     return grown.model_copy(update={"workspace": str(tmp_path / "ws")})
 

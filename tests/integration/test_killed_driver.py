@@ -22,7 +22,7 @@ from clusterbatch.runtime import metrics
 from clusterbatch.store.workspace import Workspace
 from tests.corpus.test_ingest import write_lines
 from tests.encoder.models import make_model
-from tests.without_ray import without_ray
+from tests.in_process import run_in_process
 
 _ROOT = Path(__file__).parents[2]
 _KILLED = STAGES[:3]
@@ -68,7 +68,7 @@ def undisturbed(inputs: Path) -> tuple[RunConfig, list[str]]:
     config = configured(inputs, "undisturbed")
     units: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
+        run_in_process(patch)
         patch.setattr(metrics, "unit_finished", lambda title, receipt, waiting: units.append(f"{title} {receipt.unit}"))
         for stage in _KILLED:
             stage.function(config)

@@ -20,9 +20,9 @@ from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.pipeline.run import STAGES
 from clusterbatch.store.workspace import Workspace
 from tests.encoder.models import make_static
-from tests.without_ray import WORDS, without_ray
+from tests.in_process import OVERRIDES, run_in_process
 
-OVERRIDES = [
+SMALL = [
     "corpus.paths=docstrings://",
     "evaluate.path=docstrings://",
     "corpus.sample_pairs=800",
@@ -39,15 +39,15 @@ def finished(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> RunCo
     """Two workers of Ray Train; the other stages, whose workers have tests of their own, in this process."""
     folder = tmp_path_factory.mktemp("run")
     # A relative address, as in the shipped configuration: workers have other working directories.
-    words = [f"workspace={folder.name}", *OVERRIDES, *WORDS]
+    words = [f"workspace={folder.name}", *SMALL, *OVERRIDES]
     for commands in (["ingest", "embed", "cluster"], ["train"], ["run"]):
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder.parent)
             if commands != ["train"]:
-                without_ray(patch)
+                run_in_process(patch)
             for command in commands:
                 assert main([command, *words]) == 0
-    return load_config(None, [f"workspace={folder}", *OVERRIDES])
+    return load_config(None, [f"workspace={folder}", *SMALL])
 
 
 def test_no_row_is_lost_between_the_stages(finished: RunConfig) -> None:
@@ -70,13 +70,13 @@ def test_every_file_is_named_with_its_checksum(finished: RunConfig) -> None:
 
 def test_a_second_run_does_nothing(finished: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     before = [stage.artifact(Workspace(finished), 0).require() for stage in STAGES]
-    assert main(["run", f"workspace={finished.workspace}", *OVERRIDES]) == 0
+    assert main(["run", f"workspace={finished.workspace}", *SMALL]) == 0
     assert capsys.readouterr().err.count("done already") == len(STAGES)
     assert [stage.artifact(Workspace(finished), 0).require() for stage in STAGES] == before
 
 
 def test_another_configuration_does_not_overwrite(finished: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [f"workspace={finished.workspace}", *OVERRIDES, "cluster.mean_size=50"]
+    words = [f"workspace={finished.workspace}", *SMALL, "cluster.mean_size=50"]
     assert main(["cluster", *words]) == 2
     assert "--force" in capsys.readouterr().err
 
@@ -127,7 +127,7 @@ def test_a_transformer_goes_the_same_way(finished: RunConfig, tmp_path: Path) ->
     for name in ("sample", "corpus", "generation=000/embeddings"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(Path(finished.workspace) / name)
-    words = [f"workspace={tmp_path}", *OVERRIDES, *WORDS, "train.encoder=backbone", "train.learning_rate=2e-5"]
+    words = [f"workspace={tmp_path}", *SMALL, *OVERRIDES, "train.encoder=backbone", "train.learning_rate=2e-5"]
     words += [
         "train.workers=1",
         "train.epochs=null",

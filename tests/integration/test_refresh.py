@@ -19,8 +19,8 @@ from clusterbatch.pipeline.refresh import refresh, rollback
 from clusterbatch.pipeline.rounds import read_round, rounds
 from clusterbatch.pipeline.run import STAGES, run_stage
 from clusterbatch.store.workspace import Workspace, live_generation
+from tests.in_process import OVERRIDES, run_in_process
 from tests.integration.subjects import subjects_config
-from tests.without_ray import WORDS, without_ray
 
 _ROUNDS = ["refresh.rounds=2", "refresh.every_steps=6", "refresh.sample=256", "refresh.margin=1.0", "train.steps=6"]
 _EXACT = ["train.deterministic=true", "train.workers=1", "cluster.surrogate=none", "train.checkpoint_every=2"]
@@ -30,8 +30,8 @@ _EXACT = ["train.deterministic=true", "train.workers=1", "cluster.surrogate=none
 def first(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A workspace with its first generation."""
     with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
-        config = subjects_config(tmp_path_factory.mktemp("first"), [*WORDS, *_ROUNDS, *_EXACT])
+        run_in_process(patch)
+        config = subjects_config(tmp_path_factory.mktemp("first"), [*OVERRIDES, *_ROUNDS, *_EXACT])
         for stage in STAGES:
             run_stage(stage, config)
     return config
@@ -44,7 +44,7 @@ def refreshed(first: RunConfig) -> RunConfig:
     shutil.copytree(first.workspace, copy)
     config = first.model_copy(update={"workspace": copy})
     with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
+        run_in_process(patch)
         refresh(config)
     return config
 
@@ -52,7 +52,7 @@ def refreshed(first: RunConfig) -> RunConfig:
 @pytest.fixture
 def config(first: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A copy of it that a test may change."""
-    without_ray(monkeypatch)
+    run_in_process(monkeypatch)
     shutil.copytree(first.workspace, tmp_path / "ws")
     return first.model_copy(update={"workspace": str(tmp_path / "ws")})
 

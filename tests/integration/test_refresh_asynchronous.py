@@ -18,8 +18,8 @@ from clusterbatch.pipeline.refresh_clusters import BUILD
 from clusterbatch.pipeline.rounds import write_round
 from clusterbatch.pipeline.run import STAGES, run_stage
 from clusterbatch.store.workspace import Workspace
+from tests.in_process import OVERRIDES, run_in_process
 from tests.integration.subjects import subjects_config
-from tests.without_ray import WORDS, without_ray
 
 _ROUNDS = ["refresh.every_steps=6", "refresh.sample=256", "refresh.margin=1.0", "train.steps=6", "train.workers=1"]
 
@@ -28,8 +28,8 @@ _ROUNDS = ["refresh.every_steps=6", "refresh.sample=256", "refresh.margin=1.0", 
 def first(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A workspace with its first generation. Not to be changed."""
     with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
-        words = [*WORDS, *_ROUNDS, "cluster.surrogate=none", "refresh.asynchronous=true"]
+        run_in_process(patch)
+        words = [*OVERRIDES, *_ROUNDS, "cluster.surrogate=none", "refresh.asynchronous=true"]
         config = subjects_config(tmp_path_factory.mktemp("first"), words)
         for stage in STAGES:
             run_stage(stage, config)

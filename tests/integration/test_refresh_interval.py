@@ -14,8 +14,8 @@ from clusterbatch.errors import UsageError
 from clusterbatch.experiments.tune import refresh_interval as module
 from clusterbatch.experiments.tune.refresh_interval import RESULT, tune_refresh
 from clusterbatch.store.workspace import Workspace
+from tests.in_process import OVERRIDES, run_in_process
 from tests.integration.subjects import SUBJECTS, subjects_config
-from tests.without_ray import WORDS, without_ray
 
 _THIRD = "seed soil spade compost hedge rose prune lawn weed pond"
 _STEPS = 3
@@ -28,7 +28,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     words += ["train.workers=1", "train.checkpoint_every=3", "embed.model=char-ngrams"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SUBJECTS, "gardening", _THIRD)
-        config = subjects_config(folder, [*WORDS, *words])
+        config = subjects_config(folder, [*OVERRIDES, *words])
         subjects = list(SUBJECTS)
     rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     arrivals = []
@@ -47,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("in_process")
 def found(config: RunConfig) -> dict[str, Any]:
     """The result; the first call is killed in the middle of a round, and a second one goes on."""
     with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
+        run_in_process(patch)
         original, calls = module.refresh, []
 
         def cut_off(changed: RunConfig) -> Any:

@@ -20,8 +20,8 @@ from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.metrics import read_metrics
 from clusterbatch.training.stage import train
 from clusterbatch.training.worker import TrainingJob
+from tests.in_process import run_in_process
 from tests.training.small_run import model_weights, same_bits, small_config, write_clusters
-from tests.without_ray import without_ray
 
 _STEPS = 120
 _SECONDS = 400
@@ -87,7 +87,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """One worker, in this process."""
     config = _config(tmp_path_factory.mktemp("finished"), "workspace", workers=1)
     with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
+        run_in_process(patch)
         train(config)
     return config
 

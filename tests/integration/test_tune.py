@@ -17,8 +17,8 @@ from clusterbatch.experiments.predict import stage as predict
 from clusterbatch.experiments.tune import stage as tune
 from clusterbatch.pipeline.run import STAGES, run_stage
 from clusterbatch.store.workspace import Workspace
+from tests.in_process import OVERRIDES, run_in_process
 from tests.integration.subjects import SUBJECTS, subjects_config
-from tests.without_ray import WORDS, without_ray
 
 _CANDIDATES = (
     "tune.candidates={cluster.mean_size: [40, 80], batches.stratify: [cluster, source], train.temperature: [0.05, 0.1]}"
@@ -28,8 +28,8 @@ _CANDIDATES = (
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
-        words = [*WORDS, _CANDIDATES, "tune.keep=4", "tune.steps=6", "tune.reduction=2", "predict.rows=256"]
+        run_in_process(patch)
+        words = [*OVERRIDES, _CANDIDATES, "tune.keep=4", "tune.steps=6", "tune.reduction=2", "predict.rows=256"]
         config = subjects_config(tmp_path_factory.mktemp("tune"), words)
         for stage in STAGES[:2]:
             run_stage(stage, config)
@@ -126,7 +126,7 @@ def test_the_prediction_names_every_source(config: RunConfig, capsys: pytest.Cap
 def test_mined_arms_stand_in_a_comparison(config: RunConfig, tmp_path: Path) -> None:
     words = ["compare.arms=[random,random-mined,cluster-consistent,tas,tas-b]", "compare.seeds=1", "compare.steps=3"]
     words += ["compare.points=1", "mine.first=1", "mine.last=8"]
-    compared = subjects_config(tmp_path, [*WORDS, *words])
+    compared = subjects_config(tmp_path, [*OVERRIDES, *words])
     manifest = compare.compare(compared)
     arms = manifest.details["arms"]
     # Mined rows need shards of their own, and they have a price.

@@ -14,7 +14,7 @@ from clusterbatch.errors import ClusterbatchError, UsageError
 from clusterbatch.pipeline.run import STAGES, run, run_stage
 from clusterbatch.store.workspace import Workspace
 from tests.encoder.models import make_static
-from tests.without_ray import WORDS as ONE_PROCESS
+from tests.in_process import OVERRIDES as ONE_PROCESS
 
 WORDS = ["harbour", "volcano", "guitar", "orchard", "glacier", "tractor", "lantern", "falcon", "compass", "bakery"]
 

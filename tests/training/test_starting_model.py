@@ -19,8 +19,8 @@ from clusterbatch.training.starting_model import (
     read_starting_model,
     with_learning_rate,
 )
+from tests.in_process import run_in_process
 from tests.training.small_run import small_config, write_clusters
-from tests.without_ray import without_ray
 
 
 def _open_rate(folder: Path, **train: Any) -> RunConfig:
@@ -58,7 +58,7 @@ def test_the_default_rate_follows_the_kind_and_size_of_the_encoder(tmp_path: Pat
 def test_a_run_of_the_former_default_is_done_and_a_new_one_gets_the_new_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without_ray(monkeypatch)
+    run_in_process(monkeypatch)
     config = _open_rate(tmp_path)
     write_clusters(config)
     # As a version that had one default for all encoders made it.

@@ -20,9 +20,9 @@ from clusterbatch.pipeline.run import STAGES
 from clusterbatch.store import Folder
 from clusterbatch.store.workspace import Workspace
 from tests.encoder.models import make_model
+from tests.in_process import run_in_process
 from tests.integration.s3.fault_proxy import FaultProxy
 from tests.integration.s3.server import S3Server
-from tests.without_ray import without_ray
 
 pytestmark = pytest.mark.s3
 
@@ -83,7 +83,7 @@ def disk(folder: Path, pairs: int, words: list[str]) -> Disk:
     for stage in STAGES:
         with pytest.MonkeyPatch.context() as patch:
             if stage.name != "train":
-                without_ray(patch)
+                run_in_process(patch)
             stage.function(config)
     return Disk(folder / "inputs", words, outcome(config))
 

@@ -1,4 +1,4 @@
-"""Stages without Ray: the in-process executor for a test, whatever the configuration says.
+"""The in-process executor for tests, whatever the configuration says.
 
 The work is the same; starting processes is what takes most of the time of a small run.
 """
@@ -10,7 +10,7 @@ import pytest
 from clusterbatch.runtime import InProcessExecutor, executor
 
 # With these no stage prepares elsewhere, or asks what the machine has.
-WORDS = [
+OVERRIDES = [
     "embed.device=cpu",
     "embed.tokenizers=0",
     "cluster.device=cpu",
@@ -20,7 +20,7 @@ WORDS = [
 ]
 
 
-def without_ray(patch: pytest.MonkeyPatch) -> None:
+def run_in_process(patch: pytest.MonkeyPatch) -> None:
     """Run every stage in this process from now on, items last first, as no result may depend on their order."""
     patch.setattr(executor, "_current", InProcessExecutor(reverse=True))
 
@@ -32,9 +32,9 @@ import importlib, os, signal, sys
 import pytest
 from clusterbatch.config import RunConfig
 from clusterbatch.runtime import metrics
-from tests.without_ray import without_ray
+from tests.in_process import run_in_process
 
-without_ray(pytest.MonkeyPatch())
+run_in_process(pytest.MonkeyPatch())
 _, stage, config, title, units = sys.argv
 seen = 0
 
