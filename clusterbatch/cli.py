@@ -115,6 +115,11 @@ def _terminable() -> Iterator[None]:
 
 
 def _stage(config: RunConfig, options: argparse.Namespace) -> Outcome:
+    if options.command == "ingest":
+        # Before the imports that working on them takes.
+        from clusterbatch.pipeline.check_inputs import check_inputs
+
+        check_inputs(config)
     from clusterbatch.corpus.ingest import ingest
     from clusterbatch.pipeline.run import STAGES, run_stage
 
@@ -126,9 +131,17 @@ def _stage(config: RunConfig, options: argparse.Namespace) -> Outcome:
 
 
 def _run(config: RunConfig, options: argparse.Namespace) -> Outcome:
-    from clusterbatch.pipeline.run import run
+    from clusterbatch.pipeline.check_inputs import check_inputs
+    from clusterbatch.pipeline.finished import finished_report
 
-    return _summary(config, run(config, force=options.force))
+    report = finished_report(config)
+    if report is None:
+        # Before the imports that working on them takes.
+        check_inputs(config)
+        from clusterbatch.pipeline.run import run
+
+        report = run(config, force=options.force)
+    return _summary(config, report)
 
 
 def _report(config: RunConfig, options: argparse.Namespace) -> Outcome:
@@ -170,8 +183,7 @@ def _copy_reports(config: RunConfig, output: str) -> None:
 
 
 def _summary(config: RunConfig, report: str) -> Outcome:
-    from clusterbatch.pipeline.report import gains
-    from clusterbatch.pipeline.summary import workspace_summary
+    from clusterbatch.pipeline.summary import gains, workspace_summary
 
     summary = workspace_summary(config)
     return Outcome({**summary, "report": report}, lambda: console.print_quality(gains(summary["quality"]), report))

@@ -21,7 +21,14 @@ from clusterbatch.errors import DataError, UsageError
 from clusterbatch.evaluation.models import AFTER, BEFORE
 from clusterbatch.evaluation.results import read_scores
 from clusterbatch.pipeline import run_figures
-from clusterbatch.pipeline.summary import SUMMARY, finished_stages, generations, workspace_summary
+from clusterbatch.pipeline.summary import (
+    SUMMARY,
+    finished_stages,
+    gains,
+    generations,
+    scoreboard,
+    workspace_summary,
+)
 from clusterbatch.reporting.cluster_views import (
     Example,
     MappedCluster,
@@ -236,29 +243,3 @@ def headlines(quality: list[dict[str, Any]], live: int | None) -> list[dict[str,
 def judged_by_pairs(config: RunConfig) -> bool:
     """Return whether a test collection was made of held-out pairs, the user's own or the sample's."""
     return not config.evaluate.path or DOCSTRINGS in config.evaluate.path
-
-
-def gains(quality: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row per generation, collection and metric, in the order of the evaluation.
-
-    Rows are those of `scoreboard` with `before` and `after`; the first metric of each collection leads.
-    """
-    return [
-        {**row, BEFORE: row["values"][BEFORE], AFTER: row["values"][AFTER]}
-        for row in scoreboard(quality)
-        if {BEFORE, AFTER} <= row["values"].keys()
-    ]
-
-
-def scoreboard(quality: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row per generation, collection and metric, in the order of the evaluation.
-
-    Rows are {generation, collection, metric, values by model, queries, documents}.
-    """
-    rows: dict[tuple[int, str, str], dict[str, Any]] = {}
-    for entry in quality:
-        key = (entry["generation"], entry["collection"], entry["metric"])
-        names = ("generation", "collection", "metric", "queries", "documents")
-        row = rows.setdefault(key, {**{name: entry[name] for name in names}, "values": {}})
-        row["values"][entry["model"]] = entry["value"]
-    return list(rows.values())

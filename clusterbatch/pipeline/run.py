@@ -14,6 +14,8 @@ from clusterbatch.evaluation.checks import check_collections, check_models
 from clusterbatch.evaluation.mteb import evaluate_mteb
 from clusterbatch.evaluation.stage import evaluate
 from clusterbatch.log import log_context, say
+from clusterbatch.pipeline.check_inputs import check_inputs
+from clusterbatch.pipeline.finished import read_state, record_finished
 from clusterbatch.pipeline.report import write_report
 from clusterbatch.pipeline.rounds import retire_rounds, settle, wanted_generation
 from clusterbatch.runtime import lasting_session
@@ -128,6 +130,8 @@ def run(config: RunConfig, *, force: bool = False) -> str:
     """
     if not config.corpus.paths:
         raise UsageError("corpus.paths: give at least one file or folder, or docstrings:// for the built-in sample")
+    read = read_state(config)
+    check_inputs(config)
     check_workers(config)
     check_starting_model(config)
     check_models(config)
@@ -138,7 +142,9 @@ def run(config: RunConfig, *, force: bool = False) -> str:
             if stage.name == "ingest":
                 # Whether it has held out a collection shows only now.
                 check_collections(config, ingested=True)
-    return write_report(config)
+    report = write_report(config)
+    record_finished(config, read)
+    return report
 
 
 def _kept_or_replaced(stage: Stage, config: RunConfig, force: bool) -> None:

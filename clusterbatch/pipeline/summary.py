@@ -10,6 +10,8 @@ from clusterbatch.store import Manifest
 from clusterbatch.store.workspace import Workspace, live_generation
 
 SUMMARY = "metrics.json"
+# Labels of the untrained and the trained model in an evaluation.
+_BEFORE, _AFTER = "before", "after"
 
 
 def workspace_summary(config: RunConfig) -> dict[str, Any]:
@@ -63,6 +65,32 @@ def finished_stages(config: RunConfig) -> list[tuple[str, int | None, Manifest]]
 def generations(config: RunConfig) -> list[int]:
     """Return the numbers of the generations that the workspace holds, ascending."""
     return Workspace(config).generations()
+
+
+def gains(quality: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row per generation, collection and metric, in the order of the evaluation.
+
+    Rows are those of `scoreboard` with `before` and `after`; the first metric of each collection leads.
+    """
+    return [
+        {**row, _BEFORE: row["values"][_BEFORE], _AFTER: row["values"][_AFTER]}
+        for row in scoreboard(quality)
+        if {_BEFORE, _AFTER} <= row["values"].keys()
+    ]
+
+
+def scoreboard(quality: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row per generation, collection and metric, in the order of the evaluation.
+
+    Rows are {generation, collection, metric, values by model, queries, documents}.
+    """
+    rows: dict[tuple[int, str, str], dict[str, Any]] = {}
+    for entry in quality:
+        key = (entry["generation"], entry["collection"], entry["metric"])
+        names = ("generation", "collection", "metric", "queries", "documents")
+        row = rows.setdefault(key, {**{name: entry[name] for name in names}, "values": {}})
+        row["values"][entry["model"]] = entry["value"]
+    return list(rows.values())
 
 
 def _stage(stage: str, generation: int | None, manifest: Manifest) -> dict[str, Any]:

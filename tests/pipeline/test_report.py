@@ -12,7 +12,6 @@ from clusterbatch.config import RunConfig, load_config
 from clusterbatch.errors import DataError
 from clusterbatch.evaluation.results import scores_table
 from clusterbatch.pipeline.report import (
-    gains,
     headlines,
     paired_interval,
     query_gains,
@@ -21,6 +20,7 @@ from clusterbatch.pipeline.report import (
     write_report,
 )
 from clusterbatch.pipeline.run_figures import running_mean, segments_before_after, training_curves
+from clusterbatch.pipeline.summary import gains
 from clusterbatch.reporting.phrases import workspace_phrases
 from clusterbatch.store import Counts, Receipt
 from clusterbatch.store.tables import write_parquet
