@@ -1,4 +1,4 @@
-"""Where bytes live: a URI becomes a folder, a folder becomes an artifact that is whole or not there."""
+"""Folders addressed by URI, and artifacts in them: directories that are whole or do not exist for readers."""
 
 from clusterbatch.store.artifact import Artifact, Counts, Manifest, Part, Receipt, Stopwatch
 from clusterbatch.store.folder import Folder

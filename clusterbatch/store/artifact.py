@@ -72,7 +72,7 @@ class Part(BaseModel):
 
 
 class Receipt(BaseModel):
-    """What one finished unit of work left behind. traffic: what the unit asked of storage, set when it is written."""
+    """Record of one finished unit of work. traffic: the unit's requests to storage, set when the receipt is written."""
 
     unit: int
     fingerprint: str
@@ -84,7 +84,7 @@ class Receipt(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The last thing written: with it the artifact is whole."""
+    """Description of an artifact, written last: with it the artifact is whole."""
 
     format: int = FORMAT
     kind: str
@@ -101,7 +101,7 @@ class Manifest(BaseModel):
     # Requests and bytes of all units, and of the driver since the artifact before.
     traffic: Traffic = Traffic()
     details: dict[str, Any] = {}
-    # Fingerprints of the versions that this one goes on from (store.versions), the first one first.
+    # Fingerprints of the versions that this one extends (store.versions), oldest first.
     earlier: list[str] = []
 
     @property
@@ -110,7 +110,7 @@ class Manifest(BaseModel):
 
     @property
     def lineage(self) -> list[str]:
-        """Fingerprints of this version and those before it, the first one first."""
+        """Fingerprints of this version and those before it, oldest first."""
         return [*self.earlier, self.fingerprint]
 
 
@@ -155,7 +155,7 @@ class Artifact:
         return manifest is not None and manifest.fingerprint == fingerprint
 
     def begin(self, fingerprint: str, force: bool = False) -> dict[int, Receipt]:
-        """Prepare for writing; return the receipts of units that are whole already, by unit number.
+        """Prepare for writing; return the receipts of finished units, by unit number.
 
         Raises UsageError if the folder holds the work of another configuration, unless `force`: then that work is
         removed; and in any case if it belongs to another workspace.
@@ -245,7 +245,7 @@ class Artifact:
     def own_files(self) -> list[Entry]:
         """Return the files in the artifact's folder that this product has written, sorted by name.
 
-        These are named by a manifest or a receipt, or lie in a folder for such files only, or have a name that only
+        These are named by a manifest or a receipt, or are in a folder for such files only, or have a name that only
         this product gives. An artifact inside this one, or a version of it, counts as a part of it.
         """
         entries = {entry.name: entry for entry in self.folder.find()}
@@ -268,7 +268,7 @@ class Artifact:
         self.folder.remove_files(entry.name for entry in own)
 
     def _manifest_names(self) -> list[str]:
-        """Manifests in the order in which they have to go."""
+        """Return the manifests in the order in which they must be removed."""
         return [MANIFEST]
 
     def _is_own(self, name: str) -> bool:
@@ -280,14 +280,14 @@ class Artifact:
         )
 
     def _manifest_in(self, inside: str) -> Manifest | None:
-        """The manifest of a folder inside this one; None if that file is something else."""
+        """Return the manifest of a folder inside this one; None if that file is something else."""
         try:
             return Manifest.model_validate_json(self.folder.read(f"{inside}/{MANIFEST}" if inside else MANIFEST))
         except (FileNotFoundError, ValidationError):
             return None
 
     def _completed(self, manifest: Manifest) -> Manifest:
-        """Return what is written of a manifest that describes this session's work."""
+        """Return the manifest to write, given one that describes this session's work."""
         return manifest
 
     def _receipts(self) -> list[Receipt]:

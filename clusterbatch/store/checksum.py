@@ -14,9 +14,9 @@ class DamagedError(Exception):
 
 
 def read_verified(read: Callable[[], bytes], is_whole: Callable[[bytes], bool]) -> bytes:
-    """What `read` gives, once `is_whole` agrees. Read again when not: bytes may be damaged on their way only.
+    """Return what `read` gives, once `is_whole` accepts it. Otherwise read again: bytes may be damaged in transit.
 
-    Raises DamagedError when they are damaged every time.
+    Raises DamagedError if they are damaged every time.
     """
     for _ in range(_READS):
         data = read()
@@ -26,10 +26,10 @@ def read_verified(read: Callable[[], bytes], is_whole: Callable[[bytes], bool]) 
 
 
 def checksum(data: bytes | memoryview) -> str:
-    """XXH3-128 as 32 hex digits: against damage, not against an adversary; about as fast as memory."""
+    """Return XXH3-128 as 32 hex digits: it detects damage, not an adversary, and is about as fast as memory."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
 def checksum64(data: bytes | memoryview) -> int:
-    """XXH3-64 as an unsigned integer, for tables of many small pieces."""
+    """Return XXH3-64 as an unsigned integer, for tables of many small pieces."""
     return xxhash.xxh3_64_intdigest(data)

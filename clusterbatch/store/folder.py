@@ -46,7 +46,7 @@ class Folder:
 
     @property
     def filesystem(self) -> fsspec.AbstractFileSystem:
-        """For libraries that want one; its calls have none of the retries and error texts of this class."""
+        """File system for libraries that need one; its calls lack the retries and error texts of this class."""
         return LocalFileSystem(auto_mkdir=True) if self.is_local else s3_filesystem(self.storage)
 
     def path(self, name: str = "") -> str:
@@ -93,8 +93,8 @@ class Folder:
     def open(self, name: str, block: int = _READ_AHEAD) -> BinaryIO:
         """Return a seekable file, read in pieces of at least `block` bytes; raises FileNotFoundError if it is missing.
 
-        What is no larger than a piece comes whole, so that bytes damaged on their way are noticed. Of a range
-        a server says nothing to compare it with.
+        A file no larger than one piece is read whole, so that bytes damaged in transit are noticed: a server gives
+        nothing to compare a range with.
         """
         if self.is_local:
             path = self.path(name)
@@ -120,7 +120,7 @@ class Folder:
         self.write(name, json.dumps(value, indent=1, ensure_ascii=False).encode())
 
     def upload(self, name: str, file: str) -> None:
-        """Write a file whole from one on this machine, for what is too large to be in memory."""
+        """Write a file whole from one on this machine, for content too large for memory."""
         path = self.path(name)
         if self.is_local:
             self._local(name, lambda: local.write(path, Path(file)), writes=1)
@@ -153,8 +153,9 @@ class Folder:
     def find(self, pattern: str | None = None, *, linked_folders: bool = False) -> Sequence[Entry]:
         """Return all files below this folder, or those that match a glob `pattern` relative to it, sorted by name.
 
-        A local link to a file is that file. What lies behind links to folders is found on request alone, and not by
-        patterns: who removes what is found here must not remove it there. Objects whose keys end in "/" are no files.
+        A local link to a file is that file. Links to folders are followed only on request, and not by patterns: a
+        caller that removes the files found must not remove those behind a link. Objects whose keys end in "/" are not
+        files.
         """
         path = self.path()
         if not self.is_local:
@@ -166,7 +167,7 @@ class Folder:
     def remove(self, name: str = "") -> None:
         """Remove a file or a folder with all it holds; nothing happens if nothing is there.
 
-        Refuses, with UsageError, what nobody can have meant: a whole bucket, the root, the home folder, the working
+        Raises UsageError for a place that nobody can mean: a whole bucket, the root, the home folder, the working
         directory or anything above it.
         """
         path = self.path(name)
@@ -178,7 +179,7 @@ class Folder:
             self._s3.remove(path)
 
     def remove_files(self, names: Iterable[str]) -> None:
-        """Remove files by name, and the local folders below this one, itself too, that are then empty."""
+        """Remove files by name, and those local folders, this one or below it, that are then empty."""
         if not self.is_local:
             bucket, _, prefix = self.path().partition("/")
             self._s3.remove_all(bucket, [f"{prefix}/{name}".lstrip("/") for name in names])
@@ -190,7 +191,7 @@ class Folder:
             self._local("", lambda: local.remove_empty_folders(path), writes=1)
 
     def unfinished_uploads(self) -> builtins.list[Upload]:
-        """Return uploads in parts below this folder that nobody has finished; none on a local disk.
+        """Return unfinished multipart uploads below this folder; none on a local disk.
 
         One that is under way looks the same: hold the lease.
         """

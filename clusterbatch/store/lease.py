@@ -30,7 +30,7 @@ from clusterbatch.store.workspace import Workspace, check_workspace
 LEASE = "_lease.json"
 _SECONDS = 60.0
 _RENEWALS = 4
-# Storage that fails for as long as requests are repeated must not cost the lease: it lasts so much longer than that.
+# Storage that fails for as long as requests are repeated must not cost the lease: it lasts that much longer.
 _SECONDS_BEYOND_RETRIES = 30.0
 # How long a rival that has looked before us may take to write.
 _PAUSE_LOCAL = 0.1
@@ -38,7 +38,7 @@ _PAUSE_REMOTE = 1.0
 
 
 class Lease(BaseModel):
-    """Who works on a workspace, and until when (seconds since 1970) unless renewed."""
+    """Owner of a workspace, and the time (seconds since 1970) at which its claim ends unless renewed."""
 
     owner: str
     host: str
@@ -51,7 +51,8 @@ class Lease(BaseModel):
 
     @property
     def is_over(self) -> bool:
-        """Whether it has expired or its process is gone, which shows only if process numbers mean the same here."""
+        """Return whether it has expired or its process is gone, which is known only if process numbers mean the same
+        here."""
         here = self.numbering != "" and self.numbering == _numbering()
         return time.time() > self.until or (here and _start_of(self.process) != self.started)
 
@@ -145,7 +146,7 @@ def _refuse(folder: Folder, lease: Lease | None) -> None:
 
 
 class _Keeper(threading.Thread):
-    """Renews the lease, and stops the run if the lease is lost."""
+    """Renew the lease, and stop the run if the lease is lost."""
 
     def __init__(self, folder: Folder, lease: Lease, interrupt: Callable[[], None]) -> None:
         super().__init__(name="workspace-lease", daemon=True)
@@ -196,7 +197,7 @@ class _Keeper(threading.Thread):
 
 
 def _seconds(folder: Folder) -> float:
-    """How long a lease lasts unless renewed."""
+    """Seconds that a lease lasts unless renewed."""
     return _SECONDS if folder.is_local else max(_SECONDS, folder.storage.retry_budget + _SECONDS_BEYOND_RETRIES)
 
 
@@ -222,7 +223,7 @@ def _start_of(process: int) -> str | None:
 
 
 def _numbering() -> str:
-    """Identify what numbers processes here: this boot of the kernel, in this PID namespace. Empty if unknown.
+    """Identify the numbering of processes here: this boot of the kernel, in this PID namespace. Empty if unknown.
 
     A host's name would not do: containers on its network share the name, but not the numbers.
     """

@@ -46,7 +46,7 @@ def write(path: str, content: bytes | memoryview | Path) -> None:
 
 
 def remove(path: str) -> None:
-    """Remove a file, or a folder with all it holds; of a link the link alone. Nothing happens if nothing is there."""
+    """Remove a file, or a folder with all it holds; for a link, only the link. Nothing happens if nothing is there."""
     with suppress(FileNotFoundError, NotADirectoryError):
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
@@ -55,7 +55,7 @@ def remove(path: str) -> None:
 
 
 def remove_empty_folders(path: str) -> None:
-    """Remove the folders below `path` that hold no file, and itself if it holds none."""
+    """Remove the folders below `path` that hold no file, and `path` itself if it holds none."""
     for folder, _, _ in os.walk(path, topdown=False):
         with suppress(OSError):
             os.rmdir(folder)

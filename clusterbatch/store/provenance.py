@@ -1,4 +1,4 @@
-"""What made an artifact, beside its configuration and its inputs: versions of software, and the commit of this one."""
+"""Provenance of an artifact besides its configuration and inputs: versions of software, and the commit of this code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GIT_SECONDS = 5
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of what can change a result; `commit` where it is known."""
+    """Versions of the software that can change a result; `commit` if it is known."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -27,8 +27,8 @@ def software_versions() -> dict[str, str]:
 
 @cache
 def source_commit() -> str | None:
-    """The commit that this code is: of the checkout it runs from (`-dirty` behind it where files were changed), else
-    what the environment says (CLUSTERBATCH_REVISION, which the container image sets), else None."""
+    """Return the commit of this code: that of the checkout it runs from (with `-dirty` if files were changed),
+    otherwise the environment's (CLUSTERBATCH_REVISION, which the container image sets), otherwise None."""
     checkout = Path(__file__).parents[2]
     if (checkout / ".git").exists():
         command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

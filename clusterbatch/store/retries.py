@@ -1,4 +1,4 @@
-"""Failures of storage: which pass by themselves, how long to try again, and one line for the others."""
+"""Failures of storage: which are transient, how long they are retried, and one line for the others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _LONGEST_PAUSE = 15.0
 _ATTEMPTS_AT_STRANGERS = 3
 # Seconds that a repeated attempt may take although the budget is nearly spent: it must be able to say what is wrong.
 _LEAST_PATIENCE = 1.0
-# Failures of so many seconds are not worth a line; after that, one at most so often.
+# Seconds of failures that are not worth a line; after that, the seconds between two lines, at least.
 _SILENT_SECONDS = 5.0
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -47,10 +47,10 @@ observers: list[Callable[[], None]] = []
 
 
 def with_retries(place: str, storage: StorageConfig, call: Callable[[float], Result]) -> Result:
-    """Return `call(seconds)`, tried again after failures that pass by themselves: 429, 500, 503, resets, time-outs.
+    """Return `call(seconds)`, tried again after transient failures: 429, 500, 503, resets, time-outs.
 
     `seconds` is how long the attempt may wait for an answer. Tried at most `storage.attempts` times and until
-    `storage.retry_budget` seconds are spent, with growing pauses: `call` must not retry by itself. 403 and 404 are
+    `storage.retry_budget` seconds are spent, with growing pauses: `call` must not retry on its own. 403 and 404 are
     never tried again: FileNotFoundError if a file is missing, otherwise InfrastructureError with one line.
     """
     started = time.monotonic()
@@ -90,7 +90,7 @@ def with_retries(place: str, storage: StorageConfig, call: Callable[[float], Res
 
 
 class _Outages:
-    """Tells the user that this process waits for storage; one line now and then, however many threads wait."""
+    """Tell the user that this process waits for storage; one line now and then, however many threads wait."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -98,7 +98,7 @@ class _Outages:
         self._said: dict[str | None, float] = {}
 
     def failed(self, storage: StorageConfig, reason: str, since: float) -> None:
-        """An attempt has failed and will be repeated; the first one of its request began at `since`."""
+        """Note that an attempt has failed and will be repeated; the first one of its request began at `since`."""
         endpoint, now = storage.endpoint_url, time.time()
         with self._lock:
             since = self._since.setdefault(endpoint, since)
@@ -159,7 +159,7 @@ class _Failure:
 
 
 def _failure(error: BaseException) -> _Failure | None:
-    """None if the error has nothing to do with storage: a bug, to be seen with its trace."""
+    """Return the failure behind an error; None if it is none of storage: a bug, to be shown with its traceback."""
     for cause in _chain(error):
         library = type(cause).__module__.split(".")[0]
         response = getattr(cause, "response", None)

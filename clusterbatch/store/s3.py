@@ -3,7 +3,7 @@
 Every request goes through `request`: one attempt at a time, with a time limit, retried by `store.retries` alone. The
 connection pool, credentials and regions are those of s3fs; its own retries and parallel reads are not used.
 
-Keys that end in "/" are folder markers, which copying tools write. They are no files: nothing here lists or reads one.
+Keys that end in "/" are folder markers, which copying tools write. They are not files: nothing here lists or reads one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from clusterbatch.store.entry import Entry
 from clusterbatch.store.retries import with_retries
 from clusterbatch.store.traffic import count
 
-# An upload from twice this size on goes up in parts of it, so many at once. A server takes at most 10,000 parts.
+# Uploads of twice this size or more go up in parts of it, this many at once. A server takes at most 10,000
+# parts.
 _PART_BYTES = 50 * 2**20
 _PARTS_AT_ONCE = 8
 _MOST_PARTS = 9_000
@@ -39,7 +40,7 @@ _MOST_PARTS = 9_000
 _SLOWEST = 100_000
 # Keys of one delete request, a limit of S3.
 _DELETED_AT_ONCE = 1_000
-# How often an object is read whose bytes are not those that its ETag promises.
+# How often an object is read if its bytes do not match its ETag.
 _READS = 4
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _MAGIC = re.compile(r"[*?\[]")
@@ -135,7 +136,7 @@ def _send_bodies_at_once(client: Any) -> None:
 
 @dataclass(frozen=True)
 class Upload:
-    """An upload in parts that nobody has finished. `name` is the key, `begun` the server's time in UTC."""
+    """An unfinished multipart upload. `name` is the key, `begun` the server's time in UTC."""
 
     name: str
     identifier: str
@@ -149,7 +150,7 @@ class S3Files:
     storage: StorageConfig
 
     def exists(self, path: str) -> bool:
-        """Whether there is such a file, or any file below it."""
+        """Return whether there is such a file, or any file below it."""
         if self._is_file(path):
             return True
         return any(True for _ in self.below(path))
@@ -189,7 +190,7 @@ class S3Files:
         return sorted({*folders, *(entry.name for entry in files)} - {""})
 
     def last_write(self, path: str) -> float | None:
-        """When a file directly below was written last, in seconds since 1970; None if there is none."""
+        """Time of the last write of a file directly below, in seconds since 1970; None if there is none."""
         times = (item["LastModified"].timestamp() for item in self._items(f"{path}/", Delimiter="/"))
         return max(times, default=None)
 
@@ -216,7 +217,7 @@ class S3Files:
                     yield Entry(f"{prefix}{entry.name}"[len(base) :], entry.size, entry.version)
 
     def remove(self, path: str) -> None:
-        """Remove a file and all that lies below a folder of this name, folder markers too."""
+        """Remove a file and everything below a folder of this name, folder markers too."""
         bucket, _, key = path.partition("/")
         keys = [item["Key"] for item in self._items(f"{path}/", markers=True)]
         self.remove_all(bucket, [*keys, *([key] if self._is_file(path) else [])])
@@ -232,7 +233,7 @@ class S3Files:
                 raise InfrastructureError(f"s3://{bucket}/{failed[0]['Key']}: cannot be removed ({code})")
 
     def unfinished_uploads(self, path: str) -> Iterator[Upload]:
-        """Uploads in parts below a folder, with names relative to it. One that is under way looks the same."""
+        """Multipart uploads below a folder, with names relative to it. One that is under way looks the same."""
         bucket, _, prefix = f"{path}/".partition("/")
         marker: dict[str, Any] = {}
         while True:
@@ -262,12 +263,12 @@ class S3Files:
         return True
 
     def _read_whole(self, path: str) -> bytes:
-        """An object in one request, again if its ETag says that bytes were damaged on their way."""
+        """Read an object in one request; again if its ETag shows that bytes were damaged in transit."""
         before = None
         for _ in range(_READS):
             answer = self._request(path, "get_object")
             data = bytes(answer["Body"])
-            # Twice the same: so it is stored, or this server's ETag is something else. Parts have checksums of ours.
+            # The same twice: it is stored so, or this server's ETag is something else. Parts have our own checksums.
             if _is_whole(data, answer) is not False or data == before:
                 return data
             before = data
@@ -303,7 +304,7 @@ class S3Files:
                 done = {"UploadId": upload.identifier, "MultipartUpload": {"Parts": parts}}
                 self._request(path, "complete_multipart_upload", writes=1, **done)
             except FileNotFoundError:
-                # An answer may be lost on its way: then the upload is over when it is asked for again.
+                # An answer may be lost in transit: the upload is then complete when the request is repeated.
                 if not self._is_file(path) or self.size(path) != size:
                     raise
         except BaseException:
@@ -312,7 +313,7 @@ class S3Files:
             raise
 
     def _delete(self, bucket: str, keys: list[str]) -> list[dict[str, Any]]:
-        """Remove keys; returns what the server says of those that it has not removed."""
+        """Remove keys; return the server's errors for those that it has not removed."""
         if not keys:
             return []
         wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
@@ -371,9 +372,9 @@ def _code(error: InfrastructureError) -> str:
 
 
 def _is_whole(data: bytes, answer: dict[str, Any]) -> bool | None:
-    """Whether an object's ETag is that of its bytes; None if it cannot tell.
+    """Return whether an object's ETag matches its bytes; None if that cannot be told.
 
-    The ETag is the content's MD5, except of what went up in parts or is encrypted with a key of the user's.
+    The ETag is the content's MD5, except for multipart uploads and objects encrypted with a user's key.
     """
     md5 = _MD5.fullmatch(str(answer.get("ETag")))
     encrypted = str(answer.get("ServerSideEncryption")).startswith("aws:kms") or "SSECustomerAlgorithm" in answer

@@ -1,9 +1,9 @@
 """A shuffle through storage: rows of many units meet in buckets, and a crash costs units, not the pass.
 
-Map side: each unit writes one file whose rows are sorted by bucket, one Arrow IPC stream per bucket, and behind them a
-table that says where each bucket lies. Reduce side: a bucket looks itself up in every unit's table and reads its byte
+Map side: each unit writes one file whose rows are sorted by bucket, one Arrow IPC stream per bucket, followed by a
+table with the place of each bucket. Reduce side: a bucket looks itself up in every unit's table and reads its byte
 range of every file. Memory is one unit, then one bucket: the tables, which grow as units times buckets, are on storage,
-and of them a process keeps what it has read last. Rows of a bucket come in unit order, inside a unit in their own
+and a process keeps those that it has read last. Rows of a bucket come in unit order, inside a unit in their own
 order, so the result does not depend on the schedule.
 """
 
@@ -35,7 +35,7 @@ _ENTRY = np.dtype([("start", "<u8"), ("end", "<u8"), ("rows", "<u8"), ("checksum
 def write_buckets(
     artifact: Artifact, unit: int, table: pa.Table, bucket_of_row: np.ndarray, buckets: int, **details: Any
 ) -> Part:
-    """Writes the rows of one unit, grouped by bucket.
+    """Write the rows of one unit, grouped by bucket.
 
     `bucket_of_row` is (rows,) integers in [0, buckets). The part's details carry `buckets` and, in `filled`, the range
     [first, last + 1) outside of which its buckets are empty.
@@ -70,7 +70,7 @@ def write_buckets(
 
 
 def read_bucket(artifact: Artifact, parts: Sequence[Part], bucket: int) -> pa.Table | None:
-    """The rows of one bucket over all parts, in the order of `parts`; None where it has none.
+    """The rows of one bucket over all parts, in the order of `parts`; None if it has none.
 
     Raises DataError that names the part when bytes are missing or damaged.
     """
@@ -120,7 +120,7 @@ def _may_have(parts: Sequence[Part], bucket: int) -> list[Part]:
 
 
 def _read_piece(artifact: Artifact, part: Part, bucket: int) -> pa.Table | None:
-    """The rows of one bucket in one part; None where it has none."""
+    """The rows of one bucket in one part; None if it has none."""
     table_start = part.bytes - part.details["buckets"] * _ENTRY.itemsize
     first = bucket // _ENTRIES * _ENTRIES
     place = table_start + first * _ENTRY.itemsize
@@ -136,7 +136,7 @@ def _read_piece(artifact: Artifact, part: Part, bucket: int) -> pa.Table | None:
     def is_whole(data: bytes) -> bool:
         if _checksum(data, entry) == entry["checksum"]:
             return True
-        # It may be the entry that was damaged on its way.
+        # It may be the entry that was damaged in transit.
         _some_entries.cache_clear()
         return False
 
@@ -157,7 +157,7 @@ def _some_entries(folder: Folder, path: str, start: int, end: int) -> np.ndarray
 
 
 def _read_table(artifact: Artifact, part: Part) -> np.ndarray:
-    """(buckets,) entries of one part; their sum is checked, each entry where its bucket is read."""
+    """(buckets,) entries of one part; their sum is checked here, each entry when its bucket is read."""
     start = part.bytes - part.details["buckets"] * _ENTRY.itemsize
 
     def is_whole(data: bytes) -> bool:

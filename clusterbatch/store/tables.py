@@ -14,9 +14,9 @@ from clusterbatch.errors import DataError
 from clusterbatch.store.artifact import Artifact, Part
 from clusterbatch.store.folder import Folder
 
-# Bytes read at once where only some columns or row groups are wanted.
+# Bytes read at once if only some columns or row groups are wanted.
 _BLOCK = 2**20
-# What reading damaged bytes may raise; names of columns in a damaged footer may not even be text.
+# Errors that reading damaged bytes may raise; names of columns in a damaged footer may not even be text.
 _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
@@ -48,7 +48,7 @@ def parquet_bytes(table: pa.Table, row_group_rows: int | None = None) -> pa.Buff
 def write_parquet(
     artifact: Artifact, stem: str, table: pa.Table, row_group_rows: int | None = None, **details: Any
 ) -> Part:
-    """Writes `table` as one Parquet part; `details` gains the rows of each row group, so readers need no footer."""
+    """Write `table` as one Parquet part; `details` gains the rows of each row group, so readers need no footer."""
     data = memoryview(parquet_bytes(table, row_group_rows))
     size = row_group_rows or max(1, table.num_rows)
     groups = [min(size, table.num_rows - start) for start in range(0, table.num_rows, size)]
@@ -60,8 +60,8 @@ def read_parquet(
 ) -> pa.Table:
     """Columns and row groups of a Parquet part, or of the file of that name.
 
-    All of a part is verified by its checksum, what is read of others by the checksums of its pages. Raises DataError
-    that names the file when it is missing or damaged.
+    A part that is read whole is verified by its checksum, any other read by the checksums of its pages. Raises
+    DataError that names the file when it is missing or damaged.
     """
     if isinstance(part, Part) and columns is None and row_groups is None:
         with pq.ParquetFile(io.BytesIO(Artifact(folder, "part").read_part(part))) as file:
@@ -71,7 +71,7 @@ def read_parquet(
         try:
             return _read(folder, path, columns, row_groups)
         except _DAMAGE:
-            # Once more: the bytes may have been damaged on their way only.
+            # Once more: the bytes may have been damaged in transit only.
             return _read(folder, path, columns, row_groups)
     except FileNotFoundError:
         raise DataError(f"{folder.uri}/{path}: missing, but named in the manifest") from None

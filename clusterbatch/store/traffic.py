@@ -38,7 +38,7 @@ def count(*, reads: int = 0, writes: int = 0, bytes_read: int = 0, bytes_written
 
 
 def since_last() -> Traffic:
-    """Return what was counted since the last call: called once for every unit of work, it is the unit's."""
+    """Return what was counted since the last call: if called once per unit of work, that is the unit's traffic."""
     with _lock:
         found = Traffic(**_counted)
         _counted.clear()

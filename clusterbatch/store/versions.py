@@ -1,6 +1,6 @@
-"""Artifacts that grow: a later version extends the one before and changes nothing of it.
+"""Artifacts that grow: a later version extends the one before without changing it.
 
-The first version is an ordinary artifact. Version n lies in `versions/<n>` inside it, with its own parts, receipts and,
+The first version is an ordinary artifact. Version n is in `versions/<n>` inside it, with its own parts, receipts and,
 last, a manifest that names the parts of all versions, relative to the artifact's folder. Readers take the newest
 version that is whole; one that was cut off while it was made does not exist for them.
 """
@@ -42,7 +42,7 @@ class GrowingArtifact(Artifact):
         return Artifact(self.folder.child(VERSIONS, name), self.kind)
 
     def _manifest_names(self) -> list[str]:
-        # The newest first: what is half removed must at any moment look like one of the versions, or like nothing.
+        # The newest first: a half-removed artifact must at any moment look like one of its versions, or like none.
         return [*(f"{VERSIONS}/{name}/{MANIFEST}" for name in reversed(self._names())), MANIFEST]
 
 

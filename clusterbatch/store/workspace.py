@@ -14,20 +14,20 @@ from clusterbatch.store.versions import GrowingArtifact
 
 # In `model/`: the generation whose model this is, and the files that were published.
 MARK = "generation.json"
-# What a training writes beside its parts.
+# Files that a training writes besides its parts.
 _TRAINING_FOLDERS = ("checkpoints", "metrics", "model")
 _GENERATION = re.compile(r"generation=(\d+)")
-# What a workspace is going to hold, beside generations.
+# Folders of a workspace, besides those of generations.
 _PLACES = ("corpus", "sample", "model", "report", "compare", "tune", "predict", "metrics.json", "refresh.json")
 # Names of a folder that are looked at for a trace of this product.
 _LOOKED_AT = 20
 
 
 class Workspace:
-    """Names the places of one workspace URI; `generation` counts passes of embed, cluster, train.
+    """Places of the artifacts of one workspace URI; `generation` counts passes of embed, cluster, train.
 
-    Corpus, embeddings and clusters may be in other workspaces (`reuse`), those of later generations never are. What
-    is in another one is only read; samples and layouts below this workspace are its own.
+    Corpus, embeddings and clusters may be in other workspaces (`reuse`), those of later generations never are. Other
+    workspaces are only read; samples and layouts below this workspace are its own.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -71,7 +71,7 @@ class Workspace:
         return Artifact(_generation(self.root, generation).child("mteb"), "MTEB results")
 
     def refresh(self, generation: int) -> Folder:
-        """What a round of refresh decided and found."""
+        """Decision and findings of a round of refresh."""
         return _generation(self.root, generation).child("refresh")
 
     @property
@@ -130,7 +130,7 @@ def publish(workspace: Workspace, generation: int) -> None:
     in_the_way = sorted({entry.name for entry in target.find()} & names - own)
     if in_the_way:
         raise UsageError(f"{target.uri}/{in_the_way[0]}: not written by this workspace; move it away")
-    # Said before it is done: what an interruption leaves is known to be ours.
+    # Recorded first, so that files left by an interruption are known to be ours.
     target.write_json(MARK, {"generation": live, "files": sorted(own | names)})
     for name in sorted(names, key=lambda name: (name.endswith(".safetensors"), name)):
         target.write(name, source.read(name))
@@ -165,7 +165,7 @@ def _mark(workspace: Workspace) -> dict[str, Any]:
 
 
 def _published(workspace: Workspace, source: Folder, names: set[str]) -> tuple[int | None, set[str]]:
-    """The live generation and the files in `model/` that are known to be published ones."""
+    """The live generation and the files in `model/` that are known to have been published."""
     mark = _mark(workspace)
     if "files" in mark:
         return mark["generation"], set(mark["files"])
@@ -210,7 +210,7 @@ def _is_address(path: str) -> bool:
 
 
 def _is_begun(folder: Folder, depth: int = 3) -> bool:
-    """Whether a folder holds a trace of this product."""
+    """Return whether a folder holds a trace of this product."""
     names = folder.list()[:_LOOKED_AT]
     if any(name in (MANIFEST, RECEIPTS, EXCHANGE, MARK) or is_own_name(name) for name in names):
         return True
