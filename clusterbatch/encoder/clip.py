@@ -57,7 +57,7 @@ class TowersEncoder(Encoder):
         return f"{self.tokenizer.fingerprint} {self.images.fingerprint}"
 
     def prepare(self, texts: Sequence[str], max_tokens: int | None, prompt: str = "") -> Tokens | Pixels:
-        """Raises DataError if only some of them are images: texts would be compared with images."""
+        """Prepare texts or images. Raises DataError if only some are images: texts would be compared with images."""
         are_images = sum(map(is_data_uri, texts))
         if not are_images:
             return super().prepare(texts, max_tokens, prompt)

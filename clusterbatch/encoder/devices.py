@@ -1,4 +1,4 @@
-"""What a machine computes vectors with, when the configuration says `auto`."""
+"""Device and number type that a machine computes vectors with if the configuration says `auto`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clusterbatch.errors import UsageError
 
 
 def resolve_device(name: str) -> torch.device:
-    """'auto', 'cpu', 'cuda' or 'cuda:1'. Raises UsageError for a device that is not there."""
+    """Return the device for 'auto', 'cpu', 'cuda' or 'cuda:1'. Raises UsageError if there is no such device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -23,7 +23,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def visible_device(name: str) -> torch.device:
-    """As resolve_device, but the CPU where no GPU is visible here: for small work beside that of workers with GPUs.
+    """Return what `resolve_device` returns, or the CPU if no GPU is visible here: for small work of the driver.
 
     The driver does such work, on a head node that seldom has a GPU.
     """
@@ -31,7 +31,7 @@ def visible_device(name: str) -> torch.device:
 
 
 def inference_dtype(name: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
-    """'auto' is bf16 where the hardware multiplies it, else float32: emulated bf16 is slower than float32."""
+    """Return the type to compute in: 'auto' is bf16 if the hardware has it (emulation is slower), otherwise float32."""
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
     if device.type == "cuda":

@@ -1,6 +1,6 @@
 """A lean forward pass on CPUs for backbones built like BERT: no padding, products fused with what follows them.
 
-What it saves against the usual path of transformers, most first: padding and its masks; scores of attention that leave
+Savings over the usual path of transformers, the largest first: padding and its masks; scores of attention that leave
 the cache; passes over the activations for bias, GELU and residual, which oneDNN applies to a product while it is in
 registers; the blocking of weights, done once; three products for query, key and value instead of one.
 """
@@ -17,13 +17,13 @@ from torch.nn import functional
 
 # Scores of all heads that are kept in memory at once; a longer text goes through torch's blocked attention.
 _SCORES = 2**20
-# Rows of activations that a weight is blocked for: those of a usual micro-batch. Others are right as well.
+# Rows of activations that a weight is blocked for: those of a usual micro-batch. Any number is correct.
 _ROWS = 2048
 
 
 @dataclass(frozen=True)
 class _Names:
-    """Where an architecture keeps the modules of a layer."""
+    """Names under which an architecture keeps the modules of a layer."""
 
     layers: str
     query: str
@@ -72,7 +72,7 @@ class FusedBackbone:
     """The layers of a backbone built like BERT: learned positions, layer norms after the residuals, GELU.
 
     Holds blocked copies of the layers' weights; embeddings are shared. Raises ValueError for another architecture:
-    whether one that is accepted gives the vectors of the usual path is for the caller to try.
+    the caller must check that an accepted one gives the vectors of the usual path.
     """
 
     def __init__(self, backbone: nn.Module, first_position: int) -> None:

@@ -1,7 +1,7 @@
 """Images on their way into an image tower: decoded, resized and cropped as its processor says, not yet normalised.
 
-What a processor makes of an image before it scales the numbers is uint8: a quarter of the bytes of what the tower
-takes. Resizing is the work of CPUs and is done ahead; scaling is done where the tower is.
+Before a processor scales the numbers, an image is uint8: a quarter of the bytes that the tower takes. Resizing is the
+work of CPUs and is done ahead; scaling is done where the tower is.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Pixels:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N,) int64, as of texts: what micro-batches are made by."""
+        """(N,) int64 lengths by which micro-batches are made, as of texts."""
         return np.full(len(self), self.each, np.int64)
 
     @property
@@ -64,7 +64,7 @@ class ImageProcessor:
         self._folder = str(layout.module)
         vision = read_config(layout.module)["vision_config"]
         self._each = (int(vision["image_size"]) // int(vision["patch_size"])) ** 2 + 1
-        # How large its images come out, its files say in many ways; it is asked.
+        # Its files state the size of its images in many ways, so the processor is asked.
         blank = np.zeros((4, 4, 3), np.uint8)
         self._shape = self._processed([blank]).shape[1:]
 
@@ -82,11 +82,11 @@ class ImageProcessor:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when any image could get other pixels."""
+        """Fingerprint that changes if any image could get other pixels."""
         return str(self._processor.to_json_string())
 
     def pixels(self, images: Iterable[bytes]) -> Pixels:
-        """Encoded images -> pixels. Raises DataError where one cannot be decoded (ingest has decoded them all)."""
+        """Turn encoded images into pixels. Raises DataError if one cannot be decoded (ingest has decoded them all)."""
         prepared = [self._prepared(image) for image in images]
         empty = np.empty((0, *self._shape), np.uint8)
         return Pixels(np.concatenate([empty, *prepared]), self._each)

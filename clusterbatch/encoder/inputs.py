@@ -1,4 +1,4 @@
-"""What goes into an encoder: texts, images, or rows of both. All have a length, rows to take, and a cost by row."""
+"""Inputs of an encoder: texts, images, or rows of both. All have a length, rows to take, and a cost per row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading an encoder from a model folder, and refusing folders that would load as something else than they say."""
+"""Loading an encoder from a model folder, and refusing folders that would load as something other than they declare."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Encoder(nn.Module):
     """A backbone with pooling, or a static encoder; always ends in vectors of length 1.
 
     tokenizer, prompts ('query', 'document'), max_tokens and truncate_dim belong to the model and are saved with it;
-    which prompt is put before a text is for the caller to say. truncate_dim: only the first dimensions of a vector are
+    the caller chooses the prompt that is put before a text. truncate_dim: only the first dimensions of a vector are
     used; None: all. Dropout follows `train()` and `eval()`, as in any module.
     """
 
@@ -86,7 +86,7 @@ class Encoder(nn.Module):
 
     @property
     def unpadded(self) -> bool:
-        """Whether it runs without padding (see `load_encoder`)."""
+        """True if it runs without padding (see `load_encoder`)."""
         return self._packed is not None
 
     @property

@@ -117,7 +117,7 @@ def read_layout(folder: str | Path) -> Layout:
 
 
 def check_weight_files(layout: Layout) -> None:
-    """Raise UsageError if weights are there only in formats that are not loaded, DataError if there are none."""
+    """Raise UsageError if there are weights only in formats that are not loaded, DataError if there are none."""
     if any(layout.module.glob("*.safetensors")):
         return
     others = [name for pattern in ("*.bin", "*.pt", "*.pth", "*.h5", "*.onnx") for name in layout.module.glob(pattern)]
@@ -160,8 +160,8 @@ def _refuse_adapter(folder: Path) -> None:
 
 
 def _is_causal(folder: Path) -> bool:
-    """Whether it was made to continue texts: only the last token has seen all others, so Sentence Transformers takes
-    that one if a folder names no pooling."""
+    """Return whether the model is causal. Sentence Transformers then pools the last token, which alone has seen all
+    others, if a folder names no pooling."""
     config = read_config(folder)
     architectures = config.get("architectures") or [""]
     return str(architectures[0]).endswith("ForCausalLM") and config.get("is_causal") is not False

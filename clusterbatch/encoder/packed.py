@@ -24,10 +24,11 @@ _LEAST_COSINE = {torch.float32: 0.99999, torch.bfloat16: 0.999, torch.float16: 0
 
 
 def pack(backbone: nn.Module, vocabulary: int, first_position: int) -> PackedStates | None:
-    """The way without padding that this device has, if it gives the vectors of padded attention; None: there is none.
+    """Return the function that runs `backbone` without padding on this device, or None.
 
-    The check is a short run both ways, as no declaration tells it: an architecture may compute positions, or a bias
-    by distance, from the padded row. Where there is no such way the backbone is left as it was.
+    There is one if it gives the vectors of padded attention. The check is a short run both ways, as models do not
+    declare it: an architecture may compute positions, or a bias by distance, from the padded row. If there is none,
+    the backbone is left unchanged.
     """
     usual = backbone.config._attn_implementation  # type: ignore[union-attr]
     weight = next(backbone.parameters())
@@ -92,7 +93,7 @@ def _alone(backbone: nn.Module, ids: np.ndarray) -> Tensor:
 
 
 def _has_kernel(weight: Tensor) -> bool:
-    """Whether torch's own variable-length attention runs on this device and type."""
+    """Return whether torch's own variable-length attention runs on this device and type."""
     if weight.device.type != "cuda" or weight.dtype not in (torch.bfloat16, torch.float16):
         return False
     return importlib.util.find_spec("torch.nn.attention.varlen") is not None
@@ -117,7 +118,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Attention in the calling convention of transformers; returns (1, T, heads, d)."""
     if options.get("sliding_window") is not None or options.get("position_bias") is not None:
-        raise ValueError("packed attention knows neither windows nor biases")
+        raise ValueError("packed attention supports neither windows nor biases")
     attended_THD = _kernel(
         query_1HTD[0].transpose(0, 1),
         key_1HTD[0].transpose(0, 1),

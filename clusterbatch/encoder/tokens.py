@@ -16,9 +16,9 @@ import numpy as np
 def micro_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     """Rows in micro-batches of at most `budget` tokens, padding included, longest rows first.
 
-    `lengths` (N,) -> row numbers, each (n,) int64, every row exactly once; a row over the budget stands alone. A
-    function of the lengths alone; ties keep input order. Longest first: what does not fit in memory fails at once, and
-    allocators grow only once.
+    `lengths` (N,) -> row numbers, each (n,) int64, every row exactly once; a row over the budget is a micro-batch of
+    its own. A function of the lengths alone; ties keep input order. Longest first: what does not fit in memory fails at
+    once, and allocators grow only once.
     """
     lengths = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
     order = np.argsort(-lengths, kind="stable")
