@@ -56,7 +56,7 @@ class PreparedUnit:
 
 
 class Preparer:
-    """Reads and tokenises row groups for the model of `embed`, with its prompts; decodes the `images` sides."""
+    """Read and tokenise row groups for the model of `embed`, with its prompts; decode the `images` sides."""
 
     def __init__(
         self, corpus: Artifact, config: EmbedConfig, storage: StorageConfig, images: Sequence[Side] = ()
@@ -101,7 +101,7 @@ class Preparer:
 
 
 def embedding_prompts(config: EmbedConfig, of_model: Mapping[str, str]) -> dict[Side, str]:
-    """Return the prompt of each side: the configured one, or the model's own where none is configured."""
+    """Return the prompt of each side: the configured one, or the model's own if none is configured."""
     return {
         "query": of_model["query"] if config.query_prompt is None else config.query_prompt,
         "document": of_model["document"] if config.document_prompt is None else config.document_prompt,
@@ -132,7 +132,7 @@ class EmbeddedUnit:
 
 
 class UnitEmbedder:
-    """Embeds row groups of a workspace's corpus with `embed.model`. Made once per process: it loads the weights.
+    """Embed row groups of a workspace's corpus with `embed.model`. Made once per process: it loads the weights.
 
     Holds one row group at a time, whatever the size of the corpus. A row group has the same vectors whether the stage
     stored them (`embed.persist`) or they are computed here again. device: overrides `embed.device`.
@@ -176,7 +176,7 @@ class UnitEmbedder:
 
 
 def surrogate_artifact(embeddings: Artifact) -> Artifact:
-    """Return the artifact of the surrogate fitted to a corpus; it lies beside the vectors made with it."""
+    """Return the artifact of the surrogate fitted to a corpus; it is stored beside the vectors made with it."""
     return Artifact(embeddings.folder.child("surrogate"), "surrogate")
 
 

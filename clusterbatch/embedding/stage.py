@@ -23,7 +23,7 @@ from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
 from clusterbatch.store.versions import GrowingArtifact, made_before
 from clusterbatch.store.workspace import Workspace
 
-# What manifests call the model of vectors that came with the corpus.
+# Name in manifests for the model of vectors that came with the corpus.
 _IMPORTED = "imported"
 # Share of unknown tokens above which clusters and masks of a source mean little.
 _UNKNOWN_LIMIT = 0.02

@@ -20,7 +20,7 @@ from clusterbatch.store.tables import vector_column, write_parquet
 
 
 class EmbedWorker:
-    """Writes the vectors of a row group as one part."""
+    """Write the vectors of a row group as one part."""
 
     def __init__(self, config: RunConfig, generation: int, device: str) -> None:
         if device == "cpu":
@@ -53,7 +53,7 @@ class EmbedWorker:
 
 
 class PrepareWorker:
-    """Reads and tokenises row groups ahead of the embedding workers."""
+    """Read and tokenise row groups ahead of the embedding workers."""
 
     def __init__(self, corpus: Artifact, config: RunConfig) -> None:
         self._preparer = Preparer(corpus, config.embed, config.storage, config.corpus.columns.images)
@@ -63,7 +63,7 @@ class PrepareWorker:
 
 
 class ImportWorker:
-    """Copies the vectors that came with the corpus."""
+    """Copy the vectors that came with the corpus."""
 
     def __init__(self, corpus: Artifact, dimensions: int) -> None:
         self._corpus, self._schema = corpus, embeddings_schema(dimensions)
@@ -77,7 +77,7 @@ class ImportWorker:
 
 
 class FitSurrogateWorker:
-    """Fits a surrogate that needs no model to a uniform sample of the corpus; the one item's payload is all units."""
+    """Fit a surrogate that needs no model to a uniform sample of the corpus; the one item's payload is all units."""
 
     def __init__(self, name: str, corpus: Artifact, max_tokens: int | None) -> None:
         self._name, self._corpus, self._max_tokens = name, corpus, max_tokens
@@ -89,7 +89,7 @@ class FitSurrogateWorker:
 
 
 class TrialWorker:
-    """Describes a corpus whose vectors are not stored, from a uniform sample; one item, whose payload is all units.
+    """Describe a corpus whose vectors are not stored, from a uniform sample; one item, whose payload is all units.
 
     Details of its result: dimensions, and [unknown tokens, tokens] by source.
     """
