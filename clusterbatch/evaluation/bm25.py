@@ -39,7 +39,7 @@ class LexicalIndex:
     """N documents, in descending order of their ids (see search.py), in memory."""
 
     def __init__(self, documents: Sequence[str]) -> None:
-        # Where jax is installed bm25s starts it, and jax would take three quarters of a GPU for itself.
+        # If jax is installed, bm25s starts it, and jax would take three quarters of a GPU for itself.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         import bm25s
 
@@ -48,9 +48,9 @@ class LexicalIndex:
         self._documents = len(documents)
 
     def search(self, queries: Sequence[str], k: int, excluded: np.ndarray | None = None) -> Ranking:
-        """(queries, k): the best documents of every query; documents that share no term with it are no answers.
+        """(queries, k): the best documents of every query; documents that share no term with it are not answers.
 
-        excluded: (queries,) int64, the document that is no answer to each, or -1.
+        excluded: (queries,) int64, the document that is not an answer to each, or -1.
         """
         rankings = []
         for start in range(0, len(queries), _QUERY_BLOCK):

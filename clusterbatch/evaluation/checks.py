@@ -44,8 +44,8 @@ def check_models(config: RunConfig) -> None:
 def check_collections(config: RunConfig, *, ingested: bool = False) -> None:
     """Raise UsageError if a collection that is to be searched is missing, DataError if it is damaged.
 
-    ingested: whether the corpus is made, with the sample's collection and what is held out; otherwise these are passed
-    over if ingest can make them.
+    ingested: whether the corpus is made, with the sample's collection and what is held out; otherwise these are skipped
+    if ingest can make them.
     """
     evaluate, workspace = config.evaluate, Workspace(config)
     if not ingested:

@@ -89,7 +89,7 @@ class Collection:
         return fingerprint(self.name, size, checksum(ends), *small)
 
     def documents_bytes(self) -> int:
-        """Size of corpus.jsonl; raises DataError where there is none."""
+        """Size of corpus.jsonl; raises DataError if there is none."""
         try:
             return self.folder.size(DOCUMENTS)
         except FileNotFoundError:
@@ -130,7 +130,7 @@ class Collection:
     def read_queries(self, judgements: dict[str, dict[str, int]]) -> dict[str, str]:
         """Text by id of the judged queries, in the order of the judgements.
 
-        Raises DataError where a judged query has no text or a query id stands twice.
+        Raises DataError if a judged query has no text or a query id occurs twice.
         """
         place = f"{self.folder.uri}/{QUERIES}"
         texts: dict[str, str] = {}
@@ -168,7 +168,7 @@ class Collection:
         """Ids and texts (title and text joined by a space) of the documents whose lines start in [start, end).
 
         Images are data URIs.
-        Raises DataError that names the byte where a line is not a document, or where an id stands twice.
+        Raises DataError, which names the bytes, if a line is not a document or an id occurs twice.
         """
         place = f"{self.folder.uri}/{DOCUMENTS}"
         data, position = self._read_lines(start, end)
@@ -222,7 +222,7 @@ class Collection:
 
 
 def open_collections(folders: list[Folder], split: str = "test") -> list[Collection]:
-    """Collections named by their folders; where two folders share a name, the parent's name is put in front."""
+    """Collections named by their folders; if two folders share a name, the parent's name is put in front."""
     names = [folder.uri.rsplit("/", 1)[-1] for folder in folders]
     collections = []
     for folder, name in zip(folders, names, strict=True):

@@ -32,7 +32,7 @@ class LoadedCollection:
     def __init__(
         self, collection: Collection, max_query_tokens: int, max_document_tokens: int, ignore_identical_ids: bool = True
     ) -> None:
-        """Raises DataError if the collection is damaged."""
+        """Read the collection. Raises DataError if it is damaged."""
         self.collection = collection
         self.judgements: Mapping[str, Mapping[str, int]] = collection.read_judgements()
         texts = collection.read_queries(dict(self.judgements))

@@ -30,7 +30,7 @@ Measure = Callable[[Sequence[str], Grades], float]
 
 @dataclass(frozen=True)
 class Metric:
-    """`name` as tables show it; `cutoff` is how many answers it looks at, None where a user's function decides."""
+    """`name` as tables show it; `cutoff` is how many answers it looks at, None if a user's function decides."""
 
     name: str
     cutoff: int | None
@@ -41,7 +41,7 @@ class Metric:
 def parse_metric(name: str) -> Metric:
     """`NDCG@10`, `MRR@10`, `Recall@100`, `Precision@5`, `MAP@100`, `HitRate@10`, or `module:function` of the user's.
 
-    Raises UsageError where it is none of these or the function cannot be found.
+    Raises UsageError if it is none of these or the function cannot be found.
     """
     if ":" in name:
         return Metric(name, None, function=_load(name))

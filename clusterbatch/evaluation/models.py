@@ -47,7 +47,7 @@ def evaluated_models(config: RunConfig, generation: int) -> list[EvaluatedModel]
     """
     models = [_model(name, config, generation) for name in config.evaluate.models]
     labels = [model.label for model in models]
-    # Many models lie in folders of one name; their parents tell them apart.
+    # Many models are in folders of the same name; their parents tell them apart.
     models = [
         replace(model, label="/".join(name.rstrip("/").rsplit("/", 2)[-2:])) if labels.count(model.label) > 1 else model
         for name, model in zip(config.evaluate.models, models, strict=True)
@@ -85,7 +85,7 @@ def _model(name: str, config: RunConfig, generation: int) -> EvaluatedModel:
         return EvaluatedModel(BEFORE, config.train.model, kind, _version(config.train.model, config), prompts)
     if name == AFTER:
         trained = workspace.train(generation).require()
-        # Its own, for which model is live is decided by what this finds.
+        # Its own model, as this evaluation decides which model goes live.
         return EvaluatedModel(AFTER, workspace.trained_model(generation).uri, kind, trained.fingerprint)
     place = name
     if "://" in name or os.path.isdir(os.path.expanduser(name)):

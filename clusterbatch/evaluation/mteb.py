@@ -1,6 +1,6 @@
 """Tasks of MTEB (Massive Text Embedding Benchmark, arXiv 2210.07316) on this project's models.
 
-MTEB loads its data and computes its scores itself; here its calling convention is put around an encoder. The package is
+MTEB loads its data and computes its scores itself; here an encoder is wrapped in its calling convention. The package is
 not required; tasks that it has to download need a network.
 """
 
@@ -23,11 +23,11 @@ from clusterbatch.store.workspace import Workspace
 
 
 def evaluate_mteb(config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest:
-    """Runs the tasks of `evaluate.mteb` on the models of `evaluate.models` (but BM25), each a unit of work.
+    """Run the tasks of `evaluate.mteb` on the models of `evaluate.models` (but BM25), each a unit of work.
 
     Manifest.details: `table` with one row per task and model, {task, model, metric, value}, of the task's main score.
 
-    Raises UsageError where mteb is not installed or has no such task, InfrastructureError where one cannot be loaded.
+    Raises UsageError if mteb is not installed or has no such task, InfrastructureError if one cannot be loaded.
     """
     watch = Stopwatch()
     for task in config.evaluate.mteb:
@@ -67,7 +67,7 @@ def load_task(name: str) -> Any:
 
 
 class MtebWorker:
-    """Runs one task on one model at a time."""
+    """Run one task on one model at a time."""
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
@@ -102,7 +102,7 @@ class MtebWorker:
 
 
 class MtebEncoder:
-    """What MTEB takes for a model (its EncoderProtocol): texts in batches of dictionaries, unit vectors out.
+    """An encoder as MTEB expects a model (its EncoderProtocol): texts in batches of dictionaries, unit vectors out.
 
     Queries get the model's query prompt and limit, everything else is a document; prompts of MTEB's own are not used.
     """

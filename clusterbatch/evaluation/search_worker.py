@@ -49,7 +49,7 @@ class ShardTask:
 
 
 class SearchWorker:
-    """Takes ranges of documents through all models, so that those with one tokenizer share the tokens.
+    """Put ranges of documents through all models, so that those with one tokenizer share the tokens.
 
     Keeps encoders as long as they are small, and the queries of the last collection.
     """
@@ -147,7 +147,7 @@ def best_candidates(ranking: Ranking, ids: Sequence[str]) -> Candidates:
 def merge_candidates(pieces: Sequence[Candidates], collection: str) -> Candidates:
     """Return the best of candidates for the same queries among different documents of a collection.
 
-    Raises DataError if a document id stands in two of them.
+    Raises DataError if a document id is in two of them.
     """
     names = [name for piece in pieces for name in piece.ids]
     if len(set(names)) < len(names):
