@@ -113,7 +113,7 @@ class DocumentFilter:
 
 
 class KnownWorker:
-    """Reads one part of the corpus; its item's payload is the part's row groups.
+    """Read one part of the corpus; its item's payload is the part's row groups.
 
     version: the one that is being made, for the lists of dropped rows; hashes: parts of pass 1, of new documents.
     """

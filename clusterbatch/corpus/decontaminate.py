@@ -1,7 +1,8 @@
-"""Keeps test queries and their answers out of training: exact copies by hash, near copies by MinHash.
+"""Removal of test queries and their answers from training: exact copies by hash, near copies by MinHash.
 
-Compared are the queries of `evaluate.path` and the documents judged relevant to them; without `evaluate.path`, the
-texts of what is held out. A test collection's other documents may be trained on: they only surround the answers.
+The texts compared with are the queries of `evaluate.path` and the documents judged relevant to them; without
+`evaluate.path`, the texts of what is held out. A test collection's other documents may be trained on: they only
+surround the answers.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ TEST_TEXTS = pa.schema(
 
 
 class TestTextsWorker:
-    """Reads one slice of a test collection's queries or documents; leaves hash and signature of what is judged."""
+    """Read one slice of a test collection's queries or documents; write hash and signature of the judged ones."""
 
     def __init__(self, collections: Sequence[PairCollection], storage: StorageConfig) -> None:
         self._storage = storage
@@ -65,7 +66,7 @@ class TestTextsWorker:
 
 
 class HeldOutTextsWorker:
-    """Reads candidates to be held out; leaves hash and signature of the texts of those that were chosen."""
+    """Read candidates to be held out; write hash and signature of the texts of those that were chosen."""
 
     def __init__(self, held_out: HeldOut) -> None:
         self._held_out = held_out

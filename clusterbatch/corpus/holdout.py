@@ -1,8 +1,8 @@
 """The choice of the pairs that are held out as a test collection of the user's own, without a pass of its own.
 
 Documents are chosen at random inside each source: those with the smallest keyed hashes. Every work item of pass 1
-keeps its smallest, so the smallest of all are known when the pass ends, with the queries that ask for them. Held out
-are all pairs of a chosen document, and all pairs of a query that asks for one: no held-out pair, no copy of it and no
+keeps its smallest, so the smallest of all are known when the pass ends, with the queries that ask for them. All pairs
+of a chosen document, and all pairs of a query that asks for one, are held out: no held-out pair, no copy of it and no
 test query is trained on.
 """
 

@@ -1,11 +1,11 @@
 """Images as input: bytes or addresses are fetched, checked, and become data URIs (RFC 2397) in a column of text.
 
-So whatever carries texts (readers, buckets, rejects, held-out collections, shards for people) carries images, and equal
-images are equal texts.
+So everything that carries texts (readers, buckets, rejects, held-out collections, shards for people) carries images,
+and equal images are equal texts.
 
-An image is decoded once, here, so that no later stage meets one that cannot be decoded: what is damaged, of another
-format or too large is rejected with its reason. Its size is known from its header, before anything is unpacked, so that
-a small file cannot fill the memory.
+An image is decoded once, here, so that no later stage meets one that cannot be decoded: an image that is damaged, of
+another format or too large is rejected with its reason. Its size is known from its header, before anything is unpacked,
+so that a small file cannot fill the memory.
 """
 
 from __future__ import annotations

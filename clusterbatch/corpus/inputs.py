@@ -15,20 +15,20 @@ from clusterbatch.corpus.readers.formats import format_of_name
 from clusterbatch.store.folder import Folder
 
 _FILES_PER_UNIT = 256
-# What writers call the files of one data set: Hugging Face (train-00000-of-00002, with a hash behind it or without),
-# Spark (part-00000-UUID-c000, tid and other letters before the number), BigQuery (000000000000), Ray
+# Names that writers give to the files of one data set: Hugging Face (train-00000-of-00002, with a hash behind it or
+# without), Spark (part-00000-UUID-c000, tid and other letters before the number), BigQuery (000000000000), Ray
 # (UUID_000000_000000), pyarrow and DuckDB (part-0, data_0), Snowflake (data_0_0_0).
 _UUID = r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}"
 _SHARD_OF = re.compile(r"[-_.]?\d{4,}[-_]of[-_]\d{4,}([-_][0-9a-f]{8,})?$", re.IGNORECASE)
 _WRITER_ID = re.compile(rf"[-_.]?{_UUID}([-_.].*)?$", re.IGNORECASE)
-# What names consist of that writers gave: these words, numbers (also with a letter: c000), long hexadecimal numbers.
+# Parts of names that writers give: these words, numbers (also with a letter: c000), long hexadecimal numbers.
 _WRITER_WORDS = {"part", "data", "shard", "chunk", "block", "tmp", "of", "r", "m", "tid"}
 _WRITER_NUMBER = re.compile(r"c?\d+|[0-9a-f]{16,}", re.IGNORECASE)
 _NUMBER = re.compile(r"[-_.]?(part[-_])?(\d{4,})$", re.IGNORECASE)
 _YEAR_OR_DATE = re.compile(r"(19|20)\d\d((0[1-9]|1[0-2])([0-2]\d|3[01])?)?$")
 # Folders whose names say which part of a data set they hold, not which data set.
 _SPLITS = {"default", "data", "train", "test", "validation", "valid", "dev", "parquet", "json", "jsonl", "csv", "tsv"}
-# What Hive and those who follow it call a null.
+# The name of a null in Hive and tools that follow it.
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 

@@ -52,7 +52,7 @@ _CHUNK_ROWS = 8192
 
 
 class ScatterWorker:
-    """Reads one slice of a collection's file; leaves its rows by id."""
+    """Read one slice of a collection's file; write its rows by id."""
 
     def __init__(self, buckets: int, encoding: str, flush_bytes: int) -> None:
         self._buckets = buckets
@@ -73,7 +73,7 @@ class ScatterWorker:
 
 
 class _Scatter:
-    """Collects the rows of one slice and writes them by bucket; a compressed file is one slice, however large it is."""
+    """Collect the rows of one slice and write them by bucket; a compressed file is one slice, however large it is."""
 
     def __init__(self, output: Artifact, number: int, piece: CollectionSlice, buckets: int, flush_bytes: int) -> None:
         self._output = output
@@ -141,7 +141,7 @@ class _Scatter:
 
 
 class DocumentWorker:
-    """Gives the judgements of one bucket their documents; leaves them bucketed by query."""
+    """Give the judgements of one bucket their documents; write them bucketed by query."""
 
     def __init__(self, scattered: Artifact, parts: dict[Role, list[Part]], buckets: int) -> None:
         self._scattered = scattered
@@ -170,7 +170,7 @@ class DocumentWorker:
 
 
 class QueryWorker:
-    """Gives the judgements of one bucket their queries: the result is pairs, as those of a slice of a file are."""
+    """Give the judgements of one bucket their queries: the result is pairs, as those of a slice of a file are."""
 
     def __init__(
         self,

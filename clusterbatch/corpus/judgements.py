@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-# What header lines call the last column.
+# Names of the last column in header lines.
 _GRADE_NAMES = {"score", "grade", "relevance", "rel", "label", "relevancy"}
 
 

@@ -109,7 +109,7 @@ def _band_codes(signatures: np.ndarray, threshold: float) -> list[list[int]]:
 
 
 class NearPairsWorker:
-    """Compares the pairs of one bucket of bands; leaves which are near an earlier one, bucketed by document."""
+    """Compare the pairs of one bucket of bands; write those that are near an earlier one, bucketed by document."""
 
     def __init__(self, parts: Sequence[tuple[Artifact, Part]], threshold: float, buckets: int) -> None:
         self._parts = parts

@@ -75,7 +75,7 @@ class IngestPasses:
     def rows_read(self) -> int:
         """Rows of the input: those that arrive at the last pass, and those that left on the way.
 
-        What cannot be read of a file counts as one.
+        The unreadable rest of a file counts as one.
         """
         return self._broken.num_rows + sum(
             receipt.counts.read if place in (self._rows, self._paired) else receipt.counts.rejected + _aside(receipt)

@@ -117,7 +117,7 @@ def sorting(config: RunConfig, input_bytes: int, known_bytes: int | None) -> Sor
 
 
 class PairSink:
-    """Collects the rows of one item and writes them as parts; counts them, and the texts that were cut."""
+    """Collect the rows of one item and write them as parts; count them, and the texts that were cut."""
 
     def __init__(self, output: Artifact, number: int, sorting: Sorting) -> None:
         self._output = output
@@ -201,7 +201,7 @@ class PairSink:
 
 
 class ReadWorker:
-    """Reads one item, a list of slices, into a `PairSink`.
+    """Read one item, a list of slices, into a `PairSink`.
 
     Details of the result: the rows of each slice, so that positions can be summed, which slices could not be read to
     their end, and which have no negatives in any row.
@@ -235,7 +235,7 @@ class ReadWorker:
                 raise DataError(
                     f"{piece.file.uri}: {error} (corpus.on_error: reject continues without such files)"
                 ) from error
-            # Whatever was read before the break stays.
+            # Rows that were read before the break stay.
             details["broken"].append((piece.number, piece.file.uri, str(error)))
         details["slices"].append((piece.number, piece.file.uri, rows))
         if absent is not None:

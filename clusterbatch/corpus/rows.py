@@ -61,7 +61,7 @@ class Chunk:
     """Rows read from one place of a file.
 
     rows: (n,) int64 positions in the slice, one for each pair: a row with several documents is several pairs. Each
-    column has n values. absent: columns of negatives that no row up to here has, None if that is not known.
+    column has n values. absent: columns of negatives that no row so far has, None if that is not known.
     """
 
     rows: np.ndarray

@@ -89,7 +89,7 @@ class Exclusions:
 
 
 class WriteWorker:
-    """Writes one bucket, or (payload `Rejected`) gathers what was rejected before."""
+    """Write one bucket, or (payload `Rejected`) gather what was rejected before."""
 
     def __init__(
         self,

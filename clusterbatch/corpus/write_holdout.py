@@ -1,4 +1,4 @@
-"""Writes what was held out as one BEIR folder: all documents, the held-out queries, their judgements by split."""
+"""Writer of what was held out, as one BEIR folder: all documents, the held-out queries, their judgements by split."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROLE = "collection"
 
 
 class CollectionWorker:
-    """Turns what the buckets left into corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv of `corpus`, in one item."""
+    """Turn what the buckets left into corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv of `corpus`, in one item."""
 
     def __init__(
         self, corpus: Artifact, leftovers: Artifact, documents: Sequence[Part], held_out: Sequence[Part]

@@ -22,7 +22,7 @@ class RowError(Exception):
 
 
 class Extractor:
-    """Takes the canonical values out of one record, a mapping from the input's column names.
+    """Take the canonical values out of one record, a mapping from the input's column names.
 
     absent: columns of negatives that no record has had yet; None before the first record.
     """
@@ -82,7 +82,7 @@ def negative_texts(value: Any, column: str) -> list[str]:
 
 
 class ChunkBuilder:
-    """Collects rows until a chunk is full."""
+    """Collect rows until a chunk is full."""
 
     def __init__(self) -> None:
         self._start()
