@@ -1,4 +1,4 @@
-"""What a bucket knows of its clusters, kept for the statistics over all of them: one small row per cluster.
+"""Facts about the clusters of a bucket, kept for the statistics over all clusters: one small row per cluster.
 
 Terms that name a cluster: class-based TF-IDF over clusters. Grootendorst 2022, "BERTopic" (arXiv 2203.05794):
 tf(t, c) * log(1 + A / f(t)), where a class is a cluster, A the mean number of words of a class, and f(t) how often a

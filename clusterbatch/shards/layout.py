@@ -81,7 +81,7 @@ class VectorFormat:
 
 
 class VectorEncoder:
-    """Turns full vectors into stored ones. The projection, if any, follows from the seed alone."""
+    """Turn full vectors into stored ones. The projection, if any, follows from the seed alone."""
 
     def __init__(self, stored: VectorFormat, seed: int) -> None:
         self._format, self._seed = stored, seed

@@ -25,7 +25,7 @@ from clusterbatch.store.shuffle import write_buckets
 
 
 class AssignWorker:
-    """Reads corpus and vectors of a task; writes its rows bucketed by the range of clusters they belong to.
+    """Read corpus and vectors of a task; write its rows bucketed by the range of clusters they belong to.
 
     columns: of the corpus, to be read; with_vectors: whether anything needs the surrogate's vectors; mined: results of
     mining, whose negatives are taken and whose inconsistent pairs are marked (column `inconsistent`). Columns of the

@@ -112,5 +112,5 @@ class ShardPasses:
 
     @property
     def facts(self) -> Artifact:
-        """What each bucket knows of its clusters, for the statistics over all of them."""
+        """Facts of each bucket about its clusters, for the statistics over all of them."""
         return self.passes.artifact("facts")

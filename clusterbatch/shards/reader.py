@@ -1,4 +1,4 @@
-"""Reader of shards: few large files in which any run of any cluster can be read by itself.
+"""Reader of shards: few large files in which any run of any cluster can be read on its own.
 
 A shard is several parts of the clusters artifact:
 
@@ -40,7 +40,7 @@ _KEPT_BYTES = 256 * 2**20
 
 
 class ShardReader:
-    """Reads runs of a committed clusters artifact by byte range. Picklable: it holds addresses, not connections."""
+    """Read runs of a committed clusters artifact by byte range. Picklable: it holds addresses, not connections."""
 
     def __init__(self, artifact: Artifact) -> None:
         manifest = artifact.require()

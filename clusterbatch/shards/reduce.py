@@ -36,9 +36,9 @@ _PIECE_BYTES = 2**30
 
 
 class ReduceWorker:
-    """Writes the shards of one bucket, numbered inside the bucket, as the number of other buckets' shards is unknown.
+    """Write the shards of one bucket, numbered inside the bucket, as the number of other buckets' shards is unknown.
 
-    facts: keeps what a bucket knows of its clusters, for statistics.
+    facts: receives the bucket's facts about its clusters, for statistics.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Looking at finished clusters, one at a time or all of a source.
+"""Description of finished clusters, one at a time or all of a source.
 
-What users want to know of clusters: sizes, cohesion, neighbours, names, examples, and what looks like junk.
+It gives sizes, cohesion, neighbours, names, examples, and what looks like junk.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from clusterbatch.store.workspace import Workspace
 
 STATISTICS, FARTHEST = "statistics", "farthest"
 _NEIGHBOURS = 3
-# Clusters that are compared at once, and with how many before and behind them in the packing order, where what is near
-# in meaning stands near: all pairs of a million clusters would take hours.
+# Clusters that are compared at once, and with how many before and behind them in the packing order, in which clusters
+# of similar meaning are near each other: all pairs of a million clusters would take hours.
 _BLOCK, _WINDOW = 1024, 16_384
 # Rows listed of each source as the farthest from any centroid.
 _FARTHEST = 100
-# A cluster with a larger share of repeated documents, or so many standard deviations less cohesive than its source's
-# clusters are, is remarked upon.
+# A cluster with a larger share of repeated documents, or this many standard deviations less cohesive than its source's
+# clusters are, gets a remark.
 _DUPLICATES, _DEVIATIONS = 0.5, 2.5
 
 
@@ -46,9 +46,9 @@ class StatisticsJob:
     output: Artifact
 
     def run(self) -> tuple[list[Part], dict[str, dict[str, Any]]]:
-        """Writes one row per cluster and the farthest rows; returns both parts and a summary of each source.
+        """Write one row per cluster and the farthest rows; return both parts and a summary of each source.
 
-        Source by source: of those before only tables are held.
+        Works source by source: of earlier ones only tables are held.
         """
         rows, farthest, summary = [_STATISTICS.empty_table()], [_FARTHEST_ROWS.empty_table()], {}
         for source, of_source in groupby(self._facts(), key=lambda fact: fact[0]):
@@ -70,7 +70,7 @@ class StatisticsJob:
         return parts, summary
 
     def _facts(self) -> Iterator[tuple[str, int, dict[str, Any], np.ndarray | None]]:
-        """(source, cluster, what its bucket knows, sum of its vectors or None) of every piece, in order."""
+        """Yield (source, cluster, its bucket's facts, sum of its vectors or None) of every piece, in order."""
         for part, keys in zip(self.facts, self.keys, strict=True):
             table = read_parquet(self.artifact.folder, part)
             vectors: Iterable[np.ndarray | None] = repeat(None, len(keys))
@@ -82,7 +82,7 @@ class StatisticsJob:
 
 
 def summarise(sizes: np.ndarray, described: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of one source's clusters: sizes (k,) in rows, and their descriptions in the same order.
+    """Summarise one source's clusters: sizes (k,) in rows, and their descriptions in the same order.
 
     histogram: clusters by the power of two that their rows reach.
     """
@@ -102,7 +102,7 @@ def summarise(sizes: np.ndarray, described: Sequence[dict[str, Any]]) -> dict[st
 
 
 def gini(sizes: np.ndarray) -> float:
-    """Of (k,) sizes: 0 where all clusters are of one size, towards 1 where one cluster has everything."""
+    """Return the Gini coefficient of (k,) sizes: 0 if all are equal, towards 1 if one cluster has everything."""
     ordered = np.sort(sizes).astype(float)
     count = len(ordered)
     return float((2 * np.arange(1, count + 1) - count - 1) @ ordered / (count * ordered.sum()))
@@ -142,7 +142,7 @@ def _describe(
 
 
 def _remark(rows: list[dict[str, Any]]) -> None:
-    """Adds `remarks`: why a cluster may hold junk."""
+    """Add `remarks`: why a cluster may hold junk."""
     cosines = np.array([row["mean_cosine"] for row in rows])
     limit = cosines.mean() - _DEVIATIONS * cosines.std() if len(rows) >= 8 else -np.inf
     for row in rows:
@@ -197,11 +197,12 @@ _FARTHEST_ROWS = pa.schema([pa.field("source", pa.string()), pa.field("cluster",
 
 
 def inspect_cluster(config: RunConfig, source: str, cluster: int, *, generation: int = 0) -> dict[str, Any]:
-    """All that is known of a cluster: rows, mean_cosine, duplicate_share, mean_characters, terms (that name it),
-    neighbours (nearest clusters with cosine), near and far (example rows), remarks. Cosines are None where rows were
-    not clustered by vectors.
+    """Describe a cluster.
 
-    Raises UsageError where there is no such source or cluster, DataError where clustering is not finished.
+    Keys: rows, mean_cosine, duplicate_share, mean_characters, terms (that name it), neighbours (nearest clusters with
+    cosine), near and far (example rows), remarks. Cosines are None if rows were not clustered by vectors.
+
+    Raises UsageError if there is no such source or cluster, DataError if clustering is not finished.
     """
     rows = inspect_source(config, source, generation=generation)
     found = [row for row in rows if row["cluster"] == cluster]
@@ -211,7 +212,7 @@ def inspect_cluster(config: RunConfig, source: str, cluster: int, *, generation:
 
 
 def inspect_source(config: RunConfig, source: str, *, generation: int = 0) -> list[dict[str, Any]]:
-    """The same for all clusters of a source, in packing order."""
+    """Describe all clusters of a source, in packing order, as `inspect_cluster` does one."""
     artifact = Workspace(config).clusters(generation)
     manifest = artifact.require()
     part = next(part for part in manifest.parts if part.details.get("content") == STATISTICS)
@@ -224,7 +225,7 @@ def inspect_source(config: RunConfig, source: str, *, generation: int = 0) -> li
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN."""
+    """Replace NaN, which JSON does not have, by None."""
     if isinstance(value, dict):
         return {key: _without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -14,7 +14,7 @@ from clusterbatch.store.tables import write_parquet
 
 
 class ShardWriter:
-    """Collects the pieces of one shard in memory and writes its parts."""
+    """Collect the pieces of one shard in memory and write its parts."""
 
     def __init__(self, schema: ShardSchema) -> None:
         self._schema = schema
