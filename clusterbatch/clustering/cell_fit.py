@@ -30,7 +30,7 @@ _PROJECTION_ROWS = 32_768
 
 @dataclass(frozen=True)
 class FitLevel:
-    """What the fits of one level have in common. Picklable.
+    """Settings that the fits of one level have in common. Picklable.
 
     above: the fits of the coarse level if this is the second, otherwise without any; device: of the matrix products;
     warm: the partitions that continue the generation before, None if none does.

@@ -21,7 +21,7 @@ from clusterbatch.errors import UsageError
 
 
 def require_partitioner() -> None:
-    """Raises UsageError where METIS is not installed."""
+    """Raise UsageError if METIS is not installed."""
     if importlib.util.find_spec("pymetis") is None:
         raise UsageError(
             "cluster.method: communities needs the package pymetis (pip install 'clusterbatch[communities]')"
@@ -29,7 +29,7 @@ def require_partitioner() -> None:
 
 
 def communities(neighbours: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """(N,) int64 in [0, C): communities of exactly `size` rows, but for one that has what remains.
+    """(N,) int64 in [0, C): communities of exactly `size` rows, except one that has the remaining rows.
 
     neighbours: (N, R) rows whose documents the row's query finds at the ranks that count, -1 where there are none.
     """
@@ -41,7 +41,7 @@ def communities(neighbours: np.ndarray, size: int, seed: int) -> np.ndarray:
 def mutual_graph(neighbours: np.ndarray) -> sparse.csr_matrix:
     """(N, N) symmetric, 1 where two rows are joined: those that are each other's neighbours.
 
-    A row that is nobody's mutual neighbour is joined with all of its own, so that it finds its place as well.
+    A row that is nobody's mutual neighbour is joined with all of its neighbours, so that it gets a place as well.
     """
     rows = len(neighbours)
     present = neighbours >= 0

@@ -106,7 +106,7 @@ def fit_communities(corpus: EmbeddedCorpus, passes: PassFactory) -> FittedCluste
 
 
 class NeighboursWorker:
-    """Searches a block of queries in their partition; writes the rows found at the ranks that count, by partition."""
+    """Search a block of queries in their partition; write the rows found at the ranks that count, by partition."""
 
     def __init__(self, ranks: tuple[int, int], gathered: StoredParts, partitions: int) -> None:
         torch.set_num_threads(1)
@@ -123,7 +123,7 @@ class NeighboursWorker:
 
 
 class CommunitiesWorker:
-    """Cuts the item's partition into communities, in packing order.
+    """Cut the item's partition into communities, in packing order.
 
     Writes their centroids as a fit does, and the community of each row, bucketed by the row's task.
     """

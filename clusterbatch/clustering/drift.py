@@ -1,8 +1,8 @@
-"""How far a corpus has moved since its clusters were made, measured on a sample: the figures, without Ray.
+"""Drift of a corpus since its clusters were made, measured on a sample: the figures, without Ray.
 
-Rows stood together in old clusters. In the new vectors' space each row is asked again which of those companies is
-nearest to it. A sample knows a company's mean only roughly, so some rows leave by chance alone: the same question in
-the old space says how many, and drift is what goes beyond it.
+A company is the rows of one old cluster. In the space of the new vectors, each row is assigned to the company with the
+nearest mean. A sample gives a company's mean only roughly, so some rows leave theirs by chance alone: the same
+measurement in the old space says how many, and drift is the excess.
 
 Legend: N sampled rows of one group, K old clusters, D dimensions.
 """
@@ -26,8 +26,8 @@ _BLOCK = 2048
 class GroupDrift:
     """Figures of one group's sampled rows.
 
-    moved: share that leaves its cluster; by_chance: share that would where nothing has changed; mutual_information:
-    adjusted, between where they stood and where they go (1: nobody moves); movement: 1 - cosine between a cluster's
+    moved: share that leaves its cluster; by_chance: share that would if nothing had changed; mutual_information:
+    adjusted, between old clusters and nearest companies (1: no row moves); movement: 1 - cosine between a cluster's
     means before and after, by rows; hardness_before, hardness_after: mean cosine of a query with the other documents of
     its cluster in the new space, which is what in-batch negatives will be like.
     """
@@ -45,13 +45,13 @@ class GroupDrift:
 def group_drift(
     label: np.ndarray, old: np.ndarray, new: np.ndarray, query: np.ndarray, document: np.ndarray
 ) -> GroupDrift | None:
-    """Of one group's sample; None where fewer than two clusters have two rows.
+    """Return the figures of one group's sample; None if fewer than two clusters have two rows.
 
     label: (N,) old cluster; old, new: (N, D) unit vectors that were and would be clustered, of any two spaces; query,
     document: (N, D) unit vectors of the new space.
     """
     present, label, counts = np.unique(label, return_inverse=True, return_counts=True)
-    # A row that is alone has no company whose mean could say where it belongs.
+    # A row that is alone has no company whose mean it could be compared with.
     usable = np.flatnonzero(counts[label] >= 2)
     if np.count_nonzero(counts >= 2) < 2:
         return None
@@ -109,7 +109,7 @@ def nearest_company(vectors: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def hardness(query: np.ndarray, document: np.ndarray, label: np.ndarray) -> float:
-    """Mean cosine of (N, D) queries with the documents of the other rows of their label; alone ones do not count."""
+    """Mean cosine of (N, D) queries with the documents of the other rows of their label; single rows do not count."""
     counts = np.bincount(label)[label]
     sums = _sums(document, label)
     own = np.einsum("nd,nd->n", query, document)
@@ -124,7 +124,7 @@ def _movement(vectors: np.ndarray, before: np.ndarray, after: np.ndarray) -> flo
     np.add.at(other, after, vectors)
     rows = np.bincount(before, minlength=clusters)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    # Of a cluster that everybody leaves nothing remains to be compared.
+    # Of a cluster that all rows leave nothing remains to be compared.
     kept = lengths > 1e-9
     cosine = np.einsum("kd,kd->k", one, other)[kept] / lengths[kept]
     return float(np.average(1 - cosine, weights=rows[kept])) if kept.any() else 1.0

@@ -1,4 +1,4 @@
-"""What of a row is clustered: the query's vector, the document's, or both; all of it or projected to less."""
+"""Feature vectors used for clustering: the query's vector, the document's, or both; whole or projected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Features = Literal["query", "document", "both", "both_orders"]
 
 
 def feature_sides(features: Features) -> list[Side]:
-    """The sides whose vectors are read, in the order in which they stand in a row."""
+    """The sides whose vectors are read, in their order within a row."""
     if features == "query" or features == "document":
         return [features]
     return ["query", "document"]

@@ -75,7 +75,7 @@ def _fit_level(corpus: EmbeddedCorpus, passes: PassFactory, above: KMeansCluster
 
 
 class FitWorker:
-    """Fits the cell that is the item's number, with all of its sample in this process."""
+    """Fit the cell that is the item's number, with all of its sample in this process."""
 
     def __init__(self, level: FitLevel) -> None:
         torch.set_num_threads(1)

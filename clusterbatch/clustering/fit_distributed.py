@@ -105,7 +105,7 @@ class RemoteRows:
 
 
 class _ChunkHolder:
-    """Reads its chunks when they are first asked for, so that a replacement of a lost one works at once."""
+    """Actor that reads its chunks when they are first asked for, so that a replacement of a lost one works at once."""
 
     def __init__(self, sample: SampleChunks, matrix: np.ndarray | None, device: str) -> None:
         torch.set_num_threads(1)

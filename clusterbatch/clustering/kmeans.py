@@ -103,7 +103,7 @@ _LEAST_ROWS = 8
 
 @dataclass(frozen=True)
 class FitSettings:
-    """What decides a fit, together with the rows.
+    """Settings that decide a fit, together with the rows.
 
     passes: how often each row is looked at, at most. tolerance: rounds over all rows end when the mean cosine gains
     less than this share. balanced: similarities are biased until clusters are of about one size.
@@ -179,7 +179,7 @@ def _fit_from(rows: Rows, settings: FitSettings, initial: np.ndarray) -> Fit:
         head, weights = rows.head(min(sum(rows.chunk_rows), max(16 * len(missing), 4096)))
         known = np.delete(centroids, missing, axis=0)
         if len(known):
-            # Where those that are known are far: else they would share rows that have a centroid already.
+            # Far from the known ones: otherwise they would share rows that have a centroid already.
             distance = np.maximum(1 - Assigner(known)(head).cosine.numpy(), 1e-6)
             weights = distance if weights is None else distance * weights
         drawn = seed_centroids(head, weights, min(len(missing), len(head)), random)
@@ -237,7 +237,7 @@ def _update(centroids: np.ndarray, kept: PartialSums, random: np.random.Generato
         noise = random.standard_normal((len(tiny), moved.shape[1]))
         moved[tiny] = moved[heaviest] + 0.05 * noise / np.linalg.norm(noise, axis=1, keepdims=True)
         moved[tiny] /= np.linalg.norm(moved[tiny], axis=1, keepdims=True)
-        # Their next rows alone shall decide where they go.
+        # Only their next rows decide where they go.
         kept.counts[tiny] = 0
         kept.sums[tiny] = 0
     return np.ascontiguousarray(moved, dtype=np.float32)

@@ -59,7 +59,7 @@ def measure_drift(config: RunConfig, generation: int, previous: Previous, folder
 
 
 class DriftSampleWorker:
-    """Draws rows by hash; keeps their old cluster, the features that decided it, and their vectors in the new space."""
+    """Draw rows by hash; keep their old cluster, the features that decided it, and their vectors in the new space."""
 
     def __init__(self, rows: EmbeddedRows, previous: Previous, share: float) -> None:
         self._corpus, self._vectors, self._partitions = rows.corpus, rows.vectors(), rows.partitions
@@ -91,7 +91,7 @@ class DriftSampleWorker:
 
 
 class DriftWorker:
-    """Measures the partition that is the item's number."""
+    """Measure the partition that is the item's number."""
 
     def __init__(self, sample: StoredParts, features: Features) -> None:
         self._sample, self._features = sample, features

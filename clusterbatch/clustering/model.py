@@ -29,7 +29,7 @@ NO_OUTLIERS = -2.0
 
 @dataclass(frozen=True)
 class StoredParts:
-    """Parts of an artifact, for instance those of one pass. Picklable."""
+    """Parts of an artifact, for example those of one pass. Picklable."""
 
     artifact: Artifact
     parts: Sequence[Part]
@@ -122,7 +122,7 @@ class PartitionModel:
 class CentroidClusters:
     """Base of clusters that have centroids; a subclass says which cluster a row belongs to.
 
-    Subclasses are frozen dataclasses with at least these fields. features: what of a row is clustered.
+    Subclasses are frozen dataclasses with at least these fields. features: the vectors of a row that are clustered.
     """
 
     partitions: Partitions
@@ -217,7 +217,7 @@ _PROBES = 4
 
 
 class PartitionAssigner:
-    """Assigns feature vectors of a partition's rows; with two levels in O(sqrt(K)) per row."""
+    """Assign feature vectors of a partition's rows; with two levels in O(sqrt(K)) per row."""
 
     def __init__(self, model: PartitionModel, device: str = "cpu") -> None:
         self._model = model

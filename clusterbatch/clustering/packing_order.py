@@ -1,4 +1,4 @@
-"""The order in which clusters of a source stand beside each other: neighbours share what remains of their batches."""
+"""Order of the clusters of a source, in which neighbours share what remains of their batches."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from clusterbatch.clustering.assign import Assigner
 from clusterbatch.clustering.kmeans import FitSettings, fit
 from clusterbatch.clustering.partial_sums import LocalRows
 
-# Above so many the (K, K) similarities would take more than 64 MiB, and the path more than a second.
+# Above this many clusters the (K, K) similarities would take more than 64 MiB, and the path more than a second.
 _GREEDY_LIMIT = 4096
 
 
 def packing_order(centroids: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """A path through (K, D) unit centroids that mostly steps to near neighbours; returns (K,) int64, a permutation.
 
-    Greedy travelling salesman: start at the centroid farthest from the mean (an end of the cloud), go on to the nearest
-    not yet visited. For large K a path through sqrt(K) coarse clusters of centroids, and paths inside each.
+    Greedy travelling salesman: start at the centroid farthest from the mean (an end of the cloud), continue with the
+    nearest not yet visited. For large K a path through sqrt(K) coarse clusters of centroids, and paths inside each.
     """
     if len(centroids) <= _GREEDY_LIMIT:
         return _greedy(centroids)

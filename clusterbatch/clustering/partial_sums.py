@@ -1,4 +1,4 @@
-"""What rows contribute to a round of k-means: sums that can be merged, and the places that rows are kept in.
+"""Contributions of rows to a round of k-means: mergeable sums, and the places that rows are kept in.
 
 Legend: N rows, K centroids, D dimensions.
 """
@@ -28,7 +28,7 @@ class Centers:
 
 @dataclass
 class PartialSums:
-    """What a chunk contributes under given centres: mergeable by addition."""
+    """Contribution of a chunk under given centres, mergeable by addition."""
 
     rows: np.ndarray  # (K,) int64, rows nearest each centroid
     counts: np.ndarray  # (K,) float64, their weight
@@ -63,7 +63,7 @@ def merge(parts: Iterable[PartialSums]) -> PartialSums:
 
 
 def chunk_sums(assigner: Assigner, vectors: np.ndarray, weights: np.ndarray | None) -> PartialSums:
-    """Assigns the rows of one chunk, (N, D), and adds them up by centroid."""
+    """Assign the rows of one chunk, (N, D), and add them up by centroid."""
     vectors_ND = torch.from_numpy(np.array(vectors, dtype=np.float32))
     found = assigner(vectors_ND)
     order = torch.argsort(found.labels, stable=True)
@@ -133,12 +133,12 @@ class LocalRows:
 
 
 def is_weightless(chunks: Iterable[Chunk]) -> bool:
-    """Whether all rows have weight 0. They then count by their number: by weight, no centroid would ever move."""
+    """Return whether all rows have weight 0. They then count by number: by weight no centroid would move."""
     return all(weights is not None and not weights.any() for vectors, weights in chunks if len(vectors))
 
 
 def chunks_head(chunks: Iterable[Chunk], count: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """The first `count` rows of `chunks` as (count, D) float32, and their weights; it is read no further than that."""
+    """The first `count` rows of `chunks` as (count, D) float32, and their weights; nothing beyond them is read."""
     vectors, weights, rows = [], [], 0
     for piece, weight in chunks:
         if not len(piece):
@@ -153,7 +153,7 @@ def chunks_head(chunks: Iterable[Chunk], count: int) -> tuple[np.ndarray, np.nda
 
 
 def chunk_count(rows: int, clusters: int) -> int:
-    """In how many chunks a sample is cut: a multiple of eight, as first rounds look at an eighth of it.
+    """Number of chunks that a sample is cut into: a multiple of eight, as first rounds look at an eighth of it.
 
     Each chunk has several rows per centroid, so that sums are a small part of what they sum up.
     """

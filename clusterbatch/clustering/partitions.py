@@ -17,9 +17,10 @@ from clusterbatch.store.artifact import Manifest
 _AUTO_BATCHES = 4
 # Clusters of fewer rows on average mean little: small sources get fewer of them than were asked for.
 _LEAST_SIZE = 16
-# Above so many clusters one assignment to all of them costs more than one to sqrt(k) coarse and then sqrt(k) fine ones.
+# Above this many clusters one assignment to all of them costs more than one to sqrt(k) coarse and then sqrt(k) fine
+# ones.
 _FLAT_CLUSTERS = 4096
-# Few centroids are fitted to at least so many rows of a partition: with some hundreds they would fit the sample's
+# Few centroids are fitted to at least this many rows of a partition: with some hundreds they would fit the sample's
 # noise.
 _LEAST_SAMPLE = 16_384
 
@@ -77,7 +78,7 @@ class Cells:
 
     partition: of each cell; coarse: its coarse cluster there (0 on the first level); clusters: how many it is split
     into; sampled: rows of its sample, about; share: of its partition's rows that are sampled, the same for all cells of
-    a partition; chunks: in how many the sample is cut.
+    a partition; chunks: number of chunks of the sample.
     """
 
     partition: np.ndarray

@@ -1,4 +1,4 @@
-"""What every way to cluster starts from: an embedded corpus, and a factory of passes over it."""
+"""Common inputs of all ways to cluster: an embedded corpus, and a factory of passes over it."""
 
 from __future__ import annotations
 
@@ -87,28 +87,28 @@ class EmbeddedCorpus:
 
     @cached_property
     def device(self) -> str:
-        """Where fits multiply."""
+        """Device of the fits' matrix products."""
         return device_for(self.config.cluster.device)
 
     @cached_property
     def assigning_device(self) -> str:
-        """Where rows are assigned: by workers that may have no GPU, if they embed on CPUs."""
+        """Device on which rows are assigned: the workers may have no GPU, if they embed on CPUs."""
         return self.device if self.assigning_pool.gpus or not self.device.startswith("cuda") else "cpu"
 
     @cached_property
     def pool(self) -> Pool:
-        """For passes that neither multiply large matrices nor read vectors."""
+        """Workers of passes that neither multiply large matrices nor read vectors."""
         return Pool(self.config.cluster.workers, self.config.cluster.cpus_per_worker)
 
     @cached_property
     def computing_pool(self) -> Pool:
-        """For passes that multiply matrices."""
+        """Workers of passes that multiply matrices."""
         gpus = gpus_for(self.device, self.pool.workers, self.config.cluster.gpus_per_worker)
         return replace(self.pool, gpus=gpus)
 
     @cached_property
     def reading_pool(self) -> Pool:
-        """For passes that read vectors: if those are not kept, the workers embed."""
+        """Workers of passes that read vectors: if those are not kept, the workers embed."""
         return self.pool if self._vectors_are_kept else embedding_pool(self.config.embed)
 
     @cached_property
@@ -123,9 +123,9 @@ class EmbeddedCorpus:
 
 @dataclass(frozen=True)
 class PassFactory:
-    """Makes passes whose outputs are artifacts of their own in `folder`, until the caller removes that.
+    """Make passes whose outputs are artifacts of their own in `folder`, until the caller removes that.
 
-    identity: the fingerprint of what the passes lead to; force: replace the outputs of another one.
+    identity: the fingerprint of the result that the passes lead to; force: replace the outputs of another one.
     """
 
     folder: Folder

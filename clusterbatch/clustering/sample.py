@@ -59,7 +59,7 @@ def _in_order(table: pa.Table) -> pa.Table:
 
 
 class SampleWorker:
-    """Keeps the rows whose hash is below their cell's share; writes them bucketed by chunk.
+    """Keep the rows whose hash is below their cell's share; write them bucketed by chunk.
 
     above: the fits of the coarse level if the cells are those of the second one, otherwise without any; previous: the
     generation before, whose cluster numbers go with the rows of the partitions that continue it.

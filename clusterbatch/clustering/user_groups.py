@@ -84,7 +84,7 @@ def fit_user_groups(corpus: EmbeddedCorpus, passes: PassFactory) -> UserGroupClu
 
 
 class LabelSumsWorker:
-    """Adds up the vectors of each (partition, label) in a task; writes the sums bucketed by partition."""
+    """Add up the vectors of each (partition, label) in a task; write the sums bucketed by partition."""
 
     def __init__(self, rows: EmbeddedRows) -> None:
         self._corpus, self._vectors, self._partitions = rows.corpus, rows.vectors(), rows.partitions
@@ -118,7 +118,7 @@ class LabelSumsWorker:
 
 
 class LabelFitWorker:
-    """Brings the labels of the item's partition and their centroids into packing order."""
+    """Bring the labels of the item's partition and their centroids into packing order."""
 
     def __init__(self, sums: StoredParts, partitions: Partitions) -> None:
         self._sums, self._partitions = sums, partitions

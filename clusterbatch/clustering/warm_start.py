@@ -1,7 +1,7 @@
 """Warm start: clusters that continue those of the generation before.
 
 The next generation's space may be another one (the model has been trained in between), so its centroids cannot be
-compared with the old ones. The rows that stood together carry over: clusters begin at the means of those rows in the
+compared with the old ones. Only the grouping of rows carries over: clusters begin at the means of the old groups in the
 new space and keep their numbers, and drift is the share of rows that leave them.
 """
 
@@ -143,7 +143,7 @@ class WarmStart:
 
 
 class PreviousAssigner:
-    """Assigns rows as the generation before would: by its vectors, to its centroids."""
+    """Assign rows as the generation before would: by its vectors, to its centroids."""
 
     def __init__(self, previous: Previous, models: Mapping[int, PartitionModel]) -> None:
         self._previous = previous
