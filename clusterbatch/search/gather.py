@@ -28,7 +28,7 @@ _BLOCK_ROWS = 16_384
 
 
 class GatherWorker:
-    """Writes the vectors of a task's rows and, unless `texts` is false, their documents' texts, by partition."""
+    """Write the vectors of a task's rows and, unless `texts` is false, their documents' texts, by partition."""
 
     def __init__(self, config: RunConfig, generation: int, partitions: Partitions, texts: bool = True) -> None:
         self._corpus = Workspace(config).corpus

@@ -87,7 +87,7 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
 
 
 class MineWorker:
-    """Searches a block of queries; writes what it finds for each row, bucketed by the task of the row."""
+    """Search a block of queries; write what it finds for each row, bucketed by the task of the row."""
 
     def __init__(
         self, config: MineConfig, gathered: Artifact, vectors: Sequence[Part], texts: Sequence[Part], tasks: int

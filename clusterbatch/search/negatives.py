@@ -1,8 +1,6 @@
-"""Which of a query's nearest documents become its hard negatives. Pure functions.
+"""Choice of a query's hard negatives among its nearest documents, added to those that the corpus has. Pure functions.
 
 Legend: Q queries, K candidates each, best first.
-
-Mined negatives beside those that the corpus has, with their margins where those were kept.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ MARGINS = "negative_margins"
 
 
 def with_negatives(rows: pa.Table, mined: pa.ChunkedArray) -> pa.Table:
-    """`rows` with the lists of `mined` in column `negatives`, behind what stands there; lists and rows in one order."""
+    """`rows` with the lists of `mined` in column `negatives`, after the existing ones; lists and rows in one order."""
     if "negatives" not in rows.column_names:
         return rows.append_column("negatives", mined.cast(pa.list_(pa.string())))
     given = rows["negatives"].to_pylist()
@@ -43,10 +41,10 @@ _BLOCK_PAIRS = 2**24
 
 
 def choose_negatives(scores: np.ndarray, positive: np.ndarray, draws: np.ndarray, config: MineConfig) -> np.ndarray:
-    """(Q, config.negatives) int64 positions among the candidates, -1 where there are not so many.
+    """(Q, config.negatives) int64 positions among the candidates, -1 if there are fewer.
 
     scores: (Q, K) float32, -inf where there is no candidate; positive: (Q,) score of the query's own document; draws:
-    (Q, K) uniform in [0, 1), what is random here.
+    (Q, K) uniform in [0, 1), the random part of the choice.
     """
     rank = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
     allowed = (rank >= config.first) & (rank < config.last) & np.isfinite(scores) & (scores <= _limit(positive, config))

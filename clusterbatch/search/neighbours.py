@@ -1,10 +1,9 @@
-"""Approximate search of a large group: faiss' inverted file, which scores a query against the documents near it alone.
+"""Search of a block of queries among the documents of their group, exact or approximate.
 
-Legend: Q queries, N rows of the group, D dimensions, K results that are asked of faiss.
+Exact: the documents stream by, one chunk is in memory. Approximate, for large groups: faiss' inverted file, which
+scores a query only against the documents near it.
 
-Exact search of a block of queries among the documents of their group, which stream by: one chunk is in memory.
-
-Legend: Q queries of the block, N rows of the group, M rows of a chunk, D dimensions.
+Legend: Q queries of the block, N rows of the group, M rows of a chunk, D dimensions, K results that are asked of faiss.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _QUERY_BLOCK = 1024
 
 
 class GroupKeys:
-    """Which rows of a group are the same document, and which documents answer the same query; by 64-bit text hashes.
+    """Rows of a group with the same document, and documents that answer the same query, by 64-bit text hashes.
 
     first: (N,) bool, whether a row is the first with its document; document: (N,) int64, the row that is.
     """
@@ -38,7 +37,7 @@ class GroupKeys:
         self._sorted = query_hash[self._order]
 
     def answers(self, query_hash: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of (Q,) queries: numbers of queries and the documents (rows) that answer them, two (pairs,) int64."""
+        """Return numbers of the (Q,) queries and of the documents (rows) that answer them, two (pairs,) int64."""
         low = np.searchsorted(self._sorted, query_hash, side="left")
         high = np.searchsorted(self._sorted, query_hash, side="right")
         count = high - low
@@ -116,7 +115,7 @@ class Approximation:
 
     @staticmethod
     def of(config: MineConfig) -> Approximation | None:
-        """What the configuration asks for; None: every search is exact."""
+        """Return the approximation that the configuration asks for; None if every search is exact."""
         if config.approximate_above is None:
             return None
         return Approximation(config.approximate_above, config.probes)
@@ -126,11 +125,11 @@ class ApproximateIndex:
     """The documents of a group, each once, as float16 in memory: N (2 D + 8) bytes.
 
     chunks: makes the (M, D) document vectors of all rows of the group, in order; they are read twice. The same chunks
-    give the same index: faiss' k-means has a fixed seed, its sample is every so many-th row.
+    give the same index: faiss' k-means has a fixed seed, its sample is evenly spaced rows.
     """
 
     def __init__(self, chunks: Callable[[], Iterable[np.ndarray]], keys: GroupKeys, probes: int) -> None:
-        # Here, as it brings a runtime for threads of its own.
+        # Imported here, as it brings a thread runtime of its own.
         import faiss
 
         faiss.omp_set_num_threads(1)
@@ -144,7 +143,7 @@ class ApproximateIndex:
             start += len(chunk)
         training = np.concatenate(sample)
         dimensions = training.shape[1]
-        # Rows as they are, not as differences to their list's centroid: as float16 they came, nothing is lost.
+        # Rows as they are, not as differences to their list's centroid: they came as float16, so nothing is lost.
         self._lists = faiss.IndexFlatIP(dimensions)
         kind = faiss.ScalarQuantizer.QT_fp16
         metric = faiss.METRIC_INNER_PRODUCT
@@ -167,9 +166,11 @@ class ApproximateIndex:
         self._index.nprobe = min(count, int(self._index.nlist))
 
     def search(self, query: np.ndarray, query_hash: np.ndarray, own: np.ndarray, k: int, ranks: int = 0) -> Neighbours:
-        """As `neighbours`, of what is found: ranks are counted up to `ranks` or k, whichever is more.
+        """Search as `neighbours` does, among the rows that faiss finds.
 
-        Where a query has more than 256 answers, fewer than k documents may be left of what is found.
+        Ranks are counted up to `ranks` or k, whichever is more.
+
+        If a query has more than 256 answers, fewer than k documents may be left.
         """
         query = np.ascontiguousarray(query, np.float32)
         positive = np.einsum("qd,qd->q", query, own.astype(np.float32))

@@ -4,8 +4,8 @@ Order, everywhere: higher score first; of equal scores the document with the lar
 bytes. It is trec_eval's order, so a run file means the same to every tool that reads it. Documents are numbered in
 descending order of their ids, after which the rule is simply "of equal scores the smaller number first".
 
-BEIR's rule for identical ids: a document with the same id as the query is not an answer to it (where queries are
-documents it would be the query itself). It is left out before the best are taken, so that it costs no place.
+BEIR's rule for identical ids: a document with the same id as the query is not an answer to it (if queries are
+documents, it would be the query itself). It is left out before the best are taken, so that it costs no place.
 
 Q queries, N documents, D dimensions, K best kept.
 """
@@ -27,7 +27,7 @@ _DOCUMENT_BLOCK = 8192
 class Ranking:
     """The best documents of Q queries, best first.
 
-    scores: (Q, K) float32; documents: (Q, K) int64 numbers. Where a query has fewer than K candidates its row ends
+    scores: (Q, K) float32; documents: (Q, K) int64 numbers. If a query has fewer than K candidates, its row ends
     with score -inf and number -1.
     """
 
@@ -49,8 +49,8 @@ def identical_ids(
 ) -> np.ndarray | None:
     """Return (Q,) int64 numbers of the documents with the query's own id, -1 for none; None if no query has one.
 
-    judgements: grade by document by query. A document that is judged to answer the query of its id is an answer: where
-    ids are row numbers of two files, an equal id means nothing.
+    judgements: grade by document by query. A document that is judged to answer the query of its id is an answer: if ids
+    are row numbers of two files, an equal id means nothing.
     """
     judged = judgements or {}
     numbers = {identifier: number for number, identifier in enumerate(documents)}
@@ -64,7 +64,7 @@ def search(queries: torch.Tensor, documents: torch.Tensor, k: int, excluded: np.
     """The k best documents of every query.
 
     queries: (Q, D) and documents: (N, D), float32 on one device, documents in descending order of their ids.
-    excluded: (Q,) int64, the one document that is no answer to the query, -1 for none.
+    excluded: (Q,) int64, the one document that is not an answer to the query, -1 for none.
     """
     size, width = len(queries), min(k, len(documents))
     scores = np.full((size, k), -np.inf, np.float32)
@@ -86,7 +86,7 @@ def search(queries: torch.Tensor, documents: torch.Tensor, k: int, excluded: np.
 
 
 def best_of(scores_QN: torch.Tensor, k: int, excluded: np.ndarray | None = None) -> Ranking:
-    """(Q, k): the best of scores (Q, N), -inf for no answer; what is excluded becomes that in `scores_QN`."""
+    """(Q, k): the best of scores (Q, N), -inf for no answer; excluded documents become that in `scores_QN`."""
     if excluded is not None:
         _leave_out(scores_QN, excluded)
     values, numbers = _top(scores_QN, min(k, scores_QN.shape[1]))
