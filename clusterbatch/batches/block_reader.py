@@ -18,7 +18,7 @@ _RUNS_PER_SHARD = 2**40
 
 
 class RowReader:
-    """Reads rows of shards and counts what that cost; safe for several threads.
+    """Read rows of shards and count the cost; safe for several threads.
 
     bytes_read: what came from storage; largest: bytes of the decoded runs of the largest request so far.
     """

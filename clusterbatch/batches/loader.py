@@ -28,8 +28,8 @@ _MOST_AHEAD = 16
 class Composition:
     """Composition of a global batch, for metrics and reports.
 
-    stratum: the source's name, or what stands for several; purity: share of rows from the main cluster; groups: how
-    many of the strategy's groups the rows come from; packed: share of rows that remained of their group; repeated:
+    stratum: the source's name, or the name of a pool of several; purity: share of rows from the main cluster; groups:
+    how many of the strategy's groups the rows come from; packed: share of rows that remained of their group; repeated:
     rows that this epoch has already seen.
     """
 
@@ -75,7 +75,7 @@ class SliceBatch:
 
 
 class SliceLoader:
-    """Iterates over the slices of `rank` for steps [first_step, last_step), in order.
+    """Iterate over the slices of `rank` for steps [first_step, last_step), in order.
 
     At most `prefetch_bytes` of decoded runs are read ahead, never less than one batch. If the plan moves single rows
     (a strategy on a layout not made for it), decoded runs are kept up to `cache_bytes`: they are needed again soon.

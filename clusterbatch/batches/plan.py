@@ -1,4 +1,4 @@
-"""The batch plan: which rows stand in the global batch of step t.
+"""The batch plan: the rows of the global batch of step t.
 
 A pure function of the cluster index, the strategy, the seed, the batch size and t. It has no state and no clock, and
 does not depend on the number of workers.
@@ -87,7 +87,7 @@ class BatchPlan:
     def __init__(
         self, index: ClusterIndex, config: BatchesConfig, layout: str = "cluster", first_epoch: int = 0
     ) -> None:
-        """`layout`: by what the shards are grouped (cluster, group, source or random); first_epoch: the number of the
+        """`layout`: what the shards are grouped by (cluster, group, source or random); first_epoch: the number of the
         epoch that step 0 begins, for orders that are not those of earlier ones. Raises UsageError.
         """
         assert not config.curriculum, "a plan is of one phase"
@@ -95,7 +95,7 @@ class BatchPlan:
         self.config = config
         self.layout = layout
         self.strata, self.left_out = build_strata(index, config, layout)
-        # Plans that mix crowded clusters are others than those that were made before there was such mixing.
+        # Plans that mix crowded clusters differ from those made before there was such mixing.
         mixing = ["mixed"] if any(stratum.mixed for stratum in self.strata) else []
         self.fingerprint = fingerprint("plan", PLAN_VERSION, config, layout, index.fingerprint, *mixing)
         self.first_epoch = first_epoch
@@ -123,7 +123,7 @@ class BatchPlan:
 
     @property
     def moves_rows(self) -> bool:
-        """Whether single rows move, so that a run is read for a few of its rows."""
+        """True if single rows move, so that a run is read for a few of its rows."""
         return self.exchanged > 0 or not all(stratum.whole_runs for stratum in self.strata)
 
     def batch(self, step: int) -> GlobalBatch:
@@ -186,7 +186,7 @@ class BatchPlan:
         )
 
     def _exchanged(self, stratum: Stratum, own_epoch: int, local: int) -> np.ndarray:
-        """Return (exchanged,) positions in the sequence that stand at the end of whole batch `local`."""
+        """Return (exchanged,) positions in the sequence that are at the end of whole batch `local`."""
         whole, own = stratum.rows // self.config.size, self.exchanged
         key = (self.config.seed, stratum.number, own_epoch, _EXCHANGE)
         place = permute(local * own + np.arange(own), whole * own, *key)

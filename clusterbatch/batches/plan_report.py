@@ -49,7 +49,7 @@ def plan_report(plan: Plan, epochs: int = 1) -> dict[str, Any]:
     purity              mean share of a batch from its main cluster of the index, whatever the strategy; None if the
                         layout knows no clusters, and for single sources if groups are not clusters or rows move singly
                         (the plan's is then the mean of a sample of steps)
-    packed_share        share of the rows that stand in batches of several clusters' remains
+    packed_share        share of the rows that are in batches of several clusters' remains
     leftovers           rows that remain of their clusters when all whole parts of a batch are taken
     repeats             rows that come twice in one pass over the source
     read_amplification  rows fetched / rows used, by one worker that keeps nothing it has read

@@ -1,9 +1,9 @@
-"""Strata and groups: what strategies are reduced to, the one form that the plan can count with.
+"""Strata and groups: the one form that all strategies are reduced to, so that the plan can compute with them.
 
 A **stratum** is a set of rows that batches never leave: a source, the pool of the sources that are smaller than a
 batch, or (random) the whole corpus. Inside it lie **groups**, in packing order; a batch takes its rows from one group
-or from `clusters_per_batch` groups, and what remains of a group is packed with its neighbours' remains. Which they are
-for each strategy: strategies.py.
+or from `clusters_per_batch` groups, and what remains of a group is packed with its neighbours' remains. strategies.py
+lists both for each strategy.
 
 With `uniform_clusters` every cluster that fills a batch is a stratum of its own, drawn as often as any other.
 
@@ -28,7 +28,7 @@ from clusterbatch.shards.index import ClusterIndex
 
 POOL = "(small sources)"
 
-# If no clusters_per_batch is given, so many rows at most are to be in packed batches.
+# If no clusters_per_batch is given, at most this share of the rows is to be in packed batches.
 _PACKED_SHARE = 0.25
 # A cluster is crowded if more than this share of its negatives would be copies of the positive.
 _CROWDED = 0.5
@@ -101,11 +101,11 @@ class Stratum:
 def build_strata(index: ClusterIndex, config: BatchesConfig, layout: str) -> tuple[list[Stratum], list[str]]:
     """Return the strata of a corpus under a strategy, and the names of the sources that are left out.
 
-    `layout` says by what the shards are grouped: cluster, group, source or random. If a strategy can do without the
+    `layout` says what the shards are grouped by: cluster, group, source or random. If a strategy can do without the
     layout it was made for, it moves single rows, which reads a run for each: right for comparisons on one machine,
     costly on object storage.
 
-    Raises UsageError when the layout cannot serve the strategy, fewer rows than a batch take part, or a weight names
+    Raises UsageError if the layout cannot serve the strategy, fewer rows than a batch take part, or a weight names
     no source.
     """
     _check_layout(index, config, layout)

@@ -3,8 +3,8 @@
 strategy        stratum   groups                                   what moves together
 cluster         source    its clusters                             a run (consecutive rows, one read)
 group           source    the user's own segments of it            a run
-source          source    the source (in a pool: each source)      a run of a layout made for it, else a row
-random          corpus    one: all of it                           a run of a layout made for it, else a row
+source          source    the source (in a pool: each source)      a run of a layout made for it, otherwise a row
+random          corpus    one: all of it                           a run of a layout made for it, otherwise a row
 random_groups   source    as large as its clusters, of any rows    a row
 """
 
@@ -41,7 +41,7 @@ class Strategy(NamedTuple):
 
     @property
     def needs_clusters(self) -> bool:
-        """Whether a corpus has to be embedded and clustered for it."""
+        """True if a corpus has to be embedded and clustered for it."""
         return "cluster" in self.layouts
 
     def moves_runs(self, name: str, layout: str) -> bool:
