@@ -195,7 +195,7 @@ def _teacher_margins(batch: SliceBatch, device: torch.device) -> TeacherMargins:
 
 
 class FlatGradients:
-    """Owns the gradients of `parameters`; call `clear` before and `reduce` after the backward passes of a step.
+    """Gradients of `parameters` in one buffer; call `clear` before and `reduce` after a step's backward passes.
 
     tables: parameters (V, d) of which a batch touches only rows that are token ids of the batch.
     """

@@ -95,7 +95,7 @@ def all_workers(use_gpu: bool) -> tuple[int, int]:
 def _fit_or_stop(trainer: TorchTrainer, job: TrainingJob, status: Any) -> None:
     """Run the trainer to its end; on an interrupt stop its workers behind a checkpoint and pass the interrupt on.
 
-    The trainer runs in a thread: on the main thread Ray Train takes SIGINT over, to end the process with exit code 1
+    The trainer runs in a thread: on the main thread Ray Train takes over SIGINT, to end the process with exit code 1
     and without a word, and turns what a handler of SIGTERM raises into a plain KeyboardInterrupt.
     """
     ended: Future[None] = Future()
@@ -245,7 +245,7 @@ def _watch_for_stop(status: Any, ended: threading.Event) -> None:
 
 
 class _StoppableBackend(TorchConfig().backend_cls):  # type: ignore[misc]
-    """Lets a worker finish its step and write a checkpoint when it is sent SIGTERM, as spot machines are."""
+    """Let a worker finish its step and write a checkpoint when it is sent SIGTERM, as spot machines are."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         super().on_start(worker_group, backend_config)
@@ -307,7 +307,7 @@ class _Shown:
         self._has_warned = False
 
     def show(self, line: dict[str, Any]) -> None:
-        """Show a metrics line; of a step that a resumed run does again nothing is shown."""
+        """Show a metrics line; nothing is shown for a step that a resumed run repeats."""
         if line["step"] < self._done:
             return
         self._progress.advance(line["step"] + 1 - self._done, log_line(line))

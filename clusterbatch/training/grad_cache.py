@@ -25,7 +25,7 @@ from clusterbatch.encoder.tokens import micro_batches
 
 @dataclass(frozen=True)
 class RandomKey:
-    """Names the randomness of one rank in one step."""
+    """Key of the randomness of one rank in one step."""
 
     seed: int
     step: int

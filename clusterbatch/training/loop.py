@@ -38,7 +38,7 @@ class LoopSettings:
 
 
 class TrainingLoop:
-    """Runs on every rank; rank 0 also writes metrics and checkpoints (`log`, `checkpoints`; None elsewhere).
+    """Loop that runs on every rank; rank 0 also writes metrics and checkpoints (`log`, `checkpoints`; None elsewhere).
 
     observe: called on rank 0 with each step's line. stop_requested: polled before every step, see Preempted.
     """
@@ -136,7 +136,7 @@ class TrainingLoop:
     def _is_free(self) -> bool:
         """Return whether the checkpoint before is written, after waiting for it no longer than `patience`.
 
-        Storage that takes longer for a checkpoint than lies between two gets fewer of them: the other ranks, in their
+        If storage takes longer for a checkpoint than the time between two, fewer are written: the other ranks, in their
         next collective by now, would take a longer wait for a lost worker.
         """
         return self._checkpoints is None or self._checkpoints.is_free(self._settings.patience)

@@ -1,4 +1,4 @@
-"""Margin-MSE: each mined negative is to score as far below the positive as a teacher scores it.
+"""Margin-MSE: a mined negative should score as far below the positive as a teacher scores it.
 
 Hofstaetter 2020, "Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge Distillation" (arXiv
 2010.02666); in TAS-B (2021, arXiv 2104.06967) it is the loss on pairs of passages. The teacher here is the surrogate,

@@ -9,8 +9,8 @@ surrogate    pairs that the embedding model that clustered the data scores above
              (absolute) or times one (relative); NV-Retriever's "positive-aware" mining as a mask
 own score    the same with the scores of the model in training (Qwen3-Embedding: margin 0.1)
 
-Hard negatives are under the first and the last of these. Of their vectors by the surrogate none are kept; what it calls
-an answer is left out when they are mined (mine.most_of_positive, mine.margin).
+The first and the last of these apply to hard negatives. Their vectors by the surrogate are not kept; likely answers are
+left out when they are mined (mine.most_of_positive, mine.margin).
 
 Legend: Q rows of queries in hand, D document columns in hand, B pairs of the global batch, N hard negatives of the
 global batch, M dimensions of the surrogate's stored vectors. Documents are the B pairs' documents in global order, then
@@ -61,7 +61,7 @@ class Relation:
         self._own_scores = own_scores
         self._surrogate_limit: Tensor | None = None
         if facts.negative_hash is not None:
-            # Rows whose query stands in the batch more than once.
+            # Rows whose query is in the batch more than once.
             _, number, count = facts.query_hash.unique(return_inverse=True, return_counts=True)
             self._repeated = (count[number] > 1).nonzero().squeeze(1)
         if config.surrogate_margin is not None:
@@ -98,7 +98,7 @@ class Relation:
         return ignored.to(torch.int8).mul_(IGNORED).masked_fill_(positive, POSITIVE)
 
     def queries_block(self, queries: slice, others: slice, scores_QQ: Tensor) -> Tensor:
-        """Return (Q, Q') int8: other queries as negatives of a query, but for itself and its duplicates."""
+        """Return (Q, Q') int8: other queries as negatives of a query, except itself and its duplicates."""
         facts, device = self._facts, scores_QQ.device
         row = torch.arange(queries.start, queries.stop, device=device)
         column = torch.arange(others.start, others.stop, device=device)

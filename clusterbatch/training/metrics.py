@@ -1,6 +1,6 @@
 """Metrics of a run: JSON lines as the record, dashboards that follow it, and the cost of a step.
 
-Every step is in the lines exactly once whatever crashes in between. Object storage cannot append, so the lines lie in
+Every step is in the lines exactly once whatever crashes in between. Object storage cannot append, so the lines are in
 segments named after their first step: a new one begins with every checkpoint and when one has grown large, and the
 current one is written again as it grows. A run that resumes from step s removes the segments that begin at or after s:
 lines beyond the last whole checkpoint are dropped, and those steps are logged again.
@@ -53,7 +53,7 @@ _GEMM_ROUNDS = 8
 
 
 class MetricsLog:
-    """Writes the lines of steps from `first_step` on under <folder>/metrics/. Rank 0 only."""
+    """Write the lines of steps from `first_step` on under <folder>/metrics/. Rank 0 only."""
 
     def __init__(self, folder: Folder, first_step: int) -> None:
         self._folder = folder
@@ -156,7 +156,7 @@ class _TensorBoard:
 
         self._target = folder.child(TENSORBOARD)
         self._local = tempfile.TemporaryDirectory()
-        # Files of a crashed attempt may lie beside ours; purge_step hides what they have from here on.
+        # Files of a crashed attempt may be beside ours; purge_step hides what they have from here on.
         self._writer = SummaryWriter(self._local.name, purge_step=first_step or None)
 
     def add(self, step: int, figures: dict[str, float]) -> None:

@@ -38,7 +38,7 @@ def learning_rate_factor(schedule: Schedule, step: int, steps: int, warmup: floa
 
 
 class Optimizer:
-    """Wraps torch's fused AdamW: one pass over parameters and moments, on the CPU too."""
+    """Torch's fused AdamW: one pass over parameters and moments, on the CPU too."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], config: TrainConfig, steps: int, rate: float) -> None:
         """`rate`: the peak learning rate; `steps`: of the whole run, over which the schedule stretches."""

@@ -63,7 +63,7 @@ class _RetryingHandler(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]
 
 
 class _Upload(io.BytesIO):
-    """Becomes an object when it is closed."""
+    """File that becomes an object when it is closed."""
 
     def __init__(self, folder: Folder, name: str) -> None:
         super().__init__()

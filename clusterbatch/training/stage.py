@@ -22,7 +22,7 @@ from clusterbatch.training.prepare_model import check_adapters
 from clusterbatch.training.starting_model import FORMER_LEARNING_RATE, with_learning_rate
 from clusterbatch.training.worker import CHECKPOINTS, Continuation, TrainingJob, checkpoints_of, open_plan
 
-# With fewer steps a run warns; with so many, a model has moved.
+# Steps below which a run warns, and steps after which a model has changed noticeably.
 _FEW_STEPS, _ENOUGH_STEPS = 100, 300
 
 

@@ -47,7 +47,7 @@ class StepResult:
 
 
 class TrainingStep:
-    """Holds what changes from step to step: model, temperature, gradients, optimizer.
+    """State that changes from step to step: model, temperature, gradients, optimizer.
 
     trainable: name -> parameter, in a fixed order; names are those of the checkpoints.
     """

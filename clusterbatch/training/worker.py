@@ -36,7 +36,7 @@ from clusterbatch.training.step import LOG_SCALE, TrainingStep
 from clusterbatch.training.validation import Validation
 
 CHECKPOINTS = "checkpoints"
-# If the configuration does not say when to write checkpoints: about so many in a run, no two of them nearer to each
+# If the configuration does not say when to write checkpoints: about this many in a run, no two of them nearer to each
 # other than the first number of seconds nor farther apart than the second.
 _CHECKPOINTS_PER_RUN = 10
 _SECONDS_BETWEEN_CHECKPOINTS = (60.0, 1800.0)
@@ -58,7 +58,7 @@ class Continuation:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Order to a worker; small and picklable. `initial_model` is a name, a folder or an s3:// URI."""
+    """Instructions to a worker; small and picklable. `initial_model` is a name, a folder or an s3:// URI."""
 
     config: RunConfig
     generation: int
