@@ -14,7 +14,7 @@ from clusterbatch.store.artifact import Receipt
 
 
 class Executor(Protocol):
-    """Runs work items, single calls, and says what there is to run them on."""
+    """Interface that runs work items and single calls, and tells what there is to run them on."""
 
     @property
     def several_processes(self) -> bool:
@@ -23,7 +23,7 @@ class Executor(Protocol):
 
     @property
     def starts_nodes(self) -> bool:
-        """Return whether nodes may be started on request, so that what is missing now may come."""
+        """Return whether nodes may be started on request, so that missing resources may still come."""
         ...
 
     def resources(self) -> Mapping[str, float]:
@@ -31,7 +31,7 @@ class Executor(Protocol):
         ...
 
     def check_room(self, title: str, bundles: Sequence[Bundle]) -> None:
-        """Raise InfrastructureError when workers that ask for these bundles could never run at once."""
+        """Raise InfrastructureError if workers that ask for these bundles could never run at once."""
         ...
 
     def call(self, function: Callable[[Any], Any], argument: Any, pool: Pool) -> Any:
@@ -48,7 +48,7 @@ class Executor(Protocol):
 
 
 class InProcessExecutor:
-    """Runs everything in this process: for a debugger, for small corpora and for tests.
+    """Run everything in this process: for a debugger, for small corpora and for tests.
 
     Arguments and items go through pickle, so that what works here works on Ray. Errors are raised as they are.
 

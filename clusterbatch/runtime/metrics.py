@@ -75,7 +75,7 @@ def exported_name(name: str) -> str:
 
 
 def count_retries() -> None:
-    """From now on this process counts its repeated storage requests. Call it in each that reads or writes."""
+    """Count the repeated storage requests of this process from now on. Call it in each that reads or writes."""
     if _retried not in retries.observers:
         retries.observers.append(_retried)
 
@@ -85,12 +85,12 @@ def _retried() -> None:
 
 
 def pass_begun(stage: str, waiting: int) -> None:
-    """Records that a pass has `waiting` units to do: one whose first unit never ends must be seen, too."""
+    """Record that a pass has `waiting` units to do: one whose first unit never ends must be seen, too."""
     _set("clusterbatch_units_waiting", waiting, stage=stage)
 
 
 def unit_finished(stage: str, receipt: Receipt, waiting: int) -> None:
-    """Records a unit whose receipt has come back; `waiting` units of the stage are still to be done."""
+    """Record a unit whose receipt has come back; `waiting` units of the stage are still to be done."""
     counts = receipt.counts
     outcomes = {
         "read": counts.read,
@@ -107,7 +107,7 @@ def unit_finished(stage: str, receipt: Receipt, waiting: int) -> None:
 
 
 def step_finished(line: Mapping[str, Any]) -> None:
-    """Records a training step from its line of metrics.jsonl."""
+    """Record a training step from its line of metrics.jsonl."""
     for name in _TRAINING_GAUGES:
         _set(f"clusterbatch_training_{name}", line[name])
     _add("clusterbatch_training_pairs", line["pairs"])
@@ -134,7 +134,7 @@ def _observe(name: str, value: float, **tags: str) -> None:
 
 @cache
 def _instrument(name: str) -> Any:
-    """One per process: a second of the same name would start again from zero."""
+    """Return the instrument of that name, one per process: a second one would start again from zero."""
     measure = MEASURES[name]
     if measure.kind == "counter":
         return Counter(name, measure.description, measure.tags)

@@ -16,7 +16,7 @@ from clusterbatch.store.traffic import Traffic, carry_over
 
 @dataclass(frozen=True)
 class Pass:
-    """Runs `worker(**arguments).process(item, output)` for every item and keeps a receipt of each in `output`.
+    """Run `worker(**arguments).process(item, output)` for every item and keep a receipt of each in `output`.
 
     Needs an open session (`ray_session`) unless everything is done already.
 

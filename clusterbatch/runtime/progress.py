@@ -1,4 +1,4 @@
-"""One line of progress for long work: what is done, how fast, how long still."""
+"""One line of progress for long work: the share done, the rate, and the time left."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ProgressLine:
         return self
 
     def start_at(self, done: int) -> None:
-        """Work that an earlier session finished; it does not count in the rate."""
+        """Count work that an earlier session finished; it does not affect the rate."""
         self._initial = self._done = done
         if self._bar:
             self._bar.update(self._task, completed=done)

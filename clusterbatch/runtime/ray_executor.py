@@ -25,7 +25,7 @@ from clusterbatch.store.artifact import Receipt
 _SECONDS_BETWEEN_LOOKS = 2.0
 _SECONDS_BEFORE_FIRST_WORD = 10.0
 _SECONDS_BETWEEN_WORDS = 60.0
-# How often an item is tried whose worker dies of it. Ray Data's default is without end.
+# How often an item is tried whose worker dies of it. Ray Data's default is unlimited.
 _TRIES = 3
 # Items that may be lost with their workers before the pass stops: the others are finished first, so that the message
 # names those that are to blame.
@@ -35,7 +35,7 @@ _BUG = "bug"
 
 
 class RayExecutor:
-    """Runs items through Ray Data; a session must be connected to a cluster.
+    """Run items through Ray Data; a session must be connected to a cluster.
 
     startup_timeout: seconds in which the cluster's autoscaler may start nodes.
     """
@@ -60,7 +60,7 @@ class RayExecutor:
     def check_room(self, title: str, bundles: Sequence[Bundle]) -> None:
         """Raise InfrastructureError if the cluster could never start these workers at once: they would wait for ever.
 
-        With a startup time-out the cluster's autoscaler is asked for the nodes first, and has so long to start them.
+        With a startup time-out the cluster's autoscaler is asked for the nodes first, and has that long to start them.
         The workers themselves keep the nodes from then on, so the request is withdrawn, and idle nodes go when they
         have ended.
         """
@@ -118,7 +118,8 @@ class RayExecutor:
 def _dataset(work: Work, items: Sequence[WorkItem], workers: int, preparers: int) -> Any:
     rows = [{"item": packed(item)} for item in items]
     dataset = ray.data.from_items(rows, override_num_blocks=len(items))
-    # An actor is replaced as often as it is lost: on spot machines that is no fault. What it was at is not.
+    # A lost actor is always replaced, as losses are normal on spot machines; its item is tried a limited number of
+    # times.
     options = {"batch_size": 1, "max_restarts": -1, "max_task_retries": _TRIES - 1}
     if work.ahead:
         dataset = dataset.map_batches(
@@ -237,7 +238,7 @@ def _watch(title: str, bundles: Sequence[Bundle], ended: threading.Event) -> Non
         try:
             waiting = sum(_pending(bundle) for bundle in _distinct(bundles))
         except Exception:
-            # Ray's view of its demands is for words only: no pass fails for want of it.
+            # Ray's view of its demands serves the message alone: no pass fails without it.
             return
         if not waiting:
             if elapsed > _SECONDS_BETWEEN_WORDS:

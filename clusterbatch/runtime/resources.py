@@ -33,7 +33,7 @@ def _say_auto_is_cpu() -> None:
 
 
 def gpus_for(device: str, workers: int, each: float | None = None) -> float:
-    """GPUs that each of `workers` asks for: `each`, else one; where there are fewer GPUs than workers, they share them.
+    """GPUs that each of `workers` asks for: `each`, otherwise one, or a share of one if GPUs are fewer.
 
     Ray shows a worker the GPUs it asked for and no others, so what auto means to the worker follows from this.
     """
@@ -47,7 +47,7 @@ def gpus_for(device: str, workers: int, each: float | None = None) -> float:
 
 
 def check_resources(title: str, workers: int, pool: Pool) -> None:
-    """Check as `check_bundles` does for so many workers of one pool."""
+    """Check as `check_bundles` does, for this many workers of one pool."""
     check_bundles(title, [pool.bundle] * workers)
 
 

@@ -132,7 +132,7 @@ def _init(config: RayConfig, address: str | None) -> None:
                 log_to_driver=False,
                 logging_level="error",
             )
-    # Ray raises a bare Exception where a node does not start in time.
+    # Ray raises a bare Exception if a node does not start in time.
     except Exception as error:
         raise InfrastructureError(f"ray {address or 'local'}: cannot start or join ({_reason(error)})") from error
 
@@ -173,7 +173,7 @@ def _without_native_stderr() -> Iterator[None]:
 
 
 def _quieten() -> None:
-    # Ray Data reports each execution at level INFO and advises at WARNING; what users need they hear from us.
+    # Ray Data reports each execution at level INFO and advises at WARNING; this package tells users what they need.
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import ray.data._internal.execution.streaming_executor  # noqa: F401 (its import resets the levels)

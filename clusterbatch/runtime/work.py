@@ -21,7 +21,7 @@ Bundle = dict[str, float]
 
 @dataclass(frozen=True)
 class Pool:
-    """A fixed number of workers and what each asks of the cluster. Pools that scale by themselves tend not to."""
+    """A fixed number of workers and the resources that each asks for: autoscaling pools often do not scale."""
 
     workers: int
     # Below one core by default: on a small machine two workers must leave a sliver for reading and training.
@@ -103,7 +103,7 @@ class Work:
 
 
 class ItemRunner:
-    """Runs a pass's items in the worker's process."""
+    """Run a pass's items in the worker's process."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
