@@ -63,7 +63,7 @@ def outliers(artifact: Artifact, manifest: Manifest) -> list[Outlier]:
 
 
 class ShardText:
-    """Reads text of single rows of the shards; keeps the row groups read last."""
+    """Read text of single rows of the shards; keep the row groups read last."""
 
     def __init__(self, artifact: Artifact, manifest: Manifest) -> None:
         self._artifact = artifact

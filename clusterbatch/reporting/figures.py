@@ -27,7 +27,7 @@ COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8
 _MARKERS = "osD^vPX*"
 _LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2))]
 LEGEND_COLUMNS = 3
-# Stands for the page's text colour; replaced by currentColor, which follows light and dark.
+# Placeholder of the page's text colour; replaced by currentColor, which follows light and dark.
 _INK = "#123456"
 # Sources that the legend of a map names; the page has the others in its texts.
 _MOST_NAMED = 12
@@ -111,7 +111,7 @@ def _style(ink: str, fonttype: str) -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def japanese_font() -> tuple[str, ...]:
-    """The first installed font with Japanese glyphs, or nothing: then exported figures show boxes for them."""
+    """The first installed font with Japanese glyphs, if any; without one, exported figures show boxes for them."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     return tuple(name for name in _JAPANESE_FONTS if name in installed)[:1]
 
@@ -170,12 +170,12 @@ def look_of(number: int) -> dict[str, Any]:
 
 
 def legend_above(axes: Axes) -> None:
-    """Outside the axes: with many arms it would cover their lines."""
+    """Put the legend outside the axes: with many arms it would cover their lines."""
     axes.legend(fontsize=9, ncols=LEGEND_COLUMNS, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
 def plain_numbers(axes: Axes) -> None:
-    """Few ticks of a logarithmic axis, written out: powers of ten alone would often be one tick or none."""
+    """Label a few ticks of a logarithmic axis in plain numbers: powers of ten alone would often be one tick or none."""
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
