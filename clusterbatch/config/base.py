@@ -20,7 +20,7 @@ def _absolute_folder(name: str) -> str:
     return _absolute(name) if os.path.isdir(os.path.expanduser(name)) else name
 
 
-# A URI or a local path. Paths are made absolute when they are read: workers have other working directories.
+# A URI or a local path. Paths become absolute when the configuration is read: workers have other working directories.
 Address = Annotated[str, AfterValidator(_absolute)]
 # The name of a model, a URI, or a local folder, likewise.
 ModelName = Annotated[str, AfterValidator(_absolute_folder)]

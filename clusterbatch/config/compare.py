@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from clusterbatch.config.base import Section, operational
 
-# As a value of cluster.mean_size and batches.clusters_per_batch: what makes batches as hard as those of clusters.
+# As a value of cluster.mean_size and batches.clusters_per_batch: batches as hard as those of clusters.
 MATCHED = "matched"
 # As the steps of a phase of batches.curriculum: half of the comparison's steps.
 HALF = "half"
@@ -42,7 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "random-masked": {"batches.stratify": "random", **_MASK},
     "source-masked": {"batches.stratify": "source", **_MASK},
     "cluster-masked": {"batches.stratify": "cluster", **_MASK},
-    # One mined hard negative a row beside random in-batch ones: what clusters are to be compared with (ANCE).
+    # One mined hard negative a row beside random in-batch ones: the method to compare clusters with (ANCE).
     "random-mined": {"batches.stratify": "random", "mine.negatives": 1},
     "cluster-consistent": {"batches.stratify": "cluster", "mine.consistency": 20},
     # Query clusters, each as often as any other; and with one negative a row from all over the range of margins.
@@ -86,7 +86,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "cluster.mean_size": MATCHED,
         "batches.clusters_per_batch": MATCHED,
     },
-    # Is it that clusters gather what does not belong anywhere? Without the rows farthest from their centroids.
+    # Do clusters gain because they gather rows that belong nowhere? Without the rows farthest from their centroids.
     "random-no-outliers": {"batches.stratify": "random", "cluster.drop_outliers": _OUTLIERS},
     "source-no-outliers": {"batches.stratify": "source", "cluster.drop_outliers": _OUTLIERS},
     "cluster-no-outliers": {"batches.stratify": "cluster", "cluster.drop_outliers": _OUTLIERS},
@@ -117,7 +117,7 @@ def _seconds(value: object) -> object:
 
 
 class DecideConfig(Section):
-    """When it pays: the gain over the baseline that the user wants to see, and what it may cost."""
+    """Rule for what pays: the smallest gain over the baseline, and the largest extra cost."""
 
     metric: str = "NDCG@10"
     """Metric that decides, as a mean over the collections."""
@@ -197,7 +197,7 @@ class CompareConfig(Section):
 
     @property
     def steps_of_each(self) -> int:
-        """Steps that are made for each that is asked for."""
+        """Steps made for each configured one."""
         return _LONG if self.long else 1
 
     @property

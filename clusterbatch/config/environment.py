@@ -66,7 +66,7 @@ class StorageConfig(Section):
 class ReuseConfig(Section):
     """Workspaces (URIs) whose artifacts are read in place of this one's own, and never written, `--force` or not.
 
-    Results do not depend on where an input lies, and what it is goes into the fingerprint of what is made from it.
+    Results do not depend on where an input is stored; its identity enters the fingerprint of everything made from it.
     """
 
     corpus: Address | None = operational(None)

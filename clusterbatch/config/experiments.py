@@ -165,7 +165,7 @@ DRIFT_FIGURES = ("drift", "movement", "hardness")
 
 
 class RefreshConfig(Section):
-    """Each round re-embeds, re-clusters and goes on training from the live model's last checkpoint."""
+    """Rounds that embed and cluster again and continue training from the live model's last checkpoint."""
 
     rounds: int = Field(1, ge=1)
     """Generations that one call makes."""
@@ -224,8 +224,8 @@ class ReportConfig(Section):
     language: Language = operational("en")
     """Language of the reports."""
     segment_pattern: str = operational(r"^(.+?)-[dq]?[0-9a-f]{16}$")
-    """Regular expression whose first group, found in a query's id, names the segment (source) of the query. The built-
-    in sample's ids are <source>-q<16 hex digits>. Gains are shown by segment if ids match."""
+    """Regular expression whose first group, found in a query's id, names the segment (source) of the query. The
+    built-in sample's ids are <source>-q<16 hex digits>. Gains are shown by segment if ids match."""
 
     @field_validator("segment_pattern")
     @classmethod

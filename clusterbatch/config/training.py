@@ -19,7 +19,7 @@ Stratify = Literal["random", "source", "cluster", "group", "random_groups"]
 class PhaseConfig(Section):
     """A stretch of the curriculum; keys that are not set are those of `batches`.
 
-    It lasts so many epochs or steps; the last phase, and only that, may leave both open and lasts to the end.
+    Its length is given in epochs or steps, except for the last phase, which lasts to the end.
     """
 
     epochs: int | None = Field(None, ge=1)
@@ -113,7 +113,7 @@ class BatchesConfig(Section):
 
     @property
     def phases(self) -> list[BatchesConfig]:
-        """The batches of each phase, without a curriculum of their own; one where there is none."""
+        """The batches of each phase, without a curriculum of their own; one if there is none."""
         return [
             self.model_copy(update={"curriculum": [], **phase.changes}) for phase in self.curriculum or [PhaseConfig()]
         ]
