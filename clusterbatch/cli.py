@@ -276,10 +276,10 @@ COMMANDS = {
         force="replace what another configuration made; what matches is kept",
         estimate=True,
     ),
-    "predict": Command("before any training: how hard would clustered batches be on this corpus?", _predict),
-    "tune": Command("choose settings by a cheap ranking and short runs; writes the chosen configuration", _tune),
+    "predict": Command("estimate, before any training, how hard clustered batches would be on this corpus", _predict),
+    "tune": Command("choose settings by a cheap ranking and short runs; write the chosen configuration", _tune),
     "refresh": Command(
-        "the next generations: embed, cluster and train again",
+        "make the next generations: embed, cluster and train again",
         _refresh,
         options=(
             Option("--rollback", {"action": "store_true", "help": "return to the previously live model, and stop"}),
@@ -292,7 +292,7 @@ COMMANDS = {
         options=(Option("--output", {"metavar": "DIR", "help": "also copy them to a local folder"}),),
     ),
     "compare": Command(
-        "batch strategies and seeds on the same data: table, verdict, report",
+        "compare batch strategies and seeds on the same data: table, verdict, report",
         _compare,
         estimate=True,
         options=(
@@ -300,7 +300,7 @@ COMMANDS = {
         ),
     ),
     "inspect": Command(
-        "what is in a workspace, or in one cluster",
+        "show the contents of a workspace, or of one cluster",
         _inspect,
         force=None,
         exclusive=False,
@@ -312,7 +312,7 @@ COMMANDS = {
         ),
     ),
     "clean": Command(
-        "what a workspace no longer needs; removes it with --yes",
+        "list what a workspace no longer needs; remove it with --yes",
         _clean,
         force=None,
         options=(
@@ -382,7 +382,7 @@ def _sample(options: argparse.Namespace) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Prints usage errors as JSON objects too, if log lines are JSON."""
+    """Print usage errors as JSON objects too, if log lines are JSON."""
 
     def error(self, message: str) -> NoReturn:
         if is_structured():
@@ -436,7 +436,7 @@ def _parser() -> argparse.ArgumentParser:
     keys.set_defaults(action=_show_config)
     sample = _add(commands, "sample", "write a real corpus mined from installed packages' docstrings")
     sample.add_argument("folder", metavar="DIR", help="where to write it: a local folder or s3://bucket/prefix")
-    sample.add_argument("--pairs", type=int, default=18_000, help="at most so many pairs (default 18000)")
+    sample.add_argument("--pairs", type=int, default=18_000, help="number of pairs, at most (default 18000)")
     sample.add_argument("--seed", type=int, default=0)
     sample.set_defaults(action=_sample)
     return parser

@@ -34,7 +34,7 @@ _TEXT = (
 
 
 def print_quality(gains: Iterable[dict[str, Any]], report: str) -> None:
-    """`gains`: rows of pipeline.report.gains."""
+    """Print what training gained; `gains` are rows of pipeline.report.gains."""
     table = _table(
         "Retrieval quality before and after training", "collection", "metric", "queries", "before", "after", "gain"
     )
@@ -49,7 +49,7 @@ def print_quality(gains: Iterable[dict[str, Any]], report: str) -> None:
 
 
 def print_comparison(found: dict[str, Any], page: str) -> None:
-    """`found`: what a comparison's data file holds."""
+    """Print a comparison; `found` is the content of its data file."""
     table = _table("Quality by arm", "arm", "verdict", "value", "difference", "interval", "p corrected", "minutes")
     for row in found["arms"]:
         interval = "" if row["difference"] is None else _interval(row)
@@ -62,7 +62,7 @@ def print_comparison(found: dict[str, Any], page: str) -> None:
 
 
 def print_prediction(found: dict[str, Any]) -> None:
-    """`found`: what experiments.predict.stage.predict returns."""
+    """Print a prediction; `found` is the result of experiments.predict.stage.predict."""
     columns = ["source", "rows", "diversity", "duplicates", "source batches", "harder by", "batches", "reason"]
     table = _table("Would clusters help?", *columns)
     for name, row in sorted(found["sources"].items(), key=lambda entry: -entry[1]["rows"]):
@@ -82,7 +82,7 @@ def print_prediction(found: dict[str, Any]) -> None:
 
 
 def print_tuning(found: dict[str, Any], file: str) -> None:
-    """`found`: what experiments.tune.stage.tune returns; file: the chosen configuration."""
+    """Print candidates; `found` is the result of experiments.tune.stage.tune, `file` the chosen configuration."""
     table = _table("Candidates", "arm", "rank score", "steps", found["metric"], "minutes")
     for name, row in found["candidates"].items():
         last = row["rungs"][-1] if row["rungs"] else None
@@ -95,7 +95,7 @@ def print_tuning(found: dict[str, Any], file: str) -> None:
 
 
 def print_intervals(found: dict[str, Any], file: str) -> None:
-    """`found`: what experiments.tune.refresh_interval returns; file: where that is."""
+    """Print refresh intervals; `found` is the result of experiments.tune.refresh_interval, `file` its address."""
     columns = ["refresh", "month", "rows", "embedded", "new clusters", "old data", "new data", "minutes", "cost"]
     table = _table(f"{found['metric']} and cost by refresh interval", *columns)
     for name, policy in found["policies"].items():
@@ -121,7 +121,7 @@ def print_intervals(found: dict[str, Any], file: str) -> None:
 
 
 def print_rounds(rounds: Sequence[dict[str, Any]], live: int | None, report: str) -> None:
-    """`rounds`: those of pipeline.summary, under `refresh`."""
+    """Print the rounds of refresh, as pipeline.summary has them."""
     columns = [
         "generation",
         "from",
@@ -159,7 +159,7 @@ def print_rounds(rounds: Sequence[dict[str, Any]], live: int | None, report: str
 
 
 def print_workspace(workspace: str, rows: Sequence[dict[str, Any]]) -> None:
-    """`rows`: those of pipeline.inspect_workspace."""
+    """Print the stages of a workspace, as pipeline.inspect_workspace finds them."""
     table = _table(workspace, "stage", "state", "read", "written", "rejected", "set aside", "files", "MiB", "seconds")
     for row in rows:
         name = f"{row['stage']} {row['generation']}" if row["generation"] else row["stage"]
@@ -183,7 +183,7 @@ def print_workspace(workspace: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def print_cluster(cluster: dict[str, Any]) -> None:
-    """`cluster`: a row of shards.statistics."""
+    """Print one cluster, a row of shards.statistics."""
     console = _console()
     lines = [
         f"{cluster['source']}/{cluster['cluster']}: {cluster['rows']:,} rows, "
@@ -204,7 +204,7 @@ def print_cluster(cluster: dict[str, Any]) -> None:
 
 
 def _cosine(value: float | None) -> str:
-    """Rows that were not clustered by vectors have none."""
+    """Return a cosine as text; rows that were not clustered by vectors have none."""
     return "-" if value is None else f"{value:.4f}"
 
 
@@ -232,14 +232,14 @@ def print_keys(keys: Sequence[Key]) -> None:
 
 
 def _interval(row: dict[str, Any]) -> str:
-    """A dash where there was one seed, or one query of a collection."""
+    """Return an interval as text; a dash if there was one seed, or one query of a collection."""
     return "–" if row["low"] is None else f"{row['low']:+.4f} … {row['high']:+.4f}"
 
 
 def _console() -> Console:
     # Names and paths are the user's: what looks like markup in them is not.
     console = Console(markup=False, emoji=False)
-    # Where nobody looks at a terminal (a log, a pipe), eighty columns would only break words.
+    # In a log or a pipe eighty columns would only break words.
     return console if console.is_terminal else Console(markup=False, emoji=False, width=120)
 
 

@@ -41,7 +41,7 @@ def first_line(error: BaseException) -> str:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The `ClusterbatchError` inside whatever Ray (or Python's chaining) wrapped around it, else `error` itself."""
+    """Return the `ClusterbatchError` that Ray (or Python's chaining) wrapped, otherwise `error` itself."""
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
     while queue:

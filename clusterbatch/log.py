@@ -56,7 +56,7 @@ def configure_logging() -> None:
 
 
 class StandardErrorHandler(logging.Handler):
-    """Writes to whatever standard error is at that moment, in the format that CLUSTERBATCH_LOG names."""
+    """Write to the current standard error, in the format that CLUSTERBATCH_LOG names."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""

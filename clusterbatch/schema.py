@@ -42,7 +42,7 @@ REJECTS = pa.schema(
 
 
 def corpus_schema(optional: Sequence[str] = (), dimensions: int | None = None) -> pa.Schema:
-    """`dimensions`: of the vectors that the user brought, where there are some."""
+    """Schema of the corpus. dimensions: of the vectors that the user brought, if there are some."""
     fields = [*CORPUS_REQUIRED, *(CORPUS_OPTIONAL[name] for name in CORPUS_OPTIONAL if name in optional)]
     if dimensions is not None:
         fields += [pa.field(name, vectors_type(dimensions), nullable=False) for name in VECTORS]
@@ -78,7 +78,7 @@ def training_schema(
     images: Sequence[str] = (),
     margins: bool = False,
 ) -> pa.Schema:
-    """Of the training columns; vocabulary: of the model to be trained, which decides the type of token ids.
+    """Schema of the training columns. vocabulary: of the model to be trained, which decides the type of token ids.
 
     images: the sides (query, document) that are images: encoded ones, in place of tokens.
     """
@@ -112,7 +112,7 @@ CLUSTER_INDEX = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         # Number inside the source.
         pa.field("cluster", pa.int32(), nullable=False),
-        # A cluster larger than a shard lies in several pieces; 0 for all others.
+        # A cluster larger than a shard is in several pieces; 0 for all others.
         pa.field("piece", pa.int32(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
         # Rows and runs (of run_rows rows; only the last run of a piece may be shorter) inside the shard.
