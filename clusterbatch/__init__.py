@@ -1,6 +1,15 @@
 """Contrastive pretraining of text-embedding models on semantically clustered batches, on Ray.
 
-Names listed in `__all__` are the public interface; everything else may move between releases.
+The public names, which can be imported from here and keep their meaning from release to release:
+
+- `clusterbatch.config.load.load_config`: the configuration from a YAML file and overrides
+- `clusterbatch.pipeline.run.run`: all stages, as the command `run` does
+- `clusterbatch.batches.curriculum.make_plan`: the batch plan over a cluster index
+- `clusterbatch.batches.samplers.ClusterBatchSampler`: same-cluster batches for a PyTorch `DataLoader`
+- `clusterbatch.batches.samplers.SentenceTransformersSampler`: the same for the trainer of Sentence Transformers
+- `clusterbatch.batches.samplers.label_rows`: cluster labels of a workspace for one's own rows
+
+Everything else may move between releases.
 """
 
 from __future__ import annotations
@@ -8,23 +17,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from clusterbatch.version import __version__
+from clusterbatch.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from clusterbatch.batches.curriculum import make_plan
-    from clusterbatch.batches.samplers import ClusterBatchSampler, SentenceTransformersSampler, label_rows
-    from clusterbatch.config import load_config
-    from clusterbatch.pipeline.run import run
-
-__all__ = [
-    "ClusterBatchSampler",
-    "SentenceTransformersSampler",
-    "__version__",
-    "label_rows",
-    "load_config",
-    "make_plan",
-    "run",
-]
+    from clusterbatch.batches.curriculum import make_plan as make_plan
+    from clusterbatch.batches.samplers import ClusterBatchSampler as ClusterBatchSampler
+    from clusterbatch.batches.samplers import SentenceTransformersSampler as SentenceTransformersSampler
+    from clusterbatch.batches.samplers import label_rows as label_rows
+    from clusterbatch.config import load_config as load_config
+    from clusterbatch.pipeline.run import run as run
 
 # Docstrings are Markdown: what the API reference shows them as.
 __docformat__ = "markdown"
@@ -47,4 +48,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *_HOMES])

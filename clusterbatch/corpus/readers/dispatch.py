@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -39,7 +39,8 @@ def read_slice(piece: Slice, config: CorpusConfig, storage: StorageConfig) -> It
         yield from reader(Reading(file, piece, columns, config.encoding, opening, config.tsv_quotes))
 
 
-class Reading(NamedTuple):
+@dataclass(frozen=True)
+class Reading:
     """Arguments of a reader. encoding: the one configured, if any; tsv_quotes: whether TSV has quoted fields."""
 
     file: BinaryIO
