@@ -116,7 +116,7 @@ def print_intervals(found: dict[str, Any], file: str) -> None:
             unknown = " (one seed, or one query: no interval)"
             interval = f" ({policy['low']:+.4f} to {policy['high']:+.4f})" if known else unknown
             console.print(f"{name}: {policy['gain']:+.4f}{interval} over {next(iter(found['policies']))}")
-    console.print(f"take: {found['chosen']} ({found['why']}; cost in {found['currency']})")
+    console.print(f"recommended: {found['chosen']} ({found['why']}; cost in {found['currency']})")
     console.print(f"figures: {file}", soft_wrap=True)
 
 

@@ -301,7 +301,7 @@ def _about_clusters(plan: BatchPlan, report: dict[str, Any]) -> list[str]:
     packed = [name for name, each in report["sources"].items() if each["packed_share"] > _MUCH_PACKED]
     if report["packed_share"] > _MUCH_PACKED:
         found.append(
-            f"packing: {report['packed_share']:.0%} of the rows stand in batches of several clusters' remains "
+            f"packing: {report['packed_share']:.0%} of the rows are in batches of several clusters' remains "
             f"({_names(packed)}); larger clusters (cluster.mean_size) or smaller batches would be purer"
         )
     narrow = 0

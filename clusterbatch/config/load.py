@@ -101,7 +101,7 @@ def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 
 class _RepeatedKeyError(Exception):
-    """A key stands twice in one section."""
+    """A key occurs twice in one section."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -173,7 +173,7 @@ def _tests(config: RunConfig) -> list[PairCollection]:
         if collection is None:
             # If it were skipped, its texts would be trained on.
             raise UsageError(
-                f"evaluate.path: {folder.uri} is no collection in BEIR layout (corpus.jsonl, queries.jsonl, "
+                f"evaluate.path: {folder.uri} is not a collection in BEIR layout (corpus.jsonl, queries.jsonl, "
                 f"qrels/{config.evaluate.split}.tsv)"
             )
         found.append(collection)

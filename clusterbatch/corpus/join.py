@@ -33,7 +33,7 @@ from clusterbatch.store.tables import write_parquet
 NOT_RELEVANT = "judged not relevant"
 NO_DOCUMENT = "no document with this id"
 NO_QUERY = "no query with this id"
-ID_TWICE = "an id that stands twice"
+ID_TWICE = "an id that occurs twice"
 
 _ORIGIN = [pa.field("slice", pa.int64()), pa.field("position", pa.int64())]
 _SCHEMAS: dict[Role, pa.Schema] = {

@@ -27,7 +27,7 @@ def parse_judgement(line: str) -> tuple[str, str, float]:
         raise ValueError(f"{len(fields)} columns")
     query, document, grade = fields[0], fields[1], float(fields[2])
     if not query or not document or not math.isfinite(grade):
-        raise ValueError("an empty id or a grade that is no number")
+        raise ValueError("an empty id or a grade that is not a number")
     return query, document, grade
 
 

@@ -127,7 +127,7 @@ def check_columns(present: Sequence[str], columns: InputColumns) -> None:
         raise BrokenFileError(f"no column {', '.join(missing)} (has: {has}); name the columns with corpus.columns")
     twice = [name for name, count in Counter(present).items() if count > 1 and name in wanted]
     if twice:
-        raise BrokenFileError(f"column {twice[0]} stands twice in the file")
+        raise BrokenFileError(f"column {twice[0]} occurs twice in the file")
 
 
 def shown(content: Any) -> str:

@@ -193,7 +193,7 @@ def _truncate_dim(folder: Path, settings: dict[str, Any]) -> int | None:
     value = settings.get("truncate_dim")
     if value is not None and (not isinstance(value, int) or value < 1):
         raise UsageError(
-            f"{folder}: truncate_dim {value!r} in config_sentence_transformers.json is no number of dimensions"
+            f"{folder}: truncate_dim {value!r} in config_sentence_transformers.json is not a number of dimensions"
         )
     return value
 

@@ -79,7 +79,7 @@ def _check(collection: Collection) -> None:
             inside = [child for child in collection.folder.list() if collection.folder.exists(f"{child}/{DOCUMENTS}")]
             hint = f"; it holds some: give evaluate.path={_list(collection, inside)}" if inside else ""
             raise UsageError(
-                f"evaluate.path: {collection.folder.uri} is no collection in BEIR layout (no {name}){hint}"
+                f"evaluate.path: {collection.folder.uri} is not a collection in BEIR layout (no {name}){hint}"
             )
     if not collection.folder.exists(collection.judgements_file):
         raise UsageError(

@@ -139,7 +139,7 @@ class Collection:
             if line.strip():
                 item = _parse(line, place, position)
                 if item["_id"] in texts:
-                    raise DataError(f"{place}: query id {item['_id']} stands twice")
+                    raise DataError(f"{place}: query id {item['_id']} occurs twice")
                 texts[item["_id"]] = self._content(item, place, position)
             position += len(line)
         missing = [query for query in judgements if query not in texts]
@@ -182,7 +182,7 @@ class Collection:
                 texts.append(f"{title} {self._content(item, place, position)}".strip())
             position += len(line) + 1
         if len(set(ids)) < len(ids):
-            raise DataError(f"{place}: a document id stands twice between bytes {start} and {end}")
+            raise DataError(f"{place}: a document id occurs twice between bytes {start} and {end}")
         return ids, texts
 
     def _content(self, item: dict[str, Any], place: str, position: int) -> str:

@@ -44,7 +44,7 @@ class LoadedCollection:
             ids += names
             documents += read
         if len(set(ids)) < len(ids):
-            raise DataError(f"collection {collection.name}: a document id stands twice in its corpus.jsonl")
+            raise DataError(f"collection {collection.name}: a document id occurs twice in its corpus.jsonl")
         order = descending_ids(ids)
         self.document_ids = [ids[row] for row in order]
         self.query_texts = Texts("query", list(texts.values()), max_query_tokens)

@@ -151,7 +151,7 @@ def merge_candidates(pieces: Sequence[Candidates], collection: str) -> Candidate
     """
     names = [name for piece in pieces for name in piece.ids]
     if len(set(names)) < len(names):
-        raise DataError(f"collection {collection}: a document id stands twice in its corpus.jsonl")
+        raise DataError(f"collection {collection}: a document id occurs twice in its corpus.jsonl")
     order = descending_ids(names)
     number = np.empty(len(names), np.int64)
     number[order] = np.arange(len(names))

@@ -71,7 +71,7 @@ def cluster(
     manifest = artifact.manifest()
     if manifest is not None and manifest.inputs.get("corpus") in corpus.earlier and not force and not artifact.reused:
         raise OtherWorkError(
-            f"{artifact.folder.uri}: clusters of an earlier version of the corpus, and they stay as they are; "
+            f"{artifact.folder.uri}: clusters of an earlier version of the corpus, which are kept; "
             "`clusterbatch refresh` makes the next generation of the corpus as it is now, or pass --force"
         )
     watch = Stopwatch()

@@ -162,8 +162,8 @@ class Artifact:
         """
         if self.reused:
             raise UsageError(
-                f"{self.reused}: {self.folder.uri} is read, not written, and is not finished as this configuration and "
-                f"its inputs ask for; make it in its own workspace, or run without {self.reused}"
+                f"{self.reused}: {self.folder.uri} is read, not written, and was not finished with this configuration "
+                f"and these inputs; make it in its own workspace, or run without {self.reused}"
             )
         manifest = self.manifest()
         receipts = self._receipts()

@@ -97,7 +97,7 @@ def test_a_beir_folder_is_joined(tmp_path: Path, in_process: None) -> None:
         ("train.tsv", 101, "no document with this id"),
         ("train.tsv", 102, "no query with this id"),
         ("train.tsv", 103, "expected query id, document id and a grade"),
-        ("corpus.jsonl", 200, "an id that stands twice"),
+        ("corpus.jsonl", 200, "an id that occurs twice"),
         ("corpus.jsonl", 201, "not JSON: Expecting property name enclosed in double quotes"),
     }
     assert manifest.counts.set_aside == {"judged not relevant": 1}
@@ -184,7 +184,7 @@ def test_test_collections_that_are_not_there_are_refused(tmp_path: Path, in_proc
         return with_changes(configuration(tmp_path, [file]), {"evaluate": {"path": [path], **evaluate}})
 
     for path in (str(tmp_path / "nowhere"), str(folder)):
-        with pytest.raises(UsageError, match=rf"evaluate\.path: {path} is no collection"):
+        with pytest.raises(UsageError, match=rf"evaluate\.path: {path} is not a collection"):
             ingest(config(path))
     write_lines(folder / "qrels/dev.tsv", ["q1\td1\t1"])
     with pytest.raises(UsageError, match=rf"evaluate\.split: {folder} has no judgements called test"):

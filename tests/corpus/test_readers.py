@@ -257,7 +257,7 @@ ZIPPED = gzip.compress(LINES)
         ("k.csv", b"question,answer\na,b\n", "no column query, document (has: question, answer)"),
         ("l.parquet", as_parquet(pa.table({"query": ["a"]})), "no column document (has: query)"),
         ("m.parquet", as_parquet(pa.table({"query": [1], "document": ["a"]})), "column query is int64, expected text"),
-        ("n.csv", b"query,document,query\na,b,c\n", "column query stands twice"),
+        ("n.csv", b"query,document,query\na,b,c\n", "column query occurs twice"),
         ("o.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "not what its name says: binary data"),
         ("p.jsonl", LINES.decode().encode("utf-16"), "UTF-16 text"),
         ("q.parquet.gz", gzip.compress(PARQUET), "a compressed Parquet file"),

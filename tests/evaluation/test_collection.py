@@ -56,11 +56,11 @@ def test_only_judged_queries_are_read_in_the_order_of_the_judgements(write_colle
         ("qrels/test.tsv", "q1\ta\t1\nq1\ta\t2\n", r"line 2: query q1 and document a judged twice"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "no judgements"),
         ("qrels/test.tsv", "q9\ta\t1\n", "1 judged queries have no text here, the first is q9"),
-        ("queries.jsonl", '{"_id": "q1", "text": "x"}\n{"_id": "q1", "text": "y"}\n', "query id q1 stands twice"),
+        ("queries.jsonl", '{"_id": "q1", "text": "x"}\n{"_id": "q1", "text": "y"}\n', "query id q1 occurs twice"),
         ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "b"\n', r"corpus\.jsonl byte 26: not valid JSON"),
         ("corpus.jsonl", '{"_id": "a"}\n', "byte 0: expected an object with _id and text"),
         ("corpus.jsonl", '{"_id": "a b", "text": "x"}\n', "must not be empty or hold white space"),
-        ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "x"}\n', "a document id stands twice"),
+        ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "x"}\n', "a document id occurs twice"),
     ],
 )
 def test_damage_is_one_line_that_says_where(write_collection, tmp_path: Path, file, content, message):

@@ -166,7 +166,7 @@ def test_an_id_in_two_ranges_is_found_out(config: RunConfig, tmp_path: Path):
     corpus = tmp_path / "topics" / "corpus.jsonl"
     lines = corpus.read_text().splitlines(keepends=True)
     corpus.write_text("".join([*lines, lines[0]]))
-    with pytest.raises(DataError, match="topics: a document id stands twice"):
+    with pytest.raises(DataError, match="topics: a document id occurs twice"):
         evaluate(config)
 
 

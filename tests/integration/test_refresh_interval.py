@@ -113,7 +113,7 @@ def test_the_command_prints_every_month(
         assert name in printed
         for row in each["months"]:
             assert f"{row['new']:.4f}" in printed
-    assert f"take: {found['chosen']}" in printed
+    assert f"recommended: {found['chosen']}" in printed
 
 
 def test_what_cannot_be_compared_is_said_at_once(config: RunConfig) -> None:

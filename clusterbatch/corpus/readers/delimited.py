@@ -75,7 +75,7 @@ def _header(line: str, columns: InputColumns, delimiters: str, quoting: Any) -> 
             failure = failure or error
             continue
         if twice:
-            raise BrokenFileError(f"column {twice[0]} stands twice in the header")
+            raise BrokenFileError(f"column {twice[0]} occurs twice in the header")
         return delimiter, header
     assert failure is not None
     raise failure
