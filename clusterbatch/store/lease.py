@@ -1,8 +1,8 @@
 """One run at a time on a workspace: a lease that names its owner and expires when the owner is gone.
 
-Commits are safe without it (parts have unique names, manifests come last); what removes or replaces files is not. The
-lease also prevents two runs from doing the same work. No storage is trusted to decide a race: whoever writes waits a
-moment and reads back whose lease it is, and keeps reading it while renewing. A lease that is gone or has expired is
+Commits are safe without it (parts have unique names, manifests come last); removing or replacing files is not. The
+lease also prevents two runs from doing the same work. No storage is trusted to decide a race: a writer waits a moment,
+reads the lease back to see whose it is, and keeps reading it while renewing. A lease that is gone or has expired is
 lost: meanwhile another run may have come and left.
 """
 

@@ -25,7 +25,7 @@ _TRANSIENT_CODES = {
     "RequestTimeout",
     "TooManyRequests",
     "Throttling",
-    # The body was damaged or cut on its way to the server.
+    # The body was damaged or cut in transit to the server.
     "BadDigest",
     "IncompleteBody",
     "XAmzContentSHA256Mismatch",
@@ -174,7 +174,7 @@ def _failure(error: BaseException) -> _Failure | None:
             reason = "no answer to the connection" if name == "ConnectTimeoutError" else "connection refused or no host"
             return _Failure(reason, transient=True, unreachable=True)
         if library in ("botocore", "aiobotocore"):
-            # Its HTTP errors are resets, broken bodies and time-outs, its parser fails at answers damaged on their way;
+            # Its HTTP errors are resets, broken bodies and time-outs, its parser fails at answers damaged in transit;
             # others are parameters it does not accept.
             transient = any(base.__name__ in _PASSING for base in type(cause).__mro__)
             return _Failure(f"{name}: {_first_line(cause)}" if not transient else name, transient=transient)

@@ -104,7 +104,7 @@ def request(storage: StorageConfig, operation: str, *, writes: int = 0, **argume
 async def _ask(
     filesystem: fsspec.AbstractFileSystem, operation: str, arguments: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """`seconds`: how long the server may be silent; a transfer has time in proportion to its bytes beside that."""
+    """`seconds`: how long the server may be silent; in addition, a transfer has time in proportion to its bytes."""
     from botocore.exceptions import ClientError
 
     body = arguments.get("Body", b"")

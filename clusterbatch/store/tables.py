@@ -88,7 +88,7 @@ def _read(folder: Folder, path: str, columns: Sequence[str] | None, row_groups: 
         table = file.read_row_groups(groups, columns=None if columns is None else list(columns))
     missing = set(columns or ()) - set(table.column_names)
     if missing:
-        # Parquet leaves out what it does not know; here it can only be a footer that is not the one written.
+        # Parquet leaves out unknown columns; here these can only come from a footer that is not the one written.
         raise pa.ArrowInvalid(f"no column {', '.join(sorted(missing))}")
     return table
 

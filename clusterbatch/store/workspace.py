@@ -181,7 +181,7 @@ def _published(workspace: Workspace, source: Folder, names: set[str]) -> tuple[i
 def check_workspace(config: RunConfig) -> None:
     """Raise UsageError if the workspace is a folder of the user's own data, which a run would mix with its files.
 
-    A new workspace must hold nothing where artifacts are going to be, and no input may be read from where they are.
+    A new workspace must hold nothing in the places of artifacts, and no input may be read from these.
     """
     workspace = Workspace(config)
     root = workspace.root
