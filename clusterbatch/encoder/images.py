@@ -1,4 +1,4 @@
-"""Images on their way into an image tower: decoded, resized and cropped as its processor says, not yet normalised.
+"""Preparation of images for an image tower: decoded, resized and cropped as its processor says, not yet normalised.
 
 Before a processor scales the numbers, an image is uint8: a quarter of the bytes that the tower takes. Resizing is the
 work of CPUs and is done ahead; scaling is done where the tower is.

@@ -17,7 +17,7 @@ from clusterbatch.errors import DataError, UsageError, first_line
 # Texts are cut to this many characters per token wanted before they are tokenised. When that leaves too few tokens
 # (long words, indentation), the cut is moved out, so it never changes the result.
 _CHARACTERS_PER_TOKEN = 8
-# A cut inside a word changes the tokens of that word: BERT makes up to 100 of one. These must lie beyond the limit.
+# A cut inside a word changes the tokens of that word: BERT makes up to 100 of one. These must be beyond the limit.
 _MARGIN = 128
 # Texts whose encodings are in memory at once.
 _CHUNK = 4096
