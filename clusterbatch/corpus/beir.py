@@ -53,7 +53,7 @@ class CollectionSlice:
 
 
 def collection_in(folder: Folder, number: int, split: str | None, key: str = "corpus.split") -> PairCollection | None:
-    """Return the collection in a folder; None if the folder's files are of no such layout.
+    """Return the collection in a folder; None if the folder's files have neither layout.
 
     Judgements: those of `split` (qrels/SPLIT.tsv, qrels.SPLIT.tsv), by default the training ones, otherwise all.
     Raises UsageError, which names `key`, if there is no such split.

@@ -149,7 +149,7 @@ def cut(file: InputFile, unit_bytes: int, can_be_cut: bool) -> Iterator[tuple[in
 
 
 def _folder_name(uri: str) -> str:
-    """Return what the folders of a file are called: their hive keys, otherwise the nearest that is no split's name."""
+    """Return a name from the folders of a file: their hive keys, otherwise the nearest that does not name a split."""
     path = uri.removeprefix("s3://") if uri.startswith("s3://") else uri
     folders = [segment for segment in path.split("/")[:-1] if segment]
     keys = [segment for segment in folders if _is_key(segment)]

@@ -1,4 +1,4 @@
-"""Joins judgements with their documents and queries through storage, so that no side has to fit in memory.
+"""Join of judgements with their documents and queries through storage, so that no side has to fit in memory.
 
 First, slices of all files become rows by id, bucketed: documents and judgements by document, queries by query. Then the
 judgements of a bucket get their documents and are bucketed by query; last, they get their queries and are pairs like

@@ -296,7 +296,7 @@ class IngestPasses:
         """Run a pass whose output goes with the exchange."""
         identity = fingerprint("passes", _PASSES, self.identity)
         temporary = Pass(title, output, identity, worker, arguments, self._pool, measured_in, temporary=True)
-        # What other work that was cut off has left is of no use to anybody.
+        # The remains of other work that was cut off are useless.
         return temporary.run(items, force=True)
 
 

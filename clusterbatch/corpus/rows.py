@@ -1,4 +1,4 @@
-"""Rows on their way from a file to the corpus: canonical columns by name, and rejects with their reasons."""
+"""Rows between a file and the corpus: canonical columns by name, and rejects with their reasons."""
 
 from __future__ import annotations
 
