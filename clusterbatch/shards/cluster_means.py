@@ -19,7 +19,7 @@ from clusterbatch.shards.layout import ShardSchema, VectorEncoder
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.store import Artifact
 
-# Rows of each cluster that are averaged: inside a cluster rows lie in random order.
+# Rows of each cluster that are averaged: inside a cluster rows are in random order.
 _ROWS = 64
 
 

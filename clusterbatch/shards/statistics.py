@@ -58,7 +58,7 @@ class StatisticsJob:
                 clusters.setdefault(cluster, []).append(row)
                 if vector is not None:
                     vectors[cluster] = vectors.get(cluster, 0) + vector.astype(np.float64)
-            assert source not in summary, "the rows of a source stand together"
+            assert source not in summary, "the rows of a source are consecutive"
             described = _describe(source, clusters, vectors)
             rows.append(pa.Table.from_pylist(described, schema=_STATISTICS))
             farthest.append(pa.Table.from_pylist(_farthest(described), schema=_FARTHEST_ROWS))
