@@ -69,10 +69,10 @@ def _partition(graph: sparse.csr_matrix, count: int, seed: int) -> np.ndarray:
 
 
 def with_size(graph: sparse.csr_matrix, label: np.ndarray, size: int) -> np.ndarray:
-    """(N,) int64: the parts `label` with rows moved until each has `size` rows, but for the least joined one.
+    """(N,) int64: the parts `label` with rows moved until each has `size` rows, except the least joined one.
 
-    Batches are made of whole parts: one with a row more or less would be taken apart. The rows that move are those that
-    know the fewest of their part; each goes where it knows the most, of those that have room.
+    Batches are made of whole parts: one with a row more or less would be taken apart. The rows that move are those
+    joined with the fewest of their part; each goes to the part with room that it is joined with most.
     """
     rows = len(label)
     count = -(-rows // size)

@@ -1,4 +1,4 @@
-"""Spherical mini-batch k-means. No Ray: whoever holds the rows answers with mergeable sums.
+"""Spherical mini-batch k-means. No Ray: the holder of the rows answers with mergeable sums.
 
 The rows of a fit are a sample in random order, cut into fixed chunks. First rounds look at an eighth of the chunks
 each, going round and round; later ones at a quarter, the last at all. Older rounds' sums are kept with a weight that

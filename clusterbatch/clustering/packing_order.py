@@ -37,7 +37,7 @@ def packing_order(centroids: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def merge_upward(
     centroids: np.ndarray, weights: np.ndarray, clusters: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A coarser level of a finished fit, without its rows: its centroids, (K, D), clustered by the rows they stand for.
+    """A coarser level of a finished fit, without its rows: its centroids, (K, D), clustered with their rows as weights.
 
     Returns (K,) int64, the coarse cluster of each centroid, and the (clusters, D) coarse centroids.
     """
