@@ -121,7 +121,7 @@ class DeviceBatchSampler(Sampler[list[int]]):
 
     @property
     def sampler(self) -> DeviceBatchSampler:
-        """This sampler: accelerate looks here for set_epoch if it wraps a batch sampler for several processes."""
+        """The sampler itself: accelerate looks for set_epoch here if it wraps a batch sampler for several processes."""
         return self
 
     def __len__(self) -> int:

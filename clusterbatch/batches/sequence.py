@@ -141,7 +141,7 @@ class EpochSequence:
 
     @property
     def in_order_from(self) -> int:
-        """Position from which on the remains stand in packing order, no longer in permuted parts."""
+        """Position from which on the remains are in packing order, no longer in permuted parts."""
         return self._parts * self._part_rows
 
     def stretches(self, start: int, end: int) -> Stretches:

@@ -1,7 +1,7 @@
 """Strata and groups: the one form that all strategies are reduced to, so that the plan can compute with them.
 
 A **stratum** is a set of rows that batches never leave: a source, the pool of the sources that are smaller than a
-batch, or (random) the whole corpus. Inside it lie **groups**, in packing order; a batch takes its rows from one group
+batch, or (random) the whole corpus. Inside it are **groups**, in packing order; a batch takes its rows from one group
 or from `clusters_per_batch` groups, and what remains of a group is packed with its neighbours' remains. strategies.py
 lists both for each strategy.
 
