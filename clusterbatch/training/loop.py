@@ -31,7 +31,7 @@ class LoopSettings:
     run_fingerprint: str
     plan_fingerprint: str
     evaluate_every: int = 1
-    # Seconds that a step may wait for the checkpoint before it to be written; all ranks stand still meanwhile.
+    # Seconds that a step may wait for the checkpoint before it to be written; all ranks are idle meanwhile.
     patience: float = math.inf
     # (least, most) seconds between two checkpoints, beside checkpoint_every.
     checkpoint_seconds: tuple[float, float] = (0.0, math.inf)

@@ -150,7 +150,7 @@ class TokenMean(nn.EmbeddingBag):
         assert bag.mode == "mean"
         assert bag.padding_idx is None
         super().__init__(bag.num_embeddings, bag.embedding_dim, mode="mean", _weight=bag.weight.detach())
-        # The same Parameter, so that whoever holds it sees it trained.
+        # The same Parameter, so that every holder of it sees it trained.
         self.weight = bag.weight
 
     def forward(self, input: Tensor, offsets: Tensor) -> Tensor:  # type: ignore[override]
