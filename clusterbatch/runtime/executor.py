@@ -1,4 +1,4 @@
-"""Executors: whoever runs work items. Ray's is in `ray_executor`; the one here uses this process alone."""
+"""Executors, which run work items. Ray's is in `ray_executor`; the one here uses this process alone."""
 
 from __future__ import annotations
 

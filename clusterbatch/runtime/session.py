@@ -35,7 +35,7 @@ _LOCAL_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 
-# Addresses that Ray resolves by itself.
+# Addresses that Ray resolves on its own.
 _WORDS_FOR_ADDRESSES = ("auto", "local")
 _RAY_CLIENT_PORT = 10001
 _CONNECT_TRIES, _CONNECT_SECONDS = 3, 5.0
