@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cluster-query": {"batches.stratify": "cluster", "cluster.features": "query"},
     "cluster-both": {"batches.stratify": "cluster", "cluster.features": "both"},
     "cluster-corpus": {"batches.stratify": "cluster", "cluster.scope": "corpus"},
-    # Masks for every strategy: one that alone has them gains by the mask, not by its batches.
+    # Masks for every strategy: if only one had them, it would gain by the mask, not by its batches.
     "random-masked": {"batches.stratify": "random", **_MASK},
     "source-masked": {"batches.stratify": "source", **_MASK},
     "cluster-masked": {"batches.stratify": "cluster", **_MASK},

@@ -144,7 +144,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"configuration {path}: {error.strerror or error}") from None
     except _RepeatedKeyError as error:
         raise UsageError(f"configuration {path} {error}") from None
-    # A ValueError: something that looks like a date and is none.
+    # A ValueError: something that looks like a date and is not one.
     except (yaml.YAMLError, ValueError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""

@@ -164,7 +164,7 @@ class EmbedConfig(Section):
 
 
 class MineConfig(Section):
-    """Every query is searched among the documents of its source. Off unless negatives or consistency are asked for."""
+    """Search of every query among the documents of its source. Off unless negatives or consistency are set."""
 
     negatives: int = Field(0, ge=0)
     """Hard negatives to find for each row, appended to those the corpus has; fewer if not enough candidates pass the
