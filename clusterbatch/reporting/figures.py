@@ -133,7 +133,7 @@ def cluster_sizes(rows: Sequence[int], batch: int, words: Mapping[str, str]) -> 
 
 
 def cluster_map(clusters: Sequence[MappedCluster], words: Mapping[str, str]) -> Plot:
-    """Plot clusters on two axes; point ids, `point-<number>` in the order of `clusters`, serve the page's hover texts."""
+    """Plot clusters on two axes; ids `point-<number>`, in the order of `clusters`, serve the page's hover texts."""
     sources = sorted({cluster.source for cluster in clusters})
 
     def draw(axes: Axes) -> None:
