@@ -17,7 +17,7 @@ from clusterbatch.pipeline.finished import finished_report, read_state, record_f
 from clusterbatch.pipeline.run import run
 from clusterbatch.store.workspace import Workspace
 from tests.encoder.models import make_static
-from tests.without_ray import WORDS as ONE_PROCESS
+from tests.in_process import OVERRIDES as ONE_PROCESS
 
 COMMAND = """
 import json, sys
