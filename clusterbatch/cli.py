@@ -49,7 +49,8 @@ class Command:
     """One command that takes a configuration.
 
     force: help of `--force`; None if the command has no such option. estimate: whether `--dry-run` estimates time and
-    cost. exclusive: whether it holds the workspace's lease, so that no other run writes there.
+    cost. exclusive: whether it holds the workspace's lease, so that no other run writes there. collections: whether it
+    reads those of `evaluate.path`.
     """
 
     help: str
@@ -57,6 +58,7 @@ class Command:
     force: str | None = "replace the existing result"
     estimate: bool = False
     exclusive: bool = True
+    collections: bool = False
     options: tuple[Option, ...] = ()
 
 
@@ -121,13 +123,19 @@ def _stage(config: RunConfig, options: argparse.Namespace) -> Outcome:
 
         check_inputs(config)
     from clusterbatch.corpus.ingest import ingest
+    from clusterbatch.evaluation.checks import check_given_collections
     from clusterbatch.pipeline.run import STAGES, run_stage
 
     stage = next(stage for stage in STAGES if stage.name == options.command)
+    if COMMANDS[stage.name].collections:
+        check_given_collections(config)
     if getattr(options, "append", False):
         stage = replace(stage, function=partial(ingest, append=True))
     manifest = run_stage(stage, config, force=options.force)
-    return Outcome(manifest.model_dump(mode="json", exclude={"parts"}))
+    data = manifest.model_dump(mode="json", exclude={"parts"})
+    if stage.name == "evaluate":
+        return Outcome(data, lambda: console.print_scores(manifest.details["table"]))
+    return Outcome(data)
 
 
 def _run(config: RunConfig, options: argparse.Namespace) -> Outcome:
@@ -262,6 +270,7 @@ COMMANDS = {
         "read and check the corpus",
         _stage,
         estimate=True,
+        collections=True,
         options=(
             Option("--append", {"action": "store_true", "help": "add new files to the corpus, as its next version"}),
         ),
@@ -269,12 +278,13 @@ COMMANDS = {
     "embed": Command("embed it with the surrogate", _stage, estimate=True),
     "cluster": Command("cluster it and write the shards that training reads", _stage, estimate=True),
     "train": Command("pretrain the model on same-cluster batches", _stage, estimate=True),
-    "evaluate": Command("measure the model on the test collections", _stage, estimate=True),
+    "evaluate": Command("measure the model on the test collections", _stage, estimate=True, collections=True),
     "run": Command(
         "all stages, skipping what is done",
         _run,
         force="replace what another configuration made; what matches is kept",
         estimate=True,
+        collections=True,
     ),
     "predict": Command("estimate, before any training, how hard clustered batches would be on this corpus", _predict),
     "tune": Command("choose settings by a cheap ranking and short runs; write the chosen configuration", _tune),
@@ -295,6 +305,7 @@ COMMANDS = {
         "compare batch strategies and seeds on the same data: table, verdict, report",
         _compare,
         estimate=True,
+        collections=True,
         options=(
             Option("--budget", {"metavar": "15m", "help": "time it may take; sample and steps are chosen to fit"}),
         ),
@@ -339,6 +350,10 @@ def _perform(command: Command, options: argparse.Namespace) -> None:
     config = load_config(path, words[1:] if path else words)
     with log_context(run=config.workspace):
         if command.estimate and options.dry_run:
+            if command.collections:
+                from clusterbatch.evaluation.checks import check_given_collections
+
+                check_given_collections(config)
             if options.command == "compare":
                 from clusterbatch.experiments.compare.plan import plan_comparison
 

@@ -48,6 +48,19 @@ def print_quality(gains: Iterable[dict[str, Any]], report: str) -> None:
     console.print(f"report: {report}", soft_wrap=True)
 
 
+def print_scores(scores: Sequence[dict[str, Any]]) -> None:
+    """Print the `table` of an evaluation's manifest: a line per collection and metric, a column per model."""
+    models = list(dict.fromkeys(row["model"] for row in scores))
+    values: dict[tuple[str, str, int], dict[str, float]] = {}
+    for row in scores:
+        values.setdefault((row["collection"], row["metric"], row["queries"]), {})[row["model"]] = row["value"]
+    table = _table("Retrieval quality", "collection", "metric", "queries", *models)
+    for (collection, metric, queries), of_model in values.items():
+        shown = [f"{of_model[model]:.4f}" if model in of_model else "" for model in models]
+        table.add_row(collection, metric, f"{queries:,}", *shown)
+    _console().print(table)
+
+
 def print_comparison(found: dict[str, Any], page: str) -> None:
     """Print a comparison; `found` is the content of its data file."""
     table = _table("Quality by arm", "arm", "verdict", "value", "difference", "interval", "p corrected", "minutes")

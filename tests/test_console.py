@@ -11,6 +11,7 @@ from clusterbatch.console import (
     print_prediction,
     print_quality,
     print_removals,
+    print_scores,
     print_workspace,
 )
 from clusterbatch.pipeline.clean import Removal
@@ -47,3 +48,13 @@ def test_a_difference_without_an_interval_has_a_dash(capsys: pytest.CaptureFixtu
     print_comparison({"arms": [row, {**row, "arm": "cluster", "difference": 0.1}], "answer": "[?]"}, "page")
     lines = capsys.readouterr().out.splitlines()
     assert [("–" in line) for line in lines if "random" in line or "cluster" in line] == [False, True]
+
+
+def test_scores_have_a_line_per_metric_and_a_column_per_model(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"queries": 1200, "documents": 9}
+    values = [("NDCG@10", "[old]", 0.25), ("NDCG@10", "after", 0.5), ("MRR@10", "after", 0.125)]
+    print_scores([{"collection": "a", "metric": metric, "model": m, "value": v, **sizes} for metric, m, v in values])
+    shown = [line.replace("│", "").replace("┃", "").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["collection", "metric", "queries", "[old]", "after"] in shown
+    assert ["a", "NDCG@10", "1,200", "0.2500", "0.5000"] in shown
+    assert ["a", "MRR@10", "1,200", "0.1250"] in shown

@@ -20,12 +20,12 @@ SIDES: tuple[Side, ...] = ("query", "document")
 class SideTokenizer:
     """Turn queries and documents into tokens for one model. Picklable.
 
-    prompts: put before each text, by side. max_tokens: the length to which texts are cut, special tokens included, by
-    side; None: no limit.
+    prompts: put before each text, by side, and by `source-side` for sources with a prompt of their own. max_tokens: the
+    length to which texts are cut, special tokens included, by side; None: no limit.
     """
 
     tokenizer: Tokenizer
-    prompts: Mapping[Side, str]
+    prompts: Mapping[str, str]
     max_tokens: Mapping[Side, int | None]
 
     @classmethod
@@ -45,12 +45,18 @@ class SideTokenizer:
         layout = read_layout(folder)
         special = layout.kind != "static" if special_tokens is None else special_tokens
         limits: dict[Side, int | None] = {side: shorter(max_tokens[side], layout.max_tokens) for side in SIDES}
-        chosen: dict[Side, str] = {side: (prompts or layout.prompts)[side] for side in SIDES}
-        return cls(Tokenizer(folder, special_tokens=special), chosen, limits)
+        return cls(Tokenizer(folder, special_tokens=special), prompts or layout.prompts, limits)
 
-    def tokens(self, texts: Sequence[str], side: Side) -> Tokens:
-        """Return the token ids (int32) of each text behind the prompt of its side."""
-        return self.tokenizer.encode(texts, self.max_tokens[side], self.prompts[side])
+    def tokens(self, texts: Sequence[str], side: Side, sources: Sequence[str] | None = None) -> Tokens:
+        """Return the token ids (int32) of each text behind the prompt of its side, or of its source and side.
+
+        sources: the source of each text; None: prompts of sources are not used.
+        """
+        if sources is None:
+            return self.tokenizer.encode(texts, self.max_tokens[side], self.prompts[side])
+        prompts = {source: self.prompts.get(f"{source}-{side}", self.prompts[side]) for source in set(sources)}
+        asked = [prompts[source] + text for source, text in zip(sources, texts, strict=True)]
+        return self.tokenizer.encode(asked, self.max_tokens[side])
 
     def unknown(self, tokens: Tokens) -> np.ndarray:
         """Return (N, 2) int64: unknown tokens and tokens of each text, special ones not counted."""

@@ -8,10 +8,11 @@ from clusterbatch.config import DOCSTRINGS, RunConfig
 from clusterbatch.embedding.char_ngrams import SURROGATES
 from clusterbatch.encoder.check import check_model
 from clusterbatch.errors import UsageError
-from clusterbatch.evaluation.collection import DOCUMENTS, QUERIES, Collection
+from clusterbatch.evaluation.collection import DOCUMENTS, QUERIES, Collection, open_collections
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.models import AFTER, BEFORE, BM25, evaluated_models
 from clusterbatch.evaluation.stage import configured_collections
+from clusterbatch.store import Folder
 from clusterbatch.store.workspace import Workspace
 
 # Collections that a message names.
@@ -63,6 +64,17 @@ def check_collections(config: RunConfig, *, ingested: bool = False) -> None:
             config = _with(config, path=given)
     for collection in configured_collections(config):
         _check(collection)
+
+
+def check_given_collections(config: RunConfig) -> None:
+    """Raise DataError if a collection of `evaluate.path` is damaged or has an unusable id.
+
+    Collections that lack a file are passed over, as is the built-in sample's own: commands that need them say so.
+    """
+    given = [Folder(path, config.storage) for path in config.evaluate.path if path != DOCSTRINGS]
+    for collection in open_collections(given, config.evaluate.split):
+        if all(collection.folder.exists(name) for name in (DOCUMENTS, QUERIES, collection.judgements_file)):
+            collection.check_ids()
 
 
 def _list(collection: Collection, names: Sequence[str]) -> str:

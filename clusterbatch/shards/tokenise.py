@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from clusterbatch.config import RunConfig, StorageConfig
 from clusterbatch.corpus.images import image_bytes
-from clusterbatch.encoder.model_files import Layout, read_layout, shorter
+from clusterbatch.encoder.model_files import Layout, read_layout
 from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.encoder.sides import SIDES, Side, SideTokenizer
 from clusterbatch.encoder.tokenizer import Tokenizer
 from clusterbatch.schema import token_type
 
@@ -49,9 +50,15 @@ class Tokenisation:
     def __getstate__(self) -> dict[str, object]:
         return {name: self.__dict__[name] for name in self.__dataclass_fields__}
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self._folder, special_tokens=self.special_tokens)
+        return self._sides.tokenizer
+
+    @cached_property
+    def _sides(self) -> SideTokenizer:
+        limits: dict[Side, int | None] = {"query": self.max_query_tokens, "document": self.max_document_tokens}
+        prompts = self._layout.prompts | dict(self.prompts)
+        return SideTokenizer.of_model(self._folder, limits, prompts, special_tokens=self.special_tokens)
 
     @cached_property
     def _folder(self) -> str:
@@ -61,10 +68,6 @@ class Tokenisation:
     def _layout(self) -> Layout:
         return read_layout(self._folder)
 
-    @cached_property
-    def _prompts(self) -> dict[str, str]:
-        return self._layout.prompts | dict(self.prompts)
-
     @property
     def identity(self) -> dict[str, Any]:
         """Values that decide the tokens, by the keys of the configuration.
@@ -73,9 +76,9 @@ class Tokenisation:
         """
         return {
             "train.model or train.encoder": self.tokenizer.fingerprint,
-            "train.max_query_tokens": shorter(self.max_query_tokens, self._layout.max_tokens),
-            "train.max_document_tokens": shorter(self.max_document_tokens, self._layout.max_tokens),
-            "train.prompts": self._prompts,
+            "train.max_query_tokens": self._sides.max_tokens["query"],
+            "train.max_document_tokens": self._sides.max_tokens["document"],
+            "train.prompts": dict(self._sides.prompts),
         }
 
     @property
@@ -97,7 +100,7 @@ class Tokenisation:
         """Return the training columns of the texts and images of `rows`, and of negatives if the rows have some."""
         found: dict[str, pa.Array] = {}
         sources = rows["source"].to_pylist()
-        for side in ("query", "document"):
+        for side in SIDES:
             found |= self._column(side, side, rows[side].to_pylist(), sources)
         if "negatives" in rows.column_names:
             negatives = rows["negatives"].combine_chunks()
@@ -109,12 +112,8 @@ class Tokenisation:
             found[name] = pa.ListArray.from_arrays(pa.array(offsets), values)
         return found
 
-    def _column(self, prefix: str, side: str, texts: list[str], sources: list[str]) -> dict[str, pa.Array]:
+    def _column(self, prefix: str, side: Side, texts: list[str], sources: list[str]) -> dict[str, pa.Array]:
         """Return the columns of one side; images stay encoded bytes, for the model that is trained to decode."""
         if side in self.images:
             return {f"{prefix}_image": pa.array([image_bytes(text) for text in texts], pa.binary())}
-        limit = self.max_query_tokens if side == "query" else self.max_document_tokens
-        prompts = {source: self._prompts.get(f"{source}-{side}", self._prompts[side]) for source in set(sources)}
-        asked = [prompts[source] + text for source, text in zip(sources, texts, strict=True)]
-        tokens = self.tokenizer.encode(asked, shorter(limit, self._layout.max_tokens))
-        return {f"{prefix}_tokens": tokens.to_arrow(self._kind)}
+        return {f"{prefix}_tokens": self._sides.tokens(texts, side, sources).to_arrow(self._kind)}

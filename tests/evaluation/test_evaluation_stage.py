@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from clusterbatch.cli import main
 from clusterbatch.config import RunConfig, load_config, with_changes
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.save import save_model
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.evaluation import search_worker, stage
-from clusterbatch.evaluation.checks import check_collections
+from clusterbatch.evaluation.checks import check_collections, check_given_collections
 from clusterbatch.evaluation.collection import Collection, Texts
 from clusterbatch.evaluation.models import EvaluatedModel, evaluated_models, identities
 from clusterbatch.evaluation.results import read_scores
@@ -279,3 +280,20 @@ def test_white_space_in_an_id_is_found_before_any_work(tmp_path: Path, write_col
     write_collection("spaced", {"a b": "text"}, {"q": "one"}, {"q": {"a b": 1}})
     with pytest.raises(DataError, match="must not be empty or hold white space"):
         check_collections(load_config(None, [f"workspace={tmp_path}/ws", f"evaluate.path={tmp_path}/spaced"]))
+
+
+@pytest.mark.parametrize("command", [["ingest"], ["evaluate"], *([name, "--dry-run"] for name in ("ingest", "run"))])
+def test_commands_that_read_a_collection_check_its_ids_first(
+    command: list[str], tmp_path: Path, write_collection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_collection("spaced", {"a b": "text"}, {"q": "one"}, {"q": {"a b": 1}})
+    (tmp_path / "pairs.jsonl").write_text('{"query": "a", "document": "b"}\n')
+    words = [f"workspace={tmp_path}/ws", f"corpus.paths={tmp_path}/pairs.jsonl", f"evaluate.path={tmp_path}/spaced"]
+    assert main([*command, *words]) == 3
+    assert "spaced/corpus.jsonl byte 0: an _id must not be empty or hold white space" in capsys.readouterr().err
+    assert not (tmp_path / "ws" / "corpus").exists()
+
+
+def test_collections_without_all_files_are_left_to_the_commands_that_need_them(tmp_path: Path):
+    given = f"evaluate.path=[{tmp_path}/nowhere,docstrings://]"
+    check_given_collections(load_config(None, [f"workspace={tmp_path}/ws", given]))
