@@ -67,7 +67,6 @@ def load_encoder(
             # Its output is not used; without gradients nothing waits for it when they are reduced.
             backbone.pooler.requires_grad_(False)  # type: ignore[union-attr]
     backbone = backbone.to(device=device, dtype=dtype).eval()
-    states = pack(backbone, tokenizer.vocabulary, layout.first_position) if packed and kind == "backbone" else None
     encoder = Encoder(
         kind,
         backbone,
@@ -76,11 +75,23 @@ def load_encoder(
         max_tokens=layout.max_tokens,
         prompts=layout.prompts,
         truncate_dim=layout.truncate_dim,
-        packed=states,
     ).eval()
-    if kind == "backbone" and states is None:
+    if packed:
+        drop_padding(encoder)
+    if kind == "backbone" and not encoder.unpadded:
         _check_runs(encoder, layout)
     return encoder
+
+
+def drop_padding(encoder: Encoder) -> None:
+    """Make an encoder compute without padding if device and architecture allow it; for inference only.
+
+    Its weights must not change afterwards: on a CPU copies of them are used.
+    """
+    if encoder.kind == "backbone":
+        tokenizer = encoder.tokenizer
+        first_position = read_layout(tokenizer.folder).first_position
+        encoder.packed = pack(encoder.backbone, tokenizer.vocabulary, first_position)
 
 
 @contextmanager

@@ -60,7 +60,6 @@ class Encoder(nn.Module):
         max_tokens: int | None,
         prompts: dict[str, str],
         truncate_dim: int | None = None,
-        packed: PackedStates | None = None,
     ) -> None:
         super().__init__()
         self.kind = kind
@@ -72,7 +71,8 @@ class Encoder(nn.Module):
         self.truncate_dim = truncate_dim
         # Prepares images, if there is a tower for them.
         self.images: ImageProcessor | None = None
-        self._packed = packed
+        # Computes states without padding; see load.drop_padding.
+        self.packed: PackedStates | None = None
 
     @property
     def dimensions(self) -> int:
@@ -87,7 +87,7 @@ class Encoder(nn.Module):
     @property
     def unpadded(self) -> bool:
         """True if it runs without padding (see `load_encoder`)."""
-        return self._packed is not None
+        return self.packed is not None
 
     @property
     def device(self) -> torch.device:
@@ -111,9 +111,9 @@ class Encoder(nn.Module):
             values = torch.from_numpy(tokens.values.astype(np.int64)).to(self.device)
             starts = torch.from_numpy(tokens.offsets[:-1]).to(self.device)
             return self._finished(self.backbone(values, starts).float())
-        if self._packed:
+        if self.packed:
             tokens = _without_empty(tokens, self.tokenizer.padding)
-            states_TD = self._packed(tokens.values, tokens.offsets)
+            states_TD = self.packed(tokens.values, tokens.offsets)
             return self._finished(pool_packed(states_TD, tokens.offsets, self.pooling))
         ids_NL, lengths_N = padded(tokens, self.tokenizer.padding)
         mask_NL = None

@@ -37,7 +37,7 @@ def test_the_vectors_are_those_of_the_usual_path(
 ) -> None:
     usual, fast = _both(tiny(architecture), dtype)
     if dtype == torch.float32:
-        assert isinstance(fast._packed, FusedBackbone) == (architecture in _BUILT_LIKE_BERT)
+        assert isinstance(fast.packed, FusedBackbone) == (architecture in _BUILT_LIKE_BERT)
     # Many of one length, whole micro-batches of them among those, and no two of one.
     texts = [*awkward_texts, *["the fox"] * 20, *["the lazy dog sleeps " * count for count in range(1, 30)]]
     tokens = usual.tokenizer.encode(texts, usual.max_tokens)

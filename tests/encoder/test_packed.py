@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from clusterbatch.encoder import packed
-from clusterbatch.encoder.load import load_encoder
+from clusterbatch.encoder.load import drop_padding, load_encoder
 from clusterbatch.encoder.model import pool
 from clusterbatch.encoder.model_files import POOLING_MODES
 
@@ -45,6 +45,23 @@ def test_packed_or_not_the_vectors_are_the_same(
     assert other.unpadded == (architecture in _CAN)
     tokens = padded.tokenizer.encode(awkward_texts, padded.max_tokens)
     assert np.abs(padded.encode(tokens, 512) - other.encode(tokens, 512)).max() < 1e-5
+
+
+@pytest.mark.parametrize("architecture", _CAN + _CANNOT)
+def test_padding_is_dropped_after_the_weights_have_changed(
+    architecture: str, tiny: Callable[[str], Path], awkward_texts: list[str]
+) -> None:
+    encoder = load_encoder(str(tiny(architecture)))
+    tokens = encoder.tokenizer.encode(awkward_texts, encoder.max_tokens)
+    before = encoder.encode(tokens, 512)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(0.05 * torch.sin(torch.arange(parameter.numel(), dtype=torch.float32)).view_as(parameter))
+    changed = encoder.encode(tokens, 512)
+    assert np.abs(changed - before).max() > 0.01
+    drop_padding(encoder)
+    assert encoder.unpadded == (architecture in _CAN)
+    assert np.abs(encoder.encode(tokens, 512) - changed).max() < 1e-5
 
 
 @pytest.mark.usefixtures("kernel")

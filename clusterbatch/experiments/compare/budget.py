@@ -24,6 +24,7 @@ from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.char_ngrams import SURROGATES
 from clusterbatch.embedding.embedder import UnitEmbedder
 from clusterbatch.encoder.devices import visible_device
+from clusterbatch.encoder.load import drop_padding
 from clusterbatch.evaluation.measure import LoadedCollection
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.stage import configured_collections
@@ -165,6 +166,7 @@ def _timed_measurement(config: RunConfig) -> tuple[float, float]:
     ]
     start = time.perf_counter()
     model = starting_encoder(config, visible_device(config.train.device))
+    drop_padding(model)
     starting, measuring = time.perf_counter() - start, 0.0
     for collection in loaded:
         measure = partial(collection.measure, model, batch_tokens=config.embed.batch_tokens)

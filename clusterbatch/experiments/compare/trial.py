@@ -19,7 +19,7 @@ import xxhash
 from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.encoder.clip import TowersEncoder
 from clusterbatch.encoder.devices import resolve_device
-from clusterbatch.encoder.load import load_encoder
+from clusterbatch.encoder.load import drop_padding, load_encoder
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.evaluation.collection import Collection
@@ -164,7 +164,9 @@ class TrialWorker:
                 curve += self._means(scores, checkpoint.manifest.step)
             job.folder.remove(CHECKPOINTS)
         else:
-            scores = self._measure(starting_encoder(trial.config, device), trial, self._metrics)
+            encoder = starting_encoder(trial.config, device)
+            drop_padding(encoder)
+            scores = self._measure(encoder, trial, self._metrics)
             curve = self._means(scores, 0)
         part = write_parquet(output, f"scores-{trial.name}", self._table(scores), trial=trial.name)
         pairs = trial.steps * trial.config.batches.size
@@ -266,7 +268,9 @@ def _trained_encoder(config: RunConfig, device: torch.device, parameters: Mappin
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(parameters[name])
-    return finish(encoder)
+    finish(encoder)
+    drop_padding(encoder)
+    return encoder
 
 
 def _cost(job: TrainingJob) -> tuple[float, list[list[float]]]:
