@@ -42,15 +42,15 @@ def test_names_do_not_lead_out_of_their_folder(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("s")
     folder = Folder(str(tmp_path / "workspace"))
     for name in ("../secret", "a/../../secret", ".."):
-        with pytest.raises(DataError, match=r"'\.\.' cannot be part"):
+        with pytest.raises(DataError, match="cannot be the name of a file"):
             folder.read(name)
-        with pytest.raises(DataError, match=r"'\.\.' cannot be part"):
+        with pytest.raises(DataError, match="cannot be the name of a file"):
             folder.write(name, b"overwritten")
     part = Part(path="../secret", rows=1, bytes=1, checksum="x")
     artifact = Artifact(folder, "corpus")
     artifact.commit("f", [], config={}, inputs={}, seconds=0, extra_parts=[part])
     assert artifact.require().counts == Counts()
-    with pytest.raises(DataError, match=r"'\.\.' cannot be part"):
+    with pytest.raises(DataError, match="cannot be the name of a file"):
         artifact.read_part(part)
     assert (tmp_path / "secret").read_text() == "s"
 
