@@ -24,7 +24,9 @@ def main() -> int:
     parser.add_argument("--query-characters", type=float, help="mean length")
     parser.add_argument("--document-characters", type=float, help="mean length")
     parser.add_argument("--gpu", choices=sorted(GPUS), help="one for each worker that embeds, trains, evaluates")
-    parser.add_argument("--gpu-hour", type=float, help="price of an hour of one GPU worker")
+    parser.add_argument(
+        "--gpu-hour", type=float, help="price of an hour of one GPU worker (otherwise compare.prices.gpu_hour)"
+    )
     parser.add_argument("--coefficients", metavar="FILE", help="measured on your machine")
     parser.add_argument("--calibrate", nargs=2, metavar=("SMALL", "LARGE"), help="two finished workspaces")
     parser.add_argument("--json", action="store_true")

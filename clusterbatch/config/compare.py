@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from clusterbatch.config.base import Section, operational
@@ -13,101 +17,47 @@ from clusterbatch.config.base import Section, operational
 MATCHED = "matched"
 # As the steps of a phase of batches.curriculum: half of the comparison's steps.
 HALF = "half"
-_MASK = {"train.mask.surrogate_margin": -0.05, "train.mask.surrogate_relative": True}
-# Share of each source's rows that arms without outliers leave out.
-_OUTLIERS = 0.05
-# How many times the steps a long comparison has.
+# Times the steps that a long comparison has.
 _LONG = 3
+_MASK = {"train.mask.surrogate_margin": -0.05, "train.mask.surrogate_relative": True}
+_STRATEGIES = {"random": "random", "source": "source", "cluster": "cluster", "random-groups": "random_groups"}
 
-# Query clusters, each as often as any other (topic-aware sampling).
-_TAS = {
-    "batches.stratify": "cluster",
-    "batches.uniform_clusters": True,
-    "batches.clusters_per_batch": 1,
-    "cluster.features": "query",
-    "cluster.clusters": 2000,
-}
-
-# Arms by name: what each changes in the configuration.
-PRESETS: dict[str, dict[str, Any]] = {
-    "random": {"batches.stratify": "random"},
-    "source": {"batches.stratify": "source"},
-    "cluster": {"batches.stratify": "cluster"},
-    # The user's own labels (corpus.columns.group) in place of clusters.
-    "group": {"batches.stratify": "group"},
-    "cluster-query": {"batches.stratify": "cluster", "cluster.features": "query"},
-    "cluster-both": {"batches.stratify": "cluster", "cluster.features": "both"},
-    "cluster-corpus": {"batches.stratify": "cluster", "cluster.scope": "corpus"},
-    # Masks for every strategy: if only one had them, it would gain by the mask, not by its batches.
-    "random-masked": {"batches.stratify": "random", **_MASK},
-    "source-masked": {"batches.stratify": "source", **_MASK},
-    "cluster-masked": {"batches.stratify": "cluster", **_MASK},
-    # One mined hard negative a row beside random in-batch ones: the method to compare clusters with (ANCE).
+# Built-in arms by name, each with its changes of the configuration. Masks for every strategy: if only one had them, it
+# would gain by the mask, not by its batches. random-groups: groups of the clusters' sizes with any rows of the source,
+# which tells hardness from grouping. random-mined: one mined hard negative a row beside random in-batch ones (ANCE),
+# the method to compare clusters with. random-4x: more pairs in the same number of steps, for the money of clusters.
+BUILT_IN: Mapping[str, dict[str, Any]] = {
+    **{name: {"batches.stratify": strategy} for name, strategy in _STRATEGIES.items()},
+    **{f"{name}-masked": {"batches.stratify": strategy, **_MASK} for name, strategy in _STRATEGIES.items()},
     "random-mined": {"batches.stratify": "random", "mine.negatives": 1},
-    "cluster-consistent": {"batches.stratify": "cluster", "mine.consistency": 20},
-    # Query clusters, each as often as any other; and with one negative a row from all over the range of margins.
-    "tas": _TAS,
-    "tas-balanced": {
-        **_TAS,
-        "mine.negatives": 1,
-        "mine.pick": "balanced",
-    },
-    # The same, and the surrogate's margins of those negatives are learned (TAS-B, but the contrastive loss stays).
-    "tas-b": {
-        **_TAS,
-        "mine.negatives": 1,
-        "mine.pick": "balanced",
-        "mine.margins": True,
-        "train.margin_mse": 0.1,
-    },
-    # Batches of several small groups of rows that find each other's documents (B3, Thirukovalluru 2025). A run is a
-    # group, so that the derived clusters_per_batch takes whole ones.
-    "communities": {
-        "batches.stratify": "cluster",
-        "cluster.method": "communities",
-        "cluster.mean_size": 32,
-        "cluster.run_rows": 32,
-    },
-    # Is it the order? Clusters in the first half of the steps, in the second, or half of every batch.
-    "cluster-first": {
-        "batches.stratify": "cluster",
-        "batches.curriculum": [{"steps": HALF}, {"stratify": "random"}],
-    },
-    "cluster-last": {
-        "batches.stratify": "cluster",
-        "batches.curriculum": [{"steps": HALF, "stratify": "random"}, {"stratify": "cluster"}],
-    },
-    "cluster-mixed": {"batches.stratify": "cluster", "batches.random_share": 0.5},
-    # Groups of the clusters' sizes with any rows of the source: tells hardness from grouping.
-    "random-groups": {"batches.stratify": "random_groups"},
-    # Batches of many small groups of neighbours, about as hard as clusters, but of no common subject.
-    "hardness-matched": {
-        "batches.stratify": "cluster",
-        "cluster.mean_size": MATCHED,
-        "batches.clusters_per_batch": MATCHED,
-    },
-    # Do clusters gain because they gather rows that belong nowhere? Without the rows farthest from their centroids.
-    "random-no-outliers": {"batches.stratify": "random", "cluster.drop_outliers": _OUTLIERS},
-    "source-no-outliers": {"batches.stratify": "source", "cluster.drop_outliers": _OUTLIERS},
-    "cluster-no-outliers": {"batches.stratify": "cluster", "cluster.drop_outliers": _OUTLIERS},
-    # The same number of steps, more pairs: what the money would buy without clusters.
-    "random-2x": {"batches.stratify": "random", "batches.size": "2x"},
     "random-4x": {"batches.stratify": "random", "batches.size": "4x"},
-    "random-8x": {"batches.stratify": "random", "batches.size": "8x"},
 }
+
+
+@cache
+def recipes() -> Mapping[str, dict[str, Any]]:
+    """Return the arms that are kept as files, `arms/NAME.yaml` beside this module, by name, sorted."""
+    folder = files("clusterbatch.config") / "arms"
+    named = {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}
+    return {name: yaml.safe_load(named[name].read_text(encoding="utf-8")) for name in sorted(named)}
+
+
+def _changes(name: object) -> dict[str, Any]:
+    """Return what the arm of that name changes. Raises ValueError, which pydantic reports, for an unknown name."""
+    if isinstance(name, str) and (name in BUILT_IN or name in recipes()):
+        return dict(BUILT_IN.get(name) or recipes()[name])
+    raise ValueError(
+        f"no arm is called {name!r} (built in: {', '.join(BUILT_IN)}; recipes: {', '.join(recipes())}; "
+        "or give name: overrides)"
+    )
 
 
 def _arms(value: object) -> object:
     names = [value] if isinstance(value, str) else value
     if isinstance(names, list):
-        unknown = [name for name in names if name not in PRESETS]
-        if unknown:
-            raise ValueError(f"no arm is called {unknown[0]!r} (known: {', '.join(PRESETS)}; or name: overrides)")
-        return {name: PRESETS[name] for name in names}
+        return {str(name): _changes(name) for name in names}
     if isinstance(names, dict):
-        return {
-            name: PRESETS[name] if changes is None and name in PRESETS else changes for name, changes in names.items()
-        }
+        return {name: _changes(name) if changes is None else changes for name, changes in names.items()}
     return value
 
 
@@ -124,27 +74,43 @@ class DecideConfig(Section):
     min_gain: float = Field(0.005, ge=0)
     """Smallest gain in `metric` that is worth the trouble."""
     max_cost: float | None = Field(None, ge=0)
-    """Largest extra cost as a share of the baseline's own (1.0: twice as much in total), at `compare.prices`,
-    embedding and clustering included. Unset: cost does not decide."""
+    """Largest extra cost as a share of the baseline's own (1.0: twice as much in total), embedding and clustering
+    included: at `compare.prices`, or in worker hours if nothing has a price. Unset: cost does not decide."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Confidence of the intervals of all arms together; each arm's own level is higher, the more arms there are."""
 
 
 class PricesConfig(Section):
-    """Prices of units in `currency`, for the report and for `decide.max_cost`, which only needs their ratios."""
+    """Prices in `currency`, for `--dry-run`, `compare` and `tune`; without any, costs are worker hours and requests.
 
-    cpu_hour: float = operational(0.05, ge=0)
+    Once one is given, those that are unset count as nothing. `decide.max_cost` only needs their ratios.
+    """
+
+    cpu_hour: float | None = operational(None, ge=0)
     """Price of an hour of one CPU worker."""
-    gpu_hour: float = operational(2.0, ge=0)
+    gpu_hour: float | None = operational(None, ge=0)
     """Price of an hour of one GPU worker."""
-    million_reads: float = operational(0.0, ge=0)
-    """Price of a million read requests to storage; about 0.4 for a bucket in the workers' region."""
-    million_writes: float = operational(0.0, ge=0)
-    """Price of a million write requests to storage; about 5 for a bucket in the workers' region."""
-    gibibyte_read: float = operational(0.0, ge=0)
-    """Price of a gibibyte read from storage; 0 for a bucket in the workers' region."""
+    million_reads: float | None = operational(None, ge=0)
+    """Price of a million read requests to storage."""
+    million_writes: float | None = operational(None, ge=0)
+    """Price of a million write requests to storage."""
+    gibibyte_read: float | None = operational(None, ge=0)
+    """Price of a gibibyte read from storage; none for a bucket in the workers' region."""
+    terabyte_month: float | None = operational(None, ge=0)
+    """Price of storing a terabyte (10^12 bytes) for a month."""
     currency: str = operational("USD")
     """Currency of all prices."""
+
+    @property
+    def known(self) -> bool:
+        """Return whether any work or request has a price; the price of storing decides nothing."""
+        return any((self.cpu_hour, self.gpu_hour, self.million_reads, self.million_writes, self.gibibyte_read))
+
+    def of(self, seconds: float, *, gpu: bool, reads: float = 0, writes: float = 0, bytes_read: float = 0) -> float:
+        """Return the price of so many worker seconds and requests; unset prices count as nothing."""
+        hourly = (self.gpu_hour if gpu else self.cpu_hour) or 0.0
+        requests = reads / 1e6 * (self.million_reads or 0.0) + writes / 1e6 * (self.million_writes or 0.0)
+        return seconds / 3600 * hourly + requests + bytes_read / 2**30 * (self.gibibyte_read or 0.0)
 
 
 class CompareConfig(Section):
@@ -153,7 +119,7 @@ class CompareConfig(Section):
     arms: Annotated[dict[str, dict[str, Any]], BeforeValidator(_arms)] = Field(
         ["random", "source", "cluster", "random-groups"], validate_default=True
     )
-    """Names of built-in arms, or name: {dotted.key: value}."""
+    """Names of built-in arms and recipes, or name: {dotted.key: value}."""
     baseline: str | None = None
     """Arm that the others are measured against. Unset: the first."""
     seeds: int = Field(3, ge=1)
@@ -180,7 +146,7 @@ class CompareConfig(Section):
     decide: DecideConfig = DecideConfig()
     """The rule that decides."""
     prices: PricesConfig = PricesConfig()
-    """Prices of units, for costs in the report."""
+    """Prices of hours, requests and storage."""
     workers: int = operational(2, ge=1)
     """Runs side by side."""
 

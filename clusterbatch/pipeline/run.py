@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from clusterbatch.pipeline.rounds import retire_rounds, settle, wanted_generatio
 from clusterbatch.runtime import lasting_session
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Manifest, Stopwatch
-from clusterbatch.store.workspace import Workspace
+from clusterbatch.store.workspace import STAGE_ARTIFACTS, Workspace
 from clusterbatch.training.checks import check_workers
 from clusterbatch.training.stage import train
 from clusterbatch.training.starting_model import check_starting_model
@@ -51,13 +51,14 @@ def measure(config: RunConfig, *, generation: int = 0, force: bool = False) -> M
     return manifest
 
 
-STAGES = [
-    Stage("ingest", ingest, lambda workspace, _: workspace.corpus),
-    Stage("embed", embed, Workspace.embeddings),
-    Stage("cluster", cluster, Workspace.clusters),
-    Stage("train", train, Workspace.train),
-    Stage("evaluate", measure, Workspace.evaluation),
-]
+_FUNCTIONS: Mapping[str, StageFunction] = {
+    "ingest": ingest,
+    "embed": embed,
+    "cluster": cluster,
+    "train": train,
+    "evaluate": measure,
+}
+STAGES = [Stage(name, _FUNCTIONS[name], artifact) for name, artifact in STAGE_ARTIFACTS.items()]
 
 
 def is_trained(workspace: Workspace) -> bool:

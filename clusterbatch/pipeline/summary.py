@@ -7,7 +7,7 @@ from typing import Any
 from clusterbatch.config import RunConfig
 from clusterbatch.pipeline.rounds import rounds
 from clusterbatch.store import Manifest
-from clusterbatch.store.workspace import Workspace, live_generation
+from clusterbatch.store.workspace import STAGE_ARTIFACTS, Workspace, live_generation
 
 SUMMARY = "metrics.json"
 # Labels of the untrained and the trained model in an evaluation.
@@ -54,10 +54,9 @@ def finished_stages(config: RunConfig) -> list[tuple[str, int | None, Manifest]]
     ]
     for generation in generations(config):
         found += [
-            ("embed", generation, workspace.embeddings(generation).manifest()),
-            ("cluster", generation, workspace.clusters(generation).manifest()),
-            ("train", generation, workspace.train(generation).manifest()),
-            ("evaluate", generation, workspace.evaluation(generation).manifest()),
+            (stage, generation, artifact(workspace, generation).manifest())
+            for stage, artifact in STAGE_ARTIFACTS.items()
+            if stage != "ingest"
         ]
     return [(stage, generation, manifest) for stage, generation, manifest in found if manifest is not None]
 

@@ -42,6 +42,9 @@ _JAPANESE_FONTS = [
     "MS Gothic",
 ]
 
+# Inches that a title adds to the height of a figure.
+_TITLE = 0.35
+
 Draw = Callable[[Axes], None]
 
 
@@ -77,11 +80,12 @@ class Plot:
             return self._render(extension, title=self.title)
 
     def _render(self, extension: str, title: str | None = None) -> bytes:
-        figure = Figure(figsize=self.size, layout="constrained")
-        axes = figure.add_subplot()
-        self.draw(axes)
+        width, height = self.size
+        figure = Figure(figsize=(width, height + (_TITLE if title else 0)), layout="constrained")
+        self.draw(figure.add_subplot())
         if title:
-            axes.set_title(title)
+            # Of the figure, not of the axes: a legend above those would be where their title is.
+            figure.suptitle(title)
         sink = io.BytesIO()
         figure.savefig(sink, format=extension, dpi=200, transparent=title is None)
         return sink.getvalue()
@@ -177,7 +181,9 @@ def legend_above(axes: Axes) -> None:
 def plain_numbers(axes: Axes) -> None:
     """Label a few ticks of a logarithmic axis in plain numbers: powers of ten alone would often be one tick or none."""
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: np.format_float_positional(value, 6, trim="-", fractional=False))
+    )
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from clusterbatch.config import RunConfig
@@ -107,6 +108,16 @@ class Workspace:
         home = Folder(place, self.root.storage)
         own = f"{home.uri}/".startswith(f"{self.root.uri}/")
         return home, None if own else f"reuse.{key}"
+
+
+# The stages in order, by name: the artifact of each in a workspace, of a generation (which the corpus has none of).
+STAGE_ARTIFACTS: Mapping[str, Callable[[Workspace, int], Artifact]] = {
+    "ingest": lambda workspace, _: workspace.corpus,
+    "embed": Workspace.embeddings,
+    "cluster": Workspace.clusters,
+    "train": Workspace.train,
+    "evaluate": Workspace.evaluation,
+}
 
 
 def _generation(root: Folder, generation: int) -> Folder:

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from clusterbatch.cli import main as clusterbatch
 from clusterbatch.config import RunConfig, load_config
+from clusterbatch.config.compare import PricesConfig
 from clusterbatch.experiments.capacity.calibrate import fit, matrix_flops, measure, save
-from clusterbatch.experiments.capacity.model import STAGES, Prices
 from clusterbatch.experiments.capacity.workload import model_of
-from clusterbatch.store.workspace import Workspace
+from clusterbatch.store.workspace import STAGE_ARTIFACTS, Workspace
 from tests.benchmarks.figures import emit, machine
 from tests.data_folder import require_data_folder
 
@@ -53,21 +53,23 @@ def main() -> None:
         )
         if options.save:
             save(coefficients, options.save)
-        predicted = {estimate.stage: estimate for estimate in model_of(configs[2]).estimate(coefficients, Prices())}
+        predicted = {
+            estimate.stage: estimate for estimate in model_of(configs[2]).estimate(coefficients, PricesConfig())
+        }
         run(configs[2])
         measured = measure(configs[2]).seconds
-        for stage, place in zip(STAGES, folders(configs[2]), strict=True):
+        for stage, place in zip(STAGE_ARTIFACTS, folders(configs[2]), strict=True):
             # All that stays: of training also checkpoints and the model, which no manifest lists.
             sizes = [path.stat().st_size for path in Path(place).rglob("*") if path.is_file()]
             compare(stage, "seconds", predicted[stage].seconds, measured[stage], options)
             compare(stage, "objects", predicted[stage].objects, len(sizes), options)
             compare(stage, "bytes", predicted[stage].stored_bytes, sum(sizes), options)
         total = sum(estimate.seconds for estimate in predicted.values())
-        compare("all stages", "seconds", total, sum(measured[stage] for stage in STAGES), options)
+        compare("all stages", "seconds", total, sum(measured[stage] for stage in STAGE_ARTIFACTS), options)
 
 
 def folders(config: RunConfig) -> list[str]:
-    """Where each stage's artifact lies, in the order of STAGES."""
+    """Where each stage's artifact lies, in the order of STAGE_ARTIFACTS."""
     workspace = Workspace(config)
     artifacts = [
         workspace.corpus,

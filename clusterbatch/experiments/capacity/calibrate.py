@@ -13,9 +13,10 @@ import torch
 
 from clusterbatch.config import RunConfig
 from clusterbatch.errors import DataError, UsageError
-from clusterbatch.experiments.capacity.model import STAGES, CapacityModel, Coefficients, Shape
+from clusterbatch.experiments.capacity.model import CapacityModel, Coefficients, Shape
 from clusterbatch.experiments.capacity.workload import model_of
 from clusterbatch.pipeline.summary import finished_stages
+from clusterbatch.store.workspace import STAGE_ARTIFACTS
 from clusterbatch.training.metrics import peak_flops
 
 _DEFAULT = "coefficients.json"
@@ -25,22 +26,14 @@ _UTILISATION = 0.3
 _CHARACTERS_PER_TOKEN = 4
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """Dense bfloat16 (float16 before Ampere) peak from the data sheet, and about what an hour of one costs on demand
-    with its share of the machine, in US dollars, 2026; give your own price where it matters."""
-
-    flops: float
-    hour: float
-
-
-GPUS: Mapping[str, Gpu] = {
-    "t4": Gpu(65e12, 0.53),
-    "l4": Gpu(121e12, 0.80),
-    "a10g": Gpu(70e12, 1.01),
-    "l40s": Gpu(362e12, 1.86),
-    "a100": Gpu(312e12, 2.75),
-    "h100": Gpu(989e12, 4.90),
+# Dense bfloat16 (float16 before Ampere) peak in FLOP/s, from the data sheets.
+GPUS: Mapping[str, float] = {
+    "t4": 65e12,
+    "l4": 121e12,
+    "a10g": 70e12,
+    "l40s": 362e12,
+    "a100": 312e12,
+    "h100": 989e12,
 }
 
 
@@ -53,22 +46,22 @@ class Measured:
 
 
 def measure(config: RunConfig) -> Measured:
-    """From a workspace whose run is finished. Raises DataError where a stage is missing."""
+    """Return the times of a workspace whose run is finished. Raises DataError if a stage is missing."""
     seconds = {stage: manifest.seconds for stage, generation, manifest in finished_stages(config) if not generation}
-    missing = [stage for stage in STAGES if stage not in seconds]
+    missing = [stage for stage in STAGE_ARTIFACTS if stage not in seconds]
     if missing:
         raise DataError(f"{config.workspace}: no finished {missing[0]} here; run it first")
     return Measured(model_of(config), seconds)
 
 
 def fit(small: Measured, large: Measured, matrix_flops: float, machine: str = platform.machine()) -> Coefficients:
-    """The line through two runs of different size, stage by stage.
+    """Return the line through two runs of different size, stage by stage.
 
-    Where the larger run took no longer, time is noise and fixed cost: then the rate is the larger run's own, and fixed
-    is zero. Raises UsageError where the runs are of one size.
+    If the larger run took no longer, time is noise and fixed cost: then the rate is the larger run's own, and fixed
+    is zero. Raises UsageError if the runs are of one size.
     """
     fixed, rate = {}, {}
-    for stage in STAGES:
+    for stage in STAGE_ARTIFACTS:
         name = large.model.rate_name(stage)
         points = []
         for run in (small, large):
@@ -86,7 +79,7 @@ def fit(small: Measured, large: Measured, matrix_flops: float, machine: str = pl
 
 
 def matrix_flops() -> float:
-    """FLOP/s of one thread in float32, as a clustering worker computes."""
+    """Measure the FLOP/s of one thread in float32, as a clustering worker computes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -95,10 +88,13 @@ def matrix_flops() -> float:
         torch.set_num_threads(threads)
 
 
-def on_gpu(coefficients: Coefficients, gpu: Gpu, surrogate: Shape, trained: Shape) -> Coefficients:
-    """The same machine with one such GPU for every worker that embeds, trains or evaluates. Ingest and clustering
-    stay on CPUs, training a static encoder stays as it was measured: it waits for memory, not for arithmetic."""
-    flops = _UTILISATION * gpu.flops
+def on_gpu(coefficients: Coefficients, peak: float, surrogate: Shape, trained: Shape) -> Coefficients:
+    """Return coefficients of the machine with a GPU of `peak` FLOP/s for every worker that embeds, trains or evaluates.
+
+    Ingest and clustering stay on CPUs, training a static encoder stays as it was measured: it waits for memory, not
+    for arithmetic.
+    """
+    flops = _UTILISATION * peak
     # Two models, before and after, read each text of the collections.
     evaluation = flops / (2 * 2.0 * max(surrogate.weights, trained.weights) / _CHARACTERS_PER_TOKEN)
     rates = {"embed": flops, "train backbone": flops, "evaluate": evaluation}
@@ -106,7 +102,10 @@ def on_gpu(coefficients: Coefficients, gpu: Gpu, surrogate: Shape, trained: Shap
 
 
 def load(path: str | None = None) -> Coefficients:
-    """From a file that `save` wrote; without one, those that come with the package (machine: see there)."""
+    """Read coefficients from a file that `save` wrote; by default those that come with the package.
+
+    Raises UsageError if it cannot be read.
+    """
     try:
         text = Path(path).read_text() if path else (files("clusterbatch.experiments.capacity") / _DEFAULT).read_text()
         return Coefficients(**json.loads(text))
@@ -117,7 +116,7 @@ def load(path: str | None = None) -> Coefficients:
 
 
 def save(coefficients: Coefficients, path: str) -> None:
-    """Adds to what is in the file already: a static and a backbone run each know one kind of training."""
+    """Write coefficients to a file; those of the other kind of training (static, backbone) in it are kept."""
     if Path(path).exists():
         before = load(path)
         coefficients = replace(

@@ -1,4 +1,4 @@
-"""`--dry-run` and jobs/plan_capacity.py: what a run would take, as a table or as JSON."""
+"""`--dry-run` and jobs/plan_capacity.py: the estimate of a run, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from clusterbatch.config import RunConfig
+from clusterbatch.config import RunConfig, with_changes
+from clusterbatch.config.compare import PricesConfig
 from clusterbatch.experiments.capacity.calibrate import GPUS, load, on_gpu
-from clusterbatch.experiments.capacity.model import CapacityModel, Prices, StageEstimate
+from clusterbatch.experiments.capacity.model import CapacityModel, StageEstimate
 from clusterbatch.experiments.capacity.workload import model_of
+from clusterbatch.reporting.page import amount
 
 
 def dry_run(
@@ -25,12 +27,16 @@ def dry_run(
     as_json: bool = False,
     **known: Any,
 ) -> None:
-    """Prints the estimate of `stages` (all of them by default). `known`: fields of capacity.Workload."""
-    model = model_of(config, **known)
-    measured, prices = load(coefficients), Prices()
+    """Print the estimate of `stages` (all of them by default), with costs if `compare.prices` has any.
+
+    gpu_hour: in place of `compare.prices.gpu_hour`. known: fields of capacity.Workload.
+    """
+    if gpu_hour is not None:
+        config = with_changes(config, {"compare.prices.gpu_hour": gpu_hour})
+    model, prices = model_of(config, **known), config.compare.prices
+    measured = load(coefficients)
     if gpu is not None:
         measured = on_gpu(measured, GPUS[gpu], model.surrogate, model.trained)
-        prices = Prices(gpu_hour=gpu_hour if gpu_hour is not None else GPUS[gpu].hour)
     estimates = [
         estimate
         for estimate in model.estimate(measured, prices, on_gpu=gpu is not None)
@@ -43,7 +49,7 @@ def dry_run(
     Console().print(_table(model, estimates, prices, measured.machine if gpu is None else f"{gpu} GPUs (assumed)"))
 
 
-def _table(model: CapacityModel, estimates: list[StageEstimate], prices: Prices, machine: str) -> Table:
+def _table(model: CapacityModel, estimates: list[StageEstimate], prices: PricesConfig, machine: str) -> Table:
     table = Table(
         title=f"Nothing is run. {model.workload.rows:,} pairs of {model.workload.characters:,.0f} characters, "
         f"{model.clusters:,.0f} clusters, {model.steps:,} steps; coefficients: {machine}",
@@ -54,7 +60,9 @@ def _table(model: CapacityModel, estimates: list[StageEstimate], prices: Prices,
         ("stage", "all", lambda e: e.stage),
         ("workers", "", lambda e: f"{e.workers:,}"),
         ("time", duration(sum(e.seconds for e in estimates)), lambda e: duration(e.seconds)),
-        ("cost", f"{sum(e.cost for e in estimates):,.2f}", lambda e: f"{e.cost:,.2f}"),
+        ("worker hours", amount(sum(e.worker_hours for e in estimates)), lambda e: amount(e.worker_hours)),
+        ("GPU hours", amount(sum(e.gpu_hours for e in estimates)), lambda e: amount(e.gpu_hours)),
+        (prices.currency, f"{sum(e.cost or 0 for e in estimates):,.2f}", lambda e: f"{e.cost or 0:,.2f}"),
         ("worker", "", lambda e: size(e.worker_bytes)),
         ("driver", "", lambda e: size(e.driver_bytes)),
         ("objects", f"{sum(e.objects for e in estimates):,}", lambda e: f"{e.objects:,}"),
@@ -62,11 +70,17 @@ def _table(model: CapacityModel, estimates: list[StageEstimate], prices: Prices,
         ("PUT", f"{sum(e.puts for e in estimates):,}", lambda e: f"{e.puts:,}"),
         ("GET", f"{sum(e.gets for e in estimates):,}", lambda e: f"{e.gets:,}"),
     ]
+    absent = set() if prices.known else {prices.currency}
+    absent |= set() if any(e.gpu_hours for e in estimates) else {"GPU hours"}
+    columns = [column for column in columns if column[0] not in absent]
     for title, footer, _ in columns:
         table.add_column(title, footer=footer, justify="left" if title == "stage" else "right")
     for estimate in estimates:
         table.add_row(*(show(estimate) for _, _, show in columns))
-    table.caption = f"Storage: {total_bytes / 1e12 * prices.terabyte_month:,.2f} a month. worker, driver: memory."
+    monthly = total_bytes / 1e12 * (prices.terabyte_month or 0.0)
+    storage = f"Storage: {monthly:,.2f} {prices.currency} a month. " if prices.terabyte_month else ""
+    unpriced = "" if prices.known else " No prices are configured (compare.prices)."
+    table.caption = f"{storage}worker, driver: memory.{unpriced}"
     return table
 
 

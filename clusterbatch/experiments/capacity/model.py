@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from clusterbatch.batches.strategies import STRATEGIES
 from clusterbatch.config import RunConfig
+from clusterbatch.config.compare import PricesConfig
 from clusterbatch.embedding.vectors import task_rows
+from clusterbatch.store.workspace import STAGE_ARTIFACTS
 
-STAGES = ("ingest", "embed", "cluster", "train", "evaluate")
 # FLOP per weight and token: forward; forward and backward (Kaplan 2020, arXiv 2001.08361).
 _FORWARD, _TRAINING = 2.0, 6.0
 # What a process holds that has torch, Arrow and Ray loaded.
@@ -48,7 +49,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is to be done. Characters are means per text; evaluation_bytes those of all collections' documents."""
+    """Sizes of the work. Characters are means per text; evaluation_bytes: of all collections' documents."""
 
     rows: int
     sources: int
@@ -58,7 +59,7 @@ class Workload:
     evaluation_bytes: int = 0
 
     def tokens(self, longest_query: int, longest_document: int) -> float:
-        """Of one pair after the cut, special tokens included. A token of English or code is about four characters."""
+        """Return the tokens of one pair after the cut, special tokens included, at about four characters a token."""
         query, document = self.query_characters / 4 + 2, self.document_characters / 4 + 2
         return min(query, longest_query) + min(document, longest_document)
 
@@ -82,24 +83,20 @@ class Coefficients:
 
 
 @dataclass(frozen=True)
-class Prices:
-    """In one currency: an hour of a GPU worker and of a CPU worker, a million requests, a terabyte for a month."""
-
-    gpu_hour: float = 1.0
-    cpu_worker_hour: float = 0.05
-    million_puts: float = 5.0
-    million_gets: float = 0.4
-    terabyte_month: float = 23.0
-
-
-@dataclass(frozen=True)
 class StageEstimate:
-    """worker_bytes: memory of one worker; driver_bytes: what the stage adds to the driver; objects: files that stay."""
+    """Estimate of one stage.
+
+    worker_hours: of all its workers; gpu_hours: the same if they have GPUs, otherwise 0; cost: at `compare.prices`,
+    None if nothing has a price; worker_bytes: memory of one worker; driver_bytes: the stage's share of the driver's
+    memory; objects: files that stay.
+    """
 
     stage: str
     workers: int
     seconds: float
-    cost: float
+    worker_hours: float
+    gpu_hours: float
+    cost: float | None
     worker_bytes: float
     driver_bytes: float
     objects: int
@@ -119,22 +116,22 @@ class CapacityModel:
 
     @property
     def units(self) -> int:
-        """Of the corpus: row groups, in which every later stage reads it."""
+        """Row groups of the corpus, in which every later stage reads it."""
         return max(1, math.ceil(self.workload.rows / self.config.corpus.row_group_rows))
 
     @property
     def corpus_bytes(self) -> float:
-        """zstd leaves about 0.4 of English text; ids and hashes are 50 bytes a row."""
+        """Bytes of the stored corpus: zstd leaves about 0.4 of English text; ids and hashes are 50 bytes a row."""
         return self.workload.rows * (0.4 * self.workload.characters + 50)
 
     @property
     def training_bytes(self) -> float:
-        """Token ids in two bytes, hashes, the surrogate's two vectors as float16."""
+        """Bytes of the shards: token ids in two bytes, hashes, the surrogate's two vectors as float16."""
         return self.workload.rows * (2 * self._trained_tokens + 24 + 4 * self.surrogate.hidden)
 
     @property
     def _task_rows(self) -> float:
-        """Of the clustering passes: whole units."""
+        """Rows of a task of the clustering passes: whole row groups."""
         unit = max(1, min(self.config.corpus.row_group_rows, self.workload.rows))
         return unit * max(1, math.ceil(task_rows(self.workload.rows) / unit))
 
@@ -148,7 +145,7 @@ class CapacityModel:
 
     @property
     def clusters_of_source(self) -> float:
-        """Mean over sources, taken as equal in size."""
+        """Mean number of clusters of a source; sources are taken as equal in size."""
         if not STRATEGIES[self.config.batches.stratify].needs_clusters:
             return 1.0
         each = self.workload.rows / self._groups
@@ -165,7 +162,7 @@ class CapacityModel:
         return train.steps or (train.epochs or 1) * math.ceil(self.workload.rows / self.config.batches.size)
 
     def work(self, stage: str) -> float:
-        """Characters, FLOP, rows, tokens or FLOP, bytes: what the stage's time follows."""
+        """Return the work that the stage's time follows: characters, FLOP, rows, tokens or FLOP, bytes."""
         rows, trained_rows = self.workload.rows, self.steps * self.config.batches.size
         if stage == "ingest":
             return rows * self.workload.characters
@@ -181,8 +178,8 @@ class CapacityModel:
         return each * self._trained_tokens * trained_rows
 
     def clustering_flops(self) -> float:
-        """k-means on the sample, then one product of every row with the centroids that it is compared to; and where
-        neighbours are searched, of every query with the documents of its source."""
+        """Return the FLOP of k-means on the sample and of the product of every row with the centroids that it is
+        compared to; if neighbours are searched, also of every query with the documents of its source."""
         cluster, k = self.config.cluster, self.clusters_of_source
         searches = int(self.config.mine.is_on) + int(cluster.method == "communities")
         searching = 2.0 * self.surrogate.hidden * searches * self.workload.rows * self._searched_rows
@@ -205,7 +202,7 @@ class CapacityModel:
     def workers(self, stage: str) -> int:
         sections = {"ingest": "corpus"}
         workers = getattr(self.config, sections.get(stage, stage)).workers
-        # Where training's are open, those of a machine without GPUs.
+        # If training's are open, those of a machine without GPUs.
         most = workers[1] if isinstance(workers, tuple) else workers
         return 2 if most is None else most
 
@@ -219,21 +216,25 @@ class CapacityModel:
             seconds += self.clustering_flops() / (coefficients.matrix_flops * workers)
         return seconds
 
-    def estimate(self, coefficients: Coefficients, prices: Prices, on_gpu: bool = False) -> list[StageEstimate]:
-        """One estimate per stage; on_gpu: embed, train and evaluate cost GPU hours."""
-        return [self._stage(stage, coefficients, prices, on_gpu) for stage in STAGES]
+    def estimate(self, coefficients: Coefficients, prices: PricesConfig, on_gpu: bool = False) -> list[StageEstimate]:
+        """Return one estimate per stage; on_gpu: embed, train and evaluate have GPUs."""
+        return [self._stage(stage, coefficients, prices, on_gpu) for stage in STAGE_ARTIFACTS]
 
-    def _stage(self, stage: str, coefficients: Coefficients, prices: Prices, on_gpu: bool) -> StageEstimate:
+    def _stage(self, stage: str, coefficients: Coefficients, prices: PricesConfig, on_gpu: bool) -> StageEstimate:
         workers, seconds = self.workers(stage), self.seconds(stage, coefficients)
         objects, stored, puts, gets = self._storage()[stage]
         worker_bytes, driver_bytes = self._memory()[stage]
-        hour = prices.gpu_hour if on_gpu and stage in ("embed", "train", "evaluate") else prices.cpu_worker_hour
-        requests = puts / 1e6 * prices.million_puts + gets / 1e6 * prices.million_gets
+        gpu = on_gpu and stage in ("embed", "train", "evaluate")
+        # Bytes read are not modelled: a bucket in the workers' region charges none.
+        cost = prices.of(seconds * workers, gpu=gpu, reads=gets, writes=puts) if prices.known else None
+        worker_hours = seconds * workers / 3600
         return StageEstimate(
             stage=stage,
             workers=workers,
             seconds=seconds,
-            cost=seconds / 3600 * workers * hour + requests,
+            worker_hours=worker_hours,
+            gpu_hours=worker_hours if gpu else 0.0,
+            cost=cost,
             worker_bytes=_PROCESS_BYTES + worker_bytes,
             driver_bytes=driver_bytes,
             objects=round(objects),
@@ -243,7 +244,7 @@ class CapacityModel:
         )
 
     def _storage(self) -> dict[str, tuple[float, float, float, float]]:
-        """(objects that stay, their bytes, PUT requests, GET requests) by stage. A receipt is put for every unit."""
+        """Return (objects that stay, their bytes, PUT requests, GET requests) by stage; every unit puts a receipt."""
         units, buckets, train = self.units, self.buckets, self.config.train
         reads = max(1, math.ceil(self.workload.input_bytes / self.config.corpus.unit_bytes))
         parts = max(1, math.ceil(self.corpus_bytes / self.config.corpus.part_bytes))
@@ -270,7 +271,7 @@ class CapacityModel:
         }
 
     def _memory(self) -> dict[str, tuple[float, float]]:
-        """(bytes of one worker beside its process, bytes on the driver) by stage."""
+        """Return (bytes of one worker beside its process, bytes on the driver) by stage."""
         config, units = self.config, self.units
         text = config.corpus.row_group_rows * self.workload.characters
         vectors = config.corpus.row_group_rows * 8.0 * self.surrogate.hidden

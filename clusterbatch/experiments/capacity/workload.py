@@ -1,4 +1,4 @@
-"""The sizes that the scale model needs: of the corpus from what is there, of the models from their files."""
+"""Sizes that the scale model needs: of the corpus from its files or manifest, of the models from their files."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _DOCUMENTS = "corpus.jsonl"
 
 
 def model_of(config: RunConfig, **known: Any) -> CapacityModel:
-    """The scale model of a configuration; `known` are fields of Workload that the caller says himself.
+    """Return the scale model of a configuration; known: fields of Workload that the caller gives.
 
     Raises UsageError where a path of the corpus leads to nothing and `rows` is not among what is known.
     """
     if "rows" in known:
-        # What the caller knows need not be looked at, nor be there yet, nor be reachable from here.
+        # With known rows the files need not be read, nor exist yet, nor be reachable from here.
         workload = Workload(0, 1, 0, _QUERY_CHARACTERS, _DOCUMENT_CHARACTERS)
     else:
         manifest = Workspace(config).corpus.manifest()
@@ -58,7 +58,7 @@ def model_of(config: RunConfig, **known: Any) -> CapacityModel:
 
 
 def shape_of(name: str, config: RunConfig) -> Shape:
-    """From the model's config.json; of MiniLM-L6 where that cannot be had (no network, a model without one)."""
+    """Read the sizes from the model's config.json; MiniLM-L6's if there is none (no network, another format)."""
     try:
         values = json.loads((Path(resolve_model(name, config.storage)) / "config.json").read_text())
         return Shape(
@@ -69,7 +69,7 @@ def shape_of(name: str, config: RunConfig) -> Shape:
 
 
 def _of_corpus(config: RunConfig, manifest: Manifest) -> Workload:
-    """From a corpus that is made: rows as counted, lengths from a few units spread over it."""
+    """Return the workload of an ingested corpus: rows as counted, lengths from a few units spread over it."""
     units = row_groups_of(manifest)
     chosen = [units[number] for number in _spread(len(units))]
     corpus = Workspace(config).corpus
@@ -86,7 +86,7 @@ def _of_corpus(config: RunConfig, manifest: Manifest) -> Workload:
 
 
 def _of_files(config: RunConfig) -> Workload:
-    """From the files of corpus.paths, a few of which are looked into."""
+    """Return the workload of the files of corpus.paths, a few of which are read in part."""
     paths = [path for path in config.corpus.paths if path != DOCSTRINGS]
     files = list(find_inputs(config.corpus, paths, config.storage)) if paths else []
     chosen = [files[number] for number in _spread(len(files))]
@@ -105,7 +105,7 @@ def _of_files(config: RunConfig) -> Workload:
 
 
 def _look_into(file: InputFile, config: RunConfig) -> tuple[float, float, float]:
-    """(rows, mean characters of a query, of a document) of one file, by its beginning."""
+    """Return (rows, mean characters of a query, of a document) of one file, by its beginning."""
     folder = Folder(file.uri.rpartition("/")[0], config.storage)
     names = [config.corpus.columns.query, config.corpus.columns.document]
     if format_of_name(file.name).kind == "parquet":
@@ -126,7 +126,7 @@ def _look_into(file: InputFile, config: RunConfig) -> tuple[float, float, float]
 
 
 def _decompressed(head: bytes, compression: Compression) -> bytes:
-    """Return what the beginning of a file holds; the last block may be cut."""
+    """Return the beginning of a file, decompressed; the last block may be cut."""
     pieces = []
     try:
         stream = decompressed(io.BytesIO(head), compression)
@@ -169,7 +169,7 @@ def _evaluation_bytes(config: RunConfig, workload: Workload) -> int:
 
 
 def _spread(count: int) -> list[int]:
-    """At most a few of `count` places, from the first to the last."""
+    """Return at most a few of `count` places, from the first to the last."""
     return sorted(set(np.linspace(0, count - 1, min(_LOOKED_AT, count)).astype(int).tolist()))
 
 

@@ -13,7 +13,7 @@ from clusterbatch.config.compare import HALF, MATCHED
 from clusterbatch.errors import UsageError
 from clusterbatch.training.starting_model import with_learning_rate
 
-# What an arm may change: everything else is the same for all, or the comparison means nothing.
+# Sections that an arm may change: everything else is the same for all, or the comparison means nothing.
 _SECTIONS = ("batches", "cluster", "mine", "train")
 _PER_BATCH, _CURRICULUM = "batches.clusters_per_batch", "batches.curriculum"
 
@@ -23,10 +23,10 @@ _MATCHED_SHARE, _LEAST_MATCHED = 1 / 8, 16
 
 @dataclass(frozen=True)
 class Arm:
-    """`config` is that of its runs but for seed and workspace; `layout` names the clusters artifact it reads.
+    """One arm; `config`: of its runs but for seed and workspace; `layout`: name of the clusters artifact it reads.
 
-    matched: its clusters_per_batch is yet to be chosen (hardness.py). phases: its curriculum, while its length in steps
-    is not known (with_phases).
+    matched: its clusters_per_batch is yet to be chosen (hardness.py); phases: its curriculum, until its length in steps
+    is known (with_phases).
     """
 
     name: str
@@ -37,7 +37,7 @@ class Arm:
 
     @property
     def uses_clusters(self) -> bool:
-        """Whether embedding and clustering are part of its price."""
+        """Return whether embedding and clustering are part of its price."""
         return _strategy(self.config).needs_clusters or self.config.cluster.drop_outliers is not None
 
     @property
@@ -50,9 +50,9 @@ def _strategy(config: RunConfig) -> Strategy:
 
 
 def arms_of(config: RunConfig) -> tuple[list[Arm], dict[str, RunConfig]]:
-    """The arms, and the configuration of every cluster layout they need, by name.
+    """Return the arms, and the configuration of every cluster layout they need, by name.
 
-    Raises UsageError where an arm changes what must be the same for all.
+    Raises UsageError if an arm changes a section that must be the same for all.
     """
     base = _base(config)
     configs = {name: _with_arm(base, name, changes) for name, changes in config.compare.arms.items()}
@@ -61,7 +61,7 @@ def arms_of(config: RunConfig) -> tuple[list[Arm], dict[str, RunConfig]]:
     # Arms with a layout of their own first: random and source batches can then be read from any of theirs.
     for name, arm in configs.items():
         if arm.cluster.drop_outliers is not None:
-            # Which rows are outliers, only clusters can tell.
+            # Only clusters can tell which rows are outliers.
             names[name] = _add(layouts, config, arm, "cluster")
         elif _strategy(arm).layouts:
             names[name] = _add(layouts, config, arm, _strategy(arm).layouts[0])
@@ -84,13 +84,13 @@ def arms_of(config: RunConfig) -> tuple[list[Arm], dict[str, RunConfig]]:
 
 
 def check_arms(config: RunConfig) -> None:
-    """Raises UsageError where an arm's keys or values cannot be: before the corpus is read and embedded."""
+    """Raise UsageError for an arm's impossible keys or values, before the corpus is read and embedded."""
     for arm in arms_of(config)[0]:
         with_phases(arm, 2)
 
 
 def with_phases(arm: Arm, steps: int) -> Arm:
-    """The arm with its curriculum, now that the comparison's steps are known; as it is where it has none of `half`."""
+    """Return the arm with its curriculum, for a comparison of so many steps; unchanged if it has no phase of `half`."""
     if not arm.phases:
         return arm
     half = max(1, steps // 2)
@@ -104,12 +104,12 @@ def _open_phases(changes: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
 
 
 def clustered_layout(arms: Sequence[Arm]) -> str | None:
-    """The layout whose clusters stand for all where one is shown: of the first arm that is about clusters."""
+    """Return the layout that is shown for all: that of the first arm with clusters."""
     return next((arm.layout for arm in arms if arm.uses_clusters and not arm.matched), None)
 
 
 def _base(config: RunConfig) -> RunConfig:
-    """Cluster sizes that follow from the batch size must not change with an arm's own batch size."""
+    """Fix cluster sizes that follow from the batch size, which must not change with an arm's own batch size."""
     if config.cluster.clusters is not None:
         return config
     return with_changes(config, {"cluster.mean_size": mean_size(config)})
@@ -140,7 +140,7 @@ def _with_arm(base: RunConfig, name: str, changes: Mapping[str, Any]) -> RunConf
 
 
 def _serves(layout: RunConfig, arm: RunConfig) -> bool:
-    """Whether an arm whose strategy takes any layout can read shards made for clusters."""
+    """Return whether an arm whose strategy takes any layout can read shards made for clusters."""
     return (
         layout.batches.stratify == "cluster"
         and layout.cluster.drop_outliers is None

@@ -28,6 +28,8 @@ from clusterbatch.store import Artifact, Manifest
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 
+# Clusters shown at each end of the list.
+_EXTREMES = 10
 # Name of the part of a comparison with the nearest cluster of each query.
 SEGMENTS = "segments"
 _SCHEMA = pa.schema(
@@ -71,10 +73,6 @@ def query_segments(config: RunConfig, clusters: Artifact, collections: Sequence[
         ]
         found.append(pa.table(columns, schema=_SCHEMA))
     return pa.concat_tables(found)
-
-
-# Clusters shown at each end of the list.
-_EXTREMES = 10
 
 
 def sources_of_queries(config: RunConfig, comparison: Comparison) -> dict[str, np.ndarray]:
@@ -184,6 +182,7 @@ def _row(comparison: Comparison, arm: ArmResult, language: Language) -> dict[str
         "hardness": arm.hardness,
         "minutes": arm.cost.seconds / 60,
         "hours": arm.cost.hours,
+        "gpu_hours": arm.cost.gpu_hours,
         "device": arm.cost.device,
         "price": arm.cost.price,
         "traffic": arm.cost.traffic.model_dump(),
@@ -193,13 +192,16 @@ def _row(comparison: Comparison, arm: ArmResult, language: Language) -> dict[str
     }
 
 
-def _price_of_steps(arm: ArmResult, share: float) -> float:
-    """Return the price of the shared stages and of a share of the training."""
+def _price_of_steps(arm: ArmResult, share: float) -> float | None:
+    """Return the price of the shared stages and of a share of the training; None without prices."""
+    if arm.cost.price is None or arm.cost.training_price is None:
+        return None
     return arm.cost.price - (1 - share) * arm.cost.training_price
 
 
 def _price_per_point(comparison: Comparison, arm: ArmResult) -> float | None:
-    """Return what a hundredth of the metric costs beyond the baseline; None if there is no gain to pay for."""
-    if arm.gain is None or arm.gain.mean <= 0:
+    """Return the price of a hundredth of the metric beyond the baseline; None without prices or without a gain."""
+    own, reference = arm.cost.price, comparison.baseline.cost.price
+    if arm.gain is None or arm.gain.mean <= 0 or own is None or reference is None:
         return None
-    return (arm.cost.price - comparison.baseline.cost.price) / (100 * arm.gain.mean)
+    return (own - reference) / (100 * arm.gain.mean)

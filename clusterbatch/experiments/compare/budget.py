@@ -1,8 +1,8 @@
-"""What fits into a given time: how much of the corpus, then how many steps and points on the curves.
+"""Budget of a comparison: the share of the corpus, then the steps and the points on the curves that fit a given time.
 
-The machine is timed on a little of the very work. Twice: before the corpus is embedded, to choose the sample, and when
-clusters are there, to choose the steps by what time is left. What is decided is written down, so that an interrupted
-comparison goes on with the same; another comparison, and one that is forced, decides anew.
+The machine is timed on a little of the same work, twice: before the corpus is embedded, to choose the sample, and when
+clusters exist, to choose the steps by the time that is left. Decisions are stored, so that an interrupted comparison
+resumes with the same; another comparison, and one that is forced, decides again.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.collectives import World
 from clusterbatch.training.step import TrainingStep
 
-# Share of the time left that embedding may take; and of what is left then, what trials may. The rest is for what the
-# estimates miss: runs side by side share the memory's bandwidth, and the report has to be made.
+# Share of the time left for embedding, and share of the time left after it for trials. Estimates miss the rest: runs
+# side by side share the memory's bandwidth, and the report takes time.
 _EMBEDDING, _TRIALS = 0.4, 0.75
 _TIMED_ROWS, _TIMED_STEPS = 256, 10
 _LEAST_STEPS = 20
@@ -46,7 +46,7 @@ _MOST_POINTS = 5
 
 
 def decided(config: RunConfig) -> RunConfig:
-    """`config` with what its budget has been turned into so far; itself where it has none, or nothing is decided."""
+    """Return `config` with the decisions of its budget so far; itself if it has none, or nothing is decided."""
     if config.compare.budget is None:
         return config
     root, name = Workspace(config).root, _name(config)
@@ -88,9 +88,10 @@ def choose_steps(
     readers: Mapping[str, ShardReader],
     spent: float,
 ) -> RunConfig:
-    """`config` with compare.steps and compare.points set so that all trials end in time; needs every arm's clusters.
+    """Return `config` with compare.steps and compare.points set so that all trials end in time.
 
-    spent: seconds of the budget that are gone; plans, readers: by the arm's name and by its layout's.
+    Needs every arm's clusters. spent: seconds of the budget that are gone; plans, readers: by the arm's name and by its
+    layout's.
     """
     compare = config.compare
     if compare.budget is None or decided(config).compare.budget is None:
@@ -125,7 +126,7 @@ def choose_steps(
 
 
 def _decide(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """Writes down what has been decided beside what was before."""
+    """Store decisions beside earlier ones."""
     root, name = Workspace(config).root, _name(config)
     before = root.read_json(name) if root.exists(name) else {}
     root.write_json(name, {**before, **changes})
@@ -133,15 +134,15 @@ def _decide(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 
 def _name(config: RunConfig) -> str:
-    """Of the file of decisions, by what they are made for: all that says which trials run and how long each takes."""
-    # Both are always decided, whatever was asked for.
+    """Return the name of the file of decisions, by all settings of the trials and of their duration."""
+    # Both are always decided, whatever was configured.
     asked = config.compare.model_copy(update={"sample": None, "points": 1})
     key = fingerprint("budget", asked, config.embed, config.batches, config.train, config.evaluate)
     return f"compare/budget-{config.compare.budget:g}-{key}.json"
 
 
 def _seconds_a_row(config: RunConfig) -> float:
-    """Of embedding, by all workers together; nothing where no model does it."""
+    """Return the seconds of embedding a row, by all workers together; 0 if no model does it."""
     corpus = Workspace(config).corpus.require()
     if corpus.details.get("dimensions") is not None or config.embed.model in SURROGATES:
         return 0.0
@@ -156,7 +157,7 @@ def _seconds_a_row(config: RunConfig) -> float:
 
 
 def _timed_measurement(config: RunConfig) -> tuple[float, float]:
-    """Seconds in which a trial loads its model and measures everything once, and of one more point on its curve."""
+    """Return the seconds of loading a model and measuring everything once, and of one more point on the curve."""
     settings = config.evaluate
     deciding = parse_metric(config.compare.decide.metric)
     metrics = [deciding, *map(parse_metric, settings.metrics)]
@@ -178,7 +179,7 @@ def _timed_measurement(config: RunConfig) -> tuple[float, float]:
 
 
 def _seconds_a_step(config: RunConfig, plan: Plan, reader: ShardReader) -> float:
-    """Of training, by one process."""
+    """Return the seconds of a training step, by one process."""
     encoder = starting_encoder(config, visible_device(config.train.device))
     training = TrainingStep(encoder, config.train, _TIMED_STEPS, World())
     vectors = config.train.mask.surrogate_margin is not None
@@ -200,7 +201,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """What a worker has, where several share a machine."""
+    """Compute with one thread, as a worker does if several share a machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""What a run of an arm costs: its own training, and what it needs of the stages that the arms share. No Ray."""
+"""Cost of a run of an arm: its own training, and its need of the stages that the arms share. No Ray."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from clusterbatch.store.workspace import Workspace
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run of an arm with the shared stages that it needs: worker hours (a core's or a GPU's) and their price.
+    """Cost of one run of an arm with the shared stages that it needs.
 
-    seconds: of its training alone; shared_seconds: of all workers of embedding, mining and clustering, 0 where the arm
-    needs none of them; training_price: what of the price is the training's; traffic: what the run and those stages
-    asked of storage; device: `cpu` or `cuda`, what it trained on.
+    seconds: of its training alone; shared_seconds: of all workers of embedding, mining and clustering, 0 if the arm
+    needs none of them; hours: worker hours (a core's or a GPU's) of both; gpu_hours: those of GPUs among them; price,
+    and training_price, the training's share of it: None if nothing has a price; traffic: requests to storage and bytes
+    of the run and those stages; device: `cpu` or `cuda`, of the training.
     """
 
     seconds: float
     shared_seconds: float
     hours: float
-    price: float
-    training_price: float
+    gpu_hours: float
+    price: float | None
+    training_price: float | None
     traffic: Traffic
     device: str
 
@@ -37,9 +39,9 @@ class Cost:
 def shared_costs(
     config: RunConfig, data: RunConfig, layouts: Mapping[str, RunConfig], clusters: Mapping[str, Manifest]
 ) -> dict[str, Any]:
-    """What the shared stages took, as the details of a comparison's manifest keep it.
+    """Return seconds and traffic of the shared stages, as the details of a comparison's manifest keep them.
 
-    worker_seconds, traffic: of `embed`, and of `mine` and `cluster` by layout; embed_device: None where it was left to
+    worker_seconds, traffic: of `embed`, and of `mine` and `cluster` by layout; embed_device: None if it was left to
     the machine. data: `config` with the sample, if there is one, in place of its corpus and embeddings; clusters: of
     every layout.
     """
@@ -65,11 +67,11 @@ def shared_costs(
 
 
 def worker_seconds(made: Manifest, workers: int) -> float:
-    """Of all workers of a stage, in whichever session they worked.
+    """Return the seconds of all workers of a stage, of all sessions.
 
-    At least the wall time of the last session: what is done beside the units (a surrogate is fitted, say) keeps one
-    worker busy. Manifests that know no seconds of workers: that wall time, by all `workers` of the stage; the
-    embeddings' know how many made them.
+    At least the wall time of the last session: work beside the items (fitting a surrogate, for example) keeps one
+    worker busy. For manifests without seconds of workers: that wall time, times all `workers` of the stage, or the
+    number of workers that the embeddings' manifest names.
     """
     if made.worker_seconds is None:
         return made.seconds * int(made.config.get("workers", workers))
@@ -77,10 +79,10 @@ def worker_seconds(made: Manifest, workers: int) -> float:
 
 
 def cost_of(config: RunConfig, details: Mapping[str, Any], name: str, trials: Sequence[Mapping[str, Any]]) -> Cost:
-    """Of one of the `trials`, all of the arm `name`; details: of the comparison's manifest.
+    """Return the mean cost of the `trials`, all of the arm `name`; details: of the comparison's manifest.
 
-    Mining asks for no GPU, and embeddings may say what they were made on. Else the shared stages are priced as if they
-    had run on what the arm trained on.
+    Mining needs no GPU, and embeddings may name their device. Otherwise the shared stages count as if they had run on
+    the device that the arm trained on.
     """
     arm, prices, device = details["arms"][name], config.compare.prices, str(trials[0]["device"])
     layout, spent, asked = arm["layout"], _shared_seconds(config, details), details["traffic"]
@@ -94,22 +96,24 @@ def cost_of(config: RunConfig, details: Mapping[str, Any], name: str, trials: Se
         needed.append((spent["cluster"][layout], device, asked["cluster"][layout]))
     training = float(np.mean([trial["seconds_training"] for trial in trials]))
     own = _mean_traffic([Traffic(**trial["traffic"]) for trial in trials])
-    training_price = _price(prices, training, device, own)
     shared = sum(seconds for seconds, _, _ in needed)
+    all_of = [(training, device, own), *((seconds, on, Traffic(**traffic)) for seconds, on, traffic in needed)]
+    each = [_price(prices, *part) for part in all_of] if prices.known else None
     return Cost(
         seconds=training,
         shared_seconds=shared,
         hours=(training + shared) / 3600,
-        price=training_price + sum(_price(prices, seconds, on, Traffic(**traffic)) for seconds, on, traffic in needed),
-        training_price=training_price,
+        gpu_hours=sum(seconds for seconds, on, _ in all_of if on == "cuda") / 3600,
+        price=sum(each) if each else None,
+        training_price=each[0] if each else None,
         traffic=sum((Traffic(**traffic) for _, _, traffic in needed), own),
         device=device,
     )
 
 
 def extra_cost(own: Cost, other: Cost) -> float:
-    """What `own` costs beyond `other`, as a share of that: by price; where nothing has one, by worker hours."""
-    one, reference = (own.price, other.price) if other.price else (own.hours, other.hours)
+    """Return the cost of `own` beyond `other`, as a share of that: by price, or by worker hours if it has none."""
+    one, reference = (own.price, other.price) if own.price is not None and other.price else (own.hours, other.hours)
     return one / reference - 1 if reference else math.inf
 
 
@@ -124,7 +128,7 @@ def _device(made: Manifest) -> str | None:
 
 
 def _shared_seconds(config: RunConfig, details: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`worker_seconds`; of comparisons that know none, wall times by all workers, and nothing of mining."""
+    """Return `worker_seconds`; for comparisons without them, wall times by all workers, and nothing of mining."""
     if "worker_seconds" in details:
         found: Mapping[str, Any] = details["worker_seconds"]
         return found
@@ -138,6 +142,10 @@ def _mean_traffic(each: Sequence[Traffic]) -> Traffic:
 
 
 def _price(prices: PricesConfig, seconds: float, device: str, traffic: Traffic) -> float:
-    hourly = prices.gpu_hour if device == "cuda" else prices.cpu_hour
-    storage = traffic.reads / 1e6 * prices.million_reads + traffic.writes / 1e6 * prices.million_writes
-    return seconds / 3600 * hourly + storage + traffic.bytes_read / 2**30 * prices.gibibyte_read
+    return prices.of(
+        seconds,
+        gpu=device == "cuda",
+        reads=traffic.reads,
+        writes=traffic.writes,
+        bytes_read=traffic.bytes_read,
+    )

@@ -1,6 +1,6 @@
-"""How hard an arm's batches are before any training, and groups that are as hard as clusters but about nothing.
+"""Hardness of an arm's batches before any training, and groups as hard as clusters but without a common subject.
 
-Hardness is the surrogate's: the mean, over a batch's queries, of the highest score of another row's document. What is a
+Hardness is the surrogate's: the mean, over a batch's queries, of the highest score of another row's document. A
 duplicate by its hash is no negative.
 """
 
@@ -23,8 +23,11 @@ _MOST_GROUPS = 64
 
 
 def hardness(config: RunConfig, clusters: RunConfig, steps: int | None = None) -> float | None:
-    """Mean over evenly spaced steps of a run of `steps` (of one epoch, where none are given) with the plan of `config`
-    on the clusters of the workspace of `clusters`; None where these keep no vectors, or batches no negatives."""
+    """Return the mean hardness over evenly spaced steps of a run of `steps` (by default of one epoch).
+
+    The plan is that of `config` on the clusters of the workspace of `clusters`. None if these keep no vectors, or
+    batches have no negatives.
+    """
     artifact = Workspace(clusters).clusters()
     if clusters.cluster.surrogate == "none":
         return None
@@ -37,7 +40,7 @@ def hardness(config: RunConfig, clusters: RunConfig, steps: int | None = None) -
 
 
 def spaced(steps: int, most: int) -> list[int]:
-    """At most so many steps of a run, evenly spaced; the middle of each stretch."""
+    """Return at most so many steps of a run, evenly spaced: the middle of each stretch."""
     count = min(most, steps)
     found: list[int] = ((np.arange(count) + 0.5) * steps / count).astype(int).tolist()
     return found

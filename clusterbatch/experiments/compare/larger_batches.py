@@ -1,4 +1,4 @@
-"""What larger random batches would do instead: the size at which they catch up, and what the same money buys.
+"""Larger random batches instead of an arm: the size at which they catch up, and their quality at the same compute.
 
 Both are read off the random arms of a comparison, on straight lines over the logarithm of the size (of the compute).
 Only what was measured is interpolated, never beyond.
@@ -19,9 +19,11 @@ _PLAIN = {"batches.stratify", "batches.size"}
 
 @dataclass(frozen=True)
 class CatchUp:
-    """Of one arm. `size`: pairs a batch at which random batches reach its quality, None where none that was tried does;
-    `smallest`, `largest`: sizes that were tried. `same_compute`: quality of random batches for the arm's own compute,
-    None where that is outside of what was tried."""
+    """Random batches beside one arm.
+
+    size: pairs a batch at which they reach its quality, None if none that was tried does; smallest, largest: sizes that
+    were tried; same_compute: their quality for the arm's own worker hours, None outside of the sizes that were tried.
+    """
 
     arm: str
     size: float | None
@@ -31,7 +33,7 @@ class CatchUp:
 
 
 def catch_up(comparison: Comparison, arm: ArmResult) -> CatchUp | None:
-    """None where fewer than two sizes of random batches were compared, or the arm itself is random."""
+    """Return None if fewer than two sizes of random batches were compared, or the arm itself is random."""
     random = sorted((each for each in comparison.arms if _is_random(each)), key=lambda each: each.batch)
     if len({each.batch for each in random}) < 2 or _is_random(arm):
         return None
@@ -48,7 +50,7 @@ def _is_random(arm: ArmResult) -> bool:
 
 
 def _first_at(sizes: Sequence[int], quality: Sequence[float], wanted: float) -> float | None:
-    """The smallest size, between those that were tried, at which `wanted` is reached."""
+    """Return the smallest size, between those that were tried, at which `wanted` is reached."""
     if quality[0] >= wanted:
         return float(sizes[0])
     for position in range(1, len(sizes)):

@@ -46,7 +46,7 @@ PAGE, DECISION, MARKDOWN, DATA = "index.html", "decision.html", "report.md", "co
 
 @dataclass(frozen=True)
 class Views:
-    """What is shown of batches and clusters; nothing but examples where no arm has clusters."""
+    """Batches and clusters of the report; nothing but examples if no arm has clusters."""
 
     examples: list[Example]
     mapped: list[MappedCluster] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Views:
 
 
 def write_comparison(config: RunConfig) -> str:
-    """Writes <workspace>/compare/report/; returns the URI of its page. Raises DataError where nothing was compared."""
+    """Write <workspace>/compare/report/; return the URI of its page. Raises DataError if nothing was compared."""
     artifact = comparison_artifact(config)
     manifest = artifact.require()
     config = with_sample(decided(config))
@@ -110,13 +110,15 @@ def _context(
         "language": language,
         "words": comparison_phrases(language),
         "comparison": comparison,
-        "values": figures_in_words(comparison, config),
+        "values": figures_in_words(comparison, config, language),
         "answer": answer(comparison, config, language),
         "next_step": next_step(comparison, config, language),
         "outcome": verdict_word(comparison.decisive, language),
         "sentences": meeting_sentences(comparison, config, language),
         "larger_batches": larger_batches(comparison, language),
         "rows": arm_rows(comparison, language),
+        "priced": config.compare.prices.known,
+        "on_gpus": any(arm.cost.gpu_hours for arm in comparison.arms),
         "incomplete": judged_by_pairs(config),
         "plots": {plot.name: plot for plot in plots},
         "examples": views.examples,
@@ -132,7 +134,7 @@ def _context(
 
 
 def _views(config: RunConfig, manifest: Manifest) -> Views:
-    """Examples of every arm's batches; map, sizes and outliers of the clusters that stand for all."""
+    """Return examples of every arm's batches; map, sizes and outliers of the clusters that stand for all."""
     arms, layouts = arms_of(config)
     examples = []
     for each in arms:

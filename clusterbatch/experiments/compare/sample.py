@@ -278,7 +278,7 @@ class PivotWorker:
 
 @dataclass(frozen=True)
 class Pivots:
-    """Of one source. vectors: (m, d) float32; drawn: (m,) bool; coarse: (m,) the near one of the first pivots.
+    """Pivots of one source. vectors: (m, d) float32; drawn: (m,) bool; coarse: (m,) the nearest of the first pivots.
 
     coarse is None if rows are compared with all pivots.
     """

@@ -148,7 +148,7 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
 
 
 def with_sample(config: RunConfig) -> RunConfig:
-    """`config` with the sample, if there is one, in place of its corpus and embeddings."""
+    """Return `config` with the sample, if there is one, in place of its corpus and embeddings."""
     if not config.compare.sample:
         return config
     home = sample_home(config, config.compare.sample, config.compare.sample_by)
@@ -190,7 +190,7 @@ def _run(
 
 
 def _best_setting(config: RunConfig, artifact: Artifact, trials: Trials, arm: Arm, done: dict[int, Receipt]) -> Setting:
-    """The setting with the best mean of the deciding metric on the tuning half of the queries, first seed."""
+    """Return the setting with the best mean of the deciding metric on the tuning half of the queries, first seed."""
     settings = trials.settings(arm)
     if len(settings) == 1:
         return settings[0]
@@ -201,7 +201,7 @@ def _best_setting(config: RunConfig, artifact: Artifact, trials: Trials, arm: Ar
 
 
 def _tuning_mean(artifact: Artifact, receipt: Receipt, metric: str) -> float:
-    """Mean over collections of the mean over their tuning queries."""
+    """Return the mean over collections of the mean over their tuning queries."""
     table = read_parquet(artifact.folder, receipt.parts[0])
     table = table.filter(pc.equal(table["metric"], metric))
     table = table.filter([is_for_tuning(query) for query in table["query_id"].to_pylist()])
@@ -210,5 +210,5 @@ def _tuning_mean(artifact: Artifact, receipt: Receipt, metric: str) -> float:
 
 
 def _purity(plan: Plan, steps: int) -> float:
-    """Mean share of a batch from its main cluster, over evenly spaced steps of the run."""
+    """Return the mean share of a batch from its main cluster, over evenly spaced steps of the run."""
     return float(np.mean([plan.batch(step).purity for step in spaced(steps, _PURITY_STEPS)]))

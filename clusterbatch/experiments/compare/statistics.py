@@ -1,14 +1,14 @@
 """Differences between arms with intervals, and one of three verdicts on each, against the user's own threshold.
 
-An arm is measured with S seeds on Q[c] queries of each of C collections. Two things could have fallen out otherwise:
-the queries that somebody happened to judge, and the seeds. With d[s, q] the difference of a query's score under seed s,
+An arm is measured with S seeds on Q[c] queries of each of C collections. Two things are left to chance: the queries
+that somebody happened to judge, and the seeds. With d[s, q] the difference of a query's score under seed s,
 the mean difference has variance
 
     V = V[1] + ... + V[C] + V_seeds,   V[c]    = var over q of c of mean over s d[s, q], divided by Q[c] C^2,
                                        V_seeds = var over s of mean over c and q d[s, q], divided by S,
 
-a sum that errs on the safe side, for what seeds do to single queries is in both. Intervals are t intervals with
-Satterthwaite's degrees of freedom (Satterthwaite 1946, "An approximate distribution of estimates of variance
+a sum that errs on the safe side, because the effect of seeds on single queries is in both. Intervals are t intervals
+with Satterthwaite's degrees of freedom (Satterthwaite 1946, "An approximate distribution of estimates of variance
 components"): every collection is a component of its own, for the variance of five queries is not known any better
 because another collection has a thousand. The randomisation test asks only about queries: given these trained models,
 would a random relabelling of the two arms, query by query, differ so much? Several arms against one baseline: Holm's
@@ -32,7 +32,7 @@ from clusterbatch.config.compare import DecideConfig
 _RESAMPLES = 4999
 _POWER = 0.8
 _MOST_SEEDS = 1000
-# Metrics go from 0 to 1: what is below is rounding.
+# Metrics go from 0 to 1: smaller errors are rounding.
 _NO_ERROR = 1e-9
 
 
@@ -40,7 +40,7 @@ _NO_ERROR = 1e-9
 class Spread:
     """Mean of a quantity and its uncertainty.
 
-    of_queries: for each collection what its queries add to the variance, and how many they are. The variance of a
+    of_queries: for each collection the share of its queries in the variance, and their number. The variance of a
     single query, or seed, is NaN.
     """
 
@@ -69,7 +69,7 @@ class Spread:
 
     @property
     def freedom(self) -> float:
-        """Satterthwaite's degrees of freedom; NaN where the spread is not known."""
+        """Satterthwaite's degrees of freedom; NaN if the spread is not known."""
         if not self.is_known:
             return math.nan
         total = self.variance_queries + self.variance_seeds
@@ -86,7 +86,7 @@ class Spread:
         return self.mean - half, self.mean + half
 
     def half_width(self, confidence: float) -> float:
-        # What stats.t.ppf calls, without its checks: which seeds would do is asked of hundreds of spreads.
+        # The function below stats.t.ppf, without its checks: the search for enough seeds calls this hundreds of times.
         return float(special.stdtrit(self.freedom, (1 + confidence) / 2)) * self.error
 
     def p_value(self) -> float:
@@ -96,19 +96,19 @@ class Spread:
         return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
 
     def detectable(self, confidence: float) -> float:
-        """The smallest true difference that an experiment like this one confirms in 80 of 100 cases."""
+        """Return the smallest true difference that an experiment like this one confirms in 80 of 100 cases."""
         quantiles = stats.t.ppf([(1 + confidence) / 2, _POWER], self.freedom)
         return float(quantiles.sum()) * self.error
 
     def seeds_needed(self, margin: float, confidence: float) -> int | None:
-        """Seeds that make the interval's half width at most `margin`; None where seeds alone never do."""
+        """Return the seeds that make the interval's half width at most `margin`; None if seeds alone never do."""
         for seeds in range(max(2, self.seeds), _MOST_SEEDS):
             if self._with(seeds).half_width(confidence) <= margin:
                 return seeds
         return None
 
     def queries_needed(self, margin: float, confidence: float) -> int | None:
-        """Queries (in proportion, over all collections) that do the same; None where queries alone never do."""
+        """Return the queries (in proportion, over all collections) that do the same; None if queries alone never do."""
         for factor in np.geomspace(1, 1000, 61).tolist():
             grown = self._with(self.seeds, factor)
             if grown.half_width(confidence) <= margin:
@@ -116,7 +116,7 @@ class Spread:
         return None
 
     def both_needed(self, margin: float, confidence: float) -> tuple[int, int] | None:
-        """Seeds and queries, grown by the same factor, that do the same; None where even a thousand seeds do not."""
+        """Return seeds and queries, grown by the same factor, that do the same; None if a thousand seeds do not."""
         for seeds in range(max(2, self.seeds), _MOST_SEEDS):
             grown = self._with(seeds, seeds / self.seeds)
             if grown.half_width(confidence) <= margin:
@@ -124,7 +124,7 @@ class Spread:
         return None
 
     def _with(self, seeds: int, factor: float = 1.0) -> Spread:
-        """What so many seeds, and `factor` times the queries of every collection, would leave of it."""
+        """Return the spread with so many seeds, and `factor` times the queries of every collection."""
         grown = [(variance, queries, math.ceil(queries * factor)) for variance, queries in self.of_queries]
         return Spread(
             self.mean,
@@ -134,13 +134,60 @@ class Spread:
         )
 
 
+Outcome = Literal["pays", "does not pay", "cannot tell yet"]
+Reason = Literal[
+    "gain", "no gain", "too dear", "wide interval", "one seed", "one query", "no spread", "short", "rising"
+]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Verdict on one arm; low, high: interval of its gain that holds for all arms together.
+
+    extra_cost: as a share of the baseline's; detectable: smallest true gain that this experiment would have confirmed
+    in 80 of 100 cases, None, as is the interval, if the spread is not known; seeds_needed, queries_needed: the number
+    of either that alone would settle an open case; both_needed: of both together; None if they would not, or nothing is
+    open.
+    """
+
+    outcome: Outcome
+    reason: Reason
+    gain: float
+    low: float | None
+    high: float | None
+    extra_cost: float
+    detectable: float | None
+    seeds_needed: int | None = None
+    queries_needed: int | None = None
+    both_needed: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """Training of two arms. epochs: the fewer of both; rising: whether either curve still rises at its end."""
+
+    epochs: float
+    rising: bool
+
+    @property
+    def missing(self) -> Reason | None:
+        """Reason why these runs cannot decide: less than an epoch, or curves that still rise; None if they can."""
+        if self.epochs < 1:
+            return "short"
+        return "rising" if self.rising else None
+
+    def beside(self, other: Training) -> Training:
+        """Return the training of both together."""
+        return Training(min(self.epochs, other.epochs), self.rising or other.rising)
+
+
 def difference(arm: Sequence[np.ndarray], baseline: Sequence[np.ndarray]) -> Spread:
-    """arm, baseline: per collection (S, Q) scores, the same seeds and queries in the same order."""
+    """Return the paired difference; arm, baseline: (S, Q) scores by collection, seeds and queries in the same order."""
     return mean_spread([a - b for a, b in zip(arm, baseline, strict=True)])
 
 
 def mean_spread(scores: Sequence[np.ndarray]) -> Spread:
-    """Of the average over collections, each (S, Q)."""
+    """Return the spread of the average over collections, each (S, Q)."""
     collections, seeds = len(scores), len(scores[0])
     of_query = [each.mean(0) for each in scores]
     of_seed = np.mean([each.mean(1) for each in scores], axis=0)
@@ -153,14 +200,14 @@ def mean_spread(scores: Sequence[np.ndarray]) -> Spread:
 
 
 def _variance_of_mean(values: np.ndarray) -> float:
-    """NaN of a single value."""
+    """Return the variance of the mean; NaN for a single value."""
     return float(values.var(ddof=1) / len(values)) if len(values) > 1 else math.nan
 
 
 def randomisation_p(arm: Sequence[np.ndarray], baseline: Sequence[np.ndarray], seed: int = 0) -> float:
-    """Two-sided p value of a paired randomisation test over queries (scipy's permutation_test), seeds averaged.
+    """Return the two-sided p value of a paired randomisation test over queries (scipy's permutation_test).
 
-    Each query weighs so that collections count alike.
+    Scores are averaged over seeds. Each query weighs so that collections count alike.
     """
     weighted = np.concatenate(
         [(a.mean(0) - b.mean(0)) / a.shape[1] / len(arm) for a, b in zip(arm, baseline, strict=True)]
@@ -182,7 +229,7 @@ def randomisation_p(arm: Sequence[np.ndarray], baseline: Sequence[np.ndarray], s
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (Holm 1979): family-wise error over all tests, in the order given."""
+    """Return p values adjusted by Holm's step-down method (Holm 1979), in the order given: family-wise error of all."""
     order = np.argsort(p_values)
     adjusted = np.empty(len(p_values))
     largest = 0.0
@@ -190,52 +237,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[position]))
         adjusted[position] = largest
     return adjusted.tolist()
-
-
-Outcome = Literal["pays", "does not pay", "cannot tell yet"]
-Reason = Literal[
-    "gain", "no gain", "too dear", "wide interval", "one seed", "one query", "no spread", "short", "rising"
-]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """`low`, `high`: interval of the gain that holds for all arms together. `extra_cost`: share of the baseline's.
-
-    `detectable`: smallest true gain that this experiment would have confirmed in 80 of 100 cases. None, as is the
-    interval, where the spread is not known. `seeds_needed`, `queries_needed`: what of one alone would settle an open
-    case; `both_needed`: what of both together would. None where that would not, or nothing is open.
-    """
-
-    outcome: Outcome
-    reason: Reason
-    gain: float
-    low: float | None
-    high: float | None
-    extra_cost: float
-    detectable: float | None
-    seeds_needed: int | None = None
-    queries_needed: int | None = None
-    both_needed: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a verdict needs to know of the runs. epochs: the fewest of the two arms; rising: of either curve's end."""
-
-    epochs: float
-    rising: bool
-
-    @property
-    def missing(self) -> Reason | None:
-        """Why these runs cannot decide: less than an epoch, or curves that still rise."""
-        if self.epochs < 1:
-            return "short"
-        return "rising" if self.rising else None
-
-    def beside(self, other: Training) -> Training:
-        """Return what holds for both."""
-        return Training(min(self.epochs, other.epochs), self.rising or other.rising)
 
 
 def still_rises(steps: np.ndarray, curve: np.ndarray, least: float) -> bool:
@@ -271,7 +272,7 @@ def decide(gain: Spread, extra_cost: float, arms: int, rule: DecideConfig, train
     detectable = gain.detectable(confidence)
     if training and training.missing:
         return Verdict("cannot tell yet", training.missing, gain.mean, low, high, extra_cost, detectable)
-    # A gain of nothing is not a gain, even where the user asks for none.
+    # A gain of nothing is not a gain, even if the user asks for none.
     if low >= rule.min_gain and low > 0:
         if rule.max_cost is not None and extra_cost > rule.max_cost:
             return Verdict("does not pay", "too dear", gain.mean, low, high, extra_cost, detectable)

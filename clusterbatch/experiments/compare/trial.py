@@ -1,7 +1,4 @@
-"""Trials of a comparison: train an arm with a seed in one process and measure it along the way.
-
-Their numbers do not depend on which of them are run.
-"""
+"""Trials of a comparison: each trains an arm with a seed in one process and measures it along the way."""
 
 from __future__ import annotations
 
@@ -40,8 +37,30 @@ UNTRAINED = "untrained"
 Setting = tuple[float, float]
 
 
+SCORES = pa.schema(
+    [
+        pa.field("collection", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of an arm; name: of its folder; config: with its own workspace and seeds; 0 steps: untrained."""
+
+    name: str
+    arm: str
+    seed: int
+    steps: int
+    config: RunConfig
+    fingerprint: str
+
+
 class Trials:
-    """Trial 0 is the model before training; then come arms x settings x seeds."""
+    """Numbering of the trials, whichever of them are run: 0 is the untrained model, then arms x settings x seeds."""
 
     def __init__(
         self, config: RunConfig, arms: Sequence[Arm], layouts: Mapping[str, RunConfig], steps: int, identity: str
@@ -105,28 +124,6 @@ def is_for_tuning(query: str) -> bool:
     return xxhash.xxh3_64_intdigest(query.encode()) % 2 == 0
 
 
-SCORES = pa.schema(
-    [
-        pa.field("collection", pa.string(), nullable=False),
-        pa.field("metric", pa.string(), nullable=False),
-        pa.field("query_id", pa.string(), nullable=False),
-        pa.field("value", pa.float64(), nullable=False),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One run of an arm: `name` is that of its folder, `config` has its own workspace and seeds; 0 steps: untrained."""
-
-    name: str
-    arm: str
-    seed: int
-    steps: int
-    config: RunConfig
-    fingerprint: str
-
-
 class TrialWorker:
     """Runs trials one after the other; collections are read and tokenised once."""
 
@@ -159,7 +156,7 @@ class TrialWorker:
             for checkpoint in job.checkpoints.whole():
                 encoder = _trained_encoder(trial.config, device, checkpoint.load()[0])
                 ended = checkpoint.manifest.step == trial.steps
-                # On the way only what the curve shows: the depth of the other metrics is most of a measurement.
+                # On the way only the curve's metric: the depth of the other metrics takes most of a measurement.
                 scores = self._measure(encoder, trial, self._metrics if ended else self._metrics[:1])
                 curve += self._means(scores, checkpoint.manifest.step)
             job.folder.remove(CHECKPOINTS)

@@ -1,7 +1,4 @@
-"""Sentences of a comparison's report in English and Japanese; figures are put in by name.
-
-So both languages say the same.
-"""
+"""Sentences of a comparison's report in English and Japanese; figures are put in by name, the same in both."""
 
 from __future__ import annotations
 
@@ -11,15 +8,16 @@ from clusterbatch.config import RunConfig
 from clusterbatch.config.experiments import Language
 from clusterbatch.experiments.compare.larger_batches import catch_up
 from clusterbatch.experiments.compare.results import ArmResult, Comparison
+from clusterbatch.reporting.page import amount
 from clusterbatch.reporting.phrases import comparison_phrases
 
 
-def figures(comparison: Comparison, config: RunConfig) -> dict[str, str]:
+def figures(comparison: Comparison, config: RunConfig, language: Language) -> dict[str, str]:
     """Return the measured figures that sentences are made of, about the decisive arm."""
     arm = comparison.decisive
     verdict = arm.verdict
     assert verdict is not None
-    prices, trained = config.compare.prices, arm.training.beside(comparison.baseline.training)
+    trained = arm.training.beside(comparison.baseline.training)
     return {
         "arm": arm.name,
         "reference": comparison.reference,
@@ -45,11 +43,15 @@ def figures(comparison: Comparison, config: RunConfig) -> dict[str, str]:
         "epoch_steps": f"{math.ceil(comparison.steps[-1] / trained.epochs):,}",
         "more_steps": f"{2 * comparison.steps[-1]:,}",
         "cheaper": comparison.cheaper.name if comparison.cheaper else "",
-        "minutes": f"{arm.cost.seconds / 60:.1f}",
-        "baseline_minutes": f"{comparison.baseline.cost.seconds / 60:.1f}",
-        "shared_minutes": f"{arm.cost.shared_seconds / 60:.1f}",
-        "price": f"{arm.cost.price:.4f} {prices.currency}",
-        "baseline_price": f"{comparison.baseline.cost.price:.4f} {prices.currency}",
+        "minutes": amount(arm.cost.seconds / 60),
+        "baseline_minutes": amount(comparison.baseline.cost.seconds / 60),
+        "shared_minutes": amount(arm.cost.shared_seconds / 60),
+        "price": _cost(arm, config, language),
+        "baseline_price": _cost(comparison.baseline, config, language),
+        "requests": f"{_requests(arm):,}",
+        "baseline_requests": f"{_requests(comparison.baseline):,}",
+        "mib_read": f"{arm.cost.traffic.bytes_read / 2**20:,.1f}",
+        "baseline_mib_read": f"{comparison.baseline.cost.traffic.bytes_read / 2**20:,.1f}",
         "seeds_needed": str(verdict.seeds_needed),
         "queries_needed": f"{verdict.queries_needed or 0:,}",
         "both_seeds": str(verdict.both_needed[0] if verdict.both_needed else 0),
@@ -58,8 +60,8 @@ def figures(comparison: Comparison, config: RunConfig) -> dict[str, str]:
 
 
 def answer(comparison: Comparison, config: RunConfig, language: Language) -> str:
-    """One sentence or two: the verdict, the gain with its interval, the cost, what to do."""
-    words, values = comparison_phrases(language), figures(comparison, config)
+    """Return a sentence or two: the verdict, the gain with its interval, the cost, what to do."""
+    words, values = comparison_phrases(language), figures(comparison, config, language)
     sentences = [words[f"answer {_reason(comparison)}"].format(**values)]
     sentences += [further(comparison, language), next_step(comparison, config, language)]
     # Japanese has no space between sentences.
@@ -92,7 +94,7 @@ def next_step(comparison: Comparison, config: RunConfig, language: Language) -> 
     """Return what to do now."""
     verdict = comparison.decisive.verdict
     assert verdict is not None
-    words, values = comparison_phrases(language), figures(comparison, config)
+    words, values = comparison_phrases(language), figures(comparison, config, language)
     key = _reason(comparison)
     if key == "gain" and comparison.cheaper:
         key = "gain, cheaper"
@@ -113,8 +115,8 @@ def verdict_word(arm: ArmResult, language: Language) -> str:
 
 
 def meeting_sentences(comparison: Comparison, config: RunConfig, language: Language) -> list[str]:
-    """Sentences with the measured figures in them, for somebody who has to speak about it."""
-    words, values = comparison_phrases(language), figures(comparison, config)
+    """Return sentences with the measured figures in them, for somebody who has to speak about it."""
+    words, values = comparison_phrases(language), figures(comparison, config, language)
     setup = "say setup" if _masks(comparison.decisive) == _masks(comparison.baseline) else "say setup, other masks"
     verdict = comparison.decisive.verdict
     doubt = "say doubt" if verdict and verdict.detectable is not None else "say doubt, unknown"
@@ -122,7 +124,7 @@ def meeting_sentences(comparison: Comparison, config: RunConfig, language: Langu
 
 
 def larger_batches(comparison: Comparison, language: Language) -> list[str]:
-    """What random batches of other sizes would do instead of the decisive arm; nothing where none were compared."""
+    """Return sentences on random batches of other sizes instead of the decisive arm; none if none were compared."""
     arm, words = comparison.decisive, comparison_phrases(language)
     found = catch_up(comparison, arm)
     if found is None:
@@ -144,8 +146,21 @@ def larger_batches(comparison: Comparison, language: Language) -> list[str]:
 
 
 def _figure(value: float | None, form: str) -> str:
-    """A dash where it is not known; no sentence about such a case has it."""
+    """Return a dash if it is not known; no sentence about such a case has it."""
     return "–" if value is None else f"{value:{form}}"
+
+
+def _cost(arm: ArmResult, config: RunConfig, language: Language) -> str:
+    """Return the price of a run with its currency; without prices its worker hours."""
+    cost = arm.cost
+    if cost.price is not None:
+        return f"{amount(cost.price)} {config.compare.prices.currency}"
+    key = "cost in hours, gpu" if cost.gpu_hours else "cost in hours"
+    return comparison_phrases(language)[key].format(hours=amount(cost.hours), gpu_hours=amount(cost.gpu_hours))
+
+
+def _requests(arm: ArmResult) -> int:
+    return arm.cost.traffic.reads + arm.cost.traffic.writes
 
 
 def _masks(arm: ArmResult) -> dict[str, object]:

@@ -34,9 +34,12 @@ _DUPLICATES = 0.3
 
 @dataclass(frozen=True)
 class BatchFigures:
-    """Of batches drawn from one kind of set. hardness: mean cosine of a query with the other documents;
-    false_negatives: share of these that the surrogate scores as high as the query's own; masked: share that
-    `mask_share` would leave out; difficulty: expected InfoNCE loss under the surrogate, in nats, masks applied."""
+    """Figures of batches drawn from one kind of set.
+
+    hardness: mean cosine of a query with the other documents; false_negatives: share of these that the surrogate scores
+    as high as the query's own; masked: share that `mask_share` would leave out; difficulty: expected InfoNCE loss under
+    the surrogate, in nats, masks applied.
+    """
 
     hardness: float
     false_negatives: float
@@ -63,7 +66,7 @@ class Sample:
 def batch_figures(
     sample: Sample, label: np.ndarray, *, batch: int, temperature: float, mask_share: float, seed: int = 0
 ) -> BatchFigures:
-    """Of batches of `batch` rows with one label each; label: (N,). Texts that repeat are never negatives.
+    """Return the figures of batches of `batch` rows with one label each; label: (N,). Repeated texts are no negatives.
 
     difficulty is the mean over queries of log(1 + (batch - 1) mean_j exp((s_j - s) / temperature)), j over the other
     documents of the label that are not masked, s the score of the query's own.
@@ -104,7 +107,7 @@ def batch_figures(
 def predict_group(
     sample: Sample, rows: int, features: np.ndarray, sizes: Sequence[int], *, seed: int, batch: int, **batches: Any
 ) -> dict[str, Any]:
-    """Figures of one source of `rows` rows, from its sample.
+    """Return the figures of one source of `rows` rows, from its sample.
 
     features: (N, D) what would be clustered; `batch` and `batches`: of batch_figures. Returns diversity (1 - mean
     cosine of two of its documents), duplicates, outliers (shares), source (figures of batches of all of it), clusters

@@ -1,4 +1,4 @@
-"""What refresh intervals gave and cost on a corpus that grew month by month, and which one to take. No Ray.
+"""Quality and cost of refresh intervals on a corpus that grew month by month, and the recommended one. No Ray.
 
 Legend: S seeds, M months after the first model, Q queries. A query asks for what arrives in one month (0: there from
 the start, -1: in none). It is new in that month and old in all later ones.
@@ -16,7 +16,7 @@ from clusterbatch.experiments.compare.statistics import difference, joint_level,
 
 
 def months_of(scores: np.ndarray, arrival: np.ndarray) -> list[tuple[float, float]]:
-    """(old, new) means of month 1 to M; scores: (S, M, Q), arrival: (Q,) months."""
+    """Return (old, new) means of month 1 to M; scores: (S, M, Q), arrival: (Q,) months."""
     found = []
     for position in range(scores.shape[1]):
         values = scores[:, position].mean(axis=0)
@@ -26,7 +26,7 @@ def months_of(scores: np.ndarray, arrival: np.ndarray) -> list[tuple[float, floa
 
 
 def on_old(scores: np.ndarray, arrival: np.ndarray) -> np.ndarray:
-    """(S, Q') each old query's mean over the months in which it is old."""
+    """Return (S, Q') each old query's mean over the months in which it is old."""
     months = scores.shape[1]
     columns = [
         scores[:, arrival[query] :, query].mean(axis=1)
@@ -36,7 +36,7 @@ def on_old(scores: np.ndarray, arrival: np.ndarray) -> np.ndarray:
 
 
 def on_new(scores: np.ndarray, arrival: np.ndarray) -> np.ndarray:
-    """(S, Q') each new query's score in the month its answers arrive."""
+    """Return (S, Q') each new query's score in the month its answers arrive."""
     queries = np.flatnonzero(arrival >= 1)
     return scores[:, arrival[queries] - 1, queries]
 
@@ -69,7 +69,7 @@ def summarise(
 
 
 def recommend(policies: Mapping[str, Mapping[str, Any]], margin: float) -> tuple[str, str]:
-    """(the cheapest policy whose value is no more than `margin` below the best, why); policies: as of summarise."""
+    """Return (the cheapest policy that is at most `margin` below the best, why); policies: as of summarise."""
     best = max(policies, key=lambda name: policies[name]["value"])
     good = [name for name in policies if policies[name]["value"] >= policies[best]["value"] - margin]
     chosen = min(good, key=lambda name: policies[name]["cost"])

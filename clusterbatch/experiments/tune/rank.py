@@ -1,4 +1,4 @@
-"""The cheap rank of a candidate: what its batches would be like, from a sample's vectors. No training, no Ray."""
+"""Cheap rank of a candidate: the difficulty of its batches, from a sample's vectors. No training, no Ray."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_SCORED = 512
 
 @dataclass(frozen=True)
 class SourceSample:
-    """table: the sampled rows with vectors and hashes, in random order; rows: of the whole source."""
+    """Sample of one source; table: the sampled rows with vectors and hashes, shuffled; rows: of the whole source."""
 
     table: pa.Table
     sample: Sample
@@ -30,12 +30,11 @@ class SourceSample:
 
 
 def rank_score(config: RunConfig, sources: Sequence[SourceSample]) -> float:
-    """Nats: the loss that negatives short of the own document would cause in a batch, less what false ones would.
+    """Return the loss in nats that true negatives would cause in a batch, less that of false ones.
 
-    True negatives that score high are what clusters are for; those that score as high as the answer itself and are not
-    masked are what makes them fail. Sources count by their rows. Clusters of fewer than two batches have the score of
-    batches of the whole source: how hard the rows of one are for each other is no credit to batches that are put
-    together from several.
+    Clusters gain by true negatives that score high, and fail by false ones, which score as high as the answer itself
+    and are not masked. Sources count by their rows. Clusters of fewer than two batches have the score of batches of the
+    whole source: the hardness inside one is no credit to batches that are put together from several.
     """
     scores = [_source_score(config, source) for source in sources]
     return float(np.average(scores, weights=[source.rows for source in sources]))
@@ -57,7 +56,7 @@ def _source_score(config: RunConfig, source: SourceSample) -> float:
 
 
 def _pairs(config: RunConfig, part: Sample) -> tuple[float, float]:
-    """Expected loss by true and by false negatives in batches of these rows."""
+    """Return the expected loss by true and by false negatives in batches of these rows."""
     if len(part) < 2:
         return 0.0, 0.0
     part = part.take(np.arange(min(len(part), _MOST_SCORED)))

@@ -1,14 +1,14 @@
 """`tune` with `tune.stream`: a corpus arrives month by month; how often does it pay to refresh?
 
 Every policy starts from the same first month (a copy of one workspace) and then trains the same number of steps a
-month; policies differ in when new data are taken in and when clusters are made anew. Every month's model goes live, so
-that all have trained alike, and is measured on what was there before and on what is new. A month is `ingest --append`
-and one round of `refresh`, so an interrupted call goes on where it stopped; a policy that is through leaves a receipt.
+month; policies differ in when new data are taken in and when the corpus is clustered again. Every month's model goes
+live, so that all have trained alike, and is measured on old and on new data. A month is `ingest --append` and one round
+of `refresh`, so an interrupted call resumes where it stopped; a finished policy leaves a receipt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,12 +43,13 @@ _COPIED = "copied.json"
 
 
 def tune_refresh(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
-    """What `tune/refresh.json` then holds. Runs that are whole are not done again.
+    """Follow all policies and return the content of `tune/refresh.json`; finished runs are not repeated.
 
-    chosen, why: the interval to take; policies: by name, what intervals.summarise says and `months`, one row a month,
-    means over the seeds: {month, old, new, cost, seconds by stage, steps, rows, embedded, reclustered, drift}.
+    chosen, why: the recommended interval; policies: by name, the row of intervals.summarise and `months`, one row a
+    month, means over the seeds: {month, old, new, cost, seconds by stage, steps, rows, embedded, reclustered, drift};
+    currency: unit of all costs, `worker hours` if those have no price.
 
-    Raises UsageError before any work where the configuration does not say what months are to be like.
+    Raises UsageError before any work if the configuration does not describe the months.
     """
     watch = Stopwatch()
     stream = config.tune.stream
@@ -72,7 +73,7 @@ def tune_refresh(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
                 numbered = enumerate(stream.policies, start=seed * len(stream.policies))
                 pending = [(number, policy) for number, policy in numbered if number not in done]
                 runs = _Runs(config, stream, seed, metric)
-                # Named by what they are of: months of another configuration that was cut off must not be gone on with.
+                # Named by their configuration: interrupted months of another one must not be resumed.
                 work = artifact.folder.child(_WORK, identity, f"seed={seed}")
                 first = runs.first(work) if pending else config
                 for number, policy in pending:
@@ -105,7 +106,7 @@ def _check(config: RunConfig) -> None:
 
 
 def _arrivals(config: RunConfig, stream: StreamConfig, collections: Sequence[Collection]) -> np.ndarray:
-    """(Q,) the month in which what a judged query asks for arrives, -1 for none; by collection and query, sorted."""
+    """Return (Q,) the month in which the answer to a judged query arrives, -1 for none; by collection and query."""
     month_of = {name: month for month, each in reversed([*enumerate(stream.arrivals)]) for name in each.queries}
     months = {}
     for collection in collections:
@@ -141,14 +142,14 @@ class _Runs:
         )
 
     def first(self, work: Folder) -> RunConfig:
-        """The first month, the same for all policies."""
+        """Run the first month, the same for all policies."""
         config = self.month(work.child("first").uri, 0, "always")
         for stage in STAGES:
             run_stage(stage, config)
         return config
 
     def month(self, workspace: str, last: int, when: str) -> RunConfig:
-        """With all that has arrived until month `last`."""
+        """Return the configuration of a month, with all that has arrived until month `last`."""
         paths = [path for each in self.stream.arrivals[: last + 1] for path in each.paths]
         return with_changes(self._config, {"workspace": workspace, "corpus.paths": paths, "refresh.when": when})
 
@@ -156,7 +157,7 @@ class _Runs:
 def _followed(
     runs: _Runs, first: RunConfig, policy: Policy, work: Folder, artifact: Artifact, receipt: Receipt
 ) -> Receipt:
-    """All months under one policy. Receipt.details: policy, seed, months; its part has every query's score."""
+    """Follow all months under one policy. Receipt.details: policy, seed, months; its part has every query's score."""
     home = work.child(f"policy={receipt.unit}")
     _copy(Folder(first.workspace, first.storage), home)
     last, config = 0, first
@@ -169,19 +170,18 @@ def _followed(
                 ingest(config, append=True)
             refresh(config)
     with ray_session(config.ray):
-        prices = config.compare.prices
         on_gpu = device_for(config.train.device).startswith("cuda")
-        hourly = prices.gpu_hour if on_gpu else prices.cpu_hour
         _, trainers = config.train.workers or all_workers(on_gpu)
     receipt.parts = [write_parquet(artifact, f"scores-{receipt.unit:03d}", _scores(Workspace(config), runs.metric))]
-    receipt.details = {"policy": policy.name, "seed": runs.seed, "months": _months(config, policy, hourly, trainers)}
+    months = _months(config, policy, trainers)
+    receipt.details = {"policy": policy.name, "seed": runs.seed, "on_gpu": on_gpu, "months": months}
     artifact.write_receipt(receipt)
     home.remove()
     return receipt
 
 
 def _copy(source: Folder, target: Folder) -> None:
-    """Once: what a policy has changed in its copy stays."""
+    """Copy a workspace once: later changes of the copy stay."""
     if target.exists(_COPIED):
         return
     for entry in source.find():
@@ -190,7 +190,7 @@ def _copy(source: Folder, target: Folder) -> None:
 
 
 def _scores(workspace: Workspace, metric: str) -> pa.Table:
-    """Columns month, collection, query_id, value, sorted by these."""
+    """Return columns month, collection, query_id, value, sorted by these."""
     tables = []
     for record in rounds(workspace):
         evaluation = workspace.evaluation(record.generation)
@@ -200,17 +200,10 @@ def _scores(workspace: Workspace, metric: str) -> pa.Table:
     return pa.concat_tables(tables).sort_by([(name, "ascending") for name in ("month", "collection", "query_id")])
 
 
-def _months(config: RunConfig, policy: Policy, hourly: float, trainers: int) -> list[dict[str, Any]]:
-    """One row a month: what it made and what that cost; hourly: price of a worker, trainers: workers that trained."""
+def _months(config: RunConfig, policy: Policy, trainers: int) -> list[dict[str, Any]]:
+    """Return one row a month: its work, and the seconds and worker hours of that; trainers: workers that trained."""
     workspace, found = Workspace(config), []
     versions = workspace.corpus.versions()
-    workers = {
-        "ingest": config.corpus.workers,
-        "drift": config.embed.workers,
-        "embed": config.embed.workers,
-        "cluster": config.cluster.workers,
-        "train": trainers,
-    }
     known = 1
     for record in rounds(workspace):
         clusters = workspace.clusters(record.clusters).require()
@@ -234,15 +227,39 @@ def _months(config: RunConfig, policy: Policy, hourly: float, trainers: int) -> 
                 "drift": record.drift["drift"],
                 "steps": record.steps,
                 "seconds": {name: round(value, 2) for name, value in seconds.items()},
-                "cost": sum(value * workers[name] for name, value in seconds.items()) / 3600 * hourly,
+                "worker_hours": _worker_hours(config, seconds, trainers),
             }
         )
         known = place
     return found
 
 
+def _worker_hours(config: RunConfig, seconds: Mapping[str, float], trainers: int) -> float:
+    """Return the hours of all workers; seconds: by stage."""
+    workers = {
+        "ingest": config.corpus.workers,
+        "drift": config.embed.workers,
+        "embed": config.embed.workers,
+        "cluster": config.cluster.workers,
+        "train": trainers,
+    }
+    return sum(value * workers[name] for name, value in seconds.items()) / 3600
+
+
+def _with_cost(config: RunConfig, row: Mapping[str, Any], hourly: float) -> dict[str, Any]:
+    """Return a month's row with its cost; hourly: price of a worker hour."""
+    hours = row.get("worker_hours")
+    if hours is None:
+        # Studies of earlier versions keep seconds, and a cost at the prices of their time.
+        _, trainers = config.train.workers or (1, 1)
+        hours = _worker_hours(config, row["seconds"], trainers)
+    return {**row, "cost": hours * hourly}
+
+
 def _result(config: RunConfig, stream: StreamConfig, artifact: Artifact, arrival: np.ndarray) -> dict[str, Any]:
-    manifest = artifact.require()
+    manifest, prices = artifact.require(), config.compare.prices
+    on_gpu = manifest.details["runs"][0].get("on_gpu", False)
+    hourly = prices.gpu_hour if on_gpu else prices.cpu_hour
     scores, costs, months = {}, {}, {}
     for position, policy in enumerate(stream.policies):
         units = range(position, len(manifest.parts), len(stream.policies))
@@ -253,18 +270,21 @@ def _result(config: RunConfig, stream: StreamConfig, artifact: Artifact, arrival
                 for unit in units
             ]
         )
-        rows = [manifest.details["runs"][unit]["months"] for unit in units]
+        rows = [
+            [_with_cost(config, row, hourly or 1.0) for row in manifest.details["runs"][unit]["months"]]
+            for unit in units
+        ]
         means = zip(months_of(scores[policy.name], arrival), zip(*rows, strict=True), strict=True)
         months[policy.name] = [{"old": old, "new": new, **_mean_row(of_month)} for (old, new), of_month in means]
         costs[policy.name] = float(np.mean([row["cost"] for row in months[policy.name]]))
     policies = summarise(scores, arrival, costs, config.compare.decide.confidence)
     chosen, why = recommend(policies, config.refresh.margin)
     found = {name: {**each, "months": months[name]} for name, each in policies.items()}
-    return {"chosen": chosen, "why": why, "policies": found, "currency": config.compare.prices.currency}
+    return {"chosen": chosen, "why": why, "policies": found, "currency": prices.currency if hourly else "worker hours"}
 
 
 def _mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of one month over the seeds; reclustered becomes the share of them."""
+    """Return the means of one month over the seeds; reclustered becomes the share of them."""
     found: dict[str, Any] = {"month": rows[0]["month"]} | {
         name: float(np.mean([row[name] for row in rows]))
         for name in ("rows", "embedded", "reclustered", "drift", "steps", "cost")

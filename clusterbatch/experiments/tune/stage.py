@@ -1,6 +1,6 @@
 """`tune`: chooses settings by a cheap ranking and short runs, and writes down the choice with its reasons.
 
-Successive halving (Jamieson and Talwalkar 2016): many candidates a little, the best longer. Pure functions.
+Successive halving (Jamieson and Talwalkar 2016): many candidates are trained a little, the best of them longer.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from clusterbatch.store.shuffle import read_bucket
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.worker import open_plan
 
+CHOSEN, RESULT = "tune/chosen.yaml", "tune/result.json"
+
 
 def rung_sizes(candidates: int, rungs: int, reduction: int) -> list[int]:
-    """How many candidates each rung trains: all, then 1 / reduction of those before, rounded up, at least one."""
+    """Return the candidates that each rung trains: all, then 1 / reduction of the last, rounded up, at least one."""
     sizes = [candidates]
     while len(sizes) < rungs and sizes[-1] > 1:
         sizes.append(-(-sizes[-1] // reduction))
@@ -40,28 +42,25 @@ def rung_sizes(candidates: int, rungs: int, reduction: int) -> list[int]:
 
 
 def rung_steps(steps: int, rungs: int, reduction: int) -> list[int]:
-    """Steps of each rung; the last one trains all of them."""
+    """Return the steps of each rung; the last one trains all of them."""
     return [max(1, round(steps / reduction ** (rungs - 1 - rung))) for rung in range(rungs)]
 
 
 def best(values: Sequence[float], count: int) -> list[int]:
-    """Positions of the `count` largest values, best first; of equal ones the earlier is better."""
+    """Return the positions of the `count` largest values, best first; of equal ones the earlier is better."""
     return np.argsort(-np.asarray(values), kind="stable")[:count].tolist()
 
 
-CHOSEN, RESULT = "tune/chosen.yaml", "tune/result.json"
-
-
 def tune(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
-    """What `tune/result.json` then holds; `tune/chosen.yaml` is the configuration to go on with.
+    """Choose settings and return the content of `tune/result.json`; `tune/chosen.yaml` is the configuration to use.
 
     candidates: by name {changes, rank, rungs: [{steps, value, seconds}]}, best first; chosen: a name; why: a sentence.
-    Runs that are whole are not done again.
+    Finished runs are not repeated. Raises UsageError for an impossible candidate before any work.
     """
     watch = Stopwatch()
     metric = parse_metric(config.tune.metric).name
     for changes in config.tune.combinations:
-        # What cannot be shall not first be found when the corpus is embedded.
+        # An impossible candidate must not be found only after the corpus is embedded.
         with_changes(config, changes)
     with lasting_session():
         if config.reuse.corpus is None:
@@ -95,19 +94,19 @@ def tune(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
 
 
 def _standing(candidate: Mapping[str, Any]) -> tuple[int, float, float]:
-    """Better is larger: the rungs it was kept for, how it did in the last, what the sample said."""
+    """Return a sort key, larger is better: rungs it was kept for, its value in the last, its rank by the sample."""
     rungs = candidate["rungs"]
     return len(rungs), rungs[-1]["value"] if rungs else 0.0, candidate["rank"]
 
 
 def name_of(changes: Mapping[str, Any]) -> str:
-    """Short, and fit for a folder: the last words of the keys and their values."""
+    """Return a short name that is fit for a folder: the last words of the keys and their values."""
     words = [f"{key.rsplit('.', 1)[-1]}={'none' if value is None else value}" for key, value in changes.items()]
     return "_".join(words).replace("/", "-")
 
 
 def _ranked(config: RunConfig, force: bool) -> dict[str, dict[str, Any]]:
-    """All candidates, the most promising first."""
+    """Return all candidates, the most promising first."""
     artifact, parts, groups = draw_sample(config, force)
     sources = []
     for group, rows in enumerate(groups.rows.tolist()):
@@ -123,7 +122,7 @@ def _ranked(config: RunConfig, force: bool) -> dict[str, dict[str, Any]]:
 
 
 def _arms(config: RunConfig, candidates: Mapping[str, dict[str, Any]]) -> tuple[list[Arm], dict[str, RunConfig]]:
-    """Candidates are arms of a comparison: the same data, and one set of clusters for all that can share it."""
+    """Return candidates as arms of a comparison: the same data, and one set of clusters for all that can share it."""
     numbered = {f"candidate-{number}": changes for number, changes in enumerate(candidates.values())}
     arms, layouts = arms_of(with_changes(config, {"compare.arms": numbered, "compare.baseline": None}))
     named = [Arm(name, arm.config, arm.layout) for name, arm in zip(candidates, arms, strict=True)]
@@ -131,7 +130,7 @@ def _arms(config: RunConfig, candidates: Mapping[str, dict[str, Any]]) -> tuple[
 
 
 class _Runs:
-    """Trains and measures candidates; a rung's runs lie side by side on Ray."""
+    """Training and measurement of candidates; the runs of a rung work side by side on Ray."""
 
     def __init__(
         self, config: RunConfig, arms: tuple[list[Arm], dict[str, RunConfig]], metric: str, force: bool
@@ -149,7 +148,7 @@ class _Runs:
         self._identities = {arm.name: self._identity(arm) for arm in arms[0]}
 
     def rung(self, names: list[str], steps: int) -> dict[str, dict[str, Any]]:
-        """By name {steps, value, seconds}: the mean over collections and seeds, and seconds of training one run."""
+        """Return by name {steps, value, seconds}: the mean over collections and seeds, and seconds of one training."""
         seeds = self._config.tune.seeds
         identity = fingerprint(
             "tune",
@@ -190,7 +189,7 @@ class _Runs:
         return open_plan(arm.config, artifact, artifact.require())
 
     def _identity(self, arm: Arm) -> str:
-        """Of a candidate's runs but for steps and seed. The plan's has the clusters in it."""
+        """Return the identity of a candidate's runs but for steps and seed; the plan's has the clusters in it."""
         model = model_fingerprint(resolve_model(arm.config.train.model, self._config.storage))
         return fingerprint("candidate", arm.name, arm.config.train, self._plan(arm).fingerprint, model)
 
@@ -199,7 +198,7 @@ class _Runs:
         config = with_changes(
             arm.config,
             {
-                # Named by what it is of: a run of another configuration that was cut off must not be gone on with.
+                # Named by its configuration: an interrupted run of another one must not be resumed.
                 "workspace": f"{self._config.workspace}/tune/runs-{steps}/{identity}/{name}.seed={seed}",
                 "reuse.clusters": self._layouts[arm.layout].workspace,
                 "train.seed": seed,

@@ -14,10 +14,12 @@ import pytest
 from clusterbatch.batches.strategies import STRATEGIES, Strategy, clusters_of
 from clusterbatch.cli import main
 from clusterbatch.config import load_config
+from clusterbatch.config.compare import PricesConfig
 from clusterbatch.errors import UsageError
 from clusterbatch.experiments.capacity.calibrate import GPUS, Measured, fit, load, on_gpu, save
-from clusterbatch.experiments.capacity.model import STAGES, CapacityModel, Coefficients, Prices, Shape, Workload
+from clusterbatch.experiments.capacity.model import CapacityModel, Coefficients, Shape, Workload
 from clusterbatch.experiments.capacity.workload import model_of, shape_of
+from clusterbatch.store.workspace import STAGE_ARTIFACTS
 
 WORDS = ["workspace=w", "corpus.row_group_rows=1000", "cluster.mean_size=500", "batches.size=100", "train.epochs=2"]
 TRUE = Coefficients(
@@ -35,9 +37,9 @@ def model(rows: int, *words: str) -> CapacityModel:
 
 def test_the_line_through_two_sizes_meets_a_third_fifty_times_larger() -> None:
     small, large, unseen = model(2_000), model(6_000), model(300_000)
-    runs = [Measured(m, {stage: m.seconds(stage, TRUE) for stage in STAGES}) for m in (small, large)]
+    runs = [Measured(m, {stage: m.seconds(stage, TRUE) for stage in STAGE_ARTIFACTS}) for m in (small, large)]
     found = fit(runs[0], runs[1], TRUE.matrix_flops)
-    for stage in STAGES:
+    for stage in STAGE_ARTIFACTS:
         assert unseen.seconds(stage, found) == pytest.approx(unseen.seconds(stage, TRUE), rel=1e-6)
 
 
@@ -50,7 +52,7 @@ def test_which_strategies_need_clusters_is_said_by_their_table(monkeypatch: pyte
 
 def test_a_larger_run_that_took_no_longer_leaves_no_negative_time() -> None:
     small, large = model(2_000), model(6_000)
-    runs = [Measured(small, dict.fromkeys(STAGES, 10.0)), Measured(large, dict.fromkeys(STAGES, 9.0))]
+    runs = [Measured(small, dict.fromkeys(STAGE_ARTIFACTS, 10.0)), Measured(large, dict.fromkeys(STAGE_ARTIFACTS, 9.0))]
     found = fit(runs[0], runs[1], TRUE.matrix_flops)
     assert all(value >= 0 for value in found.fixed.values())
     assert all(value > 0 for value in found.rate.values())
@@ -62,7 +64,7 @@ def test_everything_grows_with_the_rows_and_nothing_of_a_worker_does() -> None:
     words = ["cluster.clusters=16", "train.epochs=1"]
     few = CapacityModel(load_config(None, [WORDS[0], *words]), model(10**5).workload, Shape(), Shape())
     many = replace(few, workload=replace(few.workload, rows=10**7, input_bytes=few.workload.input_bytes * 100))
-    for small, large in zip(few.estimate(TRUE, Prices()), many.estimate(TRUE, Prices()), strict=True):
+    for small, large in zip(few.estimate(TRUE, PricesConfig()), many.estimate(TRUE, PricesConfig()), strict=True):
         assert large.worker_bytes == small.worker_bytes
         if small.stage != "evaluate":
             assert large.seconds > 5 * small.seconds
@@ -72,10 +74,37 @@ def test_everything_grows_with_the_rows_and_nothing_of_a_worker_does() -> None:
 def test_gpus_speed_up_what_runs_on_them() -> None:
     fast = on_gpu(TRUE, GPUS["l4"], Shape(), Shape())
     plan = model(10**6)
-    for stage in STAGES:
+    for stage in STAGE_ARTIFACTS:
         faster = plan.seconds(stage, fast) < 0.1 * plan.seconds(stage, TRUE)
         assert faster == (stage in ("embed", "evaluate"))
     assert "train backbone" in fast.rate
+
+
+def test_costs_follow_the_prices_of_the_configuration_and_are_unknown_without_any() -> None:
+    plan = model(10**6)
+    unpriced = plan.estimate(TRUE, PricesConfig(), on_gpu=True)
+    assert {stage.cost for stage in unpriced} == {None}
+    for stage in unpriced:
+        assert stage.worker_hours == pytest.approx(stage.seconds * stage.workers / 3600)
+        assert stage.gpu_hours == (stage.worker_hours if stage.stage in ("embed", "train", "evaluate") else 0)
+    prices = PricesConfig(cpu_hour=0.1, gpu_hour=2.0, million_reads=0.4, million_writes=5.0)
+    for stage in plan.estimate(TRUE, prices, on_gpu=True):
+        hours = 2.0 * stage.gpu_hours + 0.1 * (stage.worker_hours - stage.gpu_hours)
+        # Requests are rounded to whole ones.
+        assert stage.cost == pytest.approx(hours + 5e-6 * stage.puts + 4e-7 * stage.gets, abs=1e-5)
+
+
+def test_an_estimate_has_a_column_of_money_only_with_prices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"query": "q" * 40, "document": "d" * 400}) + "\n")
+    words = ["run", f"workspace={tmp_path}/w", f"corpus.paths={tmp_path}/pairs.jsonl", "--dry-run"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "No prices are configured" in shown
+    assert "EUR" not in shown
+    assert main([*words, "compare.prices={cpu_hour: 1.0, terabyte_month: 20.0, currency: EUR}"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("EUR") == 2
+    assert "a month" in shown
 
 
 def test_coefficients_of_two_kinds_of_training_meet_in_one_file(tmp_path: Path) -> None:
@@ -111,7 +140,7 @@ def test_sizes_come_from_the_files(tmp_path: Path, capsys: pytest.CaptureFixture
     words = [f"workspace={tmp_path}/w", f"corpus.paths={tmp_path}"]
     assert main(["run", *words, "--dry-run", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert [row["stage"] for row in shown["stages"]] == list(STAGES)
+    assert [row["stage"] for row in shown["stages"]] == list(STAGE_ARTIFACTS)
     assert main(["embed", *words, "--dry-run", "--json"]) == 0
     assert [row["stage"] for row in json.loads(capsys.readouterr().out)["stages"]] == ["embed"]
     # Nothing was done.

@@ -28,6 +28,7 @@ def made_up_comparison(
     hours: dict[str, float] | None = None,
     noise: float = 1.0,
     training: Training | None = None,
+    priced: bool = True,
 ) -> Comparison:
     """Arms by name with their true gains over the first, on two collections; ids name the sources `one` and `two`."""
     rng = np.random.default_rng(0)
@@ -83,8 +84,9 @@ def made_up_comparison(
                 60.0,
                 0.0 if arm == reference else 30.0,
                 (hours or {}).get(arm, 0.02),
-                0.05 * (hours or {}).get(arm, 0.02),
-                0.0008,
+                0.0,
+                0.05 * (hours or {}).get(arm, 0.02) if priced else None,
+                0.0008 if priced else None,
                 Traffic(reads=900, writes=40, bytes_read=3 * 2**20),
                 "cpu",
             ),

@@ -9,7 +9,7 @@ from clusterbatch.batches.curriculum import make_plan
 from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.batches.strategies import STRATEGIES, Strategy, clusters_of
 from clusterbatch.config import BatchesConfig, RunConfig, load_config
-from clusterbatch.config.compare import PRESETS
+from clusterbatch.config.compare import BUILT_IN, recipes
 from clusterbatch.errors import UsageError
 from clusterbatch.experiments.compare import stage as compare
 from clusterbatch.experiments.compare.arms import Arm, arms_of, clustered_layout, with_phases
@@ -88,10 +88,63 @@ def test_the_arms_for_the_order_have_clusters_when_they_say():
     assert purity["random"].max() < purity["cluster-mixed"].min() < purity["cluster-mixed"].max() < 1
 
 
-def test_every_preset_is_a_valid_arm():
-    names = [name for name in PRESETS if name != "random"]
-    arms = arms_by_name(configured(str(["random", *names])))
-    assert set(arms) == set(PRESETS)
+def test_every_built_in_arm_and_recipe_is_a_valid_arm():
+    arms = arms_by_name(configured(str([*BUILT_IN, *recipes()])))
+    assert set(arms) == {*BUILT_IN, *recipes()}
+    assert not set(BUILT_IN) & set(recipes())
+
+
+def test_names_of_arms_mean_what_they_always_meant():
+    mask = {"train.mask.surrogate_margin": -0.05, "train.mask.surrogate_relative": True}
+    topics = {
+        "batches.stratify": "cluster",
+        "batches.uniform_clusters": True,
+        "batches.clusters_per_batch": 1,
+        "cluster.features": "query",
+        "cluster.clusters": 2000,
+    }
+    balanced = {**topics, "mine.negatives": 1, "mine.pick": "balanced"}
+    arms = {
+        "group": ("group", {}),
+        "random-groups": ("random_groups", {}),
+        "random-groups-masked": ("random_groups", mask),
+        "cluster-query": ("cluster", {"cluster.features": "query"}),
+        "cluster-both": ("cluster", {"cluster.features": "both"}),
+        "cluster-corpus": ("cluster", {"cluster.scope": "corpus"}),
+        "random-mined": ("random", {"mine.negatives": 1}),
+        "cluster-consistent": ("cluster", {"mine.consistency": 20}),
+        "tas": ("cluster", topics),
+        "tas-balanced": ("cluster", balanced),
+        "tas-b": ("cluster", {**balanced, "mine.margins": True, "train.margin_mse": 0.1}),
+        "communities": (
+            "cluster",
+            {"cluster.method": "communities", "cluster.mean_size": 32, "cluster.run_rows": 32},
+        ),
+        "cluster-first": ("cluster", {"batches.curriculum": [{"steps": "half"}, {"stratify": "random"}]}),
+        "cluster-last": (
+            "cluster",
+            {"batches.curriculum": [{"steps": "half", "stratify": "random"}, {"stratify": "cluster"}]},
+        ),
+        "cluster-mixed": ("cluster", {"batches.random_share": 0.5}),
+        "hardness-matched": ("cluster", {"cluster.mean_size": "matched", "batches.clusters_per_batch": "matched"}),
+        **{f"random-{times}x": ("random", {"batches.size": f"{times}x"}) for times in (2, 4, 8)},
+    }
+    for name in ("random", "source", "cluster"):
+        arms |= {name: (name, {}), f"{name}-masked": (name, mask)}
+        arms[f"{name}-no-outliers"] = (name, {"cluster.drop_outliers": 0.05})
+    expected = {name: {"batches.stratify": strategy, **changes} for name, (strategy, changes) in arms.items()}
+    found = configured(str(list(expected))).compare.arms
+    assert {name: found[name] for name in expected} == expected
+    assert len(BUILT_IN) == 10
+    assert set(expected) == {*BUILT_IN, *recipes()}
+
+
+@pytest.mark.parametrize("arms", ["[random,clutser]", "{random: , clutser: }"])
+def test_an_unknown_name_is_refused_with_those_that_are_known(arms: str):
+    with pytest.raises(UsageError, match=r"'clutser' \(built in: random, .*; recipes: cluster-both, .*tas-b") as error:
+        configured(arms)
+    assert "compare.arms" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_strategy_of_ones_own_has_clusters_of_its_own_and_their_price(monkeypatch: pytest.MonkeyPatch):

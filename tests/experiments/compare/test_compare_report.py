@@ -8,16 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from clusterbatch.config import RunConfig, load_config
 from clusterbatch.experiments.compare import report as comparison_report
 from clusterbatch.experiments.compare.breakdown import arm_rows, steps_to_reach
+from clusterbatch.experiments.compare.figures import learning_curves
 from clusterbatch.experiments.compare.report import Views
 from clusterbatch.experiments.compare.results import Comparison
 from clusterbatch.experiments.compare.statistics import Training
 from clusterbatch.experiments.compare.wording import answer, further, meeting_sentences, next_step
 from clusterbatch.reporting.cluster_views import Example, MappedCluster, Outlier
 from clusterbatch.reporting.figures import Plot
+from clusterbatch.reporting.page import amount
 from clusterbatch.reporting.phrases import comparison_phrases
 from clusterbatch.store import Manifest
 from tests.experiments.compare.made_up import made_up_comparison
@@ -271,6 +275,65 @@ def test_table_of_arms_and_steps_to_reach_the_baseline():
     reached = steps_to_reach(comparison, comparison.arm("cluster"), end)
     assert 40 < reached < 120
     assert steps_to_reach(comparison, comparison.baseline, 2.0) is None
+
+
+@pytest.mark.usefixtures("no_figure_files")
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_without_prices_the_report_has_hours_instead_of_money(language: str, tmp_path: Path):
+    words, phrases = ["compare.arms=[random,cluster]", f"report.language={language}"], comparison_phrases(language)
+    pages = {}
+    for priced in (False, True):
+        prices = ["compare.prices={cpu_hour: 0.05, currency: EUR}"] if priced else []
+        config = load_config(None, [f"workspace={tmp_path}/{priced}", *words, *prices])
+        comparison = made_up_comparison({"random": 0.0, "cluster": 0.03}, priced=priced)
+        page = write(config, comparison)
+        html = [(page.parent / name).read_text(encoding="utf-8") for name in ("index.html", "decision.html")]
+        pages[priced] = html
+        row = json.loads((page.parent / "comparison.json").read_text())["arms"][1]
+        money = (row["price"], row["per_point"], row["reach_price"])
+        assert [value is not None for value in money] == [priced] * 3
+        assert (row["hours"], row["gpu_hours"]) == (0.02, 0.0)
+    for key in ("price", "per_point", "reach_price"):
+        column = f">{phrases[key]}</button>"
+        assert column in pages[True][0]
+        assert column not in pages[False][0]
+    for html in pages[False]:
+        assert "compare.prices" in html
+        assert "EUR" not in html
+    assert phrases["cost in hours"].format(hours="0.0200") in pages[False][1]
+    assert "EUR" in pages[True][1]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (2.16e-05, "< 0.0001"),
+        (-2.16e-05, "> -0.0001"),
+        (0.000216, "0.000216"),
+        (0.0167, "0.0167"),
+        (1.0, "1.00"),
+        (12.34, "12.3"),
+        (1234567.0, "1,234,567"),
+        (-0.5, "-0.500"),
+    ],
+)
+def test_amounts_have_three_digits_and_no_exponent(value: float, shown: str):
+    assert amount(value) == shown
+
+
+def test_the_title_of_a_figure_file_is_above_its_legend(monkeypatch: pytest.MonkeyPatch):
+    boxes = {}
+
+    def look(figure: Figure, *_: object, **__: object) -> None:
+        FigureCanvasAgg(figure).draw()
+        boxes["title"] = figure._suptitle.get_window_extent()
+        boxes["legend"] = figure.axes[0].get_legend().get_window_extent()
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    comparison = made_up_comparison(dict.fromkeys(("random", "source", "cluster", "random-groups", "tas"), 0.0))
+    learning_curves(comparison, comparison_phrases("en")).file("png")
+    assert boxes["title"].y0 >= boxes["legend"].y1
 
 
 @pytest.fixture(scope="module")

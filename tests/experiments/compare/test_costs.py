@@ -84,7 +84,22 @@ def test_what_an_arm_costs_beyond_another_follows_the_prices() -> None:
     # The same price for every hour: the ratio is that of the hours, as where all ran on one kind of machine.
     assert extra(cpu_hour=3.0, gpu_hour=3.0) == pytest.approx(15)
     assert extra(cpu_hour=0.0, gpu_hour=0.0) == pytest.approx(15)
+    # Without prices: worker hours.
+    assert extra() == pytest.approx(15)
     assert extra(cpu_hour=0.0, gpu_hour=0.0, million_reads=1.0) == pytest.approx(0.5)
+
+
+def test_without_prices_there_are_hours_and_requests_but_no_money() -> None:
+    config = RunConfig(workspace="here")
+    found = cost_of(config, _details(embed_device="cuda"), "cluster", [TRIAL])
+    assert (found.price, found.training_price) == (None, None)
+    assert (found.hours, found.gpu_hours) == (pytest.approx(1.6), pytest.approx(1.0))
+    assert found.traffic.reads == 15
+    priced = cost_of(
+        _config(**{"compare.prices": {"gpu_hour": 2.0}}), _details(embed_device="cuda"), "cluster", [TRIAL]
+    )
+    # A price that is unset counts as nothing once another is given.
+    assert (priced.price, priced.training_price) == (pytest.approx(2.0), 0.0)
 
 
 def test_a_comparison_without_seconds_of_workers_keeps_its_price() -> None:

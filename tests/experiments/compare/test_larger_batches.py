@@ -20,7 +20,7 @@ def with_sizes(quality: dict[int, float], cluster: float, hours: float = 0.04) -
 
     def arm(name: str, mean: float, batch: int, spent: float, changes: dict[str, object]) -> ArmResult:
         found = comparison.arm(name)
-        cost = Cost(60.0, 0.0, spent, spent, spent, Traffic(), "cpu")
+        cost = Cost(60.0, 0.0, spent, 0.0, spent, spent, Traffic(), "cpu")
         spread = replace(found.spread, mean=mean)
         return replace(found, spread=spread, batch=batch, cost=cost, changes=changes)
 
