@@ -41,17 +41,25 @@ def first_line(error: BaseException) -> str:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return the `ClusterbatchError` that Ray (or Python's chaining) wrapped, otherwise `error` itself."""
+    """Return the `ClusterbatchError` that an error was raised from, possibly through Ray's wrappers, or `error` itself.
+
+    Causes that errors name come first, at any depth. Python also remembers what was being handled when an error was
+    raised (`__context__`), which may have been dealt with and have nothing to do with it: that counts only for errors
+    of Ray, which raises its own in place of others, and only if it is not suppressed.
+    """
     seen: set[int] = set()
-    queue: list[BaseException | None] = [error]
-    while queue:
-        current = queue.pop(0)
+    named: list[BaseException | None] = [error]
+    remembered: list[BaseException | None] = []
+    while named or remembered:
+        current = named.pop(0) if named else remembered.pop(0)
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
         if isinstance(current, ClusterbatchError) and type(current).__module__ == __name__:
             return current
         # Ray keeps the original in `cause`; Ray Train in `worker_failures`, by rank.
-        queue.extend([getattr(current, "cause", None), current.__cause__, current.__context__])
-        queue.extend((getattr(current, "worker_failures", None) or {}).values())
+        named.extend([getattr(current, "cause", None), current.__cause__])
+        named.extend((getattr(current, "worker_failures", None) or {}).values())
+        if type(current).__module__.split(".")[0] == "ray" and not current.__suppress_context__:
+            remembered.append(current.__context__)
     return error

@@ -90,6 +90,13 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     )
 
 
+def planned_fingerprint(config: RunConfig, corpus: Manifest) -> str:
+    """Return the fingerprint of the first generation's embeddings if they are made as `config` says."""
+    if _has_vectors(corpus, 0):
+        return _import_identity(corpus.fingerprint)
+    return _identity(config, _model_identity(config), corpus.fingerprint)
+
+
 def is_embedded(config: RunConfig, generation: int) -> bool:
     """Return whether a generation's vectors are `embed.model`'s, of this or an earlier version of the corpus."""
     workspace = Workspace(config)

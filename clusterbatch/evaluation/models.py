@@ -40,12 +40,14 @@ class EvaluatedModel:
         return not self.name
 
 
-def evaluated_models(config: RunConfig, generation: int) -> list[EvaluatedModel]:
+def evaluated_models(config: RunConfig, generation: int, trained: str | None = None) -> list[EvaluatedModel]:
     """Return the models of `evaluate.models`, in its order.
+
+    trained: the fingerprint of a training that may not have finished yet; None takes that of the finished one.
 
     Raises DataError if `after` is asked for and nothing has been trained, UsageError if a model is not found.
     """
-    models = [_model(name, config, generation) for name in config.evaluate.models]
+    models = [_model(name, config, generation, trained) for name in config.evaluate.models]
     labels = [model.label for model in models]
     # Many models are in folders of the same name; their parents tell them apart.
     models = [
@@ -74,7 +76,7 @@ def load(model: EvaluatedModel, config: RunConfig) -> Encoder:
     return encoder
 
 
-def _model(name: str, config: RunConfig, generation: int) -> EvaluatedModel:
+def _model(name: str, config: RunConfig, generation: int, trained: str | None) -> EvaluatedModel:
     workspace, kind = Workspace(config), config.train.encoder
     if name == BM25:
         return EvaluatedModel(BM25, "", None, "")
@@ -84,9 +86,9 @@ def _model(name: str, config: RunConfig, generation: int) -> EvaluatedModel:
         prompts = tuple(config.train.prompts.model_dump(exclude_none=True).items())
         return EvaluatedModel(BEFORE, config.train.model, kind, _version(config.train.model, config), prompts)
     if name == AFTER:
-        trained = workspace.train(generation).require()
+        version = trained or workspace.train(generation).require().fingerprint
         # Its own model, as this evaluation decides which model goes live.
-        return EvaluatedModel(AFTER, workspace.trained_model(generation).uri, kind, trained.fingerprint)
+        return EvaluatedModel(AFTER, workspace.trained_model(generation).uri, kind, version)
     place = name
     if "://" in name or os.path.isdir(os.path.expanduser(name)):
         folder = Folder(name, config.storage)

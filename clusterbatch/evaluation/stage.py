@@ -42,7 +42,7 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
     collections = configured_collections(config)
     models = evaluated_models(config, generation)
     inputs = {collection.name: collection.identity() for collection in collections}
-    identity = fingerprint("evaluation", config.evaluate, config.embed.batch_tokens, identities(models), inputs)
+    identity = _identity(config, models, inputs)
     artifact = Workspace(config).evaluation(generation)
     if not force and artifact.is_done(identity):
         return artifact.require()
@@ -90,6 +90,19 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
     )
     artifact.folder.remove(CANDIDATES)
     return manifest
+
+
+def planned_fingerprint(config: RunConfig, trained: str) -> str:
+    """Return the fingerprint of the first generation's evaluation if it is done as `config` says.
+
+    trained: that of the training. Raises UsageError or DataError if a model or a collection cannot be read.
+    """
+    inputs = {collection.name: collection.identity() for collection in configured_collections(config)}
+    return _identity(config, evaluated_models(config, 0, trained), inputs)
+
+
+def _identity(config: RunConfig, models: Sequence[EvaluatedModel], inputs: Mapping[str, str]) -> str:
+    return fingerprint("evaluation", config.evaluate, config.embed.batch_tokens, identities(models), inputs)
 
 
 def configured_collections(config: RunConfig) -> list[Collection]:

@@ -16,6 +16,7 @@ from clusterbatch.evaluation.stage import evaluate
 from clusterbatch.log import log_context, say
 from clusterbatch.pipeline.check_inputs import check_inputs
 from clusterbatch.pipeline.finished import read_state, record_finished
+from clusterbatch.pipeline.other_work import check_no_other_work, with_changed_keys
 from clusterbatch.pipeline.report import write_report
 from clusterbatch.pipeline.rounds import retire_rounds, settle, wanted_generation
 from clusterbatch.runtime import lasting_session
@@ -89,7 +90,12 @@ def run_stage(stage: Stage, config: RunConfig, *, generation: int = 0, force: bo
         retire_rounds(workspace)
     watch = Stopwatch()
     with log_context(stage=stage.name, generation=generation):
-        manifest = stage.function(config, generation=generation, force=force)
+        try:
+            manifest = stage.function(config, generation=generation, force=force)
+        except OtherWorkError as error:
+            if generation == 0 and stage.name != "ingest":
+                raise OtherWorkError(with_changed_keys(str(error), stage.name, artifact, config)) from None
+            raise
         same = before is not None and (before.fingerprint, before.created) == (manifest.fingerprint, manifest.created)
         _say_counts(stage.name, manifest, watch.seconds, done_before=same)
     if stage.name == "train" and generation == 0:
@@ -137,6 +143,8 @@ def run(config: RunConfig, *, force: bool = False) -> str:
     check_starting_model(config)
     check_models(config)
     check_collections(config)
+    if not force:
+        check_no_other_work(config, [stage.name for stage in STAGES])
     with lasting_session():
         for stage in STAGES:
             _kept_or_replaced(stage, config, force)

@@ -61,7 +61,7 @@ def cluster(
     if config.mine.is_on:
         mine(config, generation=generation, force=force, embedded=vectors)
         mined = Mined.of(config, generation)
-    identity = _identity(config, corpus, embeddings, previous, mined)
+    identity = _identity(config, corpus.fingerprint, embeddings.fingerprint, previous, mined)
     artifact = workspace.clusters(generation)
     if artifact.is_done(identity) and not force:
         # Left by a crash between the commit and the removal.
@@ -98,9 +98,17 @@ def _fit(corpus: EmbeddedCorpus, passes: PassFactory) -> FittedClusters:
     return fit_kmeans(corpus, passes)
 
 
-def _identity(
-    config: RunConfig, corpus: Manifest, embeddings: Manifest, previous: Previous | None, mined: Mined | None
-) -> str:
+def planned_fingerprint(config: RunConfig, corpus: str, embeddings: str) -> str | None:
+    """Return the fingerprint of the first generation's clusters if they are made as `config` says.
+
+    corpus, embeddings: fingerprints of what is clustered. None if it depends on mining, which has not finished.
+    """
+    if config.mine.is_on and Workspace(config).mined().manifest() is None:
+        return None
+    return _identity(config, corpus, embeddings, None, Mined.of(config, 0) if config.mine.is_on else None)
+
+
+def _identity(config: RunConfig, corpus: str, embeddings: str, previous: Previous | None, mined: Mined | None) -> str:
     grouping, tokenisation = grouping_of(config), Tokenisation.of(config)
     more: list[list[object]] = []
     if previous:
@@ -113,7 +121,7 @@ def _identity(
         grouping,
         mean_size(config) if grouping == "cluster" and config.cluster.clusters is None else None,
         [tokenisation.tokenizer.fingerprint, tokenisation.max_query_tokens, tokenisation.max_document_tokens],
-        [corpus.fingerprint, embeddings.fingerprint],
+        [corpus, embeddings],
         *more,
     )
 

@@ -24,9 +24,11 @@ def check_tokens(config: RunConfig, place: str, clusters: Manifest) -> None:
     wanted = Tokenisation.of(config).identity
     changed = [] if kept is None else [name for name in wanted if kept.get(name) != wanted[name]]
     if changed:
-        raise UsageError(
-            f"{changed[0]}: {place} holds tokens made with another one; run `clusterbatch cluster` again, with --force"
-        )
+        if config.reuse.clusters is not None:
+            advice = "run without reuse.clusters, or reuse clusters that were made with this one"
+        else:
+            advice = "run `clusterbatch cluster` again, with --force"
+        raise UsageError(f"{changed[0]}: {place} holds tokens made with another one; {advice}")
 
 
 def check_margins(config: RunConfig, place: str, clusters: Manifest) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
+from clusterbatch.batches.curriculum import Plan
 from clusterbatch.batches.plan_report import plan_report
 from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
@@ -62,7 +63,7 @@ def train(
     artifact = workspace.train(generation)
 
     def identity_of(config: RunConfig) -> str:
-        return fingerprint("training run", config.train, plan.fingerprint, inputs.fingerprint, initial, *rest)
+        return _identity(config, plan, inputs, initial, *rest)
 
     config = _with_rate(config, artifact, generation, identity_of, force)
     identity = identity_of(config)
@@ -105,6 +106,27 @@ def train(
     artifact.folder.remove(SEGMENTS)
     artifact.folder.remove(RAY_FOLDER)
     return manifest
+
+
+def planned_fingerprint(config: RunConfig) -> str:
+    """Return the fingerprint of a first training on the finished clusters if it is done as `config` says.
+
+    Raises UsageError if the batches do not fit the shards.
+    """
+    workspace = Workspace(config)
+    clusters = workspace.clusters()
+    inputs = clusters.require()
+    plan = open_plan(config, clusters, inputs)
+    initial = model_fingerprint(resolve_model(config.train.model, config.storage))
+
+    def identity_of(config: RunConfig) -> str:
+        return _identity(config, plan, inputs, initial)
+
+    return identity_of(_with_rate(config, workspace.train(), 0, identity_of, force=False))
+
+
+def _identity(config: RunConfig, plan: Plan, clusters: Manifest, initial: str, *rest: int) -> str:
+    return fingerprint("training run", config.train, plan.fingerprint, clusters.fingerprint, initial, *rest)
 
 
 def _with_rate(

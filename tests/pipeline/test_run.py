@@ -10,7 +10,7 @@ import pytest
 
 from clusterbatch.cli import main
 from clusterbatch.config import RunConfig, load_config, with_changes
-from clusterbatch.errors import ClusterbatchError, UsageError
+from clusterbatch.errors import ClusterbatchError, OtherWorkError, UsageError
 from clusterbatch.pipeline.run import STAGES, run, run_stage
 from clusterbatch.store.workspace import Workspace
 from tests.encoder.models import make_static
@@ -66,6 +66,46 @@ def test_force_replaces_what_does_not_match_and_keeps_the_rest(config: RunConfig
     # A stage by itself is made anew.
     run_stage(next(stage for stage in STAGES if stage.name == "embed"), changed, force=True)
     assert _made(config)["embed"] != second["embed"]
+
+
+def test_an_interrupted_force_is_noticed_before_the_rest_is_done(config: RunConfig, in_process: None) -> None:
+    run(config)
+    workspace = Workspace(config)
+    changed = with_changes(config, {"train.learning_rate": 1e-3, "train.temperature": 0.07})
+    # `run --force` has come as far as the beginning of training; the evaluation is still that of the model before.
+    workspace.train().remove()
+    with pytest.raises(UsageError, match=r"holds evaluation .*--force redoes evaluate$"):
+        run(changed)
+    assert not workspace.train().own_files()
+    # With the former configuration all goes on.
+    run(config)
+    # As far as the beginning of clustering.
+    workspace.clusters().remove()
+    with pytest.raises(UsageError, match=r"holds training run .*--force redoes train, evaluate$"):
+        run(with_changes(config, {"cluster.clusters": 4}))
+    assert not workspace.clusters().own_files()
+    run(config)
+
+
+def test_keys_that_differ_are_named_with_both_values(config: RunConfig, in_process: None) -> None:
+    run(config)
+    for changes, message in [
+        ({"embed.max_tokens": 7}, r"embed\.max_tokens was \d+, is 7\); --force redoes embed, cluster, train, evaluate"),
+        ({"cluster.clusters": 4}, r"\(cluster\.clusters was 3, is 4\); --force redoes cluster, train, evaluate"),
+        (
+            {"train.mask.own_score_margin": 0.5},
+            r"\(train\.mask\.own_score_margin was .*, is 0\.5\); --force redoes train, evaluate",
+        ),
+        ({"batches.seed": 5}, r"batches\.seed was 0, is 5"),
+        ({"evaluate.top_k": 150}, r"\(evaluate\.top_k was \d+, is 150\); --force redoes evaluate$"),
+    ]:
+        with pytest.raises(OtherWorkError, match=message):
+            run(with_changes(config, changes))
+    cluster = next(stage for stage in STAGES if stage.name == "cluster")
+    with pytest.raises(OtherWorkError, match=r"\(cluster\.clusters was 3, is 4\)$"):
+        run_stage(cluster, with_changes(config, {"cluster.clusters": 4}))
+    # What decides only how fast it is, or has not changed, is not another configuration.
+    run(with_changes(config, {"embed.workers": 2}))
 
 
 def test_another_trainings_checkpoints_are_replaced_by_force(config: RunConfig, in_process: None) -> None:
