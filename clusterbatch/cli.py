@@ -247,12 +247,17 @@ def _refresh(config: RunConfig, options: argparse.Namespace) -> Outcome:
 
 
 def _inspect(config: RunConfig, options: argparse.Namespace) -> Outcome:
-    from clusterbatch.pipeline.inspect_workspace import inspect_named_cluster, inspect_workspace
+    from clusterbatch.pipeline.inspect_workspace import (
+        inspect_named_cluster,
+        inspect_workspace,
+        require_workspace,
+    )
 
     if options.cluster is not None:
         cluster = inspect_named_cluster(config, options.cluster)
         return Outcome(cluster, lambda: console.print_cluster(cluster))
     rows = inspect_workspace(config)
+    require_workspace(config, rows)
     return Outcome(rows, lambda: console.print_workspace(config.workspace, rows))
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _COMPARED = [("value", ".4f"), ("difference", "+.4f"), ("p_corrected", ".3f"), ("minutes", ".1f")]
 _DRIFT = [("drift", ".3f"), ("mutual_information", ".3f"), ("hardness", "+.4f")]
+# Sources that `inspect` prints.
+_MOST_SOURCES = 20
 _TEXT = (
     "source",
     "stage",
@@ -192,7 +194,31 @@ def print_workspace(workspace: str, rows: Sequence[dict[str, Any]]) -> None:
             number = f"version {version['version']}"
             aside = f"{version['deleted']:,}"
             table.add_row("", number, "", f"{version['written']:,}", "", aside, "", "", f"{version['seconds']:,.1f}")
-    _console().print(table)
+    console = _console()
+    console.print(table)
+    _print_sources(console, rows)
+    live = [row["generation"] for row in rows if row.get("live")]
+    if live:
+        console.print(f"live: generation {live[0]}")
+
+
+def _print_sources(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+    """Print the largest sources with their rows, and their clusters in the newest generation that has any."""
+    pairs: dict[str, int] = next((row["sources"] for row in rows if row["stage"] == "ingest" and "sources" in row), {})
+    clusters: dict[str, int | None] = {}
+    for row in rows:
+        if row["stage"] == "cluster" and "sources" in row:
+            clusters = row["sources"]
+    if not pairs:
+        return
+    table = _table("Sources", "source", "rows", "clusters")
+    largest = sorted(pairs, key=lambda name: (-pairs[name], name))
+    for name in largest[:_MOST_SOURCES]:
+        number = clusters.get(name)
+        table.add_row(name, f"{pairs[name]:,}", "" if number is None else f"{number:,}")
+    console.print(table)
+    if len(largest) > _MOST_SOURCES:
+        console.print(f"and {len(largest) - _MOST_SOURCES:,} more sources (all of them: --json)")
 
 
 def print_cluster(cluster: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ def test_mistakes_are_one_line_and_an_exit_code(
 def test_options_may_stand_anywhere_among_the_words(
     place: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "metrics.json").write_text("{}")
     words = [f"workspace={tmp_path}", "cluster.seed=1"]
     words.insert(place, "--json")
     assert main(["inspect", *words]) == 0
@@ -57,6 +58,13 @@ def test_what_no_command_knows_is_refused(words: list[str], capsys: pytest.Captu
 
 
 def test_inspect_says_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Nothing of ours is here: the address is wrong.
+    (tmp_path / "notes.txt").write_text("of somebody else")
+    assert main(["inspect", f"workspace={tmp_path}/mistyped"]) == 2
+    assert main(["inspect", f"workspace={tmp_path}", "--json"]) == 2
+    assert f"no run has been at {tmp_path}" in capsys.readouterr().err
+    # A run that has just begun.
+    (tmp_path / "_lease.json").write_text("{}")
     assert main(["inspect", f"workspace={tmp_path}", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {row["state"] for row in rows} == {"not begun"}

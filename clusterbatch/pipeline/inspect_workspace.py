@@ -1,31 +1,40 @@
-"""What is in a workspace: each stage's state, rows, bytes and time. Works while a run is under way, from anywhere."""
+"""Contents of a workspace: each stage's state, rows, bytes and time. Works during a run, from anywhere."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clusterbatch.config import RunConfig
 from clusterbatch.errors import UsageError
+from clusterbatch.pipeline.rounds import read_round
 from clusterbatch.pipeline.run import STAGES
-from clusterbatch.pipeline.summary import generations
+from clusterbatch.pipeline.summary import SUMMARY, generations
 from clusterbatch.shards.statistics import inspect_cluster
 from clusterbatch.store import Artifact, Folder, Manifest
 from clusterbatch.store.artifact import MANIFEST, RECEIPTS
+from clusterbatch.store.lease import LEASE
 from clusterbatch.store.versions import GrowingArtifact
-from clusterbatch.store.workspace import Workspace
+from clusterbatch.store.workspace import Workspace, live_generation
 from clusterbatch.training.metrics import SEGMENTS, read_last_line
+from clusterbatch.training.worker import CHECKPOINTS
 
 _PASSES = "_exchange"
+# Names in a workspace that show a run, or an experiment, before any stage has begun.
+_TRACES = {LEASE, SUMMARY, "sample", "compare", "tune", "predict"}
 
 
 def inspect_workspace(config: RunConfig) -> list[dict[str, Any]]:
-    """One row per stage and generation: {stage, generation, state, read, written, rejected, set_aside, parts, bytes,
-    seconds, created}; generation is None for the corpus. Of what has grown also `versions`: {version, created, seconds,
-    written, deleted} of each, all rows counted.
+    """Return one row per stage and generation: {stage, generation, state, read, written, rejected, set_aside, parts,
+    bytes, seconds, created}; generation is None for the corpus.
 
-    `state` is 'done', 'not begun', or how far it is and when it last left something. Only manifests, names of receipts
-    and the newest line of training are read, so this costs a running job nothing.
+    `state` is 'done', 'not begun', or how far it is and when it last left something; of a generation that trained on
+    earlier clusters or was cleaned away it says so. Some rows have more: `sources`, rows by source (ingest) or clusters
+    by source (cluster); `live`, whether this generation's model is the live one, and `checkpoint_bytes`, which `bytes`
+    includes (train); `versions` of what has grown, {version, created, seconds, written, deleted} of each.
+
+    Only manifests, names of receipts and the newest line of training are read, so this costs a running job nothing.
     """
     workspace = Workspace(config)
     rows = []
@@ -38,34 +47,79 @@ def inspect_workspace(config: RunConfig) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"stage": stage.name, "generation": None if of_corpus else generation}
             manifest = artifact.manifest()
             if manifest is None:
-                row["state"] = _state(artifact)
+                row["state"] = _kept_or_cleaned(workspace, stage.name, generation) or _state(artifact)
             else:
-                row |= {
-                    "state": "done",
-                    **manifest.counts.model_dump(),
-                    "parts": len(manifest.parts),
-                    "bytes": sum(part.bytes for part in manifest.parts),
-                    "seconds": manifest.seconds,
-                    "created": manifest.created,
-                }
-                if isinstance(artifact, GrowingArtifact) and manifest.version > 1:
-                    row["versions"] = [_version(each) for each in artifact.versions()]
+                row |= _finished(artifact, manifest) | _contents(stage.name, manifest)
+            if stage.name == "train":
+                row |= _training(workspace, generation, row)
             rows.append(row)
     return rows
 
 
-def inspect_named_cluster(config: RunConfig, name: str) -> dict[str, Any]:
-    """clustering.inspect's row of "SOURCE/ID", of the newest generation whose clusters are finished.
+def require_workspace(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise UsageError if no run has been in the workspace; `rows`: those of `inspect_workspace`."""
+    root = Workspace(config).root
+    if {row["state"] for row in rows} == {"not begun"} and not _TRACES.intersection(root.list()):
+        raise UsageError(f"workspace: no run has been at {root.uri}; check the address")
 
-    A source may have slashes in its own name. Raises UsageError where there is no such source or cluster, DataError
-    where nothing is clustered yet.
+
+def inspect_named_cluster(config: RunConfig, name: str) -> dict[str, Any]:
+    """Return the statistics of cluster "SOURCE/ID" in the newest generation whose clusters are finished.
+
+    A source may have slashes in its own name. Raises UsageError if there is no such source or cluster, DataError if
+    nothing is clustered yet.
     """
     source, _, number = name.rpartition("/")
     if not source or not number.isdecimal():
-        raise UsageError(f"--cluster {name}: expected SOURCE/ID, for instance wiki/12")
+        raise UsageError(f"--cluster {name}: expected SOURCE/ID, for example wiki/12")
     workspace = Workspace(config)
     finished = [each for each in generations(config) if workspace.clusters(each).manifest() is not None]
     return inspect_cluster(config, source, int(number), generation=max(finished, default=0))
+
+
+def _finished(artifact: Artifact, manifest: Manifest) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "state": "done",
+        **manifest.counts.model_dump(),
+        "parts": len(manifest.parts),
+        "bytes": sum(part.bytes for part in manifest.parts),
+        "seconds": manifest.seconds,
+        "created": manifest.created,
+    }
+    if isinstance(artifact, GrowingArtifact) and manifest.version > 1:
+        row["versions"] = [_version(each) for each in artifact.versions()]
+    return row
+
+
+def _contents(stage: str, manifest: Manifest) -> dict[str, Any]:
+    """Return rows or clusters by source, where the manifest has them."""
+    sources = manifest.details.get("sources", {})
+    if stage == "ingest":
+        return {"sources": sources}
+    if stage == "cluster":
+        return {"sources": {name: of_source.get("clusters") for name, of_source in sources.items()}}
+    return {}
+
+
+def _training(workspace: Workspace, generation: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    entries = workspace.train(generation).folder.child(CHECKPOINTS).find()
+    kept = sum(entry.size for entry in entries)
+    return {
+        "live": live_generation(workspace) == generation,
+        "checkpoint_bytes": kept,
+        "bytes": row.get("bytes", 0) + kept,
+    }
+
+
+def _kept_or_cleaned(workspace: Workspace, stage: str, generation: int) -> str | None:
+    """Say why a stage of a later generation has nothing of its own; None if it may still come to that."""
+    record = read_round(workspace, generation) if generation else None
+    if record is None:
+        return None
+    if record.clusters != generation and stage in ("embed", "cluster"):
+        return f"not needed: clusters of generation {record.clusters}"
+    gone = record.promoted is not None and not workspace.train(generation).own_files()
+    return "cleaned away" if gone else None
 
 
 def _version(manifest: Manifest) -> dict[str, Any]:
@@ -79,11 +133,11 @@ def _version(manifest: Manifest) -> dict[str, Any]:
 
 
 def _state(artifact: Artifact) -> str:
-    """Of an artifact without a manifest."""
+    """Return how far an artifact without a manifest is."""
     try:
         return _progress(artifact.folder)
     except FileNotFoundError:
-        # Removed between one look and the next: the stage has just gone on.
+        # Removed between one look and the next: the stage has just continued.
         return "under way"
 
 
@@ -104,6 +158,6 @@ def _progress(folder: Folder) -> str:
 
 
 def _sign_of_life(folder: Folder) -> str:
-    """How long ago something was written there, in words."""
+    """Return in words how long ago something was written there."""
     newest = folder.last_write()
     return "" if newest is None else f", last write {max(0.0, time.time() - newest):,.0f} s ago"

@@ -1,4 +1,4 @@
-"""What `inspect` says of a workspace in every state, a running one among them."""
+"""Output of `inspect` for workspaces in every state, running ones among them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from clusterbatch.cli import main
 from clusterbatch.config import load_config
 from clusterbatch.pipeline.inspect_workspace import inspect_workspace
+from clusterbatch.pipeline.rounds import Round, write_round
 from clusterbatch.shards.statistics import STATISTICS
 from clusterbatch.store import Artifact, Counts, Receipt
 from clusterbatch.store.tables import write_parquet
@@ -55,6 +56,37 @@ def test_every_stage_in_its_own_state(tmp_path: Path) -> None:
     assert rows["embed", 1]["state"] == "done"
     assert ("ingest", 1) not in rows
     json.dumps(list(rows.values()))
+
+
+def test_sources_clusters_checkpoints_and_the_live_generation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(None, [f"workspace={tmp_path}"])
+    workspace = Workspace(config)
+    corpus, clusters, train = workspace.corpus, workspace.clusters(), workspace.train()
+    corpus.commit("f", [], config={}, inputs={}, seconds=0.0, details={"sources": {"site/wiki": 20, "faq": 7}})
+    by_source = {"site/wiki": {"rows": 20, "clusters": 3}, "faq": {"rows": 7, "clusters": 1}}
+    clusters.commit("f", [], config={}, inputs={}, seconds=0.0, details={"sources": by_source})
+    commit(train, [receipt(train, 0)])
+    train.folder.write("checkpoints/step-1/model.safetensors", b"x" * 90)
+    # A second generation trained on the clusters of the first one; all of the third has been cleaned away.
+    for generation, on in ((1, 0), (2, 2)):
+        found = Round(generation=generation, base=0, clusters=on, when="always", drift={}, promoted=generation == 1)
+        write_round(workspace, found)
+    commit(workspace.train(1), [])
+    workspace.model.write_json("generation.json", {"generation": 1, "files": []})
+
+    rows = {(row["stage"], row["generation"]): row for row in inspect_workspace(config)}
+    assert rows["ingest", None]["sources"] == {"site/wiki": 20, "faq": 7}
+    assert rows["cluster", 0]["sources"] == {"site/wiki": 3, "faq": 1}
+    assert (rows["train", 0]["bytes"], rows["train", 0]["checkpoint_bytes"]) == (100, 90)
+    assert [rows["train", generation]["live"] for generation in range(3)] == [False, True, False]
+    assert {rows[stage, 1]["state"] for stage in ("embed", "cluster")} == {"not needed: clusters of generation 0"}
+    assert {rows[stage, 2]["state"] for stage in ("embed", "cluster", "train", "evaluate")} == {"cleaned away"}
+    assert main(["inspect", f"workspace={tmp_path}"]) == 0
+    shown = capsys.readouterr().out
+    for expected in ("site/wiki", "live: generation 1"):
+        assert expected in shown
 
 
 def cluster_row(rows: int, cosine: float) -> dict[str, object]:
