@@ -37,16 +37,18 @@ def referenced_bytes(files: Sequence[InputFile], config: CorpusConfig, storage: 
 
 def _of_file(file: InputFile, config: CorpusConfig, storage: StorageConfig) -> float:
     try:
-        chunk = next(islice(read_slice(Slice(0, file, 0, file.size), config, storage), 1), None)
-        if chunk is None or not len(chunk.rows):
+        chunks = list(islice(read_slice(Slice(0, file, 0, file.size), config, storage), 2))
+        if not chunks or not len(chunks[0].rows):
             return 0.0
+        chunk = chunks[0]
+        rows = _rows(file, chunk, storage) if len(chunks) > 1 else len(chunk.rows)
         base = Folder(posixpath.dirname(file.uri), storage)
         step = -(-len(chunk.rows) // _IMAGES)
         sizes = [
             sum(stored_bytes(chunk.columns[name][row].as_py() or "", base) for name in config.columns.images)
             for row in range(0, len(chunk.rows), step)
         ]
-        return _BASE64 * float(np.mean(sizes)) * _rows(file, chunk, storage)
+        return _BASE64 * float(np.mean(sizes)) * rows
     except BrokenFileError:
         # The pass that reads the file says what is wrong with it.
         return 0.0

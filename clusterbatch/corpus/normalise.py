@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -12,13 +13,18 @@ from clusterbatch.corpus.images import is_data_uri
 
 # A unit separator cannot be confused with the text around it, unlike a space or a newline.
 _SEPARATOR = "\x1f"
+# Greek letters with two marks are folded to three characters in lower case, but to two in upper case.
+_COMPOSED = re.compile("[\u03ca\u03cb](?=[\u0300\u0301\u0342])")
 
 
 def normalise(text: str) -> str:
     """Return the text in NFKC, casefolded, with single spaces and none at its ends; an image as it is."""
     if is_data_uri(text):
         return text
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    if "\u03ca" in folded or "\u03cb" in folded:
+        folded = _COMPOSED.sub(lambda found: unicodedata.normalize("NFD", found[0]), folded)
+    return " ".join(folded.split())
 
 
 def text_hash(text: str) -> int:

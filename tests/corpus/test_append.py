@@ -15,7 +15,7 @@ from clusterbatch.config import RunConfig
 from clusterbatch.corpus.append import DocumentFilter
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.corpus.row_groups import row_groups_of
-from clusterbatch.errors import DataError, UsageError
+from clusterbatch.errors import DataError, OtherWorkError, UsageError
 from clusterbatch.store import Artifact
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
@@ -229,6 +229,28 @@ def test_other_rules_are_refused(tmp_path: Path, in_process: None) -> None:
         ingest(_config(tmp_path, max_characters=100), append=True)
     with pytest.raises(UsageError, match=r"corpus\.delete: .*nowhere"):
         ingest(_config(tmp_path, delete=[str(tmp_path / "nowhere.txt")]), append=True)
+
+
+def test_other_rules_are_refused_without_new_files_as_well(tmp_path: Path, in_process: None) -> None:
+    write_lines(tmp_path / "in/one.jsonl", _pairs(0, 20))
+    first = _config(tmp_path)
+    ingest(first)
+    write_lines(tmp_path / "in/two.jsonl", _pairs(20, 20))
+    second = ingest(first, append=True)
+    assert ingest(first) == second
+    tests = tmp_path / "tests"
+    write_lines(tests / "corpus.jsonl", [{"_id": "d", "text": "a document about 3"}])
+    write_lines(tests / "queries.jsonl", [{"_id": "q", "text": "query 3"}])
+    write_lines(tests / "qrels/test.tsv", ["q\td\t1"])
+    tested = first.model_copy(update={"evaluate": first.evaluate.model_copy(update={"path": [str(tests)]})})
+    with pytest.raises(OtherWorkError, match=r"the collections of evaluate\.path.*--force replaces the corpus"):
+        ingest(tested)
+    with pytest.raises(OtherWorkError, match=r"corpus\.max_characters is another than .*20000"):
+        ingest(_config(tmp_path, max_characters=100))
+    with pytest.raises(OtherWorkError, match=r"corpus\.tsv_quotes is another"):
+        ingest(_config(tmp_path, tsv_quotes=True))
+    assert ingest(first) == second
+    assert ingest(tested, force=True).counts.set_aside["copy of a test text"] == 1
 
 
 def test_a_filter_passes_all_that_come_and_few_others() -> None:

@@ -204,3 +204,64 @@ def test_a_corpus_without_a_source_is_that_of_the_other_files(tmp_path: Path, in
     assert aside["held out"] > 5
     dropped = outcome("*.jsonl", drop_sources=["a-gone"])
     assert dropped == (rows, {**aside, "deleted": 102}, collection)
+
+
+def test_near_copies_of_held_out_texts_are_set_aside(tmp_path: Path, in_process: None) -> None:
+    numbers = random.Random(5)
+
+    def text(words: int) -> str:
+        return " ".join(f"word{numbers.randrange(3000)}" for _ in range(words))
+
+    rows: list[Any] = [{"query": text(25), "document": text(60), "source": "site"} for _ in range(150)]
+    # Of every pair a copy with one more word in each text.
+    copies = [{**row, "query": f"{row['query']} more", "document": f"{row['document']} more"} for row in rows]
+    write_lines(tmp_path / "in/one.jsonl", [*rows, *copies])
+
+    def run(mode: str, append: bool = False) -> tuple[RunConfig, dict[str, int], list[dict[str, Any]]]:
+        config = RunConfig.model_validate(
+            {
+                "workspace": str(tmp_path / mode),
+                "corpus": {"paths": [str(tmp_path / "in")], "decontaminate": mode},
+                "evaluate": {"holdout": 30},
+            }
+        )
+        manifest = ingest(config, append=append)
+        return config, manifest.counts.set_aside, corpus_rows(config, manifest)
+
+    def held_out(config: RunConfig) -> list[tuple[str, str]]:
+        folder = Path(config.workspace) / "corpus/holdout"
+        documents = {row["_id"]: row["text"] for row in map(json.loads, (folder / "corpus.jsonl").open())}
+        queries = {row["_id"]: row["text"] for row in map(json.loads, (folder / "queries.jsonl").open())}
+        lines = [
+            line for split in ("dev", "test") for line in (folder / f"qrels/{split}.tsv").read_text().splitlines()[1:]
+        ]
+        return [(queries[line.split("\t")[0]], documents[line.split("\t")[1]]) for line in lines]
+
+    def near(config: RunConfig, trained: list[dict[str, Any]]) -> int:
+        texts = {name: {" ".join(row[name].split()[:20]) for row in trained} for name in ("query", "document")}
+        return sum(
+            " ".join(q.split()[:20]) in texts["query"] or " ".join(d.split()[:20]) in texts["document"]
+            for q, d in held_out(config)
+        )
+
+    config, aside, trained = run("near")
+    # Both of a pair of near copies may have been chosen.
+    assert len(held_out(config)) == aside["held out"] > 15
+    assert 15 < aside["near copy of a held-out text"] <= aside["held out"]
+    assert near(config, trained) == 0
+    exact, exact_aside, exact_trained = run("exact")
+    assert set(exact_aside) == {"held out"}
+    assert near(exact, exact_trained) > 15
+    # What is appended is compared as well.
+    query, document = held_out(config)[0]
+    write_lines(
+        tmp_path / "in/two.jsonl",
+        [
+            {"query": f"{query} again", "document": text(40), "source": "site"},
+            {"query": text(20), "document": f"{document} again", "source": "site"},
+            {"query": text(20), "document": text(40), "source": "site"},
+        ],
+    )
+    _, after, grown = run("near", append=True)
+    assert after["near copy of a held-out text"] == aside["near copy of a held-out text"] + 2
+    assert len(grown) == len(trained) + 1

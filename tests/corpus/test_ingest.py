@@ -308,3 +308,12 @@ def test_parts_of_the_first_pass_are_few_as_far_as_memory_allows() -> None:
         assert size / read_bytes(size, unit) <= 4096
         # Where three bytes of text come of one of input.
         assert 3 * size / flush_bytes(size) <= 4097 or flush_bytes(size) == most
+
+
+def test_an_ingest_without_a_valid_pair_is_not_in_the_way(tmp_path: Path, in_process: None) -> None:
+    file = write_lines(tmp_path / "pairs.jsonl", [{"question": "a question", "answer": "an answer"}])
+    with pytest.raises(DataError, match="no valid pair in 1 files, 1 rows rejected"):
+        ingest(configuration(tmp_path, [file]))
+    assert not list((tmp_path / "workspace/corpus").rglob("*.*"))
+    config = configuration(tmp_path, [file], columns={"query": "question", "document": "answer"})
+    assert ingest(config).counts.written == 1

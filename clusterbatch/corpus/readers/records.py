@@ -154,6 +154,8 @@ def canonical_value(name: str, value: Any) -> str | float | list[float] | None:
 
 
 def _weight(value: Any) -> float:
+    if isinstance(value, bool):
+        raise RowError(f"weight: {value!r} is not a number")
     try:
         weight = float(value)
     except (TypeError, ValueError):
@@ -169,6 +171,8 @@ def _vector(value: Any) -> list[float]:
     # CSV has no lists; JSON's notation is what tools write there.
     numbers = _parsed(value) if isinstance(value, str) else value
     try:
+        if any(isinstance(number, bool) for number in numbers):
+            raise RowError("vector: bool instead of a number")
         return [float(number) for number in numbers]
     except (TypeError, ValueError):
         raise RowError(f"vector: {type(value).__name__} instead of a list of numbers") from None
