@@ -115,10 +115,14 @@ class Gathered:
         """
         query, own = vector_values(rows["query_vector"]), vector_values(rows["document_vector"])
         hashes, keys = rows["query_hash"].to_numpy(), self._keys_of(partition)
-        if self._approximate is not None and self._approximate.above < len(keys.document):
+        if self._approximate is not None and self.is_approximate(partition):
             index = self._index_of(partition, keys, self._approximate.probes)
             return index.search(query, hashes, own, k, ranks)
         return neighbours(query, hashes, own, self._documents(partition), keys, k)
+
+    def is_approximate(self, partition: int) -> bool:
+        """Return whether the partition is searched approximately."""
+        return self._approximate is not None and self._approximate.above < len(self._keys_of(partition).document)
 
     def _documents(self, partition: int) -> Iterator[np.ndarray]:
         return (vector_values(piece["document_vector"]) for piece in self.pieces(partition))

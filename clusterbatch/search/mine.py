@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from clusterbatch.config import MineConfig, RunConfig, fingerprint
 from clusterbatch.corpus.partitions import source_partitions
 from clusterbatch.embedding.stage import embedding_pool
 from clusterbatch.embedding.vectors import tasks
-from clusterbatch.errors import UsageError
+from clusterbatch.errors import InfrastructureError, UsageError
 from clusterbatch.hashing import mix
 from clusterbatch.runtime import Pass, Pool, Result, WorkItem, ray_session
 from clusterbatch.search.gather import TEXTS, VECTORS, Block, Gathered, GatherWorker, blocks
@@ -96,6 +97,7 @@ class MineWorker:
         self._config, self._artifact = config, gathered
         self._gathered = Gathered(gathered, vectors, Approximation.of(config))
         self._texts, self._tasks = texts, tasks
+        self._local: tuple[int, LocalTexts] | None = None
 
     def process(self, item: WorkItem, output: Artifact) -> Result:
         block: Block = item.payload
@@ -132,14 +134,52 @@ class MineWorker:
         wanted = np.unique(documents[documents >= 0])
         texts: list[pa.ChunkedArray] = []
         start = 0
-        for piece in iterate_bucket(self._artifact, self._texts, partition):
-            of_piece = wanted[(wanted >= start) & (wanted < start + piece.num_rows)] - start
-            texts.append(piece["document"].take(pa.array(of_piece)))
-            start += piece.num_rows
+        for piece in self._text_pieces(partition):
+            first, stop = np.searchsorted(wanted, [start, start + len(piece)])
+            texts.append(piece.take(pa.array(wanted[first:stop] - start)))
+            start += len(piece)
         column = pa.chunked_array([chunk for each in texts for chunk in each.chunks], pa.string())
         present = documents >= 0
         place = np.searchsorted(wanted, documents[present])
         return _lists(present, column.take(pa.array(place)).combine_chunks())
+
+    def _text_pieces(self, partition: int) -> Iterator[pa.ChunkedArray]:
+        """Yield the texts of all rows of a partition, piece by piece."""
+        if not self._gathered.is_approximate(partition):
+            # The search has read as much for this block.
+            yield from (piece["document"] for piece in iterate_bucket(self._artifact, self._texts, partition))
+            return
+        if self._local is None or self._local[0] != partition:
+            # Dropped first: the disk need not hold two of them.
+            self._local = None
+            self._local = partition, LocalTexts(iterate_bucket(self._artifact, self._texts, partition))
+        yield from self._local[1].pieces
+
+
+class LocalTexts:
+    """Texts of a source's documents in a temporary file of this machine, mapped into memory.
+
+    If the search is approximate, each block needs only some of them: reading all of them from storage for every block
+    would take longer than the search. Raises InfrastructureError if the file cannot be written.
+    """
+
+    def __init__(self, tables: Iterator[pa.Table]) -> None:
+        try:
+            # Its name is removed at once; the file goes with the last process that has it mapped.
+            with tempfile.NamedTemporaryFile(prefix="clusterbatch-", suffix=".arrow") as file:
+                schema = pa.schema({"document": pa.string()})
+                with pa.OSFile(file.name, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                    for table in tables:
+                        writer.write_table(table.select(["document"]).cast(schema))
+                stored = pa.ipc.open_file(pa.memory_map(file.name))
+        except OSError as error:
+            raise InfrastructureError(
+                f"mine: cannot keep the texts of a source in {tempfile.gettempdir()} ({error.strerror or error}); "
+                "TMPDIR names another folder"
+            ) from error
+        self.pieces = [
+            pa.chunked_array([stored.get_batch(number)["document"]]) for number in range(stored.num_record_batches)
+        ]
 
 
 def _lists(present: np.ndarray, values: pa.Array) -> pa.ListArray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import pyarrow as pa
 import pytest
 
 from clusterbatch.config import RunConfig
-from clusterbatch.errors import UsageError
-from clusterbatch.search.mine import Mined, mine
+from clusterbatch.errors import InfrastructureError, UsageError
+from clusterbatch.search import gather
+from clusterbatch.search import mine as module
+from clusterbatch.search.mine import LocalTexts, Mined, mine
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.shards.reduce import OUTLIERS
 from clusterbatch.shards.stage import cluster
+from clusterbatch.store import Artifact, Part
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 from tests.clustering.embedded import embedded_workspace
@@ -28,9 +32,13 @@ MINE = {"negatives": 2, "first": 1, "last": 20, "consistency": 3}
 pytestmark = pytest.mark.usefixtures("in_process")
 
 
-def _workspace(folder: Path, optional: Sequence[str] = (), **mine_settings: Any) -> RunConfig:
+def _workspace(
+    folder: Path, optional: Sequence[str] = (), row_group_rows: int = 256, **mine_settings: Any
+) -> RunConfig:
     settings = {"mine": {**MINE, **mine_settings}, "cluster": {"mean_size": 80, "run_rows": 16, "device": "cpu"}}
-    return embedded_workspace(str(folder), SOURCES, spread=1.2, optional=optional, settings=settings)
+    return embedded_workspace(
+        str(folder), SOURCES, spread=1.2, optional=optional, row_group_rows=row_group_rows, settings=settings
+    )
 
 
 def test_negatives_are_documents_of_the_source_that_do_not_answer(tmp_path: Path) -> None:
@@ -135,3 +143,34 @@ def test_margins_are_those_of_the_vectors(tmp_path: Path) -> None:
 def test_nothing_asked_for_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"mine\.negatives or mine\.consistency"):
         mine(_workspace(tmp_path, negatives=0, consistency=None))
+
+
+def test_texts_of_a_large_source_are_read_once_however_many_blocks_it_has(tmp_path: Path, monkeypatch) -> None:
+    """Every block would read all texts of its source otherwise, in quadratic time: the search is approximate."""
+    read: list[tuple[int, int]] = []
+    original = module.iterate_bucket
+
+    def counting(artifact: Artifact, parts: Sequence[Part], bucket: int) -> Iterator[pa.Table]:
+        read.append((bucket, len(parts)))
+        return original(artifact, parts, bucket)
+
+    monkeypatch.setattr(module, "iterate_bucket", counting)
+    found = []
+    for rows_of_block in (10**6, 60):
+        monkeypatch.setattr(gather, "_BLOCK_ROWS", rows_of_block)
+        read.clear()
+        config = _workspace(tmp_path / str(rows_of_block), approximate_above=100, row_group_rows=64)
+        mine(config)
+        mined = Mined.of(config, 0)
+        tasks = mined.parts[0].details["buckets"]
+        found.append(pa.concat_tables([mined.rows_of(task) for task in range(tasks)]))
+        # Three sources: only the one that is searched exactly may be read again.
+        assert len(read) == 3
+    assert len(mined.parts) > 10
+    assert found[0].equals(found[1])
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(InfrastructureError, match=r"cannot keep the texts of a source in .*nowhere.* TMPDIR"):
+        LocalTexts(iter([pa.table({"document": ["one"]})]))
