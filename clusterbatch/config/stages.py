@@ -189,8 +189,8 @@ class MineConfig(Section):
     Unset: all pairs are kept."""
     approximate_above: int | None = added(None, ge=0)
     """Sources with more rows than this are searched approximately, because the work of an exact search grows with the
-    square of the rows. A worker then holds the documents of one source in memory, 2 bytes per dimension. Unset:
-    every search is exact."""
+    square of the rows. A worker then holds the vectors of one source's documents in memory, 2 bytes per dimension, and
+    their texts in a temporary file (in `TMPDIR`). Unset: every search is exact."""
     probes: int = added(32, ge=1)
     """Lists of the approximate index that each query visits; the index has 2 lists per unit of the square root of the
     source's rows."""
