@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clusterbatch.batches.block_reader import RowReader
 from clusterbatch.batches.curriculum import Plan
 from clusterbatch.batches.plan import GlobalBatch
+from clusterbatch.batches.row_reader import RowReader
 from clusterbatch.encoder.images import ImageProcessor, Pixels
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.shards.reader import ShardReader

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from clusterbatch.clustering.cells import Cells
 from clusterbatch.clustering.features import project, projection, unit_length
 from clusterbatch.clustering.kmeans import Fit, FitSettings, fit, fixed
 from clusterbatch.clustering.model import NO_OUTLIERS, KMeansClusters, read_centers
 from clusterbatch.clustering.packing_order import packing_order
 from clusterbatch.clustering.partial_sums import Centers, Chunk, Rows, chunks_head
-from clusterbatch.clustering.partitions import Cells
 from clusterbatch.clustering.sample import SampleChunks
 from clusterbatch.clustering.warm_start import WarmStart
 from clusterbatch.config import ClusterConfig

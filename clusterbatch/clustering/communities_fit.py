@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from clusterbatch.clustering.cells import community_size
 from clusterbatch.clustering.communities import communities
+from clusterbatch.clustering.embedded_corpus import EmbeddedCorpus, PassFactory
 from clusterbatch.clustering.features import Features, feature_vectors, unit_length
 from clusterbatch.clustering.model import (
     NO_OUTLIERS,
@@ -24,8 +26,6 @@ from clusterbatch.clustering.model import (
     read_models,
 )
 from clusterbatch.clustering.packing_order import packing_order
-from clusterbatch.clustering.partitions import community_size
-from clusterbatch.clustering.passes import EmbeddedCorpus, PassFactory
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.embedding.vectors import vector_column, vector_values

@@ -9,11 +9,11 @@ import torch
 
 from clusterbatch.clustering import fit_distributed as distributed
 from clusterbatch.clustering.cell_fit import CellFit, FitLevel
+from clusterbatch.clustering.cells import Cells, coarse_clusters, first_level, second_level
+from clusterbatch.clustering.embedded_corpus import EmbeddedCorpus, PassFactory
 from clusterbatch.clustering.features import project
 from clusterbatch.clustering.model import FittedClusters, KMeansClusters, StoredParts
 from clusterbatch.clustering.partial_sums import LocalRows
-from clusterbatch.clustering.partitions import Cells, coarse_clusters, first_level, second_level
-from clusterbatch.clustering.passes import EmbeddedCorpus, PassFactory
 from clusterbatch.clustering.sample import SampleChunks, SampleWorker
 from clusterbatch.clustering.warm_start import KeptClusters, WarmStart
 from clusterbatch.runtime import Result, WorkItem, current_executor

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from clusterbatch.clustering.cells import partitions_of
 from clusterbatch.clustering.drift import GroupDrift, group_drift, merge_drifts
+from clusterbatch.clustering.embedded_corpus import EmbeddedRows
 from clusterbatch.clustering.features import Features, feature_vectors
 from clusterbatch.clustering.model import StoredParts
-from clusterbatch.clustering.partitions import partitions_of
-from clusterbatch.clustering.passes import EmbeddedRows
 from clusterbatch.clustering.warm_start import Previous, PreviousAssigner
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.row_groups import read_row_group

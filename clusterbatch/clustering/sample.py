@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from clusterbatch.clustering.cells import Cells
+from clusterbatch.clustering.embedded_corpus import EmbeddedRows
 from clusterbatch.clustering.features import Features, feature_sides, feature_vectors, swapped
 from clusterbatch.clustering.model import KMeansClusters, PartitionAssigner
 from clusterbatch.clustering.partial_sums import Chunk
-from clusterbatch.clustering.partitions import Cells
-from clusterbatch.clustering.passes import EmbeddedRows
 from clusterbatch.clustering.warm_start import Previous, PreviousAssigner
 from clusterbatch.corpus.row_groups import read_row_group
 from clusterbatch.embedding.vectors import TaskUnit, vector_column, vector_values

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clusterbatch.clustering.embedded_corpus import EmbeddedCorpus, EmbeddedRows, PassFactory
 from clusterbatch.clustering.features import Features, feature_sides, feature_vectors, unit_length
 from clusterbatch.clustering.model import CentroidClusters, Numbered, PartitionModel, StoredParts, UnitRows
 from clusterbatch.clustering.packing_order import packing_order
 from clusterbatch.clustering.partial_sums import Centers
-from clusterbatch.clustering.passes import EmbeddedCorpus, EmbeddedRows, PassFactory
 from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.corpus.row_groups import read_row_group
 from clusterbatch.embedding.vectors import TaskUnit, vector_column, vector_values

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from clusterbatch.clustering.partitions import grouping_of
+from clusterbatch.clustering.cells import grouping_of
 from clusterbatch.config import RunConfig
 from clusterbatch.config.base import Section
 from clusterbatch.embedding.stage import planned_fingerprint as planned_embeddings

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from clusterbatch.clustering.embedded_corpus import EmbeddedRows
 from clusterbatch.clustering.model import Assigned, FittedClusters, UnitRows
-from clusterbatch.clustering.passes import EmbeddedRows
 from clusterbatch.clustering.user_groups import LABEL
 from clusterbatch.corpus.row_groups import read_row_group
 from clusterbatch.embedding.vectors import SIDES, TaskUnit

@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
+from clusterbatch.clustering.embedded_corpus import EmbeddedCorpus, PassFactory
 from clusterbatch.clustering.model import FittedClusters, StoredParts
-from clusterbatch.clustering.passes import EmbeddedCorpus, PassFactory
 from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.runtime import Pass, WorkItem
 from clusterbatch.schema import VECTORS

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from clusterbatch.clustering.cells import grouping_of, mean_size
 from clusterbatch.clustering.communities import require_partitioner
 from clusterbatch.clustering.communities_fit import fit_communities
+from clusterbatch.clustering.embedded_corpus import EmbeddedCorpus, PassFactory
 from clusterbatch.clustering.fit import fit_kmeans
 from clusterbatch.clustering.model import FittedClusters, StoredParts
-from clusterbatch.clustering.partitions import grouping_of, mean_size
-from clusterbatch.clustering.passes import EmbeddedCorpus, PassFactory
 from clusterbatch.clustering.user_groups import fit_user_groups
 from clusterbatch.clustering.warm_start import Previous
 from clusterbatch.config import RunConfig, fingerprint

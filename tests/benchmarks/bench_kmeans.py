@@ -14,11 +14,11 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 
 from clusterbatch.clustering.assign import Assigner
+from clusterbatch.clustering.cells import apportion
 from clusterbatch.clustering.features import unit_length
 from clusterbatch.clustering.kmeans import FitSettings, fit
 from clusterbatch.clustering.model import PartitionAssigner, PartitionModel
 from clusterbatch.clustering.partial_sums import Centers, LocalRows
-from clusterbatch.clustering.partitions import apportion
 from clusterbatch.encoder.devices import inference_dtype
 from clusterbatch.shards.statistics import gini
 from tests.benchmarks.figures import emit

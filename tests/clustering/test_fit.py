@@ -13,10 +13,10 @@ import torch
 
 from clusterbatch.clustering import fit_distributed as distributed
 from clusterbatch.clustering.cell_fit import FitLevel
+from clusterbatch.clustering.cells import Cells
 from clusterbatch.clustering.fit import FitWorker
 from clusterbatch.clustering.model import KMeansClusters, StoredParts, read_models
 from clusterbatch.clustering.partial_sums import Centers, LocalRows, PartialSums
-from clusterbatch.clustering.partitions import Cells
 from clusterbatch.clustering.sample import SampleChunks
 from clusterbatch.clustering.warm_start import Previous, WarmStart
 from clusterbatch.config import ClusterConfig, RunConfig

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.clustering import user_groups as labels
+from clusterbatch.clustering.cells import partitions_of
+from clusterbatch.clustering.embedded_corpus import EmbeddedRows
 from clusterbatch.clustering.model import StoredParts
-from clusterbatch.clustering.partitions import partitions_of
-from clusterbatch.clustering.passes import EmbeddedRows
 from clusterbatch.clustering.user_groups import LabelFitWorker, LabelSumsWorker
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.partitions import Partitions

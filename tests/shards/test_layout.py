@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clusterbatch.clustering.cells import apportion, first_level, second_level
 from clusterbatch.clustering.features import projection
 from clusterbatch.clustering.packing_order import merge_upward, packing_order
-from clusterbatch.clustering.partitions import apportion, first_level, second_level
 from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.embedding.vectors import vector_column
 from clusterbatch.shards.bucket_plan import plan_buckets

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from clusterbatch.clustering.embedded_corpus import EmbeddedCorpus, PassFactory
 from clusterbatch.clustering.model import StoredParts
-from clusterbatch.clustering.passes import EmbeddedCorpus, PassFactory
 from clusterbatch.config import ClusterConfig
 from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.embedding.vectors import vector_column

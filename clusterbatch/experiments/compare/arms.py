@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from clusterbatch.batches.strategies import STRATEGIES, Strategy
-from clusterbatch.clustering.partitions import mean_size
+from clusterbatch.clustering.cells import mean_size
 from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.config.compare import HALF, MATCHED
 from clusterbatch.errors import UsageError

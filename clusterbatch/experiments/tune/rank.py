@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.clustering.assign import Assigner
+from clusterbatch.clustering.cells import mean_size
 from clusterbatch.clustering.features import feature_vectors
 from clusterbatch.clustering.kmeans import FitSettings, fit
 from clusterbatch.clustering.partial_sums import LocalRows
-from clusterbatch.clustering.partitions import mean_size
 from clusterbatch.config import RunConfig
 from clusterbatch.experiments.predict.batch_figures import LEAST_BATCHES, Sample
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from clusterbatch.clustering.cells import partitions_of
 from clusterbatch.clustering.model import PartitionModel, StoredParts
-from clusterbatch.clustering.partitions import partitions_of
 from clusterbatch.clustering.warm_start import Previous
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.partitions import Partitions

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clusterbatch.clustering.partitions import coarse_clusters, grouping_of, partitions_of
+from clusterbatch.clustering.cells import coarse_clusters, grouping_of, partitions_of
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.partitions import WHOLE_CORPUS
 from clusterbatch.corpus.row_groups import PAIRS
