@@ -121,6 +121,7 @@ def test_trials_measure_what_training_leaves_with_its_prompts(
     words: dict[str, Any] = {"train.prompts.query": "simmer anchor tide bake ", "train.device": "cpu"}
     words |= {"train.trackers": [], "train.precision": "float32"}
     if lora:
+        pytest.importorskip("peft")
         # Adapters: what a checkpoint holds has other names than the parameters of the model it was made from.
         words |= {"train.model": str(tiny("bert")), "train.encoder": "backbone", "train.lora": {"rank": 4}}
     own = with_changes(config, words)

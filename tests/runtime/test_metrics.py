@@ -108,7 +108,7 @@ def test_a_repeated_request(seen: dict[Any, float], monkeypatch: pytest.MonkeyPa
     metrics.count_retries()
     answers = iter([ConnectionResetError(), ConnectionResetError(), None])
 
-    def call() -> str:
+    def call(seconds: float) -> str:
         error = next(answers)
         if error is not None:
             raise error
