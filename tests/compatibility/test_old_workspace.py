@@ -34,7 +34,7 @@ pytestmark = [
 
 ARCHIVE = Path(__file__).with_name("workspace.tar.xz")
 # Rewritten by commands that otherwise find everything done.
-SUMMARIES = ("metrics.json", "report/", "compare/report/", "refresh.json")
+SUMMARIES = ("metrics.json", "_run.json", "report/", "compare/report/", "refresh.json")
 Run = Callable[..., Any]
 
 

@@ -140,7 +140,7 @@ def test_a_column_of_another_type_is_named(tmp_path: Path, columns: Any, config:
 
 def test_a_column_that_stands_twice_is_named(tmp_path: Path) -> None:
     for names, broken in [
-        (["query", "document", "query"], "column query stands twice in the file"),
+        (["query", "document", "query"], "column query occurs twice in the file"),
         # One that is not read does not matter.
         (["query", "document", "more", "more"], None),
     ]:

@@ -327,12 +327,15 @@ class _History:
         return False
 
 
-def history_config(workspace: str, storage: StorageConfig | None = None) -> RunConfig:
+def history_config(folder: Path, workspace: str, storage: StorageConfig | None = None) -> RunConfig:
+    """A configuration whose input is in `folder`: it must be there, but no stage reads it."""
+    pairs = folder / "pairs.jsonl"
+    pairs.write_text('{"query": "a question", "document": "an answer"}\n')
     return RunConfig.model_validate(
         {
             "workspace": workspace,
             "storage": storage or StorageConfig(),
-            "corpus": {"paths": ["/nowhere/pairs.jsonl"]},
+            "corpus": {"paths": [str(pairs)]},
             "train": {"learning_rate": 0.1},
         }
     )
@@ -360,7 +363,7 @@ def test_on_disk_every_history_ends_as_the_model_says(
     seeds: range, quick_folder: Path, plain: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed in seeds:
-        play_history(seed, history_config(f"{quick_folder}/{seed}"), monkeypatch)
+        play_history(seed, history_config(quick_folder, f"{quick_folder}/{seed}"), monkeypatch)
 
 
 def play_history(seed: int, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def test_the_page_in_japanese_says_the_same(config: RunConfig):
 
 
 def test_incomplete_judgements_are_named_where_they_come_from_pairs(config: RunConfig):
-    assert "Judgements made of held-out pairs are incomplete" in Path(write_report(config)).read_text()
+    assert "Judgements made from held-out pairs are incomplete" in Path(write_report(config)).read_text()
     given = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"path": ["/data/beir"]})})
     assert "are incomplete" not in Path(write_report(given)).read_text()
 

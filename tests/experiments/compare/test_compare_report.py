@@ -157,7 +157,7 @@ def test_the_table_in_markdown_has_a_column_for_every_collection(page: Path):
 def test_incomplete_judgements_are_named(page: Path):
     for name in ("index.html", "decision.html"):
         html = (page.parent / name).read_text(encoding="utf-8")
-        assert "Judgements made of held-out pairs are incomplete" in html or "正解判定は不完全です" in html
+        assert "Judgements made from held-out pairs are incomplete" in html or "正解判定は不完全です" in html
 
 
 def test_the_answer_says_what_was_measured():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from clusterbatch.config import StorageConfig
@@ -14,6 +16,6 @@ __all__ = ["plain"]
 
 @pytest.mark.parametrize("seed", range(3))
 def test_in_a_bucket_a_history_ends_as_the_model_says(
-    seed: int, storage: StorageConfig, bucket: str, plain: None, monkeypatch: pytest.MonkeyPatch
+    seed: int, tmp_path: Path, storage: StorageConfig, bucket: str, plain: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    play_history(seed, history_config(f"s3://{bucket}/run", storage), monkeypatch)
+    play_history(seed, history_config(tmp_path, f"s3://{bucket}/run", storage), monkeypatch)
