@@ -36,9 +36,10 @@ def test_files_say_what_the_loaded_model_says(tmp_path: Path) -> None:
 
 
 def test_a_matryoshka_that_does_not_fit_is_refused_before_the_corpus_is_read(tmp_path: Path) -> None:
-    config = with_changes(
-        small_config(tmp_path, corpus={"paths": ["nowhere.jsonl"]}), {"train.matryoshka": [8, 16], "evaluate.path": []}
-    )
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"query": "a question", "document": "an answer"}\n')
+    changes = {"train.matryoshka": [8, 16], "evaluate.path": []}
+    config = with_changes(small_config(tmp_path, corpus={"paths": [str(pairs)]}), changes)
     with pytest.raises(UsageError, match=r"train\.matryoshka.*32"):
         run(config)
     check_starting_model(with_changes(config, {"train.matryoshka": [8, 32]}))
