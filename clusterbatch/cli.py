@@ -20,6 +20,7 @@ from clusterbatch import console
 from clusterbatch.config import RunConfig, load_config
 from clusterbatch.errors import ClusterbatchError, UsageError, root_cause
 from clusterbatch.log import configure_logging, is_structured, log_context, say
+from clusterbatch.store.details import EvaluationDetails, details_of
 from clusterbatch.store.lease import workspace_lease
 from clusterbatch.version import __version__
 
@@ -134,7 +135,7 @@ def _stage(config: RunConfig, options: argparse.Namespace) -> Outcome:
     manifest = run_stage(stage, config, force=options.force)
     data = manifest.model_dump(mode="json", exclude={"parts"})
     if stage.name == "evaluate":
-        return Outcome(data, lambda: console.print_scores(manifest.details["table"]))
+        return Outcome(data, lambda: console.print_scores(details_of(manifest, EvaluationDetails)["table"]))
     return Outcome(data)
 
 

@@ -12,6 +12,7 @@ from clusterbatch.clustering.partial_sums import chunk_count
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.partitions import WHOLE_CORPUS, Partitions
 from clusterbatch.store.artifact import Manifest
+from clusterbatch.store.details import CorpusDetails, details_of
 
 # The default size of clusters, in global batches: about an eighth of the rows is then packed with neighbours' rows.
 _AUTO_BATCHES = 4
@@ -37,7 +38,7 @@ def grouping_of(config: RunConfig) -> Grouping:
 
 def partitions_of(config: RunConfig, corpus: Manifest) -> Partitions:
     """Return what is clustered separately, each source or the whole corpus, and into how many clusters."""
-    sources: dict[str, int] = corpus.details["sources"]
+    sources = details_of(corpus, CorpusDetails)["sources"]
     grouping = grouping_of(config)
     if grouping == "random" or (grouping != "source" and config.cluster.scope == "corpus"):
         sources = {WHOLE_CORPUS: sum(sources.values())}

@@ -31,6 +31,7 @@ from clusterbatch.embedding.vectors import TaskUnit, VectorSource
 from clusterbatch.errors import UsageError
 from clusterbatch.hashing import row_hashes
 from clusterbatch.store import Part
+from clusterbatch.store.details import ClustersDetails, EmbeddingsDetails, details_of
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 
@@ -69,7 +70,7 @@ class Previous:
         workspace = Workspace(config)
         clusters = workspace.clusters(generation)
         manifest = clusters.require()
-        vectors = int(manifest.details.get("vectors", generation))
+        vectors = int(details_of(manifest, ClustersDetails).get("vectors", generation))
         corpus, embeddings = workspace.corpus.require(), workspace.embeddings(vectors).require()
         if manifest.config["stratify"] != "cluster":
             raise UsageError(
@@ -81,7 +82,7 @@ class Previous:
                 f"refresh: the corpus of generation {generation} was another one, not an earlier version of this; "
                 "begin a new workspace"
             )
-        persisted = embeddings.details.get("persisted", True)
+        persisted = details_of(embeddings, EmbeddingsDetails).get("persisted", True)
         embed = EmbedConfig.model_validate(embeddings.config) if embeddings.config else config.embed
         # The device is today's choice: the machines of that generation may be gone.
         embed = embed.model_copy(update={"device": config.embed.device})

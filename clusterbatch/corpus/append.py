@@ -28,6 +28,7 @@ from clusterbatch.corpus.row_groups import RowGroup, live_rows, read_row_group, 
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.store.artifact import Artifact, Counts, Manifest, Part, Receipt
+from clusterbatch.store.details import CorpusDetails, details_of
 from clusterbatch.store.folder import Folder
 from clusterbatch.store.shuffle import read_bucket, write_buckets
 from clusterbatch.store.tables import read_parquet, write_parquet
@@ -76,8 +77,7 @@ class Growth:
     @property
     def dimensions(self) -> int | None:
         """Length of the vectors that came with the rows."""
-        found: int | None = self.base.details.get("dimensions")
-        return found
+        return details_of(self.base, CorpusDetails).get("dimensions")
 
     @cached_property
     def held_out(self) -> HeldOut:
@@ -210,13 +210,15 @@ def without_dropped(manifest: Manifest, receipts: Sequence[Receipt], path_of: Ca
             parts[part.path] = part.model_copy(update={"details": {**part.details, **listed}})
     counts = manifest.counts.model_copy(update={"written": manifest.counts.written - dropped.total()})
     aside = Counts(set_aside={DROPPED: dropped.total()}) if dropped else Counts()
-    sources = Counter(manifest.details["sources"])
+    details = details_of(manifest, CorpusDetails)
+    sources = Counter(details["sources"])
     sources.subtract(dropped)
+    changed: CorpusDetails = {**details, "sources": dict(+sources)}
     return manifest.model_copy(
         update={
             "parts": list(parts.values()),
             "counts": counts + aside,
-            "details": {**manifest.details, "sources": dict(+sources)},
+            "details": changed,
         }
     )
 
@@ -277,14 +279,14 @@ def changed_rules(config: RunConfig, base: Manifest, tests: str) -> list[str]:
     before, now = base.config, config.corpus.identity()
     keys = [key for key in type(config.corpus).model_fields if key not in _FREE and now.get(key) != before.get(key)]
     changed = [f"corpus.{key} is another than the corpus was made with ({before.get(key)})" for key in keys]
-    if base.details.get("tests", tests) != tests:
+    if details_of(base, CorpusDetails).get("tests", tests) != tests:
         changed.append("the collections of evaluate.path, which the corpus must not contain, have changed")
     return changed
 
 
 def check_same_rules(config: RunConfig, base: Manifest, tests: str) -> None:
     """Raise UsageError if the corpus was made with other rules for rows; arguments as for `changed_rules`."""
-    if "tests" not in base.details:
+    if "tests" not in details_of(base, CorpusDetails):
         raise UsageError(
             "ingest --append: this corpus does not say what it was made of (an older version wrote it); ingest it from "
             "scratch"

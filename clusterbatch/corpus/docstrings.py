@@ -26,6 +26,7 @@ from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.corpus.normalise import keyed_hash, normalise, text_hash
 from clusterbatch.errors import DataError
 from clusterbatch.store.artifact import Artifact, Counts, Manifest, Receipt, Stopwatch
+from clusterbatch.store.details import SampleDetails
 from clusterbatch.store.folder import Folder
 from clusterbatch.store.tables import parquet_bytes
 from clusterbatch.store.workspace import Workspace
@@ -241,7 +242,7 @@ def _commit_sample(config: RunConfig, artifact: Artifact, identity: str) -> Mani
         config={"sample_pairs": config.corpus.sample_pairs, "sample_seed": config.corpus.sample_seed},
         inputs={},
         seconds=stopwatch.seconds,
-        details={"sources": summary.sources, "queries": summary.queries, "documents": summary.documents},
+        details=SampleDetails(sources=summary.sources, queries=summary.queries, documents=summary.documents),
     )
 
 

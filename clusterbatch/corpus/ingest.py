@@ -37,6 +37,7 @@ from clusterbatch.errors import DataError, OtherWorkError, UsageError
 from clusterbatch.log import say
 from clusterbatch.runtime import ray_session
 from clusterbatch.store.artifact import RECEIPTS, Artifact, Counts, Manifest, Part, Receipt, Stopwatch
+from clusterbatch.store.details import CorpusDetails, details_of
 from clusterbatch.store.folder import Folder
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.versions import Version
@@ -110,7 +111,7 @@ def _append(
     read = files_read(corpus, base)
     inputs = new_inputs(inputs, read)
     lists = new_inputs(find_inputs(config.corpus, config.corpus.delete, config.storage, "corpus.delete"), read).files
-    sources = [name for name in config.corpus.drop_sources if base.details["sources"].get(name)]
+    sources = [name for name in config.corpus.drop_sources if details_of(base, CorpusDetails)["sources"].get(name)]
     if not (inputs or lists or sources):
         return base
     identity = fingerprint("corpus version", base.fingerprint, _described(inputs), _described(lists), sources)
@@ -205,9 +206,9 @@ def _commit(
         raise DataError(f"{artifact.folder.uri}: rows were lost between reading and writing")
     reasons = sum((Counter(receipt.details["reasons"]) for receipt in receipts), Counter[str]())
     sources = sum((Counter(receipt.details["sources"]) for receipt in receipts), Counter[str]())
-    before: dict[str, Any] = {}
+    before = CorpusDetails(sources={}, rejects={})
     if isinstance(artifact, Version):
-        before = artifact.base.details
+        before = details_of(artifact.base, CorpusDetails)
         if not artifact.base.counts.written + counts.written:
             raise DataError("ingest --append: no pair of the corpus would be left")
     elif not counts.written:
@@ -216,7 +217,7 @@ def _commit(
         most = f"; most common reason: {reasons.most_common(1)[0][0]}" if reasons else ""
         raise DataError(f"corpus.paths: no valid pair in {len(files)} files, {counts.rejected} rows rejected{most}")
     extra = [*more, write_files(artifact, [*files, *(lists or [])])]
-    if not before and len(passes.held_out.documents):
+    if not isinstance(artifact, Version) and len(passes.held_out.documents):
         extra.append(write_parquet(artifact, "heldout", passes.held_out.to_table(), role=CHOSEN))
         if passes.held_out_texts:
             texts = distinct_texts(passes.held_out_texts)
@@ -227,21 +228,21 @@ def _commit(
         config=passes.config.corpus.identity(),
         inputs={},
         seconds=seconds,
-        details={
-            "sources": dict(sorted((Counter(before.get("sources", {})) + sources).items())),
-            "rejects": dict((Counter(before.get("rejects", {})) + reasons).most_common()),
-            "files": before.get("files", 0) + len(files),
-            "input_bytes": before.get("input_bytes", 0) + sum(file.size for file in files),
-            "cut_texts": before.get("cut_texts", 0) + passes.cut,
+        details=CorpusDetails(
+            sources=dict(sorted((Counter(before["sources"]) + sources).items())),
+            rejects=dict((Counter(before.get("rejects", {})) + reasons).most_common()),
+            files=before.get("files", 0) + len(files),
+            input_bytes=before.get("input_bytes", 0) + sum(file.size for file in files),
+            cut_texts=before.get("cut_texts", 0) + passes.cut,
             # Of the vectors that came with the rows.
-            "dimensions": passes.dimensions,
+            dimensions=passes.dimensions,
             # The collections that the corpus must not contain.
-            "tests": fingerprint(_described(_files(passes.tests))),
-        },
+            tests=fingerprint(_described(_files(passes.tests))),
+        ),
         extra_parts=extra,
     )
     passes.exchange.remove()
-    _report_sources(manifest.details["sources"])
+    _report_sources(details_of(manifest, CorpusDetails)["sources"])
     return manifest
 
 

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from clusterbatch.errors import DataError
 from clusterbatch.store import Manifest
+from clusterbatch.store.details import CorpusDetails, details_of
 
 # The name in the cluster index of rows that are not separated by source.
 WHOLE_CORPUS = "(all)"
@@ -36,6 +37,6 @@ class Partitions:
 
 def source_partitions(corpus: Manifest) -> Partitions:
     """Return one partition for every source that has rows, none of them split."""
-    sources: dict[str, int] = corpus.details["sources"]
+    sources = details_of(corpus, CorpusDetails)["sources"]
     names = sorted(name for name, rows in sources.items() if rows)
     return Partitions(names, np.array([sources[name] for name in names], np.int64), np.ones(len(names), np.int64))

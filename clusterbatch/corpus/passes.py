@@ -33,6 +33,7 @@ from clusterbatch.corpus.write_holdout import CollectionWorker
 from clusterbatch.errors import DataError
 from clusterbatch.runtime import Pass, Pool, WorkItem
 from clusterbatch.store.artifact import Artifact, Part, Receipt
+from clusterbatch.store.details import CorpusDetails, details_of
 from clusterbatch.store.shuffle import bucket_rows
 
 # Raised if items of the passes change or leave something else: a run that was cut off and is resumed with another
@@ -65,7 +66,7 @@ class IngestPasses:
         self._earlier = Artifact(self.exchange.child("known"), "known pairs")
         # Of every pass that reads input: receipts, and the artifact their parts are in.
         self._read: list[tuple[Artifact, list[Receipt]]] = []
-        known_bytes = self.growth.base.details["input_bytes"] if self.growth else None
+        known_bytes = details_of(self.growth.base, CorpusDetails)["input_bytes"] if self.growth else None
         self._sorting = sorting(self.config, self.input_bytes, known_bytes)
         self._first_slice = 0
         self._broken = NOTHING

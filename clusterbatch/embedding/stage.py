@@ -20,6 +20,7 @@ from clusterbatch.log import say
 from clusterbatch.runtime import Ahead, Pass, Pool, WorkItem, current_executor, ray_session
 from clusterbatch.runtime.resources import device_for, gpus_for
 from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
+from clusterbatch.store.details import CorpusDetails, EmbeddingsDetails, details_of
 from clusterbatch.store.versions import GrowingArtifact, made_before
 from clusterbatch.store.workspace import Workspace
 
@@ -69,24 +70,25 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     described = receipts or trial
     shares = unknown_shares([receipt.details["unknown"] for receipt in described])
     warn_of_unknown(config.embed.model, shares)
+    dimensions = details_of(base, EmbeddingsDetails)["dimensions"] if base else None
     return target.commit(
         identity,
         receipts,
         config=config.embed.model_dump(mode="json"),
         inputs={"corpus": corpus.fingerprint},
         seconds=watch.seconds,
-        details={
-            "model": model,
-            "persisted": config.embed.persist,
-            "dimensions": described[0].details["dimensions"] if described else base and base.details["dimensions"],
-            "rows": sum(receipt.counts.written for receipt in receipts),
-            "tokens": sum(receipt.details["tokens"] for receipt in receipts),
-            "unknown_share": shares,
-            "seconds": {
+        details=EmbeddingsDetails(
+            model=model,
+            persisted=config.embed.persist,
+            dimensions=described[0].details["dimensions"] if described else dimensions,
+            rows=sum(receipt.counts.written for receipt in receipts),
+            tokens=sum(receipt.details["tokens"] for receipt in receipts),
+            unknown_share=shares,
+            seconds={
                 step: round(sum(receipt.details["seconds"][step] for receipt in receipts), 1)
                 for step in ("prepare", "encode", "write")
             },
-        },
+        ),
     )
 
 
@@ -146,7 +148,7 @@ def _import_vectors(
     watch = Stopwatch()
     _, target, items = _continued(artifact, _import_identity, manifest, force)
     done = target.begin(identity, force)
-    dimensions = int(manifest.details["dimensions"])
+    dimensions = details_of(manifest, CorpusDetails)["dimensions"]
     arguments = {"corpus": corpus, "dimensions": dimensions}
     with ray_session(config.ray):
         copying = Pass("embed: import", target, identity, ImportWorker, arguments, Pool(config.embed.workers))
@@ -157,7 +159,7 @@ def _import_vectors(
         config={},
         inputs={"corpus": manifest.fingerprint},
         seconds=watch.seconds,
-        details={"model": _IMPORTED, "persisted": True, "dimensions": dimensions, "tokens": 0, "unknown_share": {}},
+        details=EmbeddingsDetails(model=_IMPORTED, persisted=True, dimensions=dimensions, tokens=0, unknown_share={}),
     )
 
 
@@ -173,7 +175,7 @@ def _continued(
 
 def _has_vectors(corpus: Manifest, generation: int) -> bool:
     # A later generation is embedded by a model, whatever the first one's vectors were.
-    return corpus.details.get("dimensions") is not None and generation == 0
+    return details_of(corpus, CorpusDetails).get("dimensions") is not None and generation == 0
 
 
 def _model_identity(config: RunConfig) -> str:

@@ -19,6 +19,7 @@ from clusterbatch.evaluation.models import EvaluatedModel, evaluated_models, ide
 from clusterbatch.runtime import Pass, Pool, Result, WorkItem, ray_session
 from clusterbatch.runtime.resources import gpus_for
 from clusterbatch.store import Artifact, Manifest, Stopwatch
+from clusterbatch.store.details import MtebDetails
 from clusterbatch.store.workspace import Workspace
 
 
@@ -49,7 +50,7 @@ def evaluate_mteb(config: RunConfig, *, generation: int = 0, force: bool = False
         config={"mteb": config.evaluate.mteb},
         inputs={model.label: model.version for model in models},
         seconds=watch.seconds,
-        details={"table": [receipt.details["row"] for receipt in receipts]},
+        details=MtebDetails(table=[receipt.details["row"] for receipt in receipts]),
     )
 
 

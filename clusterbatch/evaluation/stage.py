@@ -20,6 +20,7 @@ from clusterbatch.evaluation.search_worker import CANDIDATES, SearchWorker, Shar
 from clusterbatch.runtime import Pass, Pool, WorkItem, ray_session
 from clusterbatch.runtime.resources import gpus_for
 from clusterbatch.store import Artifact, Folder, Manifest, Part, Receipt, Stopwatch
+from clusterbatch.store.details import EvaluationDetails
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.workspace import Workspace
 
@@ -85,7 +86,7 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
         config={"evaluate": config.evaluate.identity()},
         inputs=inputs,
         seconds=watch.seconds,
-        details={"table": table, "collections": described, "models": [model.label for model in models]},
+        details=EvaluationDetails(table=table, collections=described, models=[model.label for model in models]),
         extra_parts=parts,
     )
     artifact.folder.remove(CANDIDATES)

@@ -14,6 +14,7 @@ from clusterbatch.pipeline.summary import SUMMARY, generations
 from clusterbatch.shards.statistics import inspect_cluster
 from clusterbatch.store import Artifact, Folder, Manifest
 from clusterbatch.store.artifact import MANIFEST, RECEIPTS
+from clusterbatch.store.details import ClustersDetails, CorpusDetails, details_of
 from clusterbatch.store.lease import LEASE
 from clusterbatch.store.versions import GrowingArtifact
 from clusterbatch.store.workspace import Workspace, live_generation
@@ -93,10 +94,10 @@ def _finished(artifact: Artifact, manifest: Manifest) -> dict[str, Any]:
 
 def _contents(stage: str, manifest: Manifest) -> dict[str, Any]:
     """Return rows or clusters by source, where the manifest has them."""
-    sources = manifest.details.get("sources", {})
     if stage == "ingest":
-        return {"sources": sources}
+        return {"sources": details_of(manifest, CorpusDetails).get("sources", {})}
     if stage == "cluster":
+        sources = details_of(manifest, ClustersDetails).get("sources", {})
         return {"sources": {name: of_source.get("clusters") for name, of_source in sources.items()}}
     return {}
 

@@ -41,6 +41,7 @@ from clusterbatch.pipeline.rounds import (
 from clusterbatch.pipeline.run import STAGES, Stage, is_trained, run_stage
 from clusterbatch.runtime import lasting_session, ray_session
 from clusterbatch.store import Manifest
+from clusterbatch.store.details import EvaluationDetails, TrainDetails, details_of
 from clusterbatch.store.workspace import Workspace, live_generation, publish
 from clusterbatch.training.stage import train
 from clusterbatch.training.worker import Continuation
@@ -253,7 +254,7 @@ def _judged(config: RunConfig, workspace: Workspace, record: Round, made: dict[s
     documents = config.refresh.production_documents
     if documents is None:
         documents = workspace.corpus.require().counts.written
-    steps = int(made["train"].details["steps"])
+    steps = int(details_of(made["train"], TrainDetails)["steps"])
     return record.model_copy(
         update={
             "steps": steps,
@@ -283,12 +284,18 @@ def _measured_on(manifest: Manifest, metric: str) -> str:
 
 def mean_value(manifest: Manifest, metric: str) -> float:
     """Mean over an evaluation's collections of the trained model's metric."""
-    values = [row["value"] for row in manifest.details["table"] if (row["model"], row["metric"]) == (AFTER, metric)]
+    values = [
+        row["value"]
+        for row in details_of(manifest, EvaluationDetails)["table"]
+        if (row["model"], row["metric"]) == (AFTER, metric)
+    ]
     return sum(values) / len(values)
 
 
 def _has(manifest: Manifest, metric: str) -> bool:
-    return any((row["model"], row["metric"]) == (AFTER, metric) for row in manifest.details["table"])
+    return any(
+        (row["model"], row["metric"]) == (AFTER, metric) for row in details_of(manifest, EvaluationDetails)["table"]
+    )
 
 
 def _document_seconds(config: RunConfig, workspace: Workspace, generation: int) -> float:

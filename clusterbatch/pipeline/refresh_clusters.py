@@ -25,6 +25,7 @@ from clusterbatch.pipeline.rounds import BUILD
 from clusterbatch.pipeline.run import Stage, run_stage
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Manifest
+from clusterbatch.store.details import CorpusDetails, details_of
 from clusterbatch.store.workspace import Workspace
 
 
@@ -71,7 +72,8 @@ def wanted(config: RunConfig, workspace: Workspace, clusters: int, figures: dict
         return config.refresh.wants_clusters(figures), False
     previous = Previous.of(config, clusters)
     # Vectors may have come with the rows, new ones too.
-    there = previous.vectors == 0 and workspace.corpus.require().details.get("dimensions") is not None
+    corpus = details_of(workspace.corpus.require(), CorpusDetails)
+    there = previous.vectors == 0 and corpus.get("dimensions") is not None
     with suppress(UsageError, DataError):
         there = there or is_embedded(previous.config, previous.vectors)
     return not there, there

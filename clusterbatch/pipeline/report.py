@@ -43,6 +43,7 @@ from clusterbatch.reporting.page import environment
 from clusterbatch.reporting.phrases import workspace_phrases
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.store import Artifact, Manifest
+from clusterbatch.store.details import EvaluationDetails, details_of
 from clusterbatch.store.workspace import Workspace
 
 _CONFIDENCE = 0.95
@@ -82,10 +83,11 @@ def query_gains(
     """
     artifact = Workspace(config).evaluation(generation)
     manifest = artifact.require()
-    if not {BEFORE, AFTER} <= set(manifest.details["models"]):
+    details = details_of(manifest, EvaluationDetails)
+    if not {BEFORE, AFTER} <= set(details["models"]):
         return {}, []
     table = read_scores(artifact, manifest)
-    keys = list(dict.fromkeys((row["collection"], row["metric"]) for row in manifest.details["table"]))
+    keys = list(dict.fromkeys((row["collection"], row["metric"]) for row in details["table"]))
     intervals: dict[tuple[str, str], tuple[float, float] | None] = {}
     segments: list[dict[str, Any]] = []
     leading = keys[0][1]

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from clusterbatch.errors import DataError
+from clusterbatch.store.details import ClustersDetails, details_of
 from clusterbatch.store.workspace import Workspace, is_published, live_generation, publish
 
 # Files in `generation=NNN/refresh/`: the record; the model that embeds for new clusters while they are built and
@@ -156,7 +157,8 @@ def needed_generations(workspace: Workspace) -> set[int]:
     by_number = {record.generation: record for record in records}
     needed |= {by_number[number].clusters for number in needed if number in by_number}
     manifests = [workspace.clusters(number).manifest() for number in needed]
-    return needed | {int(each.details["vectors"]) for each in manifests if each and "vectors" in each.details}
+    details = [details_of(each, ClustersDetails) for each in manifests if each]
+    return needed | {int(each["vectors"]) for each in details if "vectors" in each}
 
 
 def _good(records: list[Round]) -> list[int]:

@@ -22,6 +22,7 @@ from clusterbatch.pipeline.rounds import retire_rounds, settle, wanted_generatio
 from clusterbatch.runtime import lasting_session
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Manifest, Stopwatch
+from clusterbatch.store.details import MtebDetails, details_of
 from clusterbatch.store.workspace import STAGE_ARTIFACTS, Workspace
 from clusterbatch.training.checks import check_workers
 from clusterbatch.training.stage import train
@@ -47,7 +48,8 @@ def measure(config: RunConfig, *, generation: int = 0, force: bool = False) -> M
     """The stage `evaluate`, and the MTEB tasks where any are asked for."""
     manifest = evaluate(config, generation=generation, force=force)
     if config.evaluate.mteb:
-        for row in evaluate_mteb(config, generation=generation, force=force).details["table"]:
+        measured = evaluate_mteb(config, generation=generation, force=force)
+        for row in details_of(measured, MtebDetails)["table"]:
             say(f"mteb      {row['task']} {row['metric']}: {row['model']} {row['value']:.4f}", **row)
     return manifest
 

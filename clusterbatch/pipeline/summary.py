@@ -7,6 +7,7 @@ from typing import Any
 from clusterbatch.config import RunConfig
 from clusterbatch.pipeline.rounds import rounds
 from clusterbatch.store import Manifest
+from clusterbatch.store.details import EvaluationDetails, details_of
 from clusterbatch.store.workspace import STAGE_ARTIFACTS, Workspace, live_generation
 
 SUMMARY = "metrics.json"
@@ -33,7 +34,7 @@ def workspace_summary(config: RunConfig) -> dict[str, Any]:
         if rest:
             details[stage if generation is None else f"{stage}/{generation}"] = rest
         if stage == "evaluate":
-            quality += [{"generation": generation, **row} for row in manifest.details["table"]]
+            quality += [{"generation": generation, **row} for row in details_of(manifest, EvaluationDetails)["table"]]
     return {
         "workspace": workspace.root.uri,
         "stages": stages,

@@ -72,7 +72,7 @@ class Pass:
             done = self.begin(force=force) if done is None else done
             receipts = run_items(self._work, items, done, self.measured_in)
             manifest = self.output.commit(
-                self.identity, receipts, config={}, inputs={}, seconds=watch.seconds, details=dict(details or {})
+                self.identity, receipts, config={}, inputs={}, seconds=watch.seconds, details=details
             )
         if self.temporary:
             carry_over(manifest.traffic)

@@ -21,6 +21,7 @@ from clusterbatch.search.gather import TEXTS, VECTORS, Block, Gathered, GatherWo
 from clusterbatch.search.negatives import choose_negatives
 from clusterbatch.search.neighbours import Approximation
 from clusterbatch.store import Artifact, Counts, Manifest, Part, Stopwatch
+from clusterbatch.store.details import EmbeddingsDetails, MinedDetails, details_of
 from clusterbatch.store.shuffle import iterate_bucket, read_bucket, write_buckets
 from clusterbatch.store.workspace import Workspace
 
@@ -55,7 +56,7 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
         identity,
         GatherWorker,
         {"config": config, "generation": embedded, "partitions": partitions},
-        pool if embeddings.details.get("persisted", True) else embedding_pool(config.embed),
+        pool if details_of(embeddings, EmbeddingsDetails).get("persisted", True) else embedding_pool(config.embed),
         temporary=True,
     )
     with ray_session(config.ray):
@@ -73,7 +74,11 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
         }
         search = Pass("mine: search", artifact, identity, MineWorker, arguments, pool)
         receipts = search.run(blocks(vectors, partitions), done=done)
-    totals = {key: sum(receipt.details[key] for receipt in receipts) for key in ("negatives", "inconsistent", "first")}
+    totals = MinedDetails(
+        negatives=sum(receipt.details["negatives"] for receipt in receipts),
+        inconsistent=sum(receipt.details["inconsistent"] for receipt in receipts),
+        first=sum(receipt.details["first"] for receipt in receipts),
+    )
     manifest = artifact.commit(
         identity,
         receipts,
@@ -210,7 +215,7 @@ class Mined:
         """Open the results of `generation`. Raises DataError if the stage is not finished."""
         artifact = Workspace(config).mined(generation)
         manifest = artifact.require()
-        share = manifest.details["inconsistent"] / max(1, manifest.counts.written)
+        share = details_of(manifest, MinedDetails)["inconsistent"] / max(1, manifest.counts.written)
         return Mined(artifact, manifest.parts, config.mine, manifest.fingerprint, share)
 
     def rows_of(self, task: int) -> pa.Table:

@@ -18,6 +18,7 @@ from clusterbatch.embedding.vectors import Side, vector_column, vector_values
 from clusterbatch.shards.layout import ShardSchema, VectorEncoder
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.store import Artifact
+from clusterbatch.store.details import ClustersDetails, details_of
 
 # Rows of each cluster that are averaged: inside a cluster rows are in random order.
 _ROWS = 64
@@ -53,7 +54,7 @@ def cluster_means(
     only: (source, cluster) to read; None: all. Returns None if the shards keep no vectors.
     """
     reader = ShardReader(artifact)
-    if ShardSchema(**artifact.require().details["layout"]).vectors is None:
+    if ShardSchema(**details_of(artifact.require(), ClustersDetails)["layout"]).vectors is None:
         return None
     index, side = reader.index, clustered_side(config)
     # The first piece of each cluster: pieces of one cluster follow each other.
@@ -76,7 +77,7 @@ def cluster_means(
 
 def as_stored(vectors: np.ndarray, artifact: Artifact, config: ClusterConfig) -> np.ndarray:
     """Return (n, D) vectors of the embedding model as shards would store and decode them, (n, d) float32."""
-    stored_as = ShardSchema(**artifact.require().details["layout"]).vectors
+    stored_as = ShardSchema(**details_of(artifact.require(), ClustersDetails)["layout"]).vectors
     assert stored_as is not None, "no vectors are stored"
     column = vector_column(vectors)
     stored = VectorEncoder(stored_as, config.seed).encode(pa.table({"query_vector": column, "document_vector": column}))

@@ -20,6 +20,7 @@ from clusterbatch.shards.map import AssignWorker
 from clusterbatch.shards.reduce import ReduceWorker
 from clusterbatch.shards.tokenise import Tokenisation
 from clusterbatch.store import Artifact, Receipt
+from clusterbatch.store.details import CorpusDetails, EmbeddingsDetails, details_of
 from clusterbatch.store.shuffle import bucket_rows
 
 # Text that a bucket has at most, about: sorting holds it twice.
@@ -41,8 +42,9 @@ class ShardPasses:
         config, columns = self.corpus.config, self.corpus.columns
         dimensions: int | None = None
         if config.cluster.surrogate != "none":
-            dimensions = self.corpus.embeddings.details["dimensions"]
-            dimensions = min(dimensions, config.cluster.surrogate_dimensions or dimensions)
+            full = details_of(self.corpus.embeddings, EmbeddingsDetails)["dimensions"]
+            assert full is not None, "clusters need vectors"
+            dimensions = min(full, config.cluster.surrogate_dimensions or full)
         return ShardSchema(
             vocabulary=Tokenisation.of(config).tokenizer.vocabulary,
             run_rows=config.cluster.run_rows,
@@ -77,7 +79,7 @@ class ShardPasses:
 
     def _text_bytes(self, stored: float) -> float:
         """Return the most bytes of a row's text if its pair takes `stored` bytes; a mined negative is as long."""
-        vectors = 2 * len(VECTORS) * (self.corpus.corpus.details.get("dimensions") or 0)
+        vectors = 2 * len(VECTORS) * (details_of(self.corpus.corpus, CorpusDetails).get("dimensions") or 0)
         expansion = _IMAGE_EXPANSION if self.schema.images else _EXPANSION
         return expansion * max(0.0, stored - vectors) * (1 + self.corpus.config.mine.negatives)
 

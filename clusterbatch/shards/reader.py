@@ -30,6 +30,7 @@ from clusterbatch.shards.index import ClusterIndex
 from clusterbatch.shards.layout import INDEX, ROWS, RUNS, TRAINING, VECTORS, ShardSchema
 from clusterbatch.store.artifact import Artifact, Manifest, Part
 from clusterbatch.store.checksum import checksum64
+from clusterbatch.store.details import ClustersDetails, details_of
 from clusterbatch.store.tables import read_parquet
 
 # Requests at once.
@@ -45,7 +46,7 @@ class ShardReader:
     def __init__(self, artifact: Artifact) -> None:
         manifest = artifact.require()
         self._artifact = artifact
-        schema = ShardSchema(**manifest.details["layout"])
+        schema = ShardSchema(**details_of(manifest, ClustersDetails)["layout"])
         self._parts = {
             (part.details["shard"], part.details["content"]): part
             for part in manifest.parts
@@ -207,5 +208,7 @@ def read_index(artifact: Artifact, manifest: Manifest) -> ClusterIndex:
     """Read the cluster index of a committed clusters artifact."""
     part = next(part for part in manifest.parts if part.details.get("content") == INDEX)
     return ClusterIndex.from_table(
-        read_parquet(artifact.folder, part), manifest.details["layout"]["run_rows"], manifest.fingerprint
+        read_parquet(artifact.folder, part),
+        details_of(manifest, ClustersDetails)["layout"]["run_rows"],
+        manifest.fingerprint,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from clusterbatch.clustering.cells import grouping_of, mean_size
 from clusterbatch.clustering.communities import require_partitioner
@@ -28,6 +28,7 @@ from clusterbatch.shards.reader import INDEX, index_table
 from clusterbatch.shards.statistics import StatisticsJob
 from clusterbatch.shards.tokenise import Tokenisation
 from clusterbatch.store import Artifact, Manifest, Part, Receipt, Stopwatch
+from clusterbatch.store.details import ClustersDetails, ShardLayout
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.workspace import Workspace
 
@@ -153,16 +154,16 @@ def _commit(
         inputs={"corpus": embedded.corpus.fingerprint, "embeddings": embedded.embeddings.fingerprint},
         seconds=watch.seconds,
         passes_seconds=_worker_seconds(shards.passes),
-        details={
-            "layout": asdict(shards.schema),
-            "tokens": Tokenisation.of(config).identity,
+        details=ClustersDetails(
+            layout=cast(ShardLayout, asdict(shards.schema)),
+            tokens=Tokenisation.of(config).identity,
             # The generation whose embeddings these clusters are of.
-            "vectors": embedded.generation,
-            "shards": 1 + flat[-1]["shard"] if flat else 0,
-            "sources": summary,
-            "fit": clusters.describe(),
-            "surrogate_cosine_error": _surrogate_error(shard_receipts),
-        },
+            vectors=embedded.generation,
+            shards=1 + flat[-1]["shard"] if flat else 0,
+            sources=summary,
+            fit=clusters.describe(),
+            surrogate_cosine_error=_surrogate_error(shard_receipts),
+        ),
         extra_parts=[
             *_keep(artifact, clusters.stored),
             *parts,

@@ -21,6 +21,7 @@ from clusterbatch.embedding.vectors import vector_values
 from clusterbatch.errors import UsageError
 from clusterbatch.shards.examples import EXAMPLE, EXAMPLES, naming_terms
 from clusterbatch.store import Artifact, Part
+from clusterbatch.store.details import SourceClusters
 from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace
 
@@ -45,7 +46,7 @@ class StatisticsJob:
     keys: Sequence[Sequence[tuple[str, int]]]
     output: Artifact
 
-    def run(self) -> tuple[list[Part], dict[str, dict[str, Any]]]:
+    def run(self) -> tuple[list[Part], dict[str, SourceClusters]]:
         """Write one row per cluster and the farthest rows; return both parts and a summary of each source.
 
         Works source by source: of earlier ones only tables are held.
@@ -81,7 +82,7 @@ class StatisticsJob:
                 yield source, cluster, row, vector
 
 
-def summarise(sizes: np.ndarray, described: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise(sizes: np.ndarray, described: Sequence[dict[str, Any]]) -> SourceClusters:
     """Summarise one source's clusters: sizes (k,) in rows, and their descriptions in the same order.
 
     histogram: clusters by the power of two that their rows reach.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -212,7 +212,7 @@ class Artifact:
         inputs: dict[str, str],
         seconds: float,
         passes_seconds: float = 0.0,
-        details: dict[str, Any] | None = None,
+        details: Mapping[str, Any] | None = None,
         extra_parts: Iterable[Part] = (),
     ) -> Manifest:
         """Check that no row is lost, write the manifest, then remove the receipts.
@@ -235,7 +235,7 @@ class Artifact:
             inputs=inputs,
             software=software_versions(),
             traffic=sum((receipt.traffic for receipt in ordered), since_last()),
-            details=details or {},
+            details=dict(details or {}),
         )
         manifest = self._completed(made)
         self.folder.write(MANIFEST, manifest.model_dump_json(indent=1).encode())

@@ -7,6 +7,7 @@ from clusterbatch.config import RunConfig
 from clusterbatch.errors import UsageError
 from clusterbatch.shards.tokenise import Tokenisation
 from clusterbatch.store import Manifest
+from clusterbatch.store.details import ClustersDetails, details_of
 
 
 def check_workers(config: RunConfig) -> None:
@@ -20,7 +21,7 @@ def check_workers(config: RunConfig) -> None:
 
 def check_tokens(config: RunConfig, place: str, clusters: Manifest) -> None:
     """Raise UsageError if the shards hold other tokens than the model would be given from the texts."""
-    kept = clusters.details.get("tokens")
+    kept = details_of(clusters, ClustersDetails).get("tokens")
     wanted = Tokenisation.of(config).identity
     changed = [] if kept is None else [name for name in wanted if kept.get(name) != wanted[name]]
     if changed:
@@ -33,7 +34,7 @@ def check_tokens(config: RunConfig, place: str, clusters: Manifest) -> None:
 
 def check_margins(config: RunConfig, place: str, clusters: Manifest) -> None:
     """Raise UsageError if `train.margin_mse` is on and the shards hold no teacher's margins."""
-    if config.train.margin_mse and not clusters.details["layout"].get("margins"):
+    if config.train.margin_mse and not details_of(clusters, ClustersDetails)["layout"].get("margins"):
         raise UsageError(f"train.margin_mse: {place} was made without mine.margins")
 
 

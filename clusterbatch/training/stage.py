@@ -15,6 +15,7 @@ from clusterbatch.errors import OtherWorkError
 from clusterbatch.log import say
 from clusterbatch.runtime import ray_session
 from clusterbatch.store import Artifact, Counts, Manifest, Receipt, Stopwatch
+from clusterbatch.store.details import TrainDetails, details_of
 from clusterbatch.store.workspace import Workspace, live_generation, publish
 from clusterbatch.training.checks import check_margins, check_phases, check_tokens, check_workers
 from clusterbatch.training.driver import MASKED, RAY_FOLDER, fit
@@ -46,7 +47,8 @@ def train(
         before = workspace.train(continued.base).require()
         clusters, initial_model = workspace.clusters(continued.clusters), workspace.trained_model(continued.base).uri
         initial = before.fingerprint
-        seen = before.details.get("steps_before", 0) + before.details["steps"]
+        trained = details_of(before, TrainDetails)
+        seen = trained.get("steps_before", 0) + trained["steps"]
         continued = replace(continued, steps_before=seen)
     inputs = clusters.require()
     check_workers(config)
@@ -94,13 +96,13 @@ def train(
         config={"train": config.train.identity(), "batches": config.batches.identity()},
         inputs={"clusters": inputs.fingerprint, "model": initial},
         seconds=watch.seconds,
-        details={
-            "steps": steps,
-            "steps_before": continued.steps_before if continued else 0,
-            "steps_per_epoch": plan.steps_per_epoch,
-            "model": workspace.trained_model(generation).uri,
-            "plan": report,
-        },
+        details=TrainDetails(
+            steps=steps,
+            steps_before=continued.steps_before if continued else 0,
+            steps_per_epoch=plan.steps_per_epoch,
+            model=workspace.trained_model(generation).uri,
+            plan=report,
+        ),
         extra_parts=[metrics],
     )
     artifact.folder.remove(SEGMENTS)
