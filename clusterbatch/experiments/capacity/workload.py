@@ -26,6 +26,7 @@ from clusterbatch.errors import ClusterbatchError
 from clusterbatch.experiments.capacity.model import CapacityModel, Shape, Workload
 from clusterbatch.schema import corpus_schema
 from clusterbatch.store import Folder, Manifest
+from clusterbatch.store.details import CorpusDetails, details_of
 from clusterbatch.store.workspace import Workspace
 
 _LOOKED_AT = 8
@@ -78,8 +79,8 @@ def _of_corpus(config: RunConfig, manifest: Manifest) -> Workload:
     seen = pa.concat_tables([empty, *(read_row_group(corpus, unit, columns) for unit in chosen)])
     return Workload(
         rows=manifest.counts.written,
-        sources=len(manifest.details["sources"]),
-        input_bytes=manifest.details["input_bytes"],
+        sources=len(details_of(manifest, CorpusDetails)["sources"]),
+        input_bytes=details_of(manifest, CorpusDetails)["input_bytes"],
         query_characters=_mean_characters(seen["query"]),
         document_characters=_mean_characters(seen["document"]),
     )

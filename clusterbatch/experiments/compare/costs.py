@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from clusterbatch.config import RunConfig
 from clusterbatch.config.compare import PricesConfig
 from clusterbatch.store import Manifest
+from clusterbatch.store.details import ComparisonDetails, SharedCosts, StageSeconds, TrialDetails
 from clusterbatch.store.traffic import Traffic
 from clusterbatch.store.workspace import Workspace
 
@@ -38,7 +38,7 @@ class Cost:
 
 def shared_costs(
     config: RunConfig, data: RunConfig, layouts: Mapping[str, RunConfig], clusters: Mapping[str, Manifest]
-) -> dict[str, Any]:
+) -> SharedCosts:
     """Return seconds and traffic of the shared stages, as the details of a comparison's manifest keep them.
 
     worker_seconds, traffic: of `embed`, and of `mine` and `cluster` by layout; embed_device: None if it was left to
@@ -78,7 +78,7 @@ def worker_seconds(made: Manifest, workers: int) -> float:
     return max(made.worker_seconds, made.seconds)
 
 
-def cost_of(config: RunConfig, details: Mapping[str, Any], name: str, trials: Sequence[Mapping[str, Any]]) -> Cost:
+def cost_of(config: RunConfig, details: ComparisonDetails, name: str, trials: Sequence[TrialDetails]) -> Cost:
     """Return the mean cost of the `trials`, all of the arm `name`; details: of the comparison's manifest.
 
     Mining needs no GPU, and embeddings may name their device. Otherwise the shared stages count as if they had run on
@@ -127,11 +127,10 @@ def _device(made: Manifest) -> str | None:
     return None if device == "auto" else device.partition(":")[0]
 
 
-def _shared_seconds(config: RunConfig, details: Mapping[str, Any]) -> Mapping[str, Any]:
+def _shared_seconds(config: RunConfig, details: ComparisonDetails) -> StageSeconds:
     """Return `worker_seconds`; for comparisons without them, wall times by all workers, and nothing of mining."""
     if "worker_seconds" in details:
-        found: Mapping[str, Any] = details["worker_seconds"]
-        return found
+        return details["worker_seconds"]
     wall = details["seconds"]
     clustered = {layout: seconds * config.cluster.workers for layout, seconds in wall["cluster"].items()}
     return {"embed": wall["embed"] * config.embed.workers, "mine": {}, "cluster": clustered}

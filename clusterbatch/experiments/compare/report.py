@@ -38,6 +38,7 @@ from clusterbatch.reporting.figures import cluster_map as cluster_map_figure
 from clusterbatch.reporting.page import environment
 from clusterbatch.reporting.phrases import comparison_phrases
 from clusterbatch.store import Folder, Manifest
+from clusterbatch.store.details import ComparisonDetails, details_of
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.worker import open_plan
 
@@ -136,14 +137,15 @@ def _context(
 def _views(config: RunConfig, manifest: Manifest) -> Views:
     """Return examples of every arm's batches; map, sizes and outliers of the clusters that stand for all."""
     arms, layouts = arms_of(config)
+    details = details_of(manifest, ComparisonDetails)
     examples = []
     for each in arms:
-        arm = with_groups(each, manifest.details["arms"][each.name]["clusters_per_batch"])
-        arm = with_phases(arm, manifest.details["steps"])
+        arm = with_groups(each, details["arms"][each.name]["clusters_per_batch"])
+        arm = with_phases(arm, details["steps"])
         artifact = Workspace(layouts[arm.layout]).clusters()
         clusters = artifact.require()
         plan = open_plan(arm.config, artifact, clusters)
-        examples.append(batch_example(arm.name, plan, ShardText(artifact, clusters), manifest.details["steps"]))
+        examples.append(batch_example(arm.name, plan, ShardText(artifact, clusters), details["steps"]))
     shown = clustered_layout(arms)
     if shown is None:
         return Views(examples)

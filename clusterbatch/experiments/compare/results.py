@@ -29,6 +29,7 @@ from clusterbatch.experiments.compare.statistics import (
 )
 from clusterbatch.experiments.compare.trial import is_for_tuning
 from clusterbatch.store import Artifact, Manifest
+from clusterbatch.store.details import ComparisonDetails, TrialDetails, details_of
 from clusterbatch.store.tables import read_parquet
 
 # An arm that costs less than this share more is no dearer: seconds of training scatter.
@@ -177,9 +178,9 @@ class Comparison:
 
 def read_comparison(config: RunConfig, artifact: Artifact, manifest: Manifest) -> Comparison:
     """Analyse a committed comparison; of swept settings only the queries that did not choose them count."""
-    compare, details = config.compare, manifest.details
+    compare, details = config.compare, details_of(manifest, ComparisonDetails)
     metric = parse_metric(compare.decide.metric).name
-    collections: list[str] = details["collections"]
+    collections = details["collections"]
     trials = [details["trials"][str(number)] for number in details["main"]]
     trained = [trial for trial in trials if trial["steps"]]
     scores, queries = _read_scores(artifact, manifest, trained, details["swept"])
@@ -256,7 +257,7 @@ def read_comparison(config: RunConfig, artifact: Artifact, manifest: Manifest) -
 
 
 def _read_scores(
-    artifact: Artifact, manifest: Manifest, trials: Sequence[Mapping[str, Any]], swept: bool
+    artifact: Artifact, manifest: Manifest, trials: Sequence[TrialDetails], swept: bool
 ) -> tuple[dict[str, Scores], dict[str, list[str]]]:
     """Scores by arm, seeds in order, and the query ids by collection."""
     parts = {part.details["trial"]: part for part in manifest.parts if "trial" in part.details}

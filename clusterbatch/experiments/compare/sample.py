@@ -36,6 +36,7 @@ from clusterbatch.log import say
 from clusterbatch.runtime import Pass, Pool, Result, WorkItem, ray_session
 from clusterbatch.schema import VECTORS
 from clusterbatch.store import Artifact, Counts, Manifest, Part, Stopwatch
+from clusterbatch.store.details import CorpusDetails, EmbeddingsDetails, details_of
 from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace
 
@@ -90,11 +91,11 @@ def sample_corpus(config: RunConfig, share: float, way: Way, *, force: bool = Fa
     with ray_session(config.ray):
         pivots = None
         if cheap is not None:
-            wanted = wanted_pivots(corpus.details["sources"], share)
+            wanted = wanted_pivots(details_of(corpus, CorpusDetails)["sources"], share)
             arguments: dict[str, Any] = {
                 "source": source,
                 "cheap": cheap,
-                "shares": _hash_shares(wanted, corpus.details["sources"]),
+                "shares": _hash_shares(wanted, details_of(corpus, CorpusDetails)["sources"]),
             }
             found = Pass(
                 "compare: neighbourhoods", embedding, identity, PivotWorker, arguments, pool, temporary=True
@@ -112,11 +113,13 @@ def sample_corpus(config: RunConfig, share: float, way: Way, *, force: bool = Fa
         config={"share": share, "way": way},
         inputs={"corpus": corpus.fingerprint},
         seconds=watch.seconds,
-        details={
-            "sources": dict(sorted(sources.items())),
-            "rejects": {},
-            "dimensions": vectors.details["dimensions"] if vectors else corpus.details.get("dimensions"),
-        },
+        details=CorpusDetails(
+            sources=dict(sorted(sources.items())),
+            rejects={},
+            dimensions=details_of(vectors, EmbeddingsDetails)["dimensions"]
+            if vectors
+            else details_of(corpus, CorpusDetails).get("dimensions"),
+        ),
     )
     embedding.folder.remove()
     return manifest
@@ -126,7 +129,7 @@ def _vector_parts(embeddings: Manifest | None, groups: int) -> list[Part | None]
     """Return the part with the vectors of each row group. Raises UsageError if they were not kept."""
     if embeddings is None:
         return [None] * groups
-    if not embeddings.details.get("persisted", True):
+    if not details_of(embeddings, EmbeddingsDetails).get("persisted", True):
         raise UsageError("reuse.embeddings: these were not kept (embed.persist: false), a sample cannot take them over")
     if len(embeddings.parts) < groups:
         raise UsageError(
@@ -155,7 +158,7 @@ class CheapVectors(Protocol):
 
 def _cheap_vectors(config: RunConfig, corpus: Manifest) -> CheapVectors | None:
     """Return the way to find neighbours in this corpus; None if all is images: then rows are drawn uniformly."""
-    if corpus.details.get("dimensions") is not None:
+    if details_of(corpus, CorpusDetails).get("dimensions") is not None:
         return OwnVectors()
     side: Side = "document" if "document" not in config.corpus.columns.images else "query"
     if side in config.corpus.columns.images:

@@ -8,6 +8,7 @@ process finds holds for many.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import pyarrow.compute as pc
@@ -34,6 +35,7 @@ from clusterbatch.runtime.resources import gpus_for
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
+from clusterbatch.store.details import ArmDetails, ComparisonDetails, TrialDetails
 from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.worker import open_plan
@@ -116,33 +118,33 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
         config={"compare": config.compare.identity(), "evaluate": config.evaluate.identity()},
         inputs={"embeddings": embeddings.fingerprint, **{name: each.fingerprint for name, each in clusters.items()}},
         seconds=watch.seconds,
-        details={
-            "trials": {
-                str(number): {**receipt.details, "traffic": receipt.traffic.model_dump()}
+        details=ComparisonDetails(
+            trials={
+                str(number): {**cast(TrialDetails, receipt.details), "traffic": receipt.traffic.model_dump()}
                 for number, receipt in sorted(done.items())
             },
-            "main": [item.number for item in main],
-            "steps": steps,
-            "arms": {
-                arm.name: {
-                    "stratify": arm.config.batches.stratify,
-                    "batch": arm.config.batches.size,
-                    "steps_per_epoch": plans[arm.name].steps_per_epoch,
-                    "purity": _purity(plans[arm.name], steps),
-                    "hardness": hardness(arm.config, layouts[arm.layout], steps),
-                    "clusters_per_batch": arm.config.batches.clusters_per_batch,
-                    "layout": arm.layout,
-                    "uses_embeddings": arm.uses_embeddings,
-                    "uses_clusters": arm.uses_clusters,
-                    "changes": config.compare.arms[arm.name],
-                }
+            main=[item.number for item in main],
+            steps=steps,
+            arms={
+                arm.name: ArmDetails(
+                    stratify=arm.config.batches.stratify,
+                    batch=arm.config.batches.size,
+                    steps_per_epoch=plans[arm.name].steps_per_epoch,
+                    purity=_purity(plans[arm.name], steps),
+                    hardness=hardness(arm.config, layouts[arm.layout], steps),
+                    clusters_per_batch=arm.config.batches.clusters_per_batch,
+                    layout=arm.layout,
+                    uses_embeddings=arm.uses_embeddings,
+                    uses_clusters=arm.uses_clusters,
+                    changes=config.compare.arms[arm.name],
+                )
                 for arm in arms
             },
-            "chosen": {name: {"learning_rate": rate, "temperature": heat} for name, (rate, heat) in chosen.items()},
-            "swept": bool(trials.sweep()),
+            chosen={name: {"learning_rate": rate, "temperature": heat} for name, (rate, heat) in chosen.items()},
+            swept=bool(trials.sweep()),
             **shared_costs(config, data, layouts, clusters),
-            "collections": [collection.name for collection in collections],
-        },
+            collections=[collection.name for collection in collections],
+        ),
         extra_parts=[write_parquet(artifact, SEGMENTS, segments, content=SEGMENTS)] if segments else [],
     )
 

@@ -25,6 +25,7 @@ from clusterbatch.evaluation.metrics import Metric, parse_metric
 from clusterbatch.experiments.compare.arms import Arm
 from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.store import Artifact, Counts, Stopwatch
+from clusterbatch.store.details import TrialDetails
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.training.collectives import World
 from clusterbatch.training.metrics import read_metrics
@@ -167,22 +168,23 @@ class TrialWorker:
             curve = self._means(scores, 0)
         part = write_parquet(output, f"scores-{trial.name}", self._table(scores), trial=trial.name)
         pairs = trial.steps * trial.config.batches.size
+        details = TrialDetails(
+            trial=trial.name,
+            arm=trial.arm,
+            seed=trial.seed,
+            steps=trial.steps,
+            pairs=pairs,
+            device=device.type,
+            seconds_training=trained,
+            seconds_measuring=watch.seconds - trained,
+            curve=curve,
+            losses=losses,
+            progress=f"{trial.arm} seed {trial.seed}",
+        )
         return Result(
             [part],
             Counts(read=pairs, written=pairs),
-            {
-                "trial": trial.name,
-                "arm": trial.arm,
-                "seed": trial.seed,
-                "steps": trial.steps,
-                "pairs": pairs,
-                "device": device.type,
-                "seconds_training": trained,
-                "seconds_measuring": watch.seconds - trained,
-                "curve": curve,
-                "losses": losses,
-                "progress": f"{trial.arm} seed {trial.seed}",
-            },
+            dict(details),
         )
 
     def _job(self, trial: Trial) -> TrainingJob:

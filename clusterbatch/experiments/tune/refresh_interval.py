@@ -9,7 +9,7 @@ of `refresh`, so an interrupted call resumes where it stopped; a finished policy
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,7 @@ from clusterbatch.pipeline.run import STAGES, run_stage
 from clusterbatch.runtime import lasting_session, ray_session
 from clusterbatch.runtime.resources import device_for
 from clusterbatch.store import Artifact, Folder, Receipt, Stopwatch
+from clusterbatch.store.details import ClustersDetails, EmbeddingsDetails, StreamDetails, StreamRun, details_of
 from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.driver import all_workers
@@ -79,14 +80,14 @@ def tune_refresh(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
                 for number, policy in pending:
                     receipt = Receipt(unit=number, fingerprint=identity)
                     done[number] = _followed(runs, first, policy, work, artifact, receipt)
-        runs_of = [receipt.details for _, receipt in sorted(done.items())]
+        runs_of = [cast(StreamRun, receipt.details) for _, receipt in sorted(done.items())]
         artifact.commit(
             identity,
             done.values(),
             config={"tune": config.tune.identity(), "refresh": config.refresh.identity()},
             inputs={},
             seconds=watch.seconds,
-            details={"runs": runs_of},
+            details=StreamDetails(runs=runs_of),
         )
         artifact.folder.remove(_WORK)
     result = _result(config, stream, artifact, arrival) | {"metric": metric}
@@ -174,7 +175,8 @@ def _followed(
         _, trainers = config.train.workers or all_workers(on_gpu)
     receipt.parts = [write_parquet(artifact, f"scores-{receipt.unit:03d}", _scores(Workspace(config), runs.metric))]
     months = _months(config, policy, trainers)
-    receipt.details = {"policy": policy.name, "seed": runs.seed, "on_gpu": on_gpu, "months": months}
+    run = StreamRun(policy=policy.name, seed=runs.seed, on_gpu=on_gpu, months=months)
+    receipt.details = dict(run)
     artifact.write_receipt(receipt)
     home.remove()
     return receipt
@@ -216,8 +218,10 @@ def _months(config: RunConfig, policy: Policy, trainers: int) -> list[dict[str, 
             seconds["drift"] = record.seconds["drift"]
         embedded = 0
         if record.clusters == record.generation:
-            embeddings = workspace.embeddings(clusters.details["vectors"]).versions()
-            embedded = next(each.details["rows"] for each in embeddings if each.inputs["corpus"] == corpus)
+            embeddings = workspace.embeddings(details_of(clusters, ClustersDetails)["vectors"]).versions()
+            embedded = next(
+                details_of(each, EmbeddingsDetails)["rows"] for each in embeddings if each.inputs["corpus"] == corpus
+            )
         found.append(
             {
                 "month": record.generation,
@@ -258,7 +262,7 @@ def _with_cost(config: RunConfig, row: Mapping[str, Any], hourly: float) -> dict
 
 def _result(config: RunConfig, stream: StreamConfig, artifact: Artifact, arrival: np.ndarray) -> dict[str, Any]:
     manifest, prices = artifact.require(), config.compare.prices
-    on_gpu = manifest.details["runs"][0].get("on_gpu", False)
+    on_gpu = details_of(manifest, StreamDetails)["runs"][0].get("on_gpu", False)
     hourly = prices.gpu_hour if on_gpu else prices.cpu_hour
     scores, costs, months = {}, {}, {}
     for position, policy in enumerate(stream.policies):
@@ -271,7 +275,10 @@ def _result(config: RunConfig, stream: StreamConfig, artifact: Artifact, arrival
             ]
         )
         rows = [
-            [_with_cost(config, row, hourly or 1.0) for row in manifest.details["runs"][unit]["months"]]
+            [
+                _with_cost(config, row, hourly or 1.0)
+                for row in details_of(manifest, StreamDetails)["runs"][unit]["months"]
+            ]
             for unit in units
         ]
         means = zip(months_of(scores[policy.name], arrival), zip(*rows, strict=True), strict=True)
