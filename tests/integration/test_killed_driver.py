@@ -31,7 +31,7 @@ _WORKERS = 2
 _PROGRAM = """
 import sys
 from clusterbatch.config import RunConfig
-from clusterbatch.experiments.run import STAGES
+from clusterbatch.pipeline.run import STAGES
 from clusterbatch.runtime import lasting_session, metrics
 
 finished = metrics.unit_finished
