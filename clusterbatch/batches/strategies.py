@@ -31,13 +31,13 @@ class Strategy(NamedTuple):
     """
 
     by_source: bool = True
-    """Whether batches stay inside a source, or inside the corpus."""
+    """True if batches stay inside a source, false if inside the corpus."""
 
     layouts: tuple[str, ...] = ()
     """Layouts of shards that can serve it, best first; empty: any. Its price in a comparison follows from them."""
 
     scattered: bool = False
-    """Whether the members of a group are drawn from all over the stratum: groups of the same sizes without meaning."""
+    """True if the members of a group are drawn from all over the stratum: groups of the same sizes without meaning."""
 
     @property
     def needs_clusters(self) -> bool:

@@ -135,7 +135,7 @@ class CompareConfig(Section):
     steps: int | None = Field(None, ge=1)
     """Optimizer steps of every run. Unset: the baseline's `train.steps` or `train.epochs`."""
     long: bool = False
-    """Whether to train three times the steps: late gains need time to show."""
+    """Train three times the steps: late gains need time to show."""
     points: int = Field(5, ge=1)
     """Points of the learning curves, evenly spaced; the last is the end."""
     learning_rates: list[float] = []

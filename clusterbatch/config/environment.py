@@ -36,11 +36,11 @@ class StorageConfig(Section):
     region: str | None = operational(None)
     """Region of the buckets. Unset: the environment's."""
     addressing_style: Literal["auto", "path", "virtual"] = operational("auto")
-    """Whether the bucket's name is part of the path or of the host name."""
+    """Place of the bucket's name in addresses: in the path or in the host name."""
     ca_file: str | None = operational(None)
     """File of certificates to check the endpoint against, instead of the system's."""
     verify_tls: bool = operational(True)
-    """Whether the endpoint's certificate is checked."""
+    """Check the endpoint's certificate."""
     attempts: int = operational(8, ge=1)
     """How often a request is tried that fails with 429, 500, 503, a reset or a time-out."""
     retry_budget: float = operational(120.0, ge=0)

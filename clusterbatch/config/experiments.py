@@ -174,7 +174,7 @@ class RefreshConfig(Section):
     surrogate: ModelName | None = None
     """Model that embeds the corpus again. Unset: the live model."""
     asynchronous: bool = False
-    """Whether new clusters are built while a round trains, for the first round that begins after they are complete; a
+    """Build new clusters while a round trains, for the first round that begins after they are complete; a
     round never waits. Training and building then share the cluster: see `cpus_per_worker` of the stages."""
     keep_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of the rows, drawn again in every round, that stay in their previous clusters: if all batches change at

@@ -74,24 +74,24 @@ class CorpusConfig(Section):
     """Judgements of a BEIR folder or of MS MARCO's files to use as pairs, for example `train` for qrels/train.tsv or
     qrels.train.tsv. Unset: the training split if there is one, otherwise all splits."""
     on_error: Literal["fail", "reject"] = "fail"
-    """What happens when a file cannot be read: `fail` stops with one line that names it, `reject` lists it among the
+    """Treatment of a file that cannot be read: `fail` stops with one line that names it, `reject` lists it among the
     rejects and continues. A file of a collection (BEIR, MS MARCO) always stops the run, because pairs are joined
     from all of its files."""
     encoding: str | None = None
     """Encoding of text files. Unset: UTF-8, or CP932 (Shift_JIS) if the text is Japanese and not UTF-8; collections
     (BEIR, MS MARCO) are read as UTF-8."""
     tsv_quotes: bool = added(False)
-    """Whether fields of TSV files may be quoted, as pandas and spreadsheets write fields with line breaks, tabs or
+    """Allow quoted fields in TSV files, as pandas and spreadsheets write fields with line breaks, tabs or
     quotes. Otherwise a quote is a character like any other."""
     max_characters: int = Field(20_000, ge=16)
     """Length in characters above which a text counts as too long."""
     too_long: Literal["cut", "reject"] = "cut"
-    """What happens to a text that is too long."""
+    """Treatment of a text that is too long."""
     decontaminate: Annotated[Literal["near", "exact", "off"], BeforeValidator(_as_off)] = "near"
     """Sets aside pairs that copy a test query of `evaluate.path`, or a document that answers one: `near` also finds
     near copies (estimated Jaccard similarity of word triples), `exact` only exact copies, `off` none."""
     near_duplicates: Literal["keep", "set_aside"] = "keep"
-    """What happens to a pair whose query and document both nearly equal those of an earlier pair: `set_aside` moves it
+    """Treatment of a pair whose query and document both nearly equal those of an earlier pair: `set_aside` moves it
     to corpus/aside/ with its reason, `keep` treats it like any other. The search takes several times as long as the
     rest of ingest."""
     near_threshold: float = Field(0.8, gt=0, le=1)
@@ -149,7 +149,7 @@ class EmbedConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number type of the computation. `auto`: bfloat16 if the hardware multiplies it, otherwise float32."""
     persist: bool = True
-    """Whether vectors are stored. If not, each later pass that needs them computes them again."""
+    """Store vectors. If false, each later pass that needs them computes them again."""
     device: str = operational("auto")
     """`cpu`, `cuda`, or `auto`: the cluster's GPUs if it has any."""
     workers: int = operational(2, ge=1)
@@ -245,7 +245,7 @@ class ClusterConfig(Section):
     min_size: int | None = Field(None, ge=2)
     """Clusters with fewer rows are merged with their nearest neighbour. Unset: no limit."""
     balanced: bool = False
-    """Whether the fit aims at clusters of equal size, at some cost in cosine."""
+    """Aim at clusters of equal size, at some cost in cosine."""
     levels: Literal[1, 2] | None = None
     """2: cluster first into about sqrt(clusters) coarse clusters, then each of those. Unset: 2 above 4,096 clusters."""
     seed: int = Field(0, ge=0)

@@ -64,11 +64,11 @@ class BatchesConfig(Section):
     random_share: float = Field(0.0, ge=0, le=0.5)
     """Share of each batch that is exchanged for rows of other batches of the same source."""
     uniform_clusters: bool = False
-    """Whether each cluster is drawn equally often (TAS, Hofstaetter 2021) instead of in proportion to its rows."""
+    """Draw each cluster equally often (TAS, Hofstaetter 2021) instead of in proportion to its rows."""
     curriculum: list[PhaseConfig] = []
     """Phases one after the other, for example from easy to hard batches. Unset: one phase."""
     small_sources: Literal["pool", "leave_out"] = "pool"
-    """What happens to sources smaller than a batch: `pool` them with each other, or `leave_out` (their rows are then
+    """Treatment of sources smaller than a batch: `pool` them with each other, or `leave_out` (their rows are then
     never trained on)."""
     source_weights: dict[str, float] | None = None
     """Factors on how often a source's batches are drawn: 1 for sources not named, 0 leaves a source out. An epoch
@@ -142,11 +142,11 @@ class MaskConfig(Section):
     """Ignores documents with the same normalised text as the positive, and documents of rows with the same normalised
     query."""
     same_query_is_positive: bool = False
-    """Whether the documents of all rows with the same query count as positives of that query."""
+    """Count the documents of all rows with the same query as positives of that query."""
     surrogate_margin: float | None = Field(None, ge=-2, le=2)
     """Ignores documents that the surrogate scores above the query's own positive plus this margin. Unset: off."""
     surrogate_relative: bool = False
-    """Whether the margin is a share of the positive's score: -0.05 ignores what scores above 95 % of it."""
+    """Take the margin as a share of the positive's score: -0.05 ignores what scores above 95 % of it."""
     own_score_margin: float | None = Field(None, ge=-2, le=2)
     """The same with the scores of the model in training (Qwen3-Embedding: 0.1). Unset: off."""
 
@@ -216,7 +216,7 @@ class TrainConfig(Section):
     temperature: float = Field(0.05, gt=0)
     """Temperature of the contrastive loss."""
     learn_temperature: bool = False
-    """Whether the temperature is trained with the model, starting at `temperature` and never below 0.01."""
+    """Train the temperature with the model, starting at `temperature` and never below 0.01."""
     directions: list[Direction] = ["query_to_document"]
     """Candidates that compete in the loss. `query_to_document`: the batch's documents for each query;
     `query_to_query`: its other queries as well; `document_to_query`: also its queries for each document, and the
@@ -232,7 +232,7 @@ class TrainConfig(Section):
     seed: int = 0
     """Seed of the initialisation and of dropout."""
     deterministic: bool = False
-    """Whether only deterministic kernels are used."""
+    """Use deterministic kernels only."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number type in which a backbone computes. `auto`: bfloat16 if the machine has instructions for it. Weights stay
     float32."""
