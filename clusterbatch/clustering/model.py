@@ -7,6 +7,7 @@ Legend: N rows, K clusters of a partition, D dimensions.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -119,7 +120,7 @@ class PartitionModel:
         return np.einsum("nd,nd->n", project(vectors, self.matrix), self.centroids[clusters]).astype(np.float32)
 
 
-class CentroidClusters:
+class CentroidClusters(ABC):
     """Base of clusters that have centroids; a subclass says which cluster a row belongs to.
 
     Subclasses are frozen dataclasses with at least these fields. features: the vectors of a row that are clustered.
@@ -133,17 +134,17 @@ class CentroidClusters:
         # Without what `cached_property` keeps.
         return {field.name: self.__dict__[field.name] for field in fields(self)}  # type: ignore[arg-type]
 
-    @cached_property
+    @property
+    @abstractmethod
     def models(self) -> Mapping[int, PartitionModel]:
         """By partition; one that is not split has none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def clusters_of(self, partition: int, values: np.ndarray, rows: UnitRows, places: np.ndarray) -> Numbered:
         """Return (n,) int64 clusters inside the partition, and (n,) float32 cosines to their centroids.
 
         values: (n, D) float32 features; places: (n,) int64, which of `rows` they belong to.
         """
-        raise NotImplementedError
 
     def shares(self) -> Mapping[int, np.ndarray]:
         return {partition: model.shares for partition, model in self.models.items()}
