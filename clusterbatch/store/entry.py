@@ -42,7 +42,8 @@ def is_own_name(name: str) -> bool:
 
 def _check(stem: str, token: str) -> str:
     text = f"clusterbatch {stem.rpartition('/')[2]} {token}"
-    return xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogateescape"))[:8]
+    # A name may hold surrogates: bytes that are no UTF-8 on disk, or a source's own in the data.
+    return xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogatepass"))[:8]
 
 
 def local_place(folder: Path, name: str) -> Path:

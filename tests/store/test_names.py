@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clusterbatch.encoder.resolve import resolve_model
@@ -77,6 +77,8 @@ def test_a_folder_refuses_names_that_lead_out_of_it(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["inside"]
 
 
+@example("\ud800", "parquet")
+@example("\udc80", "tmp")
 @given(st.text(st.characters(exclude_characters="/"), min_size=1), st.sampled_from(["parquet", "tmp", "bin"]))
 def test_own_names_are_known_and_others_are_not(stem: str, extension: str) -> None:
     name = own_name(f"folder/{stem}", extension)
