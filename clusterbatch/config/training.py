@@ -315,6 +315,9 @@ class EvaluateConfig(Section):
     holdout: int = Field(2000, ge=0)
     """Documents to hold out of the corpus, with all queries that ask for them, as development and test queries if no
     collection is given. 0: none."""
+    holdout_by: Literal["document", "query"] = added("document")
+    """`document`: no pair of a held-out document is trained on, so that documents are as new as queries. `query`: new
+    queries for documents that other pairs train, as many as `holdout` says; a document then needs two queries."""
     models: list[str] = Field(["before", "after"], min_length=1)
     """Models to measure. `before`: `train.model` before training, with `train.prompts`; `after`: the trained model;
     `bm25`: word matching, as a reference. Others are a model's folder, a workspace (its model is used) or a name on

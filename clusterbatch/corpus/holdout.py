@@ -4,6 +4,9 @@ Documents are chosen at random inside each source: those with the smallest keyed
 keeps its smallest, so the smallest of all are known when the pass ends, with the queries that ask for them. All pairs
 of a chosen document, and all pairs of a query that asks for one, are held out: no held-out pair, no copy of it and no
 test query is trained on.
+
+With `evaluate.holdout_by: query`, one query of each chosen document that has several is held out, with all its pairs;
+the other queries still train the document.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +28,12 @@ from clusterbatch.store.tables import read_parquet
 _LARGEST_SHARE = 0.1
 # Sketches that are read, and then merged, at once: merging sorts all that was merged before.
 _AT_ONCE = 16
+# Documents that a sketch has for each that is to be chosen by query: few may have several queries.
+_CANDIDATES = 8
 _SEED = np.uint64(0x9E3779B97F4A7C15)
 SPLITS = ("dev", "test")
+
+HoldoutBy = Literal["document", "query"]
 
 SKETCH = pa.schema(
     [
@@ -42,10 +50,21 @@ CHOSEN = pa.schema([pa.field("is_query", pa.bool_()), pa.field("hash", pa.uint64
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Hashes of the chosen documents and of the queries that ask for them in their source; sorted uint64."""
+    """Hashes of the chosen documents and of the queries that ask for them in their source; sorted uint64.
+
+    By query, no documents: those of the chosen queries are trained on with other queries.
+    """
 
     documents: np.ndarray
     queries: np.ndarray
+
+    @property
+    def is_empty(self) -> bool:
+        return not len(self.queries)
+
+    @property
+    def by_query(self) -> bool:
+        return not self.is_empty and not len(self.documents)
 
     def mask(self, pairs: pa.Table) -> np.ndarray:
         """Return which pairs are held out, (n,) bool."""
@@ -81,6 +100,11 @@ def sketch(pairs: pa.Table, most: int, schema: pa.Schema = SKETCH) -> pa.Table:
     return pairs.select(schema.names).take(pa.array(np.flatnonzero(ranks < most))).cast(schema)
 
 
+def sketched(total: int, by: HoldoutBy) -> int:
+    """Return how many documents of a source a sketch needs so that about `total` can be chosen."""
+    return total * _CANDIDATES if by == "query" else total
+
+
 def read_sketches(parts: Sequence[tuple[Artifact, Part]]) -> Iterator[pa.Table]:
     """Yield the sketches that the items of pass 1 left, each in the artifact that it is named with, without texts."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -90,26 +114,32 @@ def read_sketches(parts: Sequence[tuple[Artifact, Part]]) -> Iterator[pa.Table]:
             yield from pool.map(lambda item: read_parquet(item[0].folder, item[1], SKETCH.names), placed)
 
 
-def choose(sketches: Iterable[pa.Table], total: int) -> HeldOut:
+def choose(sketches: Iterable[pa.Table], total: int, by: HoldoutBy = "document") -> HeldOut:
     """Choose about `total` documents, in equal shares of the sources (at most a tenth, at least one of two).
 
-    `sketches` were made with most = `total`.
+    By query, of documents with several queries the first of these by its key. `sketches` were made with most =
+    `sketched(total, by)`.
     """
-    merged, waiting = SKETCH.empty_table(), iter(sketches)
+    merged, waiting, most = SKETCH.empty_table(), iter(sketches), sketched(total, by)
     while some := list(islice(waiting, _AT_ONCE)):
-        merged = sketch(pa.concat_tables([merged, *some]), total)
+        merged = sketch(pa.concat_tables([merged, *some]), most)
     if not merged.num_rows:
         return NOTHING
     sources = merged["source"].combine_chunks().dictionary_encode()
     codes, names = sources.indices.to_numpy(), sources.dictionary.to_pylist()
-    keys = _keys(merged["document_hash"].to_numpy())
+    documents, queries = (merged[name].to_numpy() for name in ("document_hash", "query_hash"))
+    keys = _keys(documents)
     ranks = _ranks(codes, keys)
-    available = _available(codes, keys, ranks, len(names), total)
-    quotas = equal_shares(dict(zip(names, available, strict=True)), total)
+    available = np.minimum(_available(codes, keys, ranks, len(names), most), total)
+    if by == "query":
+        first = _first_of_several(codes, keys, _keys(queries))
+        codes, documents, queries = codes[first], documents[first], queries[first]
+        ranks = _ranks(codes, keys[first])
+        available = np.minimum(available, np.bincount(codes, minlength=len(names)))
+    quotas = equal_shares(dict(zip(names, available.tolist(), strict=True)), total)
     chosen = ranks < np.array([quotas[name] for name in names])[codes]
-    documents = np.unique(merged["document_hash"].to_numpy()[chosen])
-    queries = np.unique(merged["query_hash"].to_numpy()[chosen])
-    return HeldOut(documents, queries)
+    by_document = documents[chosen] if by == "document" else NOTHING.documents
+    return HeldOut(np.unique(by_document), np.unique(queries[chosen]))
 
 
 def split_of(query_hash: int) -> str:
@@ -133,7 +163,21 @@ def _ranks(codes: np.ndarray, keys: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _available(codes: np.ndarray, keys: np.ndarray, ranks: np.ndarray, sources: int, total: int) -> list[int]:
+def _first_of_several(codes: np.ndarray, keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Return of each document with several queries the row whose query has the smallest key: (m,) int64.
+
+    codes, keys: (n,) of `_ranks`; queries: (n,) uint64 keys.
+    """
+    order = np.lexsort((queries, keys, codes))
+    codes, keys, queries = codes[order], keys[order], queries[order]
+    is_new = np.ones(len(order) + 1, bool)
+    is_new[1:-1] = (keys[1:] != keys[:-1]) | (codes[1:] != codes[:-1])
+    starts = np.flatnonzero(is_new)
+    several = queries[starts[:-1]] != queries[starts[1:] - 1]
+    return order[starts[:-1][several]]
+
+
+def _available(codes: np.ndarray, keys: np.ndarray, ranks: np.ndarray, sources: int, total: int) -> np.ndarray:
     """Return how many documents each source may give; the rows are those of its `total` smallest keys, or all."""
     found = np.zeros(sources, np.int64)
     np.maximum.at(found, codes, ranks + 1)
@@ -142,8 +186,7 @@ def _available(codes: np.ndarray, keys: np.ndarray, ranks: np.ndarray, sources: 
     largest_key[codes[last]] = keys[last]
     # The k-th smallest of n keys, uniform on [0, 2^64), is about k / n (Bar-Yossef et al. 2002).
     estimated = np.where(found >= total, (total - 1) / (np.maximum(largest_key, 1.0) / 2.0**64), found)
-    shares = np.maximum((estimated * _LARGEST_SHARE).astype(np.int64), estimated >= 2)
-    return np.minimum(shares, total).tolist()  # type: ignore[no-any-return]
+    return np.maximum((estimated * _LARGEST_SHARE).astype(np.int64), estimated >= 2)
 
 
 def _keys(hashes: np.ndarray) -> np.ndarray:

@@ -71,6 +71,7 @@ def ingest(config: RunConfig, *, generation: int = 0, force: bool = False, appen
         held_out_documents(config),
         tests_described,
         *([config.corpus.drop_sources] if config.corpus.drop_sources else []),
+        *(["by query"] if held_out_documents(config) and config.evaluate.holdout_by == "query" else []),
     )
     artifact = Workspace(config).corpus
     made = artifact.manifest()
@@ -217,7 +218,7 @@ def _commit(
         most = f"; most common reason: {reasons.most_common(1)[0][0]}" if reasons else ""
         raise DataError(f"corpus.paths: no valid pair in {len(files)} files, {counts.rejected} rows rejected{most}")
     extra = [*more, write_files(artifact, [*files, *(lists or [])])]
-    if not isinstance(artifact, Version) and len(passes.held_out.documents):
+    if not isinstance(artifact, Version) and not passes.held_out.is_empty:
         extra.append(write_parquet(artifact, "heldout", passes.held_out.to_table(), role=CHOSEN))
         if passes.held_out_texts:
             texts = distinct_texts(passes.held_out_texts)

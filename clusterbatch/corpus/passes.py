@@ -229,12 +229,19 @@ class IngestPasses:
         """The pairs that the corpus holds out already, otherwise those chosen from the candidates of pass 1."""
         if self.growth:
             return self.growth.held_out
-        return choose(read_sketches(self._placed(SKETCHES)), self._sorting.held_out)
+        total, by = self._sorting.held_out, self._sorting.held_out_by
+        found = choose(read_sketches(self._placed(SKETCHES)), total, by)
+        if total and by == "query" and found.is_empty:
+            raise DataError(
+                "evaluate.holdout_by: query needs documents with two different queries, and no source has one; "
+                "hold out by document"
+            )
+        return found
 
     @cached_property
     def held_out_texts(self) -> Contamination | None:
         """Signatures of what is held out; None if near copies of it may be trained on, or nothing is held out."""
-        if not (self._sorting.texts_held_out and len(self.held_out.documents)):
+        if not (self._sorting.texts_held_out and not self.held_out.is_empty):
             return None
         threshold = self.config.corpus.near_threshold
         if self.growth:

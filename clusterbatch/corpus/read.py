@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clusterbatch.config import CorpusConfig, RunConfig
-from clusterbatch.corpus.holdout import SKETCH, SKETCH_WITH_TEXTS, sketch
+from clusterbatch.corpus.holdout import SKETCH, SKETCH_WITH_TEXTS, HoldoutBy, sketch, sketched
 from clusterbatch.corpus.images import with_images
 from clusterbatch.corpus.inputs import Slice
 from clusterbatch.corpus.near_duplicates import write_entries
@@ -56,12 +56,12 @@ Locate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 class Sorting:
     """Settings by which pass 1 sorts its rows into buckets by document, and of what it leaves beside them.
 
-    `held_out` documents are to be held out (0: none), and their candidates keep their texts if `texts_held_out`. Pairs
-    from the similarity `near_threshold` on count as near duplicates (None: they are not looked for) and meet in
-    `near_buckets`. `hashes`: whether to leave those of the documents, by which rows that the corpus has already are
-    found. Rows are written out when `flush_bytes` of them wait, so that a file that cannot be cut needs no more memory
-    than others. Rows of the sources `dropped` go no further, so that nothing is held out for them or counts as their
-    copy.
+    `held_out` documents (with `held_out_by: query`, queries) are to be held out (0: none), and their candidates keep
+    their texts if `texts_held_out`. Pairs from the similarity `near_threshold` on count as near duplicates (None: they
+    are not looked for) and meet in `near_buckets`. `hashes`: whether to leave those of the documents, by which rows
+    that the corpus has already are found. Rows are written out when `flush_bytes` of them wait, so that a file that
+    cannot be cut needs no more memory than others. Rows of the sources `dropped` go no further, so that nothing is held
+    out for them or counts as their copy.
     """
 
     buckets: int
@@ -72,6 +72,7 @@ class Sorting:
     flush_bytes: int
     dropped: tuple[str, ...]
     texts_held_out: bool = False
+    held_out_by: HoldoutBy = "document"
 
 
 def held_out_documents(config: RunConfig) -> int:
@@ -113,6 +114,7 @@ def sorting(config: RunConfig, input_bytes: int, known_bytes: int | None) -> Sor
         flush_bytes=flush_bytes(input_bytes),
         dropped=tuple(corpus.drop_sources),
         texts_held_out=corpus.decontaminate == "near",
+        held_out_by=config.evaluate.holdout_by,
     )
 
 
@@ -191,7 +193,7 @@ class PairSink:
         self._parts.append(write_buckets(self._output, number, table, buckets, sorting.buckets, role=PAIRS))
         if sorting.held_out:
             schema = SKETCH_WITH_TEXTS if sorting.texts_held_out else SKETCH
-            candidates = sketch(table, sorting.held_out, schema)
+            candidates = sketch(table, sketched(sorting.held_out, sorting.held_out_by), schema)
             self._parts.append(write_parquet(self._output, f"sketch-{number:08d}", candidates, role=SKETCHES))
         if sorting.hashes:
             hashes = pa.table({"document_hash": table["document_hash"].unique()})

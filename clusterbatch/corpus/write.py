@@ -139,7 +139,10 @@ class WriteWorker:
         by_source = Counter({item["values"]: item["counts"] for item in sources.to_pylist()})
         counts = Counts(read=read, written=kept.num_rows, rejected=reasons.total(), set_aside=dict(+aside))
         result = _result(parts, counts, by_source, reasons)
-        if self._exclusions.leftovers and len(self._exclusions.held_out.documents):
+        if self._exclusions.leftovers and not self._exclusions.held_out.is_empty:
+            if self._exclusions.held_out.by_query:
+                # Documents that no other pair trains would be as new as their queries.
+                table = table.filter(pc.is_in(table["document_hash"], kept["document_hash"].combine_chunks()))
             result.details["leftovers"] = self._leave_collection(self._exclusions.leftovers, bucket, table)
         return result
 

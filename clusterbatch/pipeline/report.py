@@ -178,6 +178,7 @@ def write_report(config: RunConfig) -> str:
             segments=segments,
             least_queries=LEAST_QUERIES,
             incomplete=judged_by_pairs(config),
+            held_out_by=held_out_by(config),
             compared=workspace.root.exists(COMPARED),
             configuration=shown_configuration(config),
             software=software,
@@ -245,3 +246,8 @@ def headlines(quality: list[dict[str, Any]], live: int | None) -> list[dict[str,
 def judged_by_pairs(config: RunConfig) -> bool:
     """Return whether a test collection was made of held-out pairs, the user's own or the sample's."""
     return not config.evaluate.path or DOCSTRINGS in config.evaluate.path
+
+
+def held_out_by(config: RunConfig) -> str | None:
+    """Return how the corpus' own collection was held out, `document` or `query`; None if another one is measured on."""
+    return None if config.evaluate.path else config.evaluate.holdout_by

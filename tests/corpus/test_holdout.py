@@ -12,10 +12,11 @@ import pyarrow as pa
 import pytest
 
 from clusterbatch.config import RunConfig
-from clusterbatch.corpus.holdout import SKETCH, choose, sketch
+from clusterbatch.corpus.holdout import SKETCH, HoldoutBy, choose, sketch, sketched
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.corpus.minhash import NearIndex, signature
 from clusterbatch.corpus.normalise import text_hash
+from clusterbatch.errors import DataError
 from tests.corpus.test_ingest import corpus_rows, write_lines
 
 
@@ -26,16 +27,22 @@ def table(rows: list[tuple[str, int, int]]) -> pa.Table:
     )
 
 
-def test_the_choice_does_not_depend_on_how_rows_are_cut_into_units() -> None:
+@pytest.mark.parametrize("by", ["document", "query"])
+def test_the_choice_does_not_depend_on_how_rows_are_cut_into_units(by: HoldoutBy) -> None:
     numbers = random.Random(0)
-    rows = [(f"s{numbers.randrange(3)}", numbers.randrange(400), numbers.randrange(900)) for _ in range(3000)]
-    whole = choose([sketch(table(rows), 30)], 30)
+    rows = [(f"s{numbers.randrange(3)}", numbers.randrange(4000), numbers.randrange(900)) for _ in range(3000)]
+    most = sketched(30, by)
+    whole = choose([sketch(table(rows), most)], 30, by)
+    assert len(whole.queries) >= 25
     for size in (7, 100, 1500):
-        cut = choose([sketch(table(rows[start : start + size]), 30) for start in range(0, 3000, size)], 30)
+        cut = choose([sketch(table(rows[start : start + size]), most) for start in range(0, 3000, size)], 30, by)
         np.testing.assert_array_equal(cut.documents, whole.documents)
         np.testing.assert_array_equal(cut.queries, whole.queries)
-    asked = {query for _, document, query in rows if document in set(whole.documents.tolist())}
-    assert set(whole.queries.tolist()) <= asked
+    if by == "document":
+        asked = {query for _, document, query in rows if document in set(whole.documents.tolist())}
+        assert set(whole.queries.tolist()) <= asked
+    else:
+        assert not len(whole.documents)
 
 
 def test_shares_are_equal_and_small_sources_keep_most() -> None:
@@ -96,6 +103,52 @@ def test_held_out_pairs_are_apart_and_the_collection_holds_all_documents(
     parts = {part.path: part for part in manifest.parts if part.details["role"] == "collection"}
     assert parts["holdout/corpus.jsonl"].rows == len(documents)
     assert len(parts) == 4
+
+
+def test_held_out_queries_ask_for_documents_that_others_train(tmp_path: Path, pairs: Path, in_process: None) -> None:
+    config = RunConfig.model_validate(
+        {
+            "workspace": str(tmp_path / "ws"),
+            "corpus": {"paths": [str(pairs)], "part_bytes": 2**16, "unit_bytes": 4096},
+            "evaluate": {"holdout": 60, "holdout_by": "query"},
+        }
+    )
+    manifest = ingest(config)
+    trained = corpus_rows(config, manifest)
+    folder = tmp_path / "ws/corpus/holdout"
+    documents = {row["_id"]: row["text"] for row in map(json.loads, (folder / "corpus.jsonl").open())}
+    queries = {row["_id"]: row["text"] for row in map(json.loads, (folder / "queries.jsonl").open())}
+    lines = [line for split in ("dev", "test") for line in (folder / f"qrels/{split}.tsv").read_text().splitlines()[1:]]
+    judged = {(queries[query], documents[document]) for query, document, _ in (line.split("\t") for line in lines)}
+    assert {query.split()[0] for query, _ in judged} == {"large", "middle", "small"}
+    assert 20 < len(queries) <= 60
+    known = {row["document_hash"] for row in trained}
+    assert {text_hash(text) for text in documents.values()} == known
+    asked = {row["query_hash"] for row in trained}
+    assert asked.isdisjoint(text_hash(query) for query in queries.values())
+    # All pairs of a held-out query are judged, unless nothing else trains their document.
+    everything = [json.loads(line) for file in sorted(pairs.iterdir()) for line in file.open()]
+    answers = {(text_hash(row["query"]), text_hash(row["document"])) for row in everything}
+    held = {text_hash(query) for query in queries.values()}
+    assert {(text_hash(query), text_hash(document)) for query, document in judged} == {
+        (query, document) for query, document in answers if query in held and document in known
+    }
+    assert manifest.counts.read == manifest.counts.written + manifest.counts.rejected + sum(
+        manifest.counts.set_aside.values()
+    )
+
+
+def test_queries_cannot_be_held_out_if_each_document_has_one(tmp_path: Path, in_process: None) -> None:
+    rows = [{"query": f"question {n}", "document": f"answer {n}"} for n in range(50)]
+    config = RunConfig.model_validate(
+        {
+            "workspace": str(tmp_path / "ws"),
+            "corpus": {"paths": [str(write_lines(tmp_path / "pairs.jsonl", rows))]},
+            "evaluate": {"holdout_by": "query"},
+        }
+    )
+    with pytest.raises(DataError, match="query needs documents with two different queries"):
+        ingest(config)
 
 
 def test_copies_and_near_copies_of_test_texts_are_set_aside(tmp_path: Path, in_process: None) -> None:

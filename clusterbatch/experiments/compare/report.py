@@ -21,7 +21,7 @@ from clusterbatch.experiments.compare.results import Comparison, read_comparison
 from clusterbatch.experiments.compare.stage import comparison_artifact, with_sample
 from clusterbatch.experiments.compare.wording import answer, larger_batches, meeting_sentences, next_step, verdict_word
 from clusterbatch.experiments.compare.wording import figures as figures_in_words
-from clusterbatch.pipeline.report import LEAST_QUERIES, judged_by_pairs
+from clusterbatch.pipeline.report import LEAST_QUERIES, held_out_by, judged_by_pairs
 from clusterbatch.pipeline.summary import workspace_summary
 from clusterbatch.reporting.cluster_views import (
     Example,
@@ -121,6 +121,7 @@ def _context(
         "priced": config.compare.prices.known,
         "on_gpus": any(arm.cost.gpu_hours for arm in comparison.arms),
         "incomplete": judged_by_pairs(config),
+        "held_out_by": held_out_by(config),
         "plots": {plot.name: plot for plot in plots},
         "examples": views.examples,
         "mapped": views.mapped,
