@@ -44,8 +44,8 @@ def measure_drift(config: RunConfig, generation: int, previous: Previous, folder
     identity = f"{previous.fingerprint}-{generation}-{share}-{corpus.fingerprint}"
     rows = EmbeddedRows(config, generation, partitions)
     arguments: dict[str, Any] = {"rows": rows, "previous": previous, "share": share}
-    sampling = Pass("drift sample", artifact, identity, DriftSampleWorker, arguments, embedding_pool(config.embed))
     with ray_session(config.ray):
+        sampling = Pass("drift sample", artifact, identity, DriftSampleWorker, arguments, embedding_pool(config.embed))
         # Tasks without kept vectors: those of the new generation are computed for the sample alone. A sample of an
         # earlier version of the corpus is replaced.
         sampled = sampling.run(tasks(corpus, None), force=True)

@@ -50,16 +50,17 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
     partitions, items = source_partitions(corpus), tasks(corpus, embeddings)
     pool = Pool(config.mine.workers, config.mine.cpus_per_worker)
     exchange = Artifact(artifact.folder.child(_EXCHANGE), "rows by source")
-    gather = Pass(
-        "mine: gather",
-        exchange,
-        identity,
-        GatherWorker,
-        {"config": config, "generation": embedded, "partitions": partitions},
-        pool if details_of(embeddings, EmbeddingsDetails).get("persisted", True) else embedding_pool(config.embed),
-        temporary=True,
-    )
     with ray_session(config.ray):
+        kept = details_of(embeddings, EmbeddingsDetails).get("persisted", True)
+        gather = Pass(
+            "mine: gather",
+            exchange,
+            identity,
+            GatherWorker,
+            {"config": config, "generation": embedded, "partitions": partitions},
+            pool if kept else embedding_pool(config.embed),
+            temporary=True,
+        )
         gathered = gather.run(items, force=force)
         vectors, texts = (
             [part for receipt in gathered for part in receipt.parts if part.details["holds"] == content]

@@ -173,8 +173,8 @@ class _Runs:
             "points": 1,
         }
         workers = self._config.tune.workers
-        pool = Pool(workers, gpus=gpus_for(self._config.train.device, workers))
         with ray_session(self._config.ray):
+            pool = Pool(workers, gpus=gpus_for(self._config.train.device, workers))
             receipts = Pass("tune", artifact, identity, TrialWorker, arguments, pool, "steps").run(items, done=done)
         found = {}
         for name in names:
