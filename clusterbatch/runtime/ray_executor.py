@@ -6,6 +6,7 @@ import math
 import threading
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -121,6 +122,13 @@ def _dataset(work: Work, items: Sequence[WorkItem], workers: int, preparers: int
     # A lost actor is always replaced, as losses are normal on spot machines; its item is tried a limited number of
     # times.
     options = {"batch_size": 1, "max_restarts": -1, "max_task_retries": _TRIES - 1}
+    with warnings.catch_warnings():
+        # Ray 2.60 deprecates options without a name of their own; it has no other way to limit the tries.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        return _mapped(dataset, work, workers, preparers, options)
+
+
+def _mapped(dataset: Any, work: Work, workers: int, preparers: int, options: dict[str, Any]) -> Any:
     if work.ahead:
         dataset = dataset.map_batches(
             _AheadAdapter,

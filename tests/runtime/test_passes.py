@@ -101,7 +101,9 @@ def comparable(manifest: Manifest) -> dict[str, Any]:
 
 @pytest.mark.parametrize("ahead", [None, Ahead(Words, {}, POOL)])
 @pytest.mark.usefixtures("ray_local")
-def test_both_executors_leave_the_same_artifact(tmp_path: Path, ahead: Ahead | None) -> None:
+def test_both_executors_leave_the_same_artifact(
+    tmp_path: Path, ahead: Ahead | None, recwarn: pytest.WarningsRecorder
+) -> None:
     made = []
     for name, executor in (
         ("ray", RayExecutor()),
@@ -116,6 +118,8 @@ def test_both_executors_leave_the_same_artifact(tmp_path: Path, ahead: Ahead | N
     assert made[0] == made[1] == made[2]
     assert made[0][0]["counts"]["written"] == 4
     assert made[0][1] == [f"{n**2}{f' of item {n}' if ahead else ''}".encode() for n in range(4)]
+    # They would be printed in the middle of every stage.
+    assert [str(warning.message) for warning in recwarn if "ray_remote_args" in str(warning.message)] == []
 
 
 @BOTH
