@@ -96,10 +96,17 @@ def _perform(command: Command, options: argparse.Namespace) -> None:
 
                 check_given_collections(config)
             if options.command == "compare":
-                from clusterbatch.experiments.compare.plan import plan_comparison
+                from clusterbatch.experiments.compare.plan import at_size, plan_comparison
 
-                plan = plan_comparison(config)
-                print(json.dumps(plan.as_dict()) if options.json else f"Nothing is run. {plan.sentence()}")
+                sizes = config.compare.batch_sizes
+                plans = [plan_comparison(at_size(config, size)) for size in sizes] or [plan_comparison(config)]
+                if options.json:
+                    found = [plan.as_dict() for plan in plans]
+                    print(json.dumps(found if sizes else found[0]))
+                    return
+                sentences = [plan.sentence() for plan in plans]
+                named = [f"Batches of {size}: {text}" for size, text in zip(sizes, sentences, strict=False)]
+                print("Nothing is run.", "\n".join(named or sentences))
                 return
             from clusterbatch.experiments.capacity.dry_run import dry_run
 

@@ -91,8 +91,14 @@ def _report(config: RunConfig, options: argparse.Namespace) -> Outcome:
     from clusterbatch.pipeline.report import write_report
 
     outcome = _summary(config, write_report(config))
-    if comparison_artifact(config).manifest() is not None:
+    compared = None
+    if config.compare.batch_sizes:
+        from clusterbatch.experiments.compare.grid import finished_sizes, write_grid
+
+        compared = _grid(config, write_grid(config)) if finished_sizes(config) else None
+    elif comparison_artifact(config).manifest() is not None:
         compared = _comparison_report(config)
+    if compared is not None:
         outcome = Outcome({**outcome.data, "comparison": compared.data["report"]}, compared.show)
     if options.output:
         _copy_reports(config, options.output)
@@ -108,11 +114,24 @@ def _comparison_report(config: RunConfig) -> Outcome:
     return Outcome({**found, "report": page}, lambda: console.print_comparison(found, page))
 
 
+def _grid(config: RunConfig, page: str) -> Outcome:
+    from clusterbatch.experiments.compare.grid import CELLS, finished_sizes
+    from clusterbatch.experiments.compare.plan import at_size
+    from clusterbatch.experiments.compare.report import write_comparison
+    from clusterbatch.store import Folder
+
+    for size in finished_sizes(config):
+        write_comparison(at_size(config, size))
+    found = Folder(page.rsplit("/", 1)[0], config.storage).read_json(CELLS)
+    return Outcome({**found, "report": page}, lambda: console.print_grid(found, page))
+
+
 def _copy_reports(config: RunConfig, output: str) -> None:
     """Copy the pages to a local folder, where they keep their places beside each other."""
     from clusterbatch.store.workspace import Workspace
 
-    for place in ("report", "compare/report"):
+    sizes = [f"compare/batch={size}/report" for size in config.compare.batch_sizes]
+    for place in ("report", "compare/report", *sizes):
         pages = Workspace(config).root.child(*place.split("/"))
         for entry in pages.find():
             target = Path(output, place, entry.name).resolve()
@@ -136,6 +155,12 @@ def _compare(config: RunConfig, options: argparse.Namespace) -> Outcome:
     from clusterbatch.pipeline.report import write_report
 
     check_collections(config)
+    if config.compare.batch_sizes:
+        from clusterbatch.experiments.compare.grid import compare_sizes
+
+        page = compare_sizes(config, force=options.force)
+        write_report(config)
+        return _grid(config, page)
     compare(config, force=options.force)
     write_report(config)
     return _comparison_report(config)

@@ -76,6 +76,22 @@ def print_comparison(found: dict[str, Any], page: str) -> None:
     console.print(f"report: {page}", soft_wrap=True)
 
 
+def print_grid(found: dict[str, Any], page: str) -> None:
+    """Print a comparison at several batch sizes; `found` is the content of its cells.json."""
+    table = _table(
+        f"{found['metric']} by batch size", "batch", "arm", "value", f"over {found['baseline']}", "interval", "rate"
+    )
+    for cell in found["cells"]:
+        gain = "" if cell["gain"] is None else f"{cell['gain']:+.4f}"
+        interval = "" if cell["gain"] is None else _interval(cell)
+        table.add_row(
+            f"{cell['batch']:,}", cell["arm"], f"{cell['value']:.4f}", gain, interval, str(cell["learning_rate"])
+        )
+    console = _console()
+    console.print(table)
+    console.print(f"report: {page}", soft_wrap=True)
+
+
 def print_prediction(found: dict[str, Any]) -> None:
     """Print a prediction; `found` is the result of experiments.predict.stage.predict."""
     columns = ["source", "rows", "diversity", "duplicates", "source batches", "harder by", "batches", "reason"]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
-from clusterbatch.config.base import Section, operational
+from clusterbatch.config.base import Section, added, operational
 
 # As a value of cluster.mean_size and batches.clusters_per_batch: batches as hard as those of clusters.
 MATCHED = "matched"
@@ -124,6 +124,9 @@ class CompareConfig(Section):
     """Arm that the others are measured against. Unset: the first."""
     seeds: int = Field(3, ge=1)
     """Runs of each arm; seeds 0 to n - 1 replace `train.seed` and `batches.seed`."""
+    batch_sizes: list[Annotated[int, Field(ge=2)]] = operational([])
+    """Batch sizes to compare the arms at, each a comparison of its own with the same epochs; the report shows gain
+    against batch size. Unset: `batches.size` alone."""
     sample: float | None = Field(None, gt=0, le=1)
     """Share of the corpus to compare on. Unset: all of it."""
     sample_by: Literal["neighbourhoods", "uniform"] = "neighbourhoods"
@@ -143,6 +146,8 @@ class CompareConfig(Section):
     """
     temperatures: list[float] = []
     """Temperatures of the same sweep."""
+    sweep: Literal["each", "baseline"] = added("each")
+    """Whose sweep chooses: `each` arm's own, or the `baseline`'s for all arms."""
     decide: DecideConfig = DecideConfig()
     """The rule that decides."""
     prices: PricesConfig = PricesConfig()
@@ -156,6 +161,10 @@ class CompareConfig(Section):
             raise ValueError("arms: give at least two")
         if self.baseline is not None and self.baseline not in self.arms:
             raise ValueError(f"baseline: {self.baseline!r} is not among the arms ({', '.join(self.arms)})")
+        if self.batch_sizes and (self.budget is not None or self.steps is not None):
+            raise ValueError("batch_sizes: every size trains for the same epochs (train.epochs); no budget, no steps")
+        if len(set(self.batch_sizes)) < len(self.batch_sizes):
+            raise ValueError("batch_sizes: one is named twice")
         for name in self.arms:
             if not re.fullmatch(r"[\w.+-]+", name):
                 raise ValueError(f"arms: {name!r} may hold letters, digits and . + - only")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -122,9 +123,9 @@ def _with_arm(base: RunConfig, name: str, changes: Mapping[str, Any]) -> RunConf
                 f"compare.arms.{name}: {key} is the same for all arms (one may change {', '.join(_SECTIONS)})"
             )
     changed = dict(changes)
-    size = changed.get("batches.size")
-    if isinstance(size, str) and size.endswith("x") and size[:-1].isdigit():
-        changed["batches.size"] = int(size[:-1]) * base.batches.size
+    changed["batches.size"] = _times(changed.get("batches.size", base.batches.size), base.batches.size)
+    if "cluster.mean_size" in changed:
+        changed["cluster.mean_size"] = _times(changed["cluster.mean_size"], changed["batches.size"])
     if changed.get("cluster.mean_size") == MATCHED:
         changed["cluster.mean_size"] = max(_LEAST_MATCHED, round(_MATCHED_SHARE * base.batches.size))
         changed["cluster.clusters"] = None
@@ -137,6 +138,11 @@ def _with_arm(base: RunConfig, name: str, changes: Mapping[str, Any]) -> RunConf
     if "cluster.clusters" in changed:
         changed.setdefault("cluster.mean_size", None)
     return with_changes(base, changed)
+
+
+def _times(value: Any, unit: int) -> Any:
+    """Return so many of `unit` for a text like `4x`, any other value as it is."""
+    return int(value[:-1]) * unit if isinstance(value, str) and re.fullmatch(r"\d+x", value) else value
 
 
 def _serves(layout: RunConfig, arm: RunConfig) -> bool:

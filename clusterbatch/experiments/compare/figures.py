@@ -6,8 +6,10 @@ line style, so that none of them alone carries the meaning.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from clusterbatch.experiments.compare.results import Comparison
@@ -123,6 +125,59 @@ def cost_against_gain(comparison: Comparison, words: Mapping[str, str]) -> Plot:
 
     text = words["cost_against_gain_text"]
     return Plot("cost-against-gain", words["cost_against_gain"], text, draw, _with_legend(comparison))
+
+
+def gain_by_batch(cells: Sequence[Mapping[str, Any]], metric: str, baseline: str, words: Mapping[str, str]) -> Plot:
+    """Draw the gain of every arm over the baseline of the same size; cells: those of grid.write_grid."""
+    sizes = sorted({cell["batch"] for cell in cells})
+    arms = list(dict.fromkeys(cell["arm"] for cell in cells if cell["gain"] is not None))
+
+    def draw(axes: Axes) -> None:
+        for number, arm in enumerate(arms):
+            look, own = look_of(number), [cell for cell in cells if cell["arm"] == arm]
+            places = [cell["batch"] for cell in own]
+            axes.plot(places, [cell["gain"] for cell in own], label=arm, markersize=5, **look)
+            known = [cell for cell in own if cell["low"] is not None]
+            at, low, high = ([cell[end] for cell in known] for end in ("batch", "low", "high"))
+            axes.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)
+        axes.axhline(0, color=muted(), linewidth=1)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.set_xlabel(words["batch_size"])
+        axes.set_ylabel(words["gain_axis"].format(metric=metric, reference=baseline))
+        legend_above(axes)
+
+    text = words["gain_by_batch_text"].format(baseline=baseline)
+    return Plot("gain-by-batch", words["gain_by_batch"], text, draw, (6.4, 3.8 + 0.2 * -(-len(arms) // LEGEND_COLUMNS)))
+
+
+def gain_map(cells: Sequence[Mapping[str, Any]], metric: str, baseline: str, words: Mapping[str, str]) -> Plot:
+    """Draw the gain of clustered batches by batch size and cluster size; cells: those of grid.write_grid."""
+    own = {(cell["cluster_batches"], cell["batch"]): cell for cell in cells if cell["cluster_batches"] is not None}
+    clusters, sizes = (sorted({key[side] for key in own}) for side in (0, 1))
+    values = np.array(
+        [[own[row, size]["gain"] if (row, size) in own else np.nan for size in sizes] for row in clusters]
+    )
+    most = max(1e-4, float(np.nanmax(np.abs(values))))
+
+    def draw(axes: Axes) -> None:
+        axes.imshow(values, cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto", origin="lower")
+        axes.grid(visible=False)
+        for (row, column), value in np.ndenumerate(values):
+            if not np.isnan(value):
+                cell = own[clusters[row], sizes[column]]
+                # Beyond noise: the interval is on one side of zero.
+                weight = "bold" if cell["low"] is not None and cell["low"] * cell["high"] > 0 else "normal"
+                dark = abs(value) > 0.7 * most
+                colour = "#ffffff" if dark else "#1c2330"
+                axes.text(column, row, f"{value:+.3f}", ha="center", va="center", color=colour, weight=weight)
+        axes.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
+        axes.set_yticks(range(len(clusters)), [f"{size:g}" for size in clusters])
+        axes.set_xlabel(words["batch_size"])
+        axes.set_ylabel(words["cluster_batches"])
+
+    text = words["gain_map_text"].format(metric=metric, baseline=baseline)
+    return Plot("gain-map", words["gain_map"], text, draw, (6.4, 1.6 + 0.45 * len(clusters)))
 
 
 def _with_legend(comparison: Comparison) -> tuple[float, float]:

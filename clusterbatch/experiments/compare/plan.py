@@ -40,6 +40,11 @@ class ComparisonPlan:
         return asdict(self)
 
 
+def at_size(config: RunConfig, size: int) -> RunConfig:
+    """Return the configuration of the comparison at one size of `compare.batch_sizes`."""
+    return with_changes(config, {"batches.size": size})
+
+
 def plan_comparison(config: RunConfig) -> ComparisonPlan:
     """Return the plan, from the corpus if it is made, otherwise from its files.
 

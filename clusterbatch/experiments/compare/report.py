@@ -19,6 +19,7 @@ from clusterbatch.experiments.compare.budget import decided
 from clusterbatch.experiments.compare.hardness import with_groups
 from clusterbatch.experiments.compare.results import Comparison, read_comparison
 from clusterbatch.experiments.compare.stage import comparison_artifact, with_sample
+from clusterbatch.experiments.compare.trial import comparison_folder
 from clusterbatch.experiments.compare.wording import answer, larger_batches, meeting_sentences, next_step, verdict_word
 from clusterbatch.experiments.compare.wording import figures as figures_in_words
 from clusterbatch.pipeline.report import LEAST_QUERIES, held_out_by, judged_by_pairs
@@ -56,12 +57,15 @@ class Views:
 
 
 def write_comparison(config: RunConfig) -> str:
-    """Write <workspace>/compare/report/; return the URI of its page. Raises DataError if nothing was compared."""
+    """Write the folder `report` of the comparison and return the URI of its page.
+
+    Raises DataError if nothing was compared.
+    """
     artifact = comparison_artifact(config)
     manifest = artifact.require()
     config = with_sample(decided(config))
     comparison = read_comparison(config, artifact, manifest)
-    folder = Workspace(config).root.child("compare", "report")
+    folder = Workspace(config).root.child(*comparison_folder(config).split("/"), "report")
     words = comparison_phrases(config.report.language)
     views = _views(config, manifest)
     plots = [

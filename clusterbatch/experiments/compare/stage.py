@@ -28,7 +28,7 @@ from clusterbatch.experiments.compare.costs import shared_costs
 from clusterbatch.experiments.compare.hardness import hardness, match, spaced
 from clusterbatch.experiments.compare.plan import plan_comparison
 from clusterbatch.experiments.compare.sample import sample_corpus, sample_home
-from clusterbatch.experiments.compare.trial import Setting, Trials, TrialWorker, is_for_tuning
+from clusterbatch.experiments.compare.trial import Setting, Trials, TrialWorker, comparison_folder, is_for_tuning
 from clusterbatch.log import say
 from clusterbatch.runtime import Pass, Pool, WorkItem, lasting_session, ray_session
 from clusterbatch.runtime.resources import gpus_for
@@ -44,7 +44,7 @@ _PURITY_STEPS = 50
 
 
 def comparison_artifact(config: RunConfig) -> Artifact:
-    return Artifact(Workspace(config).root.child("compare", "trials"), "comparison")
+    return Artifact(Workspace(config).root.child(*comparison_folder(config).split("/"), "trials"), "comparison")
 
 
 def compare(config: RunConfig, *, force: bool = False) -> Manifest:
@@ -101,7 +101,7 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
             return artifact.require()
         done = artifact.begin(identity, force)
         if force:
-            Workspace(config).root.child("compare", "runs").remove()
+            Workspace(config).root.child(*comparison_folder(config).split("/"), "runs").remove()
         trials = Trials(config, arms, layouts, steps, identity)
         with ray_session(config.ray):
             done = _run(config, trials.sweep(), artifact, identity, collections, metrics, done)
@@ -196,7 +196,8 @@ def _best_setting(config: RunConfig, artifact: Artifact, trials: Trials, arm: Ar
     settings = trials.settings(arm)
     if len(settings) == 1:
         return settings[0]
-    items = [item for item in trials.sweep() if item.payload.arm == arm.name]
+    chooses = config.compare.reference if config.compare.sweep == "baseline" else arm.name
+    items = [item for item in trials.sweep() if item.payload.arm == chooses]
     metric = parse_metric(config.compare.decide.metric).name
     values = [_tuning_mean(artifact, done[item.number], metric) for item in items]
     return settings[int(np.argmax(values))]

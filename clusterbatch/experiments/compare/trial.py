@@ -48,6 +48,11 @@ SCORES = pa.schema(
 )
 
 
+def comparison_folder(config: RunConfig) -> str:
+    """Return the folder of a comparison in its workspace; that of `batches.size` if several sizes are compared."""
+    return f"compare/batch={config.batches.size}" if config.compare.batch_sizes else "compare"
+
+
 @dataclass(frozen=True)
 class Trial:
     """One run of an arm; name: of its folder; config: with its own workspace and seeds; 0 steps: untrained."""
@@ -78,12 +83,13 @@ class Trials:
         )
 
     def sweep(self) -> list[WorkItem]:
-        """Return one seed of every setting of the arms that have more than one."""
+        """Return one seed of every setting of the arms that choose among several."""
+        compare = self._config.compare
         return [
             self._item(position, choice, 0)
             for position, arm in enumerate(self._arms)
             for choice in range(len(self.settings(arm)))
-            if len(self.settings(arm)) > 1
+            if len(self.settings(arm)) > 1 and (compare.sweep == "each" or arm.name == compare.reference)
         ]
 
     def main(self, chosen: Mapping[str, Setting]) -> list[WorkItem]:
@@ -109,7 +115,7 @@ class Trials:
         config = with_changes(
             arm.config,
             {
-                "workspace": f"{self._config.workspace}/compare/runs/{name}",
+                "workspace": f"{self._config.workspace}/{comparison_folder(self._config)}/runs/{name}",
                 "reuse.clusters": self._layouts[arm.layout].workspace,
                 "train.seed": seed,
                 "batches.seed": seed,

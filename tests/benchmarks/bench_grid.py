@@ -1,0 +1,132 @@
+"""When do clustered batches gain? Batch sizes x cluster sizes on several corpora, held out by document and by query.
+
+    python -m tests.benchmarks.bench_grid FOLDER [--corpora code,japanese-by-query] [--sizes 32,256] [key=value ...]
+
+Each corpus of CLUSTERBATCH_DATA is one `compare` of jobs/compare_sizes.yaml in a workspace below FOLDER; size after
+size, so that the first sizes of all corpora come first. What is finished is only read: an interrupted study continues
+with the same command. The model is small, so that two cores train hundreds of them: the first 128 principal components
+of MiniLM's token vectors, averaged. Its vectors also cluster the documents; those of Japanese ones are of character
+n-grams. Everything runs in this process; several processes can take different corpora.
+
+JSON lines: of each corpus, size and arm the gain over `source` with its interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from clusterbatch.config import RunConfig, load_config
+from clusterbatch.encoder.load import load_encoder
+from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.encoder.save import save_model
+from clusterbatch.experiments.compare.grid import CELLS, compare_sizes
+from clusterbatch.runtime import InProcessExecutor
+from clusterbatch.runtime.executor import using
+from clusterbatch.store import Folder
+from tests.benchmarks.figures import emit
+from tests.data_folder import require_data_folder
+
+# Files of the data folder, and what is held out.
+CORPORA = {
+    "code": (["pairs/codepairs.parquet"], "document"),
+    "medquad": (["pairs/medquad.parquet"], "document"),
+    "japanese": (["pairs_ja.parquet"], "document"),
+    "japanese-by-query": (["pairs_ja.parquet"], "query"),
+    "proposals": (["pairs/proposals.parquet"], "document"),
+    "questions": (["eval/squad_dev", "eval/covidqa"], "document"),
+    "questions-by-query": (["eval/squad_dev", "eval/covidqa"], "query"),
+    "wordset": (["pairs/wordset.parquet"], "document"),
+    "wordset-by-query": (["pairs/wordset.parquet"], "query"),
+    "msdocs": (["pairs/msdocs.parquet"], "document"),
+    "msdocs-by-query": (["pairs/msdocs.parquet"], "query"),
+    "factbook": (["pairs/factbook.parquet"], "document"),
+    "tldr": (["pairs/tldr.parquet"], "document"),
+    "scitldr-by-query": (["pairs/scitldr.parquet"], "query"),
+    "mitre": (["pairs/mitre.parquet"], "document"),
+}
+# Of the trial runs that are described in RESULTS: the best rate of AdamW on development queries rises with the batch.
+RATES = {16: 0.002, 32: 0.002, 64: 0.002, 128: 0.005, 256: 0.005}
+_DIMENSIONS = 128
+_JOB = Path(__file__).parents[2] / "jobs/compare_sizes.yaml"
+
+
+def static_model(folder: Path) -> Path:
+    """Write the static model of the study, unless it is there; return its folder."""
+    weights = folder / "model.safetensors"
+    if not weights.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        encoder = load_encoder(resolve_model("all-MiniLM-L6-v2"), "static")
+        save_model(encoder, folder)
+        vectors = load_file(weights)["embedding.weight"]
+        vectors -= vectors.mean(dim=0)
+        _, _, directions = torch.linalg.svd(vectors.T @ vectors)
+        save_file({"embedding.weight": (vectors @ directions[:_DIMENSIONS].T).contiguous()}, weights)
+    return folder
+
+
+def configuration(folder: Path, corpus: str, size: int, overrides: list[str]) -> RunConfig:
+    """Return the configuration of one corpus of the study."""
+    paths, held_out_by = CORPORA[corpus]
+    model = static_model(folder / "static")
+    words = [
+        f"workspace={folder / corpus}",
+        f"corpus.paths=[{','.join(str(require_data_folder() / path) for path in paths)}]",
+        f"embed.model={'char-ngrams' if corpus.startswith('japanese') else model}",
+        f"train.model={model}",
+        f"compare.batch_sizes=[{size}]",
+        "compare.learning_rates=[]",
+        f"train.learning_rate={RATES[size]}",
+        "train.epochs=2",
+        "train.max_document_tokens=64",
+        "compare.points=1",
+        "compare.seeds=2",
+        "evaluate.path=[]",
+        "evaluate.metrics=[NDCG@10]",
+        "evaluate.max_document_tokens=64",
+        "embed.max_tokens=64",
+        f"evaluate.holdout_by={held_out_by}",
+        "train.device=cpu",
+        "embed.device=cpu",
+        "cluster.device=cpu",
+    ]
+    return load_config(str(_JOB), [*words, *overrides])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--corpora", default=",".join(CORPORA))
+    parser.add_argument("--sizes", default="32,256,64,128,16")
+    options = parser.parse_args()
+    for size in map(int, options.sizes.split(",")):
+        for corpus in options.corpora.split(","):
+            config = configuration(options.folder.resolve(), corpus, size, options.overrides)
+            begun = time.monotonic()
+            with using(InProcessExecutor()):
+                page = compare_sizes(config)
+            # The trained models of the runs, which nothing reads any more.
+            Folder(config.workspace).remove(f"compare/batch={size}/runs")
+            found = Folder(page.rpartition("/")[0]).read_json(CELLS)
+            for cell in found["cells"]:
+                if cell["gain"] is not None:
+                    details = {key: cell[key] for key in ("low", "high", "learning_rate", "hardness")}
+                    case = f"{corpus}, batch {cell['batch']}, {cell['arm']}"
+                    emit(
+                        "grid, gain over source",
+                        cell["gain"],
+                        found["metric"],
+                        case=case,
+                        mean=cell["value"],
+                        **details,
+                    )
+            emit("grid, seconds", time.monotonic() - begun, "s", case=f"{corpus}, batch {size}")
+
+
+if __name__ == "__main__":
+    main()
