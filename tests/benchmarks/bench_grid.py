@@ -8,7 +8,9 @@ with the same command. The model is small, so that two cores train hundreds of t
 of MiniLM's token vectors, averaged. Its vectors also cluster the documents; those of Japanese ones are of character
 n-grams. Everything runs in this process; several processes can take different corpora.
 
-JSON lines: of each corpus, size and arm the gain over `source` with its interval.
+JSON lines: of each corpus, size and arm the gain over `source` with its interval. With --predict nothing is trained:
+what `predict` says of the finished cells of `cluster`, and how its ranks agree with the measured ones. A corpus left
+out is foretold by a linear fit to the cells of the others.
 """
 
 from __future__ import annotations
@@ -17,14 +19,17 @@ import argparse
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.stats import spearmanr
 
-from clusterbatch.config import RunConfig, load_config
+from clusterbatch.config import RunConfig, load_config, with_changes
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.save import save_model
-from clusterbatch.experiments.compare.grid import CELLS, compare_sizes
+from clusterbatch.experiments.compare.grid import CELLS, compare_sizes, finished_sizes, write_grid
+from clusterbatch.experiments.predict.stage import predict
 from clusterbatch.runtime import InProcessExecutor
 from clusterbatch.runtime.executor import using
 from clusterbatch.store import Folder
@@ -97,13 +102,65 @@ def configuration(folder: Path, corpus: str, size: int, overrides: list[str]) ->
     return load_config(str(_JOB), [*words, *overrides])
 
 
+def foretold(config: RunConfig, size: int) -> list[float]:
+    """Return what `predict` says of clusters of four batches of `size`, as means over the sources by their rows.
+
+    By how much a batch of a cluster is harder than one of the source, in nats; how many more near copies of each
+    document it has; and whether only queries are held out.
+    """
+    found = predict(with_changes(config, {"batches.size": size, "predict.sizes": [4 * size], "predict.rows": 60_000}))
+    figures, rows = [], []
+    for source in found["sources"].values():
+        cluster = source["clusters"].get(str(4 * size), source["source"])
+        figures.append([cluster[key] - source["source"][key] for key in ("difficulty", "copies")])
+        rows.append(source["rows"])
+    return [*np.average(figures, axis=0, weights=rows).tolist(), float(config.evaluate.holdout_by == "query")]
+
+
+def report_prediction(folder: Path, overrides: list[str]) -> None:
+    """Print the measured gain and the predicted figures of every finished cell, and their rank correlations."""
+    known: list[tuple[str, float, list[float]]] = []
+    for corpus in CORPORA:
+        for size in RATES:
+            config = configuration(folder, corpus, size, overrides)
+            if not finished_sizes(config):
+                continue
+            with using(InProcessExecutor()):
+                write_grid(config)
+                features = foretold(config, size)
+            cells = Folder(f"{config.workspace}/compare/report").read_json(CELLS)["cells"]
+            cell = next(cell for cell in cells if cell["arm"] == "cluster")
+            known.append((CORPORA[corpus][0][0], cell["gain"], features))
+            details = dict(zip(("harder", "copies", "by_query"), features, strict=True))
+            emit("grid, predicted", cell["gain"], case=f"{corpus}, batch {size}", error=cell["error"], **details)
+    corpora, gains = np.array([name for name, _, _ in known]), np.array([gain for _, gain, _ in known])
+    figures = np.array([each for _, _, each in known])
+    left_out = np.empty(len(gains))
+    for name in set(corpora.tolist()):
+        others = corpora != name
+        design = np.column_stack([np.ones(others.sum()), figures[others]])
+        fitted = np.linalg.lstsq(design, gains[others], rcond=None)[0]
+        left_out[~others] = np.column_stack([np.ones((~others).sum()), figures[~others]]) @ fitted
+    predictors = {"harder": figures[:, 0], "fewer copies": -figures[:, 1], "a fit to the other corpora": left_out}
+    for name, values in predictors.items():
+        rho = float(spearmanr(values, gains).statistic)
+        emit("grid, rank correlation of predicted and measured gain", rho, "Spearman", case=name, cells=len(gains))
+    emit("grid, sign foretold by a fit to the other corpora", float(np.mean(np.sign(left_out) == np.sign(gains))))
+    error = float(np.sqrt(np.mean((left_out - gains) ** 2)))
+    emit("grid, error of a fit to the other corpora", error, "NDCG@10", peer=float(gains.std()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--corpora", default=",".join(CORPORA))
     parser.add_argument("--sizes", default="32,256,64,128,16")
+    parser.add_argument("--predict", action="store_true", help="train nothing, predict the finished cells")
     options = parser.parse_args()
+    if options.predict:
+        report_prediction(options.folder.resolve(), options.overrides)
+        return
     for size in map(int, options.sizes.split(",")):
         for corpus in options.corpora.split(","):
             config = configuration(options.folder.resolve(), corpus, size, options.overrides)

@@ -30,6 +30,9 @@ _FENCE = 1.5
 # What tells a gain from nothing, in nats of the expected loss, and when masks are needed, in shares of the negatives.
 _HARDER, _FALSE = 0.1, 0.01
 _DUPLICATES = 0.3
+# Documents from this cosine on say nearly the same. Clusters that bring each row so many more of them than its source
+# does are expected to lose: their negatives are answers (RESULTS, "When do clusters gain").
+_NEARLY_EQUAL, _COPIES = 0.95, 1.0
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,14 @@ class BatchFigures:
 
     hardness: mean cosine of a query with the other documents; false_negatives: share of these that the surrogate scores
     as high as the query's own; masked: share that `mask_share` would leave out; difficulty: expected InfoNCE loss under
-    the surrogate, in nats, masks applied.
+    the surrogate, in nats, masks applied; copies: number of other documents in a row's batch that nearly equal its own.
     """
 
     hardness: float
     false_negatives: float
     masked: float
     difficulty: float
+    copies: float
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def batch_figures(
     documents of the label that are not masked, s the score of the query's own.
     """
     random = np.random.default_rng(seed)
-    sums = np.zeros(4)
+    sums = np.zeros(5)
     negatives = queries = 0.0
     for number in np.unique(label):
         rows = np.flatnonzero(label == number)
@@ -87,6 +91,7 @@ def batch_figures(
         other &= part.query_hash[:, None] != part.query_hash[None, :]
         masked = other & (scores > np.where(own > 0, mask_share * own, own))
         kept = other & ~masked
+        copies = other & (part.document.astype(np.float32) @ part.document.astype(np.float32).T >= _NEARLY_EQUAL)
         mean = (np.exp((scores - own) / temperature) * kept).sum(axis=1) / np.maximum(other.sum(axis=1), 1)
         # Clusters count by their rows, whatever was scored of them.
         weight = size / len(rows)
@@ -96,12 +101,13 @@ def batch_figures(
                 (other & (scores >= own)).sum(),
                 masked.sum(),
                 np.log1p((batch - 1) * mean).sum(),
+                (batch - 1) * (copies.sum(axis=1) / np.maximum(other.sum(axis=1), 1)).sum(),
             ]
         )
         negatives += weight * other.sum()
         queries += weight * len(rows)
-    hardness, false, masked_share, difficulty = sums / np.array([max(negatives, 1)] * 3 + [max(queries, 1)])
-    return BatchFigures(float(hardness), float(false), float(masked_share), float(difficulty))
+    means = sums / np.array([max(negatives, 1)] * 3 + [max(queries, 1)] * 2)
+    return BatchFigures(*means.tolist())
 
 
 def predict_group(
@@ -170,6 +176,11 @@ def verdict_of(group: Mapping[str, Any]) -> tuple[str, float, str]:
     gain = best["difficulty"] - group["source"]["difficulty"]
     if group["duplicates"] > _DUPLICATES:
         why = f"{group['duplicates']:.0%} of its documents repeat others: remove duplicates first"
+        return "unsuitable", gain, why
+    more = best["copies"] - group["source"]["copies"]
+    if more > _COPIES:
+        why = f"a batch of a cluster has {best['copies']:.1f} near copies of each document, one of the source "
+        why += f"{group['source']['copies']:.1f}: answers repeat, and would be negatives"
         return "unsuitable", gain, why
     if gain < _HARDER:
         return "not harder", gain, f"clusters are hardly harder than the source itself ({gain:+.2f} nats)"

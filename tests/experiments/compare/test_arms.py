@@ -127,6 +127,7 @@ def test_names_of_arms_mean_what_they_always_meant():
         ),
         "cluster-mixed": ("cluster", {"batches.random_share": 0.5}),
         "hardness-matched": ("cluster", {"cluster.mean_size": "matched", "batches.clusters_per_batch": "matched"}),
+        **{f"cluster-{times}x": ("cluster", {"cluster.mean_size": f"{times}x"}) for times in (8, 16)},
         **{f"random-{times}x": ("random", {"batches.size": f"{times}x"}) for times in (2, 4, 8)},
     }
     for name in ("random", "source", "cluster"):
@@ -141,7 +142,7 @@ def test_names_of_arms_mean_what_they_always_meant():
 
 @pytest.mark.parametrize("arms", ["[random,clutser]", "{random: , clutser: }"])
 def test_an_unknown_name_is_refused_with_those_that_are_known(arms: str):
-    with pytest.raises(UsageError, match=r"'clutser' \(built in: random, .*; recipes: cluster-both, .*tas-b") as error:
+    with pytest.raises(UsageError, match=r"'clutser' \(built in: random, .*; recipes: cluster-16x, .*tas-b") as error:
         configured(arms)
     assert "compare.arms" in str(error.value)
     assert "\n" not in str(error.value)

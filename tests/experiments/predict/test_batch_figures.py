@@ -45,6 +45,8 @@ def test_figures_are_means_over_pairs_of_one_label() -> None:
     assert found.masked == pytest.approx(masked.sum() / same.sum(), abs=1e-6)
     mean = (np.exp((scores - own) / 0.05) * (same & ~masked)).sum(axis=1) / same.sum(axis=1)
     assert found.difficulty == pytest.approx(np.log1p(63 * mean).mean(), rel=1e-4)
+    equal = same & (sample.document @ sample.document.T >= 0.95)
+    assert found.copies == pytest.approx((63 * equal.sum(axis=1) / same.sum(axis=1)).mean(), rel=1e-4)
 
 
 def test_a_source_with_topics_gains_and_one_without_does_not() -> None:
@@ -58,6 +60,21 @@ def test_a_source_with_topics_gains_and_one_without_does_not() -> None:
     # A finer cut is harder.
     hardness = [with_topics["clusters"][size]["hardness"] for size in ("2048", "1024")]
     assert with_topics["source"]["hardness"] < hardness[0] < hardness[1]
+
+
+def test_clusters_that_gather_near_copies_of_answers_are_not_recommended() -> None:
+    """Every document has seven others that say nearly the same, under hashes of their own."""
+    topics, _ = blobs(200, 16, 24, seed=3, spread=0.5)
+    random = np.random.default_rng(5)
+    copied = np.repeat(topics, 8, axis=0)
+    copied += 0.05 * random.standard_normal(copied.shape) / np.sqrt(copied.shape[1])
+    copied /= np.linalg.norm(copied, axis=1, keepdims=True)
+    found = _group(_sample(copied.astype(np.float32)))
+    # 63 others are drawn of 1,599 rows of the sample, seven of which are copies.
+    assert found["source"]["copies"] == pytest.approx(63 * 7 / 1599, rel=0.4)
+    outcome, _, why = verdict_of(found)
+    assert outcome == "unsuitable"
+    assert "near copies" in why
 
 
 def test_what_cannot_be_known_is_said() -> None:
@@ -105,7 +122,7 @@ def test_no_word_of_paying_comes_before_training() -> None:
     for group in figures.values():
         group["verdict"], group["gain"], group["why"] = verdict_of(group)
         assert "pay" not in f"{group['verdict']} {group['why']}"
-    answer = overall(figures, BatchFigures(0, 0, 0, 0.5))["answer"]
+    answer = overall(figures, BatchFigures(0, 0, 0, 0.5, 0))["answer"]
     assert "pay" not in answer.replace("whether that pays, `compare` tells", "")
 
 
@@ -113,7 +130,7 @@ def test_the_corpus_is_judged_by_rows() -> None:
     def group(rows: int, verdict: str, gain: float) -> dict[str, Any]:
         return {"rows": rows, "verdict": verdict, "gain": gain, "source": {"difficulty": 1.0}}
 
-    mixed = BatchFigures(0, 0, 0, 0.5)
+    mixed = BatchFigures(0, 0, 0, 0.5, 0)
     mostly = overall({"a": group(900, "harder", 0.5), "b": group(100, "not harder", 0.0)}, mixed)
     assert "harder in sources that hold 90%" in mostly["answer"]
     assert mostly["gain"] == pytest.approx(0.45)
