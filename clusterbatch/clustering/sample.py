@@ -20,7 +20,7 @@ from clusterbatch.embedding.vectors import TaskUnit, vector_column, vector_value
 from clusterbatch.hashing import row_hashes
 from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.store import Artifact, Counts, Part
-from clusterbatch.store.shuffle import read_bucket, write_buckets
+from clusterbatch.store.shuffle import read_bucket, read_buckets, write_buckets
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,13 @@ class SampleChunks:
 
     def read(self, bucket: int) -> Chunk:
         """Return vectors (n, D) float16 and weights (n,) or None, in hash order; with both orders, each row twice."""
-        table = read_bucket(self.artifact, self.parts, bucket)
+        return self._chunk(read_bucket(self.artifact, self.parts, bucket))
+
+    def read_all(self, buckets: range) -> list[Chunk]:
+        """Return what `read` returns for each of `buckets`, in as many requests as for one."""
+        return [self._chunk(table) for table in read_buckets(self.artifact, self.parts, buckets)]
+
+    def _chunk(self, table: pa.Table | None) -> Chunk:
         if table is None:
             return np.empty((0, 0), np.float16), None
         table = _in_order(table)

@@ -27,6 +27,8 @@ _READERS = 8
 # Entries of a part that are read together (2 KiB), and how many such readings are kept (16 MiB): workers take buckets
 # in turn, so one that asks for a bucket soon asks for another a little behind it.
 _ENTRIES, _KEPT = 64, 8192
+# Readings that a range of buckets may need one by one.
+_MOST_WINDOWS = 2
 # A bucket's entry in the table, little-endian unsigned 64-bit integers: first byte, byte after its last, rows, and
 # XXH3-64 of the bytes followed by the three numbers before, so that a damaged entry is noticed as well.
 _ENTRY = np.dtype([("start", "<u8"), ("end", "<u8"), ("rows", "<u8"), ("checksum", "<u8")])
@@ -74,18 +76,30 @@ def read_bucket(artifact: Artifact, parts: Sequence[Part], bucket: int) -> pa.Ta
 
     Raises DataError that names the part when bytes are missing or damaged.
     """
+    return read_buckets(artifact, parts, range(bucket, bucket + 1))[0]
+
+
+def read_buckets(artifact: Artifact, parts: Sequence[Part], buckets: range) -> list[pa.Table | None]:
+    """Return what `read_bucket` returns for each of `buckets`, which follow one another, by one range of each part.
+
+    Raises DataError that names the part when bytes are missing or damaged.
+    """
     with ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(lambda part: _read_piece(artifact, part, bucket), _may_have(parts, bucket))
-        tables = [table for table in found if table is not None]
-    return pa.concat_tables(tables, promote_options="permissive") if tables else None
+        of_parts = list(pool.map(lambda part: _read_pieces(artifact, part, buckets), _may_have(parts, buckets)))
+    found: list[pa.Table | None] = []
+    for pieces in zip(*of_parts, strict=True) if of_parts else [()] * len(buckets):
+        tables = [table for table in pieces if table is not None]
+        found.append(pa.concat_tables(tables, promote_options="permissive") if tables else None)
+    return found
 
 
 def iterate_bucket(artifact: Artifact, parts: Sequence[Part], bucket: int) -> Iterator[pa.Table]:
     """The same rows piece by piece, for buckets that should not be in memory at once."""
-    for part in _may_have(parts, bucket):
-        table = _read_piece(artifact, part, bucket)
-        if table is not None:
-            yield table
+    buckets = range(bucket, bucket + 1)
+    for part in _may_have(parts, buckets):
+        for table in _read_pieces(artifact, part, buckets):
+            if table is not None:
+                yield table
 
 
 def bucket_rows(artifact: Artifact, parts: Sequence[Part]) -> np.ndarray:
@@ -115,38 +129,69 @@ def _checksum(data: bytes | memoryview, entry: np.void) -> int:
     return digest.intdigest()
 
 
-def _may_have(parts: Sequence[Part], bucket: int) -> list[Part]:
-    return [part for part in parts if part.details["filled"][0] <= bucket < part.details["filled"][1]]
+def _may_have(parts: Sequence[Part], buckets: range) -> list[Part]:
+    """Return the parts with a row in one of `buckets`, as far as they say."""
+    filled = [(part, *part.details["filled"]) for part in parts]
+    return [part for part, first, end in filled if first < buckets.stop and buckets.start < end]
 
 
-def _read_piece(artifact: Artifact, part: Part, bucket: int) -> pa.Table | None:
-    """The rows of one bucket in one part; None if it has none."""
+def _read_pieces(artifact: Artifact, part: Part, buckets: range) -> list[pa.Table | None]:
+    """The rows of each of `buckets` in one part; None for those without."""
     table_start = part.bytes - part.details["buckets"] * _ENTRY.itemsize
-    first = bucket // _ENTRIES * _ENTRIES
-    place = table_start + first * _ENTRY.itemsize
-    entry = np.zeros(1, _ENTRY)[0]
+    entries = np.zeros(len(buckets), _ENTRY)
+    pieces: list[memoryview] = []
+    damaged = buckets.start
 
     def read() -> bytes:
-        nonlocal entry
-        places = (place, min(place + _ENTRIES * _ENTRY.itemsize, part.bytes))
-        entry = _some_entries(artifact.folder, part.path, *places)[bucket - first]
-        start, end = int(entry["start"]), int(entry["end"])
+        nonlocal entries
+        entries = _entries_of(artifact.folder, part, table_start, buckets)
+        start, end = int(entries["start"][0]), int(entries["end"][-1])
         return artifact.folder.read(part.path, start, end) if start < end <= table_start else b""
 
     def is_whole(data: bytes) -> bool:
-        if _checksum(data, entry) == entry["checksum"]:
+        nonlocal pieces, damaged
+        start = int(entries["start"][0])
+        places = zip(entries["start"].tolist(), entries["end"].tolist(), strict=True)
+        pieces = [memoryview(data)[max(0, first - start) : max(0, end - start)] for first, end in places]
+        for bucket, piece, entry in zip(buckets, pieces, entries, strict=True):
+            if _checksum(piece, entry) != entry["checksum"]:
+                damaged = bucket
+                break
+        else:
             return True
-        # It may be the entry that was damaged in transit.
+        # It may be an entry that was damaged in transit.
         _some_entries.cache_clear()
         return False
 
     try:
-        data = read_verified(read, is_whole)
+        read_verified(read, is_whole)
     except FileNotFoundError:
         raise DataError(f"{artifact.folder.uri}/{part.path}: missing, but named in a receipt") from None
     except (DamagedError, ValueError, IndexError):
-        raise DataError(f"{artifact.folder.uri}/{part.path}: damaged in bucket {bucket} (checksum differs)") from None
-    return pa.ipc.open_stream(data).read_all() if entry["rows"] else None
+        raise DataError(f"{artifact.folder.uri}/{part.path}: damaged in bucket {damaged} (checksum differs)") from None
+    return [
+        pa.ipc.open_stream(piece).read_all() if rows else None
+        for piece, rows in zip(pieces, entries["rows"].tolist(), strict=True)
+    ]
+
+
+def _entries_of(folder: Folder, part: Part, table_start: int, buckets: range) -> np.ndarray:
+    """(len(buckets),) the entries of `buckets`, not checked. Raises IndexError if the part has fewer bytes."""
+    windows = range(buckets.start // _ENTRIES, (buckets.stop - 1) // _ENTRIES + 1)
+    size = _ENTRIES * _ENTRY.itemsize
+    starts = [table_start + window * size for window in windows]
+    if len(windows) > _MOST_WINDOWS:
+        # Too many to keep: the rest of the table at once.
+        end = min(part.bytes, starts[-1] + size)
+        found = np.frombuffer(folder.read(part.path, starts[0], end), _ENTRY)
+    else:
+        read = [_some_entries(folder, part.path, start, min(part.bytes, start + size)) for start in starts]
+        found = np.concatenate(read)
+    first = buckets.start - windows.start * _ENTRIES
+    found = found[first : first + len(buckets)]
+    if len(found) < len(buckets):
+        raise IndexError("the part's table is cut off")
+    return found
 
 
 # Parts never change: their names are used once.

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clusterbatch.clustering import fit_distributed as distributed
 from clusterbatch.clustering.cell_fit import FitLevel
 from clusterbatch.clustering.cells import Cells
-from clusterbatch.clustering.fit import FitWorker
+from clusterbatch.clustering.fit import FitWorker, bundle_cells
 from clusterbatch.clustering.model import KMeansClusters, StoredParts, read_models
 from clusterbatch.clustering.partial_sums import Centers, LocalRows, PartialSums
 from clusterbatch.clustering.sample import SampleChunks
@@ -55,7 +58,7 @@ def level(tmp_path: Path) -> FitLevel:
         device="cpu",
     )
     coarse = Artifact(Folder(str(tmp_path / "first")), "fit")
-    fitted = FitWorker(first).process(WorkItem(0, rows, None), coarse)
+    fitted = FitWorker(first).process(WorkItem(0, rows, range(1)), coarse)
     return replace(
         first,
         cells=Cells(0 * numbers, numbers, 2 * ones, np.array([*sizes, 0]), np.ones(4), ones),
@@ -76,7 +79,15 @@ def test_weights_are_left_out_if_none_of_a_cell_is_more_than_zero(level: FitLeve
 
 def test_shares_are_of_rows_and_a_cell_without_any_keeps_its_coarse_centroid(level: FitLevel, output: Artifact) -> None:
     worker = FitWorker(level)
-    parts = [part for cell in range(4) for part in worker.process(WorkItem(cell, 1, None), output).parts]
+    parts = [
+        part for cell in range(4) for part in worker.process(WorkItem(cell, 1, range(cell, cell + 1)), output).parts
+    ]
+    # The same when they are read together.
+    together = worker.process(WorkItem(0, 4, range(4)), output)
+    assert [read_parquet(output.folder, part) for part in together.parts] == [
+        read_parquet(output.folder, part) for part in parts
+    ]
+    assert together.counts.written == 11
     model = read_models(StoredParts(output, parts), level.above.partitions)[0]
     assert [len(centers.centroids) for centers in model.fine] == [2, 2, 2, 1]
     coarse = level.above.models[0].fine[0].centroids
@@ -89,7 +100,7 @@ def test_shares_are_of_rows_and_a_cell_without_any_keeps_its_coarse_centroid(lev
 def test_clusters_that_continue_keep_their_numbers_if_no_row_is_left(level: FitLevel, output: Artifact) -> None:
     previous = Previous(RunConfig(workspace="w"), 0, "document", [], [], "f", 0)
     warm = replace(level, warm=WarmStart(previous, frozenset([0])))
-    [part] = FitWorker(warm).process(WorkItem(3, 1, None), output).parts
+    [part] = FitWorker(warm).process(WorkItem(3, 1, range(3, 4)), output).parts
     assert read_parquet(output.folder, part)["sampled"].to_pylist() == [0, 0]
 
 
@@ -120,3 +131,19 @@ def test_a_large_fit_multiplies_as_its_workers_do(
     result = distributed.fit_distributed(auto, 2, output, Pool(1))
     assert result.counts.written == 3
     assert set(dtypes) == {torch.bfloat16}
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=400), st.booleans())
+def test_cells_are_bundled_by_bytes(megabytes: list[int], large: bool) -> None:
+    sizes = np.array(megabytes, float) * (2**20 if large else 1)
+    bundles = bundle_cells(sizes)
+    assert [cell for bundle in bundles for cell in bundle] == list(range(len(sizes)))
+    for bundle in bundles:
+        held = sizes[bundle.start : bundle.stop]
+        # What all workers fit together is by itself, and what one reads together fits its memory.
+        assert len(bundle) == 1 or held.sum() <= distributed.LOCAL_BYTES / 2
+        assert len(bundle) == 1 or held.sum() <= sizes.sum() / 64 + 1e-6
+    # Neighbours that would have fitted together are together.
+    for one, other in pairwise(bundles):
+        both = sizes[one.start : one.stop].sum() + sizes[other.start]
+        assert both > min(distributed.LOCAL_BYTES / 2, sizes.sum() / 64)

@@ -10,7 +10,7 @@ import pytest
 
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store import Artifact, Counts, Folder, Receipt
-from clusterbatch.store.shuffle import bucket_rows, read_bucket, write_buckets
+from clusterbatch.store.shuffle import bucket_rows, read_bucket, read_buckets, write_buckets
 from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.traffic import since_last
 
@@ -111,6 +111,32 @@ def test_rows_meet_in_buckets_in_their_order(tmp_path: Path) -> None:
         first = np.flatnonzero(buckets[:2500] == bucket)
         assert rows["number"].to_pylist() == [*first, *(first + 2500)]
     assert read_bucket(it, parts, 7) is None
+
+
+def test_buckets_that_follow_one_another_are_read_together(tmp_path: Path) -> None:
+    it = artifact(tmp_path)
+    random = np.random.default_rng(0)
+    # More buckets than a reading of places has, some without rows in one part or in all.
+    buckets = random.integers(0, 300, 5000) // 2 * 2
+    parts = [write_buckets(it, unit, TABLE.slice(unit * 2500, 2500), buckets[:2500], 301) for unit in (0, 1)]
+    single = [read_bucket(it, parts, bucket) for bucket in range(301)]
+    for first, end in ((0, 1), (3, 90), (63, 65), (0, 301), (299, 301), (300, 301)):
+        since_last()
+        assert read_buckets(it, parts, range(first, end)) == single[first:end]
+        # Their places and their rows, whatever their number.
+        assert since_last().reads <= 2 * len(parts)
+
+
+def test_a_damaged_bucket_is_named_among_those_read_together(tmp_path: Path) -> None:
+    it = artifact(tmp_path)
+    part = write_buckets(it, 0, TABLE, np.arange(5000) // 100, 50)
+    file = tmp_path / part.path
+    data = bytearray(file.read_bytes())
+    start = int(np.frombuffer(data[-50 * 32 :], "<u8")[4 * 30])
+    data[start + 50] ^= 0x40
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=rf"{part.path}: damaged in bucket 30 "):
+        read_buckets(it, [part], range(20, 40))
 
 
 @pytest.mark.parametrize(
