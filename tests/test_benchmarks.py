@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.benchmarks import running
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.catalogue import CATALOGUE, WORKSPACE, Benchmark
 from tests.benchmarks.figures import emit
+from tests.benchmarks.generated_corpus import Sentences, rows_of
 from tests.benchmarks.promises import PROMISES
 from tests.benchmarks.running import Given, Outcome, run
 from tests.benchmarks.table import as_markdown
@@ -72,8 +76,8 @@ def test_a_figure_is_judged_by_its_promise(capsys: pytest.CaptureFixture[str]) -
 
 def test_every_benchmark_is_in_the_catalogue() -> None:
     scripts = {file.stem for file in HERE.glob("*.py") if 'if __name__ == "__main__"' in file.read_text()}
-    # The command itself, and a tool that prepares a workspace.
-    assert {benchmark.module for benchmark in CATALOGUE} == scripts - {"__main__", "real_workspace"}
+    # The command itself, and tools that prepare a workspace and a corpus.
+    assert {benchmark.module for benchmark in CATALOGUE} == scripts - {"__main__", "real_workspace", "generated_corpus"}
 
 
 def test_every_promise_has_a_figure() -> None:
@@ -82,3 +86,21 @@ def test_every_promise_has_a_figure() -> None:
     prefixes = ("k-means fit, ", "plan, ", "embedding, rows/s against", "metrics, ")
     missing = [name for name in PROMISES if name not in source and not name.startswith(prefixes)]
     assert not missing
+
+
+def test_generated_rows_depend_on_their_number_alone(tmp_path: Path) -> None:
+    (tmp_path / "pairs").mkdir()
+    text = " ".join(f"Sentence {number} of a text that is long enough." for number in range(400))
+    pq.write_table(pa.table({"document": [text], "source": ["a"]}), tmp_path / "pairs" / "a.parquet")
+    sentences = Sentences(tmp_path)
+    numbers = np.arange(20_000)
+    whole = rows_of(numbers, sentences, seed=1)
+    pieces = [rows_of(numbers[start : start + 3_000], sentences, seed=1) for start in range(0, 20_000, 3_000)]
+    assert pa.concat_tables(pieces) == whole
+    assert rows_of(numbers, sentences, seed=2) != whole
+    pairs = list(zip(whole["query"].to_pylist(), whole["document"].to_pylist(), strict=True))
+    # Besides what is repeated on purpose, short documents of one sentence meet.
+    longer = [pair for pair in pairs if len(pair[1]) > 300]
+    assert 0.03 < 1 - len(set(longer)) / len(longer) < 0.07
+    sources = whole["source"].value_counts().to_pylist()
+    assert 0.18 < max(entry["counts"] for entry in sources) / len(numbers) < 0.22
