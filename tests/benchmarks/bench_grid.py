@@ -105,8 +105,8 @@ def configuration(folder: Path, corpus: str, size: int, overrides: list[str]) ->
 def foretold(config: RunConfig, size: int) -> list[float]:
     """Return what `predict` says of clusters of four batches of `size`, as means over the sources by their rows.
 
-    By how much a batch of a cluster is harder than one of the source, in nats; how many more near copies of each
-    document it has; and whether only queries are held out.
+    By how much a batch of a cluster is harder than one of the source, in nats; how much more of its negatives are near
+    copies, as a share; and whether only queries are held out.
     """
     found = predict(with_changes(config, {"batches.size": size, "predict.sizes": [4 * size], "predict.rows": 60_000}))
     figures, rows = [], []
@@ -114,7 +114,8 @@ def foretold(config: RunConfig, size: int) -> list[float]:
         cluster = source["clusters"].get(str(4 * size), source["source"])
         figures.append([cluster[key] - source["source"][key] for key in ("difficulty", "copies")])
         rows.append(source["rows"])
-    return [*np.average(figures, axis=0, weights=rows).tolist(), float(config.evaluate.holdout_by == "query")]
+    harder, copies = np.average(figures, axis=0, weights=rows).tolist()
+    return [harder, copies / (size - 1), float(config.evaluate.holdout_by == "query")]
 
 
 def report_prediction(folder: Path, overrides: list[str]) -> None:

@@ -139,7 +139,10 @@ def gain_by_batch(cells: Sequence[Mapping[str, Any]], metric: str, baseline: str
             axes.plot(places, [cell["gain"] for cell in own], label=arm, markersize=5, **look)
             known = [cell for cell in own if cell["low"] is not None]
             at, low, high = ([cell[end] for cell in known] for end in ("batch", "low", "high"))
-            axes.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)
+            if len(known) > 1:
+                axes.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)
+            else:
+                axes.vlines(at, low, high, color=look["color"], alpha=0.5)
         axes.axhline(0, color=muted(), linewidth=1)
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
