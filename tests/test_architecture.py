@@ -1,8 +1,10 @@
-"""Imports inside the package: no circle between files or folders, and mathematics without Ray."""
+"""Imports inside the package: no circle between files or folders, mathematics without Ray, ingest without torch."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Callable
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -71,3 +73,9 @@ def test_mathematics_needs_no_ray() -> None:
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
                 assert not [name for name in names if name.split(".")[0] == "ray"], path
+
+
+def test_workers_that_only_move_rows_load_no_torch() -> None:
+    """Importing it takes a worker of ingest longer than all else before its first row."""
+    code = "import sys, clusterbatch.corpus.passes, clusterbatch.runtime.ray_executor; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import ray
-import torch
 
 from clusterbatch.config import RayConfig
 from clusterbatch.errors import InfrastructureError
@@ -91,6 +90,9 @@ def lasting_session() -> Iterator[None]:
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Compute with the threads that a local worker would have: sums then come out the same as there."""
+    # Imported here, as every worker imports this file and those that only move rows need no torch.
+    import torch
+
     for name, value in _LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     before = torch.get_num_threads()
