@@ -42,7 +42,11 @@ def is_structured() -> bool:
 
 
 def say(message: str, *, level: Level = "info", **figures: object) -> None:
-    """Log one line. `figures` are for machines only: the message already tells people what they need."""
+    """Log one line under `clusterbatch`, with the fields of `log_context` and `figures` for the JSON format.
+
+    A thin helper, so that no call has to spell out `extra={"figures": ...}`. `figures` are for machines only:
+    the message already tells people what they need.
+    """
     logger.log(_LEVELS[level], "%s", message, extra={"figures": {**(_context.get() or {}), **figures}})
 
 

@@ -139,6 +139,6 @@ def _is_other(artifact: Artifact, fingerprint: str) -> bool:
 
 
 def _is_earlier(artifact: Artifact, corpus: Manifest) -> bool:
-    """Whether an artifact was made of an earlier version of the corpus."""
+    """Return whether an artifact was made of an earlier version of the corpus."""
     manifest = artifact.manifest()
     return manifest is not None and manifest.inputs.get("corpus") in corpus.earlier

@@ -117,11 +117,13 @@ def _check(config: RunConfig) -> None:
             f"batches.stratify: refresh makes new clusters, these batches are by {config.batches.stratify}"
         )
     if config.cluster.method != "kmeans":
-        raise UsageError("cluster.method: refresh goes on from centroids, which communities do not follow; take kmeans")
+        raise UsageError(
+            "cluster.method: refresh continues from centroids, which communities do not follow; take kmeans"
+        )
 
 
 def _last_generation(config: RunConfig, workspace: Workspace) -> int:
-    """The last generation of this call, or of one that was interrupted."""
+    """Return the last generation of this call, or of one that was interrupted."""
     if workspace.root.exists(CALL):
         last = int(workspace.root.read_json(CALL)["last"])
         say(f"refresh   continues the call that was to end with generation {last}")
@@ -162,20 +164,22 @@ def _round(config: RunConfig, workspace: Workspace, generation: int, force: bool
 
 
 def _build(config: RunConfig, workspace: Workspace, generation: int, base: int) -> dict[str, Any]:
-    """What a Builder does beside a round: new clusters where the drift says that they pay."""
+    """Make new clusters beside a round if the drift says that they pay; the work of a `Builder`."""
     changed = _config_of(config, workspace, base, generation)
     figures = _drift(changed, workspace, base, generation)
     clusters = _clusters_of(workspace, base)
-    anew, extended = wanted(changed, workspace, clusters, figures)
-    if anew or extended:
+    again, extended = wanted(changed, workspace, clusters, figures)
+    if again or extended:
         new_clusters(changed, workspace, clusters, generation, False, extended)
     workspace.refresh(generation).remove(SAMPLE)
     return figures
 
 
 def _config_of(config: RunConfig, workspace: Workspace, base: int, generation: int) -> RunConfig:
-    """The configuration of a generation's stages: what embeds is the live model, no batch order is repeated, and a
-    curriculum is over."""
+    """Return the configuration of a generation's stages.
+
+    The live model embeds, no batch order is repeated, and a curriculum is over.
+    """
     last_phase = config.batches.curriculum[-1].changes if config.batches.curriculum else {}
     return with_changes(
         config,
@@ -190,13 +194,13 @@ def _config_of(config: RunConfig, workspace: Workspace, base: int, generation: i
 
 
 def _clusters_of(workspace: Workspace, generation: int) -> int:
-    """Whose clusters a generation trained on."""
+    """Return the generation whose clusters a generation trained on."""
     record = read_round(workspace, generation)
     return record.clusters if record else 0
 
 
 def _drift(config: RunConfig, workspace: Workspace, base: int, generation: int) -> dict[str, Any]:
-    """Figures of the sample. It stays until what they decide is written down."""
+    """Return the figures of the sample, which stays until what they decide is written down."""
     previous = Previous.of(config, _clusters_of(workspace, base))
     embedded = is_embedded(config, previous.vectors)
     if config.embed.model in SURROGATES and not embedded:
@@ -225,8 +229,8 @@ def _decide(config: RunConfig, workspace: Workspace, base: int, generation: int,
         )
         return record.model_copy(update=changes)
     figures = _drift(config, workspace, base, generation)
-    anew, extended = wanted(config, workspace, before, figures)
-    what = "clusters anew" if anew else f"keeps the clusters of generation {before}"
+    again, extended = wanted(config, workspace, before, figures)
+    what = "clusters again" if again else f"keeps the clusters of generation {before}"
     if extended:
         what += f", with the rows of version {workspace.corpus.require().version} of the corpus,"
     say(
@@ -235,8 +239,8 @@ def _decide(config: RunConfig, workspace: Workspace, base: int, generation: int,
         f"hardness {figures['hardness']:+.4f}",
         **figures,
     )
-    clusters = generation if anew or extended else before
-    changes = {"clusters": clusters, "drift": figures, "reclustered": anew, "extended": extended}
+    clusters = generation if again or extended else before
+    changes = {"clusters": clusters, "drift": figures, "reclustered": again, "extended": extended}
     return record.model_copy(update=changes)
 
 

@@ -1,11 +1,10 @@
-"""New clusters while training goes on: a thread measures drift, embeds and clusters; rounds of training never wait.
+"""Clusters of a round of refresh, made while training continues: rounds of training never wait for them.
 
-A generation's clusters are built from the model that its round begins with, while that round trains on the clusters
-there are. The first round that begins after they are whole trains on them, which may be the next call's. Which it
-trains on is written down before it starts, so a run that is resumed does the same again; and a build that fails costs
-nothing but itself.
-
-The clusters of a round of refresh: of new vectors, or those before with the rows that the corpus has got since.
+They are made of new vectors, or are the existing ones with the rows that have come to the corpus since. A thread
+measures drift, embeds and clusters, from the model that a round begins with, while that round trains on the existing
+clusters. The first round that begins after they are whole trains on them; that may be one of the next call. The choice
+is written down before the round starts, so that a resumed run makes the same one. A build that fails costs nothing but
+itself.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ from clusterbatch.pipeline.rounds import BUILD
 from clusterbatch.pipeline.run import Stage, run_stage
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Manifest
-from clusterbatch.store.details import CorpusDetails, details_of
+from clusterbatch.store.details import given_dimensions
 from clusterbatch.store.workspace import Workspace
 
 
 def new_clusters(
     changed: RunConfig, workspace: Workspace, clusters: int, generation: int, force: bool, frozen: bool
 ) -> dict[str, Manifest]:
-    """Embeds and clusters anew, on from the clusters of generation `clusters`.
+    """Embed and cluster again, starting from the clusters of generation `clusters`.
 
-    frozen: centroids stay as they are; what has come to the corpus since is embedded as the rest was, and assigned.
+    frozen: keep the centroids; rows that have come to the corpus since are embedded as the others were, and assigned.
     """
     whole = workspace.clusters(generation).manifest()
     if whole is not None and whole.inputs.get("corpus") in workspace.corpus.require().earlier:
@@ -62,34 +61,36 @@ def new_clusters(
 
 
 def wanted(config: RunConfig, workspace: Workspace, clusters: int, figures: dict[str, Any]) -> tuple[bool, bool]:
-    """Whether a round clusters anew, by these figures; and if not, whether it takes the clusters of generation
+    """Return whether a round clusters again, by these figures; and if not, whether it takes the clusters of generation
     `clusters` with the rows of a newer version of the corpus.
 
-    Where the model that embedded the other rows has been cleaned away, it clusters anew.
+    If the model that embedded the other rows has been cleaned away, the round clusters again.
     """
     grown = workspace.clusters(clusters).require().inputs.get("corpus") in workspace.corpus.require().earlier
     if config.refresh.wants_clusters(figures) or not grown:
         return config.refresh.wants_clusters(figures), False
     previous = Previous.of(config, clusters)
     # Vectors may have come with the rows, new ones too.
-    corpus = details_of(workspace.corpus.require(), CorpusDetails)
-    there = previous.vectors == 0 and corpus.get("dimensions") is not None
+    corpus = workspace.corpus.require()
+    there = previous.vectors == 0 and given_dimensions(corpus) is not None
     with suppress(UsageError, DataError):
         there = there or is_embedded(previous.config, previous.vectors)
     return not there, there
 
 
 class Builder:
-    """One build at a time. `build(generation, base)` makes the clusters of a generation from the model of `base`, and
-    returns the figures of drift that it went by."""
+    """Make clusters in a thread, one build at a time.
+
+    `build(generation, base)` makes the clusters of a generation from the model of `base`, and returns the figures of
+    drift that it went by.
+    """
 
     def __init__(self, workspace: Workspace, build: Callable[[int, int], dict[str, Any]]) -> None:
         self._workspace, self._build = workspace, build
         self._thread: threading.Thread | None = None
 
     def begin(self, generation: int, base: int) -> None:
-        """Starts a build unless one is under way or this one is over, and goes on with one that an earlier call has not
-        finished."""
+        """Start a build unless one is under way or this one is over; resume one that an earlier call did not finish."""
         if self._thread is not None and self._thread.is_alive():
             return
         journal = self._journal(generation)
@@ -97,7 +98,7 @@ class Builder:
             self._start(*(self._unfinished(generation) or (generation, base)))
 
     def newest(self, before: int) -> tuple[int, dict[str, Any]] | None:
-        """The latest generation below `before` whose clusters are whole, and the drift measured for them."""
+        """Return the latest generation below `before` whose clusters are whole, and the drift measured for them."""
         for generation in range(before - 1, 0, -1):
             if self._workspace.clusters(generation).manifest() is not None:
                 journal = self._journal(generation)
@@ -105,10 +106,10 @@ class Builder:
         return None
 
     def finish(self, before: int) -> None:
-        """Waits until no build is under way; `before`: the generation that follows the last one."""
+        """Wait until no build is under way; `before`: the generation that follows the last one."""
         unfinished = self._unfinished(before)
         if self._thread is None and unfinished is not None:
-            # The call that goes on here had made all its rounds when it was cut off.
+            # The call that continues here had made all its rounds when it was cut off.
             self._start(*unfinished)
         if self._thread is not None:
             self._thread.join()
@@ -123,12 +124,12 @@ class Builder:
             folder.write_json(BUILD, {"base": base, "done": False})
             folder.write_json(BUILD, {"base": base, "done": True, "drift": self._build(generation, base)})
         except Exception as error:
-            # A build that was killed is gone on with, one that failed is not tried again.
+            # A killed build is resumed; a failed one is not tried again.
             folder.remove(BUILD)
             lines = str(error).strip().splitlines() or [type(error).__name__]
             say(
-                f"refresh   building generation {generation} failed ({lines[-1]}); training goes on with the clusters "
-                "there are",
+                f"refresh   building generation {generation} failed ({lines[-1]}); training continues with the "
+                "existing clusters",
                 level="warning",
             )
 

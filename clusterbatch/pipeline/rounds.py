@@ -25,7 +25,7 @@ class Round(BaseModel):
     """One generation's round. It is decided when it is first written, and over when `promoted` says yes or no."""
 
     generation: int
-    # The generation whose model was live: training goes on from its last checkpoint.
+    # The generation whose model was live: training continues from its last checkpoint.
     base: int
     # The generation whose clusters are trained on: its own, or that of `base` where clustering again did not pay.
     clusters: int

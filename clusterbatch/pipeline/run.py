@@ -30,14 +30,14 @@ from clusterbatch.training.starting_model import check_starting_model
 
 
 class StageFunction(Protocol):
-    """What every stage is: it makes an artifact, or finds it done, and returns its manifest."""
+    """Interface of every stage: it makes an artifact, or finds it done, and returns its manifest."""
 
     def __call__(self, config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest: ...
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage by name: what does it, and where its artifact lies."""
+    """A stage by name, with its function and its artifact."""
 
     name: str
     function: StageFunction
@@ -45,7 +45,7 @@ class Stage:
 
 
 def measure(config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest:
-    """The stage `evaluate`, and the MTEB tasks where any are asked for."""
+    """Run the stage `evaluate`, and the MTEB tasks if any are asked for."""
     manifest = evaluate(config, generation=generation, force=force)
     if config.evaluate.mteb:
         measured = evaluate_mteb(config, generation=generation, force=force)
@@ -107,7 +107,7 @@ def run_stage(stage: Stage, config: RunConfig, *, generation: int = 0, force: bo
 
 
 def _is_cleaned_away(stage: Stage, workspace: Workspace, generation: int) -> bool:
-    """Whether this stage of the first generation is missing because `clean` has removed it."""
+    """Return whether this stage of the first generation is missing because `clean` has removed it."""
     if stage.name == "ingest" or generation > 0 or stage.artifact(workspace, 0).manifest() is not None:
         return False
     # A training that was begun again is not to be stopped here.
@@ -130,12 +130,12 @@ def _say_counts(name: str, manifest: Manifest, seconds: float, *, done_before: b
 
 
 def run(config: RunConfig, *, force: bool = False) -> str:
-    """Runs all stages and writes the report and `metrics.json`; returns the report's URI.
+    """Run all stages and write the report and `metrics.json`; return the report's URI.
 
     force: what another configuration has made is replaced, what matches is kept.
 
-    Raises UsageError before any work where no corpus or no collection is named, or what training and evaluation need
-    cannot be.
+    Raises UsageError before any work if no corpus or no collection is named, or if training or evaluation could not be
+    done.
     """
     if not config.corpus.paths:
         raise UsageError("corpus.paths: give at least one file or folder, or docstrings:// for the built-in sample")

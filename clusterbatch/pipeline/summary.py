@@ -16,13 +16,13 @@ _BEFORE, _AFTER = "before", "after"
 
 
 def workspace_summary(config: RunConfig) -> dict[str, Any]:
-    """What metrics.json holds.
+    """Return the content of metrics.json.
 
-    stages: one entry per finished stage and generation, in order of the data's flow, {stage, generation, rows_read,
+    stages: one entry per finished stage and generation, in order of the data's flow: {stage, generation, rows_read,
     rows_written, rows_rejected, rows_set_aside, seconds, bytes, files, traffic, created, fingerprint}; traffic is what
-    it asked of storage. quality: the evaluation's table with its generation. details: what a stage has to say of
-    itself, by `stage` or `stage/generation`.
-    live_generation: whose model `model/` is; refresh: the rounds, see store.rounds.
+    it asked of storage. quality: the evaluation's table with its generation. details: those of
+    each stage's manifest, by `stage` or `stage/generation`. live_generation: the one whose model is in `model/`;
+    refresh: the rounds (pipeline.rounds).
     """
     workspace = Workspace(config)
     stages: list[dict[str, Any]] = []

@@ -154,7 +154,7 @@ def test_a_share_of_the_rows_may_be_left_out_as_outliers(tmp_path, monkeypatch) 
 
 def test_what_cannot_work_is_one_line(tmp_path, monkeypatch) -> None:
     words = [f"workspace={tmp_path}", "cluster.method=communities"]
-    with pytest.raises(UsageError, match="refresh goes on from centroids"):
+    with pytest.raises(UsageError, match="refresh continues from centroids"):
         refresh(load_config(None, words))
     for key in ("column=group", "levels=2", "dimensions=8", "balanced=true"):
         with pytest.raises(UsageError, match="method: communities has no use for"):

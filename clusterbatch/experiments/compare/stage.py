@@ -1,7 +1,7 @@
 """`compare`: arms x seeds over one embedded corpus, the same steps and the same test queries for all.
 
 Every trial is one process that trains and measures (trial.py); trials run side by side on Ray and leave a receipt each,
-so an interrupted comparison goes on where it stopped. Gradients do not depend on the number of workers, so what one
+so an interrupted comparison continues where it stopped. Gradients do not depend on the number of workers, so what one
 process finds holds for many.
 """
 
