@@ -20,14 +20,31 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+# Fixtures that are slow to start, those first whose tests take longest together.
+SHARED = ("ray_local", "s3_server")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the order of groups: pytest-xdist would begin with those of most tests, which are not the longest."""
+    config.option.loadscopereorder = False
+
+
 # First, as pytest-xdist reads the groups in its own hook.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share what is slow to start in one process of `pytest -n 2 --dist loadgroup`."""
+    """Keep tests that share what is slow to start in one process of `pytest -n 2 --dist loadgroup`.
+
+    These are the tests of Ray, those of the S3 server, and otherwise the tests of a file, for its own fixtures.
+    """
+    place = {}
     for item in items:
-        shared = [name for name in ("ray_local", "s3_server") if name in getattr(item, "fixturenames", ())]
-        if shared:
-            item.add_marker(pytest.mark.xdist_group(shared[0]))
+        names = [*SHARED, item.nodeid.split("::")[0]]
+        given = [mark.args[0] for mark in item.iter_markers("xdist_group")]
+        group = next(name for name in names if name in (*given, *getattr(item, "fixturenames", ()), names[-1]))
+        if not given:
+            item.add_marker(pytest.mark.xdist_group(group))
+        place[item] = names.index(group)
+    items.sort(key=place.__getitem__)
 
 
 @pytest.fixture(scope="session", autouse=True)

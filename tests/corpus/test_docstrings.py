@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -74,7 +75,9 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docstrings, "_LEAST_SOURCES", 2)
 
 
-def test_pairs_are_distinct_balanced_and_repeatable(packages: None) -> None:
+def test_pairs_are_distinct_balanced_and_repeatable(packages: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Threads, as starting processes takes seconds each time; the next test has processes.
+    monkeypatch.setattr(docstrings, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
     pairs = mine(60, seed=0)
     assert len(pairs) == 50
     by_source = {source: sum(pair.source == source for pair in pairs) for source in ("large", "small", "copy")}

@@ -18,8 +18,7 @@ from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.embedder import UnitEmbedder
 from clusterbatch.embedding.workers import embeddings_table
 from clusterbatch.errors import UsageError
-from clusterbatch.runtime import executor
-from clusterbatch.runtime.ray_executor import RayExecutor
+from clusterbatch.runtime import InProcessExecutor, executor
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.shards.stage import cluster
 from clusterbatch.shards.statistics import inspect_cluster, inspect_source
@@ -130,6 +129,12 @@ def test_clusters_over_the_whole_corpus(tmp_path, in_process) -> None:
     assert len(sizes(config)["(all)"]) == 7
 
 
+class FitsOnRay(InProcessExecutor):
+    """Passes run here; a fit whose sample is too large for one process has actors of Ray, as under Ray's executor."""
+
+    several_processes = True
+
+
 def test_a_distributed_fit_is_the_local_one_bit_for_bit(tmp_path, in_process, ray_local, monkeypatch) -> None:
     fits = []
     original = distributed.fit_distributed
@@ -137,7 +142,7 @@ def test_a_distributed_fit_is_the_local_one_bit_for_bit(tmp_path, in_process, ra
     settings = {"optional": ["weight"], "scope": "corpus"}
     _, local = run(tmp_path / "local", workers=1, **settings)
     monkeypatch.setattr(distributed, "LOCAL_BYTES", 0)
-    monkeypatch.setattr(executor, "_current", RayExecutor())
+    monkeypatch.setattr(executor, "_current", FitsOnRay())
     for workers in (1, 2):
         _, spread = run(tmp_path / str(workers), workers=workers, **settings)
         assert [part.checksum for part in spread.parts] == [part.checksum for part in local.parts]

@@ -15,8 +15,8 @@ from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import PACKAGED, resolve_model
 
 # `bench_embedding encoder` compares thousands.
-_ROWS = 200
-# Whole documents cost ten times a query, and twenty of them have every length there is.
+_ROWS = 100
+# Whole documents cost ten times a query, and ten of them have lengths enough.
 _DOCUMENTS = 0.1
 
 

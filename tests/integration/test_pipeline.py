@@ -131,9 +131,9 @@ def test_a_transformer_goes_the_same_way(finished: RunConfig, tmp_path: Path) ->
     words += [
         "train.workers=1",
         "train.epochs=null",
-        "train.steps=3",
+        "train.steps=2",
         "train.max_document_tokens=48",
-        "batches.size=32",
+        "batches.size=16",
     ]
     assert main(["cluster", *words]) == 0
     assert main(["train", *words]) == 0

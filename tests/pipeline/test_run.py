@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +16,59 @@ from clusterbatch.pipeline.run import STAGES, run, run_stage
 from clusterbatch.store.workspace import Workspace
 from tests.encoder.models import make_static
 from tests.in_process import OVERRIDES as ONE_PROCESS
+from tests.in_process import run_in_process
 
 WORDS = ["harbour", "volcano", "guitar", "orchard", "glacier", "tractor", "lantern", "falcon", "compass", "bakery"]
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> RunConfig:
-    """300 pairs, an n-gram surrogate, a static model of a few words; a tenth is held out."""
-    make_static(WORDS, tmp_path / "model")
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 300 pairs and a static model of a few words."""
+    folder = tmp_path_factory.mktemp("inputs")
+    make_static(WORDS, folder / "model")
     pairs = [
         {"query": f"{WORDS[n % 10]} {n}", "document": f"{WORDS[n % 10]} and {WORDS[n // 10 % 10]} {n}"}
         for n in range(300)
     ]
-    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path, inputs: Path) -> RunConfig:
+    """An n-gram surrogate and the static model; a tenth is held out. Nothing has run yet."""
+    return _config(tmp_path / "own", inputs)
+
+
+def _config(workspace: Path, inputs: Path) -> RunConfig:
     words = [
-        f"workspace={tmp_path}/own",
-        f"corpus.paths={tmp_path}/pairs.jsonl",
+        f"workspace={workspace}",
+        f"corpus.paths={inputs}/pairs.jsonl",
         "embed.model=char-ngrams",
         "cluster.clusters=3",
         "cluster.workers=1",
         "batches.size=16",
-        f"train.model={tmp_path}/model",
+        f"train.model={inputs}/model",
         "train.steps=3",
         "train.workers=1",
     ]
     return load_config(None, [*words, *ONE_PROCESS])
+
+
+@pytest.fixture(scope="module")
+def finished_once(inputs: Path) -> Path:
+    config = _config(inputs / "finished", inputs)
+    with pytest.MonkeyPatch.context() as patch:
+        run_in_process(patch)
+        run(config)
+    return inputs / "finished"
+
+
+@pytest.fixture
+def finished(config: RunConfig, finished_once: Path) -> RunConfig:
+    """The same after a whole run, in a copy that the test may change."""
+    shutil.copytree(finished_once, config.workspace)
+    return config
 
 
 def _made(config: RunConfig) -> dict[str, list[str]]:
@@ -52,43 +81,40 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_force_replaces_what_does_not_match_and_keeps_the_rest(config: RunConfig, in_process: None) -> None:
-    run(config)
-    first = _made(config)
-    run(config, force=True)
-    assert _made(config) == first
-    changed = with_changes(config, {"cluster.clusters": 4})
+def test_force_replaces_what_does_not_match_and_keeps_the_rest(finished: RunConfig, in_process: None) -> None:
+    first = _made(finished)
+    run(finished, force=True)
+    assert _made(finished) == first
+    changed = with_changes(finished, {"cluster.clusters": 4})
     with pytest.raises(UsageError, match="--force"):
         run(changed)
     run(changed, force=True)
-    second = _made(config)
+    second = _made(finished)
     assert [name for name in first if first[name] == second[name]] == ["ingest", "embed"]
     # A stage by itself is made anew.
     run_stage(next(stage for stage in STAGES if stage.name == "embed"), changed, force=True)
-    assert _made(config)["embed"] != second["embed"]
+    assert _made(finished)["embed"] != second["embed"]
 
 
-def test_an_interrupted_force_is_noticed_before_the_rest_is_done(config: RunConfig, in_process: None) -> None:
-    run(config)
-    workspace = Workspace(config)
-    changed = with_changes(config, {"train.learning_rate": 1e-3, "train.temperature": 0.07})
+def test_an_interrupted_force_is_noticed_before_the_rest_is_done(finished: RunConfig, in_process: None) -> None:
+    workspace = Workspace(finished)
+    changed = with_changes(finished, {"train.learning_rate": 1e-3, "train.temperature": 0.07})
     # `run --force` has come as far as the beginning of training; the evaluation is still that of the model before.
     workspace.train().remove()
     with pytest.raises(UsageError, match=r"holds evaluation .*--force redoes evaluate$"):
         run(changed)
     assert not workspace.train().own_files()
     # With the former configuration all goes on.
-    run(config)
+    run(finished)
     # As far as the beginning of clustering.
     workspace.clusters().remove()
     with pytest.raises(UsageError, match=r"holds training run .*--force redoes train, evaluate$"):
-        run(with_changes(config, {"cluster.clusters": 4}))
+        run(with_changes(finished, {"cluster.clusters": 4}))
     assert not workspace.clusters().own_files()
-    run(config)
+    run(finished)
 
 
-def test_keys_that_differ_are_named_with_both_values(config: RunConfig, in_process: None) -> None:
-    run(config)
+def test_keys_that_differ_are_named_with_both_values(finished: RunConfig, in_process: None) -> None:
     for changes, message in [
         ({"embed.max_tokens": 7}, r"embed\.max_tokens was \d+, is 7\); --force redoes embed, cluster, train, evaluate"),
         ({"cluster.clusters": 4}, r"\(cluster\.clusters was 3, is 4\); --force redoes cluster, train, evaluate"),
@@ -100,30 +126,28 @@ def test_keys_that_differ_are_named_with_both_values(config: RunConfig, in_proce
         ({"evaluate.top_k": 150}, r"\(evaluate\.top_k was \d+, is 150\); --force redoes evaluate$"),
     ]:
         with pytest.raises(OtherWorkError, match=message):
-            run(with_changes(config, changes))
+            run(with_changes(finished, changes))
     cluster = next(stage for stage in STAGES if stage.name == "cluster")
     with pytest.raises(OtherWorkError, match=r"\(cluster\.clusters was 3, is 4\)$"):
-        run_stage(cluster, with_changes(config, {"cluster.clusters": 4}))
+        run_stage(cluster, with_changes(finished, {"cluster.clusters": 4}))
     # What decides only how fast it is, or has not changed, is not another configuration.
-    run(with_changes(config, {"embed.workers": 2}))
+    run(with_changes(finished, {"embed.workers": 2}))
 
 
-def test_another_trainings_checkpoints_are_replaced_by_force(config: RunConfig, in_process: None) -> None:
-    run(config)
+def test_another_trainings_checkpoints_are_replaced_by_force(finished: RunConfig, in_process: None) -> None:
     # As where a run was cut off after its first checkpoint.
-    Workspace(config).train().folder.remove("manifest.json")
-    changed = with_changes(config, {"train.learning_rate": 1e-3})
+    Workspace(finished).train().folder.remove("manifest.json")
+    changed = with_changes(finished, {"train.learning_rate": 1e-3})
     with pytest.raises(UsageError, match="checkpoints of another configuration"):
         run(changed)
     run(changed, force=True)
-    assert Workspace(config).train().require().config["train"]["learning_rate"] == 1e-3
+    assert Workspace(finished).train().require().config["train"]["learning_rate"] == 1e-3
 
 
-def test_what_is_reused_is_never_written(config: RunConfig, tmp_path: Path, in_process: None) -> None:
-    run(config)
+def test_what_is_reused_is_never_written(finished: RunConfig, tmp_path: Path, in_process: None) -> None:
     before = _files(tmp_path / "own")
-    reuse = dict.fromkeys(["reuse.corpus", "reuse.embeddings", "reuse.clusters"], config.workspace)
-    other = with_changes(config, {"workspace": f"{tmp_path}/other", **reuse})
+    reuse = dict.fromkeys(["reuse.corpus", "reuse.embeddings", "reuse.clusters"], finished.workspace)
+    other = with_changes(finished, {"workspace": f"{tmp_path}/other", **reuse})
     for stage in STAGES[:3]:
         with pytest.raises(UsageError, match=rf"reuse\..*: --force replaces nothing in .*{tmp_path}/own"):
             run_stage(stage, other, force=True)
@@ -144,7 +168,8 @@ def test_what_is_reused_is_never_written(config: RunConfig, tmp_path: Path, in_p
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_corpus_that_is_reused_is_not_appended_to(config: RunConfig, tmp_path: Path, in_process: None) -> None:
+def test_a_corpus_that_is_reused_is_not_appended_to(inputs: Path, tmp_path: Path, in_process: None) -> None:
+    shutil.copy(inputs / "pairs.jsonl", tmp_path)
     words = [f"corpus.paths={tmp_path}/*.jsonl", "evaluate.holdout=0"]
     assert main(["ingest", f"workspace={tmp_path}/own", *words]) == 0
     before = _files(tmp_path / "own")
@@ -205,9 +230,9 @@ def test_a_holdout_that_finds_nothing_is_refused_before_embedding(
 
 @pytest.mark.parametrize("command", ["compare", "tune"])
 def test_experiments_want_their_collections_first(
-    command: str, config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_process: None
+    command: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_process: None
 ) -> None:
-    words = [f"workspace={config.workspace}", f"corpus.paths={tmp_path}/pairs.jsonl", f"evaluate.path={tmp_path}/none"]
+    words = [f"workspace={tmp_path}/own", f"corpus.paths={inputs}/pairs.jsonl", f"evaluate.path={tmp_path}/none"]
     assert main([command, *words]) == 2
     assert "evaluate.path" in capsys.readouterr().err
     assert not (tmp_path / "own").exists()

@@ -21,7 +21,9 @@ from clusterbatch.store import Artifact, Counts, Folder, Manifest
 from clusterbatch.store.traffic import since_last
 
 POOL = Pool(1, cpus=0.5)
-BOTH = pytest.mark.parametrize("executor", ["in-process", "ray"], indirect=True)
+# The mark keeps the second with all other tests of Ray: their session is started in one process.
+ON_RAY = pytest.param("ray", marks=pytest.mark.xdist_group("ray_local"))
+BOTH = pytest.mark.parametrize("executor", ["in-process", ON_RAY], indirect=True)
 
 
 class Squares:

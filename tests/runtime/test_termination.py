@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 _PROGRAM = """
 import argparse, sys, time
 from clusterbatch import cli
@@ -20,6 +22,7 @@ sys.exit(cli.main())
 """
 
 
+@pytest.mark.slow
 def test_a_terminated_run_says_so_in_one_line() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", _PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

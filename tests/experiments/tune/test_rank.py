@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from tests.benchmarks import ranks
 from tests.benchmarks.ranks import agreement, leave_one_out, left_out
 
 RANDOM = np.random.default_rng(1)
@@ -12,17 +14,18 @@ FEATURES = RANDOM.normal(size=(20, 4))
 
 def test_a_relation_is_found_and_its_absence_is_not() -> None:
     outcome = 3 * FEATURES[:, 1] - FEATURES[:, 2] + 0.1 * RANDOM.normal(size=20)
-    found = leave_one_out(FEATURES, outcome, permutations=40)
+    found = leave_one_out(FEATURES, outcome, permutations=25)
     assert found.rho > 0.8
     assert found.p < 0.05
     assert found.rho > found.chance_high
-    nothing = leave_one_out(FEATURES, RANDOM.normal(size=20), permutations=40)
+    nothing = leave_one_out(FEATURES, RANDOM.normal(size=20), permutations=25)
     assert nothing.p > 0.05
     # What is left out pulls the mean of the others away from itself: chance is below zero.
     assert nothing.chance_mean < 0
 
 
-def test_ranks_alone_count_and_the_interval_holds_them() -> None:
+def test_ranks_alone_count_and_the_interval_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "_RESAMPLES", 400)
     values = RANDOM.normal(size=30)
     same = agreement(values, np.exp(values))
     assert same.rho == 1.0
