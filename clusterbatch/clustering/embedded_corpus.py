@@ -19,7 +19,7 @@ from clusterbatch.errors import DataError
 from clusterbatch.runtime import Pass, Pool, WorkItem
 from clusterbatch.runtime.resources import device_for, gpus_for
 from clusterbatch.store import Artifact, Folder, Manifest
-from clusterbatch.store.details import EmbeddingsDetails, details_of
+from clusterbatch.store.details import has_vectors
 from clusterbatch.store.tables import parquet_columns
 from clusterbatch.store.workspace import Workspace
 
@@ -119,7 +119,7 @@ class EmbeddedCorpus:
     @cached_property
     def _vectors_are_kept(self) -> bool:
         of_previous = self.previous.parts if self.previous else ()
-        return details_of(self.embeddings, EmbeddingsDetails).get("persisted", True) and None not in of_previous
+        return has_vectors(self.embeddings) and None not in of_previous
 
 
 @dataclass(frozen=True)

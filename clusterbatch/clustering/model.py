@@ -22,6 +22,7 @@ from clusterbatch.clustering.partial_sums import Centers
 from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.embedding.vectors import TaskUnit, vector_values
 from clusterbatch.store import Artifact, Part
+from clusterbatch.store.details import FitPart, details_of
 from clusterbatch.store.tables import read_parquet
 
 # A fit without `cluster.drop_outliers`: no cosine is below this.
@@ -263,12 +264,13 @@ def read_models(level: StoredParts, partitions: Partitions) -> dict[int, Partiti
     numbers = {name: number for number, name in enumerate(partitions.names)}
     cells: dict[int, list[tuple[Centers, np.ndarray, float]]] = {}
     matrices: dict[int, np.ndarray] = {}
-    for part in sorted(level.parts, key=lambda part: (part.details["group"], part.details["coarse"])):
-        partition, table = numbers[part.details["group"]], read_parquet(level.artifact.folder, part)
-        if part.details["content"] == "projection":
+    described = [(details_of(part, FitPart), part) for part in level.parts]
+    for details, part in sorted(described, key=lambda pair: (pair[0]["group"], pair[0]["coarse"])):
+        partition, table = numbers[details["group"]], read_parquet(level.artifact.folder, part)
+        if details["content"] == "projection":
             matrices[partition] = vector_values(table["direction"])
             continue
-        cell = (read_centers(table), table["sampled"].to_numpy(), part.details["outlier_below"])
+        cell = (read_centers(table), table["sampled"].to_numpy(), details["outlier_below"])
         cells.setdefault(partition, []).append(cell)
     models = {}
     for partition, found in cells.items():
@@ -285,17 +287,17 @@ def read_models(level: StoredParts, partitions: Partitions) -> dict[int, Partiti
 
 def describe_parts(parts: Sequence[Part]) -> dict[str, dict[str, Any]]:
     """Summarise fits for `FittedClusters.describe`; of two levels the finer one."""
-    parts = [part for part in parts if "mean_cosine" in part.details]
+    described = [(part.rows, details_of(part, FitPart)) for part in parts if "mean_cosine" in part.details]
     finest: dict[str, int] = {}
-    for part in parts:
-        finest[part.details["group"]] = max(finest.get(part.details["group"], 1), part.details.get("level", 1))
+    for _, details in described:
+        finest[details["group"]] = max(finest.get(details["group"], 1), details.get("level", 1))
     summary = {}
-    for name, level in finest.items():
-        chosen = [p for p in parts if p.details["group"] == name and p.details.get("level", 1) == level]
-        centroids = sum(part.rows for part in chosen)
-        summary[name] = {
+    for partition, level in finest.items():
+        chosen = [each for each in described if (each[1]["group"], each[1].get("level", 1)) == (partition, level)]
+        centroids = sum(rows for rows, _ in chosen)
+        summary[partition] = {
             "centroids": centroids,
-            "mean_cosine": round(sum(part.rows * part.details["mean_cosine"] for part in chosen) / centroids, 5),
-            "rounds": max(part.details.get("rounds", 1) for part in chosen),
+            "mean_cosine": round(sum(rows * details["mean_cosine"] for rows, details in chosen) / centroids, 5),
+            "rounds": max(details.get("rounds", 1) for _, details in chosen),
         }
     return summary

@@ -25,6 +25,7 @@ from clusterbatch.embedding.vectors import TaskUnit, vector_column, vector_value
 from clusterbatch.errors import UsageError
 from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.store import Artifact, Counts
+from clusterbatch.store.details import FitPart, details_of
 from clusterbatch.store.shuffle import iterate_bucket, write_buckets
 from clusterbatch.store.tables import read_parquet, write_parquet
 
@@ -63,7 +64,7 @@ class UserGroupClusters(CentroidClusters):
     def _tables(self) -> dict[int, pa.Table]:
         numbers = {name: number for number, name in enumerate(self.partitions.names)}
         return {
-            numbers[part.details["group"]]: read_parquet(stored.artifact.folder, part)
+            numbers[details_of(part, FitPart)["group"]]: read_parquet(stored.artifact.folder, part)
             for stored in self.stored
             for part in stored.parts
         }

@@ -31,7 +31,7 @@ from clusterbatch.embedding.vectors import TaskUnit, VectorSource
 from clusterbatch.errors import UsageError
 from clusterbatch.hashing import row_hashes
 from clusterbatch.store import Part
-from clusterbatch.store.details import ClustersDetails, EmbeddingsDetails, details_of
+from clusterbatch.store.details import ClustersDetails, FitPart, details_of, has_vectors
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 
@@ -82,7 +82,7 @@ class Previous:
                 f"refresh: the corpus of generation {generation} was another one, not an earlier version of this; "
                 "begin a new workspace"
             )
-        persisted = details_of(embeddings, EmbeddingsDetails).get("persisted", True)
+        persisted = has_vectors(embeddings)
         embed = EmbedConfig.model_validate(embeddings.config) if embeddings.config else config.embed
         # The device is today's choice: the machines of that generation may be gone.
         embed = embed.model_copy(update={"device": config.embed.device})
@@ -101,7 +101,7 @@ class Previous:
     def models(self, partitions: Partitions) -> Mapping[int, PartitionModel]:
         """Return its models by partition of today's corpus; one that is new or was not split has none."""
         levels = [
-            StoredParts(level.artifact, [part for part in level.parts if part.details["group"] in partitions.names])
+            StoredParts(level.artifact, [part for part in level.parts if _partition_name(part) in partitions.names])
             for level in self.levels
         ]
         return KMeansClusters(partitions, self.features, levels).models
@@ -120,8 +120,12 @@ def stored_levels(clusters: StoredParts) -> list[StoredParts]:
     by_level: dict[int, list[Part]] = {}
     for part in clusters.parts:
         if part.details.get("content") in ("centroids", "projection"):
-            by_level.setdefault(part.details["level"], []).append(part)
+            by_level.setdefault(details_of(part, FitPart)["level"], []).append(part)
     return [StoredParts(clusters.artifact, parts) for _, parts in sorted(by_level.items())]
+
+
+def _partition_name(part: Part) -> str:
+    return details_of(part, FitPart)["group"]
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,8 @@ class WarmStart:
         """
         stored = self.previous.levels[level - 1]
         for part in stored.parts:
-            if (part.details["content"], part.details["group"], part.details["coarse"]) == (content, name, coarse):
+            details = details_of(part, FitPart)
+            if (details["content"], details["group"], details["coarse"]) == (content, name, coarse):
                 return read_parquet(stored.artifact.folder, part)
         return None
 

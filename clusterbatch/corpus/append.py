@@ -28,11 +28,11 @@ from clusterbatch.corpus.row_groups import RowGroup, live_rows, read_row_group, 
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.store.artifact import Artifact, Counts, Manifest, Part, Receipt
-from clusterbatch.store.details import CorpusDetails, details_of
+from clusterbatch.store.details import CorpusDetails, details_of, given_dimensions
 from clusterbatch.store.folder import Folder
+from clusterbatch.store.growing import GrowingArtifact
 from clusterbatch.store.shuffle import read_bucket, write_buckets
 from clusterbatch.store.tables import read_parquet, write_parquet
-from clusterbatch.store.versions import GrowingArtifact
 
 # Roles of parts: hashes of pairs that the corpus has already, the files that a version was made of, and the hashes of
 # what is held out. Lists of dropped rows have `DROPPED` as their role.
@@ -77,7 +77,7 @@ class Growth:
     @property
     def dimensions(self) -> int | None:
         """Length of the vectors that came with the rows."""
-        return details_of(self.base, CorpusDetails).get("dimensions")
+        return given_dimensions(self.base)
 
     @cached_property
     def held_out(self) -> HeldOut:

@@ -39,8 +39,8 @@ from clusterbatch.runtime import ray_session
 from clusterbatch.store.artifact import RECEIPTS, Artifact, Counts, Manifest, Part, Receipt, Stopwatch
 from clusterbatch.store.details import CorpusDetails, details_of
 from clusterbatch.store.folder import Folder
+from clusterbatch.store.growing import Version
 from clusterbatch.store.tables import write_parquet
-from clusterbatch.store.versions import Version
 from clusterbatch.store.workspace import Workspace
 
 # Sources that are named in a message.

@@ -20,8 +20,8 @@ from clusterbatch.log import say
 from clusterbatch.runtime import Ahead, Pass, Pool, WorkItem, current_executor, ray_session
 from clusterbatch.runtime.resources import device_for, gpus_for
 from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
-from clusterbatch.store.details import CorpusDetails, EmbeddingsDetails, details_of
-from clusterbatch.store.versions import GrowingArtifact, made_before
+from clusterbatch.store.details import CorpusDetails, EmbeddedUnit, EmbeddingsDetails, details_of, given_dimensions
+from clusterbatch.store.growing import GrowingArtifact, made_before
 from clusterbatch.store.workspace import Workspace
 
 # Name in manifests for the model of vectors that came with the corpus.
@@ -67,8 +67,9 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
             arguments = {"config": config, "generation": generation}
             pool = Pool(1, config.embed.cpus_per_worker)
             trial = Pass("embed: trial", None, identity, TrialWorker, arguments, pool).run([_all_in_one(items)])
-    described = receipts or trial
-    shares = unknown_shares([receipt.details["unknown"] for receipt in described])
+    embedded = [details_of(receipt, EmbeddedUnit) for receipt in receipts]
+    described = embedded or [details_of(receipt, EmbeddedUnit) for receipt in trial]
+    shares = unknown_shares([unit["unknown"] for unit in described])
     warn_of_unknown(config.embed.model, shares)
     dimensions = details_of(base, EmbeddingsDetails)["dimensions"] if base else None
     return target.commit(
@@ -80,12 +81,12 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
         details=EmbeddingsDetails(
             model=model,
             persisted=config.embed.persist,
-            dimensions=described[0].details["dimensions"] if described else dimensions,
+            dimensions=described[0]["dimensions"] if described else dimensions,
             rows=sum(receipt.counts.written for receipt in receipts),
-            tokens=sum(receipt.details["tokens"] for receipt in receipts),
+            tokens=sum(unit["tokens"] for unit in embedded),
             unknown_share=shares,
             seconds={
-                step: round(sum(receipt.details["seconds"][step] for receipt in receipts), 1)
+                step: round(sum(unit["seconds"][step] for unit in embedded), 1)
                 for step in ("prepare", "encode", "write")
             },
         ),
@@ -175,7 +176,7 @@ def _continued(
 
 def _has_vectors(corpus: Manifest, generation: int) -> bool:
     # A later generation is embedded by a model, whatever the first one's vectors were.
-    return details_of(corpus, CorpusDetails).get("dimensions") is not None and generation == 0
+    return given_dimensions(corpus) is not None and generation == 0
 
 
 def _model_identity(config: RunConfig) -> str:

@@ -19,7 +19,7 @@ from clusterbatch.encoder.sides import SIDES, Side
 from clusterbatch.errors import DataError
 from clusterbatch.runtime import WorkItem
 from clusterbatch.store.artifact import Manifest, Part
-from clusterbatch.store.details import EmbeddingsDetails, details_of
+from clusterbatch.store.details import has_vectors
 from clusterbatch.store.tables import read_parquet, vector_column, vector_values
 from clusterbatch.store.workspace import Workspace
 
@@ -53,7 +53,7 @@ def tasks(corpus: Manifest, embeddings: Manifest | None) -> list[WorkItem]:
     """
     groups = row_groups_of(corpus)
     parts: list[Part | None] = [None] * len(groups)
-    if embeddings is not None and details_of(embeddings, EmbeddingsDetails).get("persisted", True):
+    if embeddings is not None and has_vectors(embeddings):
         parts = list(embeddings.parts)
     if len(parts) < len(groups):
         raise DataError(f"embeddings: {len(parts)} parts for {len(groups)} units of the corpus")

@@ -16,8 +16,8 @@ from clusterbatch.log import say
 from clusterbatch.pipeline.rounds import RECORD, discard_generation, needed_generations, refresh_files
 from clusterbatch.store.artifact import EXCHANGE, MANIFEST, Artifact
 from clusterbatch.store.folder import TEMPORARY, Folder
+from clusterbatch.store.growing import VERSIONS
 from clusterbatch.store.s3 import Upload
-from clusterbatch.store.versions import VERSIONS
 from clusterbatch.store.workspace import Workspace
 
 _GENERATION = re.compile(r"generation=(\d+)")
@@ -136,7 +136,7 @@ def _orphans(root: Folder, artifact: Artifact) -> Iterator[Removal]:
 
 
 def _in_work(name: str, named: set[str]) -> bool:
-    """Whether a file belongs to a version that is being made; the interrupted call can be continued."""
+    """Return whether a file belongs to a version that is being made; the interrupted call can be continued."""
     place, _, rest = name.partition("/")
     return place == VERSIONS and f"{place}/{rest.partition('/')[0]}/{MANIFEST}" not in named
 

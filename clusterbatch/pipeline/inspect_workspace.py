@@ -15,8 +15,8 @@ from clusterbatch.shards.statistics import inspect_cluster
 from clusterbatch.store import Artifact, Folder, Manifest
 from clusterbatch.store.artifact import MANIFEST, RECEIPTS
 from clusterbatch.store.details import ClustersDetails, CorpusDetails, details_of
+from clusterbatch.store.growing import GrowingArtifact
 from clusterbatch.store.lease import LEASE
-from clusterbatch.store.versions import GrowingArtifact
 from clusterbatch.store.workspace import Workspace, live_generation
 from clusterbatch.training.metrics import SEGMENTS, read_last_line
 from clusterbatch.training.worker import CHECKPOINTS

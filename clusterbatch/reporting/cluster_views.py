@@ -17,7 +17,7 @@ from clusterbatch.config import ClusterConfig
 from clusterbatch.corpus.images import readable
 from clusterbatch.shards.cluster_means import cluster_means
 from clusterbatch.shards.reader import ROWS
-from clusterbatch.shards.reduce import OUTLIERS
+from clusterbatch.shards.shuffle_reduce import OUTLIERS
 from clusterbatch.shards.statistics import FARTHEST, STATISTICS
 from clusterbatch.store import Artifact, Manifest, Part
 from clusterbatch.store.tables import read_parquet

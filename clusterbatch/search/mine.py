@@ -21,7 +21,7 @@ from clusterbatch.search.gather import TEXTS, VECTORS, Block, Gathered, GatherWo
 from clusterbatch.search.negatives import choose_negatives
 from clusterbatch.search.neighbours import Approximation
 from clusterbatch.store import Artifact, Counts, Manifest, Part, Stopwatch
-from clusterbatch.store.details import EmbeddingsDetails, MinedDetails, details_of
+from clusterbatch.store.details import MinedDetails, details_of, has_vectors
 from clusterbatch.store.shuffle import iterate_bucket, read_bucket, write_buckets
 from clusterbatch.store.workspace import Workspace
 
@@ -51,14 +51,13 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
     pool = Pool(config.mine.workers, config.mine.cpus_per_worker)
     exchange = Artifact(artifact.folder.child(_EXCHANGE), "rows by source")
     with ray_session(config.ray):
-        kept = details_of(embeddings, EmbeddingsDetails).get("persisted", True)
         gather = Pass(
             "mine: gather",
             exchange,
             identity,
             GatherWorker,
             {"config": config, "generation": embedded, "partitions": partitions},
-            pool if kept else embedding_pool(config.embed),
+            pool if has_vectors(embeddings) else embedding_pool(config.embed),
             temporary=True,
         )
         gathered = gather.run(items, force=force)
@@ -75,10 +74,11 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
         }
         search = Pass("mine: search", artifact, identity, MineWorker, arguments, pool)
         receipts = search.run(blocks(vectors, partitions), done=done)
+    found = [details_of(receipt, MinedDetails) for receipt in receipts]
     totals = MinedDetails(
-        negatives=sum(receipt.details["negatives"] for receipt in receipts),
-        inconsistent=sum(receipt.details["inconsistent"] for receipt in receipts),
-        first=sum(receipt.details["first"] for receipt in receipts),
+        negatives=sum(of_block["negatives"] for of_block in found),
+        inconsistent=sum(of_block["inconsistent"] for of_block in found),
+        first=sum(of_block["first"] for of_block in found),
     )
     manifest = artifact.commit(
         identity,

@@ -16,11 +16,11 @@ from clusterbatch.schema import VECTORS
 from clusterbatch.search.mine import Mined
 from clusterbatch.shards.bucket_plan import BucketPlan, plan_buckets
 from clusterbatch.shards.layout import ShardSchema
-from clusterbatch.shards.map import AssignWorker
-from clusterbatch.shards.reduce import ReduceWorker
+from clusterbatch.shards.shuffle_map import AssignWorker
+from clusterbatch.shards.shuffle_reduce import ReduceWorker
 from clusterbatch.shards.tokenise import Tokenisation
 from clusterbatch.store import Artifact, Receipt
-from clusterbatch.store.details import CorpusDetails, EmbeddingsDetails, details_of
+from clusterbatch.store.details import EmbeddingsDetails, details_of, given_dimensions
 from clusterbatch.store.shuffle import bucket_rows
 
 # Text that a bucket has at most, about: sorting holds it twice.
@@ -79,7 +79,7 @@ class ShardPasses:
 
     def _text_bytes(self, stored: float) -> float:
         """Return the most bytes of a row's text if its pair takes `stored` bytes; a mined negative is as long."""
-        vectors = 2 * len(VECTORS) * (details_of(self.corpus.corpus, CorpusDetails).get("dimensions") or 0)
+        vectors = 2 * len(VECTORS) * (given_dimensions(self.corpus.corpus) or 0)
         expansion = _IMAGE_EXPANSION if self.schema.images else _EXPANSION
         return expansion * max(0.0, stored - vectors) * (1 + self.corpus.config.mine.negatives)
 

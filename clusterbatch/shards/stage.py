@@ -28,7 +28,7 @@ from clusterbatch.shards.reader import INDEX, index_table
 from clusterbatch.shards.statistics import StatisticsJob
 from clusterbatch.shards.tokenise import Tokenisation
 from clusterbatch.store import Artifact, Manifest, Part, Receipt, Stopwatch
-from clusterbatch.store.details import ClustersDetails, ShardLayout
+from clusterbatch.store.details import ClustersDetails, ReducedBucket, ShardLayout, details_of
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.workspace import Workspace
 
@@ -140,7 +140,7 @@ def _commit(
         )
     statistics = StatisticsJob(
         artifact=shards.facts,
-        facts=[Part(**receipt.details["facts"]) for receipt in shard_receipts],
+        facts=[Part(**details_of(receipt, ReducedBucket)["facts"]) for receipt in shard_receipts],
         keys=[[(piece["source"], piece["cluster"]) for piece in of_bucket] for of_bucket in pieces],
         output=artifact,
     )
@@ -188,7 +188,7 @@ def number_pieces(receipts: Sequence[Receipt]) -> list[list[dict[str, Any]]]:
     previous: tuple[str, int, int] | None = None
     for receipt in sorted(receipts, key=lambda receipt: receipt.unit):
         of_bucket = []
-        for piece in receipt.details["pieces"]:
+        for piece in details_of(receipt, ReducedBucket)["pieces"]:
             key = (piece["source"], piece["centroid"], piece["part"])
             piece_number = piece_number + 1 if key == previous else 0
             if previous is None or piece["source"] != previous[0]:
@@ -207,7 +207,8 @@ def number_pieces(receipts: Sequence[Receipt]) -> list[list[dict[str, Any]]]:
 
 def _surrogate_error(receipts: Sequence[Receipt]) -> float | None:
     """Return the root mean square error of the stored vectors' cosines; None if no vectors are stored."""
-    squares, count = (sum(receipt.details["surrogate_errors"][i] for receipt in receipts) for i in (0, 1))
+    errors = [details_of(receipt, ReducedBucket)["surrogate_errors"] for receipt in receipts]
+    squares, count = sum(of_bucket for of_bucket, _ in errors), sum(rows for _, rows in errors)
     return round((squares / count) ** 0.5, 6) if count else None
 
 

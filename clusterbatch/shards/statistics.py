@@ -19,7 +19,7 @@ from clusterbatch.clustering.features import unit_length
 from clusterbatch.config import RunConfig
 from clusterbatch.embedding.vectors import vector_values
 from clusterbatch.errors import UsageError
-from clusterbatch.shards.examples import EXAMPLE, EXAMPLES, naming_terms
+from clusterbatch.shards.cluster_facts import EXAMPLE, EXAMPLES, naming_terms
 from clusterbatch.store import Artifact, Part
 from clusterbatch.store.details import SourceClusters
 from clusterbatch.store.tables import read_parquet, write_parquet

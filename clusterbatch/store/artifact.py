@@ -101,7 +101,7 @@ class Manifest(BaseModel):
     # Requests and bytes of all units, and of the driver since the artifact before.
     traffic: Traffic = Traffic()
     details: dict[str, Any] = {}
-    # Fingerprints of the versions that this one extends (store.versions), oldest first.
+    # Fingerprints of the versions that this one extends (store.growing), oldest first.
     earlier: list[str] = []
 
     @property

@@ -1,4 +1,4 @@
-"""Types of the `details` in a stage's manifest, so that type checkers know every key and its value.
+"""Types of the `details` in manifests, receipts and parts, so that type checkers know every key and its value.
 
 A key that is NotRequired is missing in some artifacts, mostly in those of earlier versions of this package.
 """
@@ -8,14 +8,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar, cast
 
-from clusterbatch.store.artifact import Manifest
+from clusterbatch.store.artifact import Manifest, Part, Receipt
 
 _Details = TypeVar("_Details", bound=Mapping[str, Any])
 
 
-def details_of(manifest: Manifest, kind: type[_Details]) -> _Details:
-    """Return the manifest's details as one of the types below; nothing is checked or copied."""
-    return cast(_Details, manifest.details)
+def details_of(described: Manifest | Receipt | Part, kind: type[_Details]) -> _Details:
+    """Return the details as one of the types below; nothing is checked or copied."""
+    return cast(_Details, described.details)
+
+
+def has_vectors(embeddings: Manifest) -> bool:
+    """Return whether vectors are stored; otherwise readers embed rows themselves."""
+    return details_of(embeddings, EmbeddingsDetails).get("persisted", True)
+
+
+def given_dimensions(corpus: Manifest) -> int | None:
+    """Return the length of the vectors that came with the rows of a corpus; None if none did."""
+    return details_of(corpus, CorpusDetails).get("dimensions")
 
 
 class SampleDetails(TypedDict):
@@ -64,8 +74,36 @@ class EmbeddingsDetails(TypedDict):
     seconds: NotRequired[dict[str, float]]
 
 
+class EmbeddedUnit(TypedDict):
+    """Details of the receipt of an embedded unit; of a trial, which embeds a sample, the first two."""
+
+    dimensions: int
+    # Unknown tokens and tokens by source.
+    unknown: dict[str, list[int]]
+    tokens: int
+    # By step: prepare, encode, write.
+    seconds: dict[str, float]
+
+
+class FitPart(TypedDict):
+    """Details of a part with the clusters of one cell or partition, or with the projection in front of them."""
+
+    # labels: of the user's own clusters, which have no levels.
+    content: Literal["centroids", "projection", "labels"]
+    # Name of the partition. The key is older than that word.
+    group: str
+    level: NotRequired[int]
+    # Number of the coarse cluster that the cell is.
+    coarse: NotRequired[int]
+    # Cosine below which rows are set aside.
+    outlier_below: NotRequired[float]
+    # Missing if the cell has no rows.
+    mean_cosine: NotRequired[float]
+    rounds: NotRequired[int]
+
+
 class MinedDetails(TypedDict):
-    """Details of mined negatives."""
+    """Details of mined negatives, and of the receipt of each block of queries."""
 
     # Negatives found.
     negatives: int
@@ -86,6 +124,17 @@ class ShardLayout(TypedDict):
     weight: bool
     images: NotRequired[Sequence[str]]
     margins: NotRequired[bool]
+
+
+class ReducedBucket(TypedDict):
+    """Details of the receipt of a bucket that became shards."""
+
+    # Entries of the index, shards numbered inside the bucket.
+    pieces: list[dict[str, Any]]
+    # Fields of the part with facts about the bucket's clusters.
+    facts: dict[str, Any]
+    # Sum and number of the squared errors of the stored vectors' cosines.
+    surrogate_errors: tuple[float, int]
 
 
 class SourceClusters(TypedDict):

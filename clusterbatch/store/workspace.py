@@ -11,7 +11,7 @@ from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store.artifact import EXCHANGE, MANIFEST, RECEIPTS, Artifact
 from clusterbatch.store.entry import is_own_name
 from clusterbatch.store.folder import Folder, normalise_uri
-from clusterbatch.store.versions import GrowingArtifact
+from clusterbatch.store.growing import GrowingArtifact
 
 # In `model/`: the generation whose model this is, and the files that were published.
 MARK = "generation.json"

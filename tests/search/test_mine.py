@@ -17,7 +17,7 @@ from clusterbatch.search import gather
 from clusterbatch.search import mine as module
 from clusterbatch.search.mine import LocalTexts, Mined, mine
 from clusterbatch.shards.reader import ShardReader
-from clusterbatch.shards.reduce import OUTLIERS
+from clusterbatch.shards.shuffle_reduce import OUTLIERS
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Part
 from clusterbatch.store.tables import read_parquet

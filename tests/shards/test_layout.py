@@ -14,7 +14,7 @@ from clusterbatch.clustering.packing_order import merge_upward, packing_order
 from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.embedding.vectors import vector_column
 from clusterbatch.shards.bucket_plan import plan_buckets
-from clusterbatch.shards.examples import count_terms, naming_terms
+from clusterbatch.shards.cluster_facts import count_terms, naming_terms
 from clusterbatch.shards.layout import VectorEncoder, VectorFormat, squared_errors
 from clusterbatch.shards.size_bounds import merge_small, split_large
 from tests.clustering.embedded import blobs

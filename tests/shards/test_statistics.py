@@ -10,7 +10,7 @@ import pytest
 
 from clusterbatch.embedding.vectors import vector_column
 from clusterbatch.shards import statistics
-from clusterbatch.shards.examples import cluster_facts
+from clusterbatch.shards.cluster_facts import cluster_facts
 from clusterbatch.shards.statistics import StatisticsJob, gini
 from clusterbatch.store import Artifact, Folder, Part
 from clusterbatch.store.tables import read_parquet, write_parquet

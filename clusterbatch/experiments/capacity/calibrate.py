@@ -13,7 +13,7 @@ import torch
 
 from clusterbatch.config import RunConfig
 from clusterbatch.errors import DataError, UsageError
-from clusterbatch.experiments.capacity.model import CapacityModel, Coefficients, Shape
+from clusterbatch.experiments.capacity.scale_model import CapacityModel, Coefficients, Shape
 from clusterbatch.experiments.capacity.workload import model_of
 from clusterbatch.pipeline.summary import finished_stages
 from clusterbatch.store.workspace import STAGE_ARTIFACTS

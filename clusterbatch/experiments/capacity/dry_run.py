@@ -12,7 +12,7 @@ from rich.table import Table
 from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.config.compare import PricesConfig
 from clusterbatch.experiments.capacity.calibrate import GPUS, load, on_gpu
-from clusterbatch.experiments.capacity.model import CapacityModel, StageEstimate
+from clusterbatch.experiments.capacity.scale_model import CapacityModel, StageEstimate
 from clusterbatch.experiments.capacity.workload import model_of
 from clusterbatch.reporting.page import amount
 

@@ -23,7 +23,7 @@ from clusterbatch.corpus.readers.text import decompressed
 from clusterbatch.corpus.row_groups import read_row_group, row_groups_of
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.errors import ClusterbatchError
-from clusterbatch.experiments.capacity.model import CapacityModel, Shape, Workload
+from clusterbatch.experiments.capacity.scale_model import CapacityModel, Shape, Workload
 from clusterbatch.schema import corpus_schema
 from clusterbatch.store import Folder, Manifest
 from clusterbatch.store.details import CorpusDetails, details_of

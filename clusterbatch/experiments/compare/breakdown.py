@@ -25,7 +25,7 @@ from clusterbatch.experiments.compare.wording import verdict_word
 from clusterbatch.pipeline.report import LEAST_QUERIES, segments_of
 from clusterbatch.shards.cluster_means import as_stored, cluster_means
 from clusterbatch.store import Artifact, Manifest
-from clusterbatch.store.details import CorpusDetails, details_of
+from clusterbatch.store.details import given_dimensions
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 
@@ -51,7 +51,7 @@ def query_segments(config: RunConfig, clusters: Artifact, collections: Sequence[
     with those of the clusters: the user's own vectors, character n-grams, shards without vectors.
     """
     empty = _SCHEMA.empty_table()
-    own_vectors = details_of(Workspace(config).corpus.require(), CorpusDetails).get("dimensions") is not None
+    own_vectors = given_dimensions(Workspace(config).corpus.require()) is not None
     if own_vectors or config.embed.model in SURROGATES:
         return empty
     means = cluster_means(clusters, config.cluster)

@@ -33,7 +33,7 @@ from clusterbatch.experiments.compare.plan import plan_comparison
 from clusterbatch.experiments.compare.trial import starting_encoder
 from clusterbatch.log import say
 from clusterbatch.shards.reader import ShardReader
-from clusterbatch.store.details import CorpusDetails, details_of
+from clusterbatch.store.details import given_dimensions
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.collectives import World
 from clusterbatch.training.step import TrainingStep
@@ -145,7 +145,7 @@ def _name(config: RunConfig) -> str:
 def _seconds_a_row(config: RunConfig) -> float:
     """Return the seconds of embedding a row, by all workers together; 0 if no model does it."""
     corpus = Workspace(config).corpus.require()
-    if details_of(corpus, CorpusDetails).get("dimensions") is not None or config.embed.model in SURROGATES:
+    if given_dimensions(corpus) is not None or config.embed.model in SURROGATES:
         return 0.0
     unit = next(unit for unit in row_groups_of(corpus) if unit.rows)
     rows = np.arange(min(_TIMED_ROWS, unit.rows))

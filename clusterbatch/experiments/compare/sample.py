@@ -36,7 +36,7 @@ from clusterbatch.log import say
 from clusterbatch.runtime import Pass, Pool, Result, WorkItem, ray_session
 from clusterbatch.schema import VECTORS
 from clusterbatch.store import Artifact, Counts, Manifest, Part, Stopwatch
-from clusterbatch.store.details import CorpusDetails, EmbeddingsDetails, details_of
+from clusterbatch.store.details import CorpusDetails, EmbeddingsDetails, details_of, given_dimensions, has_vectors
 from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace
 
@@ -116,9 +116,7 @@ def sample_corpus(config: RunConfig, share: float, way: Way, *, force: bool = Fa
         details=CorpusDetails(
             sources=dict(sorted(sources.items())),
             rejects={},
-            dimensions=details_of(vectors, EmbeddingsDetails)["dimensions"]
-            if vectors
-            else details_of(corpus, CorpusDetails).get("dimensions"),
+            dimensions=details_of(vectors, EmbeddingsDetails)["dimensions"] if vectors else given_dimensions(corpus),
         ),
     )
     embedding.folder.remove()
@@ -129,7 +127,7 @@ def _vector_parts(embeddings: Manifest | None, groups: int) -> list[Part | None]
     """Return the part with the vectors of each row group. Raises UsageError if they were not kept."""
     if embeddings is None:
         return [None] * groups
-    if not details_of(embeddings, EmbeddingsDetails).get("persisted", True):
+    if not has_vectors(embeddings):
         raise UsageError("reuse.embeddings: these were not kept (embed.persist: false), a sample cannot take them over")
     if len(embeddings.parts) < groups:
         raise UsageError(
@@ -158,7 +156,7 @@ class CheapVectors(Protocol):
 
 def _cheap_vectors(config: RunConfig, corpus: Manifest) -> CheapVectors | None:
     """Return the way to find neighbours in this corpus; None if all is images: then rows are drawn uniformly."""
-    if details_of(corpus, CorpusDetails).get("dimensions") is not None:
+    if given_dimensions(corpus) is not None:
         return OwnVectors()
     side: Side = "document" if "document" not in config.corpus.columns.images else "query"
     if side in config.corpus.columns.images:

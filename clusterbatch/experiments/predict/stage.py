@@ -22,7 +22,7 @@ from clusterbatch.experiments.predict.batch_figures import Sample, batch_figures
 from clusterbatch.hashing import row_hashes
 from clusterbatch.runtime import Pass, Pool, Result, WorkItem, lasting_session, ray_session
 from clusterbatch.store import Artifact, Counts, Manifest, Part, Stopwatch
-from clusterbatch.store.details import CorpusDetails, EmbeddingsDetails, details_of
+from clusterbatch.store.details import given_dimensions, has_vectors
 from clusterbatch.store.shuffle import read_bucket, write_buckets
 from clusterbatch.store.workspace import Workspace
 
@@ -92,15 +92,11 @@ def batch_settings(config: RunConfig) -> dict[str, Any]:
 def _vectors(config: RunConfig, corpus: Manifest) -> tuple[Manifest | None, str]:
     """Return the existing vectors, or None if only the sample is to be embedded; and their identity."""
     kept = Workspace(config).embeddings().manifest()
-    if (
-        kept is not None
-        and kept.inputs.get("corpus") == corpus.fingerprint
-        and details_of(kept, EmbeddingsDetails).get("persisted", True)
-    ):
+    if kept is not None and kept.inputs.get("corpus") == corpus.fingerprint and has_vectors(kept):
         made_with = EmbedConfig.model_validate(kept.config) if kept.config else config.embed
         if made_with.identity() == config.embed.identity():
             return kept, kept.fingerprint
-    if config.embed.model in SURROGATES or details_of(corpus, CorpusDetails).get("dimensions") is not None:
+    if config.embed.model in SURROGATES or given_dimensions(corpus) is not None:
         # Fitted to the corpus, or brought with it: there is no model that would embed a sample.
         kept = embed(config)
         return kept, kept.fingerprint

@@ -17,7 +17,7 @@ from clusterbatch.config import load_config
 from clusterbatch.config.compare import PricesConfig
 from clusterbatch.errors import UsageError
 from clusterbatch.experiments.capacity.calibrate import GPUS, Measured, fit, load, on_gpu, save
-from clusterbatch.experiments.capacity.model import CapacityModel, Coefficients, Shape, Workload
+from clusterbatch.experiments.capacity.scale_model import CapacityModel, Coefficients, Shape, Workload
 from clusterbatch.experiments.capacity.workload import model_of, shape_of
 from clusterbatch.store.workspace import STAGE_ARTIFACTS
 

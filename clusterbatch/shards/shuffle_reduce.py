@@ -18,7 +18,7 @@ from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.errors import DataError
 from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.shards.bucket_plan import BucketPlan
-from clusterbatch.shards.examples import cluster_facts
+from clusterbatch.shards.cluster_facts import cluster_facts
 from clusterbatch.shards.layout import ShardSchema, VectorEncoder, squared_errors
 from clusterbatch.shards.size_bounds import merge_small, split_large
 from clusterbatch.shards.writer import ShardWriter

@@ -13,12 +13,12 @@ from clusterbatch.clustering.model import StoredParts
 from clusterbatch.config import ClusterConfig
 from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.embedding.vectors import vector_column
-from clusterbatch.shards import reduce as reducing
+from clusterbatch.shards import shuffle_reduce as reducing
 from clusterbatch.shards.bucket_plan import BucketPlan
 from clusterbatch.shards.layout import ShardSchema
 from clusterbatch.shards.passes import ShardPasses
 from clusterbatch.shards.reader import ShardReader
-from clusterbatch.shards.reduce import ReduceWorker, _sorted
+from clusterbatch.shards.shuffle_reduce import ReduceWorker, _sorted
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Folder
 from clusterbatch.store.workspace import Workspace
