@@ -82,7 +82,9 @@ def _folder(server: _Server, **options: float) -> Folder:
 
 
 @pytest.mark.parametrize("attempts", [1, 3])
-def test_attempts_are_counted_in_one_place(server: _Server, attempts: int) -> None:
+def test_attempts_are_counted_in_one_place(server: _Server, attempts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pauses between attempts are other tests' matter.
+    monkeypatch.setattr(retries.time, "sleep", lambda seconds: None)
     folder = _folder(server, attempts=attempts)
     for name, verb in _VERBS.items():
         before = server.connections
