@@ -67,5 +67,12 @@ CATALOGUE = [
     Benchmark("metrics", "bench_metrics", "", "", DATA),
     Benchmark("verdicts", "bench_verdicts", "", "--comparisons 100"),
     Benchmark("predict", "bench_predict", "{comparison}", "{comparison} --rows 20000", COMPARISON),
+    Benchmark(
+        "grid",
+        "bench_grid",
+        "runs/grid",
+        "runs/grid-quick compare.arms=[source,cluster] compare.seeds=1 train.epochs=1 --corpora mitre --sizes 256",
+        DATA,
+    ),
     Benchmark("samples", "bench_samples", "{comparison}", "{comparison}", COMPARISON),
 ]
