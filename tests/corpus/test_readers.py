@@ -6,7 +6,9 @@ import csv
 import gzip
 import io
 import json
+import re
 from pathlib import Path
+from random import Random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -94,6 +96,81 @@ def test_a_quote_that_is_not_closed_costs_its_own_row_alone(tmp_path: Path, bad:
     assert [reject.row for reject in outcome.rejects] == [2, 5]
     assert all(reject.reason.startswith("not CSV") for reject in outcome.rejects)
     assert [reject.content.encode().strip() for reject in outcome.rejects if reject.content] == [bad, bad]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b'"first line\nsecond "stray" line\nthird",doc',
+        b'"say "x" now\nand more",doc',
+        b'"first\nsee a, b\nsay "x", now",doc',
+        b'"first\n\nafter a blank line, the "last" one",doc',
+        b'"escaped \\"as MySQL does\\"\nnot doubled",doc',
+        b'a,"stray "x" in\nthe last\nfield"',
+        b'"all on "one" line",doc',
+        b'"doubled ""here""\nbut not "there" at all",doc',
+    ],
+)
+@pytest.mark.parametrize("quoted", [True, False])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_stray_quote_costs_the_row_with_all_its_lines_for_one_reason(
+    tmp_path: Path, bad: bytes, quoted: bool, end: bytes
+) -> None:
+    good = [(f"query {n}", f"document {n}\nof two lines" if quoted else f"document {n}") for n in range(6)]
+    rows = [f'"{q}","{d}"'.encode() if quoted else f"{q},{d}".encode() for q, d in good]
+    lines = [b"query,document", *rows[:2], bad, *rows[2:4], bad, *rows[4:]]
+    (tmp_path / "x.csv").write_bytes(b"".join(line.replace(b"\n", end) + end for line in lines))
+    outcome = read(tmp_path / "x.csv")
+    assert [(q, d.replace("\r", "")) for q, d in outcome.pairs] == good
+    assert [(reject.row, reject.reason) for reject in outcome.rejects] == [
+        (row, "not CSV: a quote inside a quoted field is not doubled") for row in (2, 5)
+    ]
+    # What is lost is shown whole.
+    seen = [(reject.content or "").encode().replace(b"\r", b"").strip() for reject in outcome.rejects]
+    assert seen == [bad, bad]
+
+
+def test_rows_of_csv_with_damaged_quotes_are_never_made_of_pieces(tmp_path: Path) -> None:
+    """Whatever quotes are lost or added: a pair is a row of the file, and all others have reasons."""
+    random = Random(0)
+    # A break inside a query leaves pieces that no reader can tell from rows.
+    breaks = ["line\nbreak", 'a, b\nc "d"\n\ne']
+    words = ["one", "two, three", 'a "word"', "", 'ends"', '"begins']
+    for _ in range(400):
+        rows = [(f"q{n} {random.choice(words)}", f"d{n} {random.choice([*words, *breaks])}") for n in range(8)]
+        data = bytearray(as_csv(",", pairs=rows))
+        quotes = [place for place in range(len("query,document\r\n"), len(data)) if data[place] == ord('"')]
+        if quotes and random.random() < 0.7:
+            del data[random.choice(quotes)]
+        else:
+            data.insert(random.randrange(len("query,document\r\n"), len(data)), ord('"'))
+        (tmp_path / "x.csv").write_bytes(data)
+        outcome = read(tmp_path / "x.csv")
+        seen = "".join(reject.content or "" for reject in outcome.rejects)
+        for query, document in outcome.pairs:
+            query, document = query.replace('"', ""), document.replace('"', "")
+            number = query[1:2]
+            assert query.startswith(f"q{number} "), (bytes(data), query)
+            assert document.startswith(f"d{number} "), (bytes(data), query, document)
+            assert re.findall("[qd][0-9]", query + document) == [f"q{number}", f"d{number}"], (bytes(data), document)
+            seen += query
+        assert set(re.findall("q[0-9]", seen.replace('"', ""))) == {f"q{number}" for number in range(8)}, bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("head", "delimiter"),
+    [
+        (b'"query","docu\nment",note\n', ","),
+        (b"sep=;\r\nquery;docu\nment;note\n".replace(b"docu\nment", b'"docu\nment"'), ";"),
+        (b'note|"docu\nment"|query\n', "|"),
+    ],
+)
+def test_a_header_of_several_lines_as_spreadsheets_write_it(tmp_path: Path, head: bytes, delimiter: str) -> None:
+    names = ["note", "docu\nment", "query"] if delimiter == "|" else ["query", "docu\nment", "note"]
+    row = {"query": "a query", "docu\nment": '"an\nanswer"', "note": "3"}
+    (tmp_path / "x.csv").write_bytes(head + delimiter.join(row[name] for name in names).encode() + b"\n")
+    outcome = read(tmp_path / "x.csv", columns={"document": "docu\nment"})
+    assert (outcome.broken, outcome.rejects, outcome.pairs) == (None, [], [("a query", "an\nanswer")])
 
 
 @pytest.mark.parametrize("unit_bytes", [4096, 5000, 10_000_000])

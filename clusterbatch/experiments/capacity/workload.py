@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from dataclasses import replace
@@ -14,13 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clusterbatch.config import DOCSTRINGS, RunConfig
+from clusterbatch.config import DOCSTRINGS, CorpusConfig, RunConfig
 from clusterbatch.corpus.docstrings import COLLECTION
 from clusterbatch.corpus.find_inputs import find_inputs
 from clusterbatch.corpus.inputs import InputFile
+from clusterbatch.corpus.readers.delimited import read_delimited
 from clusterbatch.corpus.readers.formats import Compression, format_of_name
-from clusterbatch.corpus.readers.text import decompressed
+from clusterbatch.corpus.readers.text import decompressed, detect_encoding
 from clusterbatch.corpus.row_groups import read_row_group, row_groups_of
+from clusterbatch.corpus.rows import BrokenFileError, InputColumns
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.errors import ClusterbatchError
 from clusterbatch.experiments.capacity.scale_model import CapacityModel, Shape, Workload
@@ -122,7 +123,7 @@ def _look_into(file: InputFile, config: RunConfig) -> tuple[float, float, float]
     opened = _decompressed(head_bytes, form.compression) if form.compression else head_bytes
     size = file.size * len(opened) / max(1, len(head_bytes))
     # A tenth of a record is names and punctuation.
-    record = len(opened) / max(1, _records(opened, form.kind))
+    record = len(opened) / max(1, _records(opened, form.kind, config.corpus))
     return size / max(1.0, record), _QUERY_CHARACTERS, max(1.0, 0.9 * record - _QUERY_CHARACTERS)
 
 
@@ -142,12 +143,17 @@ def _decompressed(head: bytes, compression: Compression) -> bytes:
     return b"".join(pieces)
 
 
-def _records(text: bytes, kind: str | None) -> int:
+def _records(text: bytes, kind: str | None, corpus: CorpusConfig) -> int:
     """Return the records in a piece of a file: its lines, or rows of CSV, whose cells may hold line breaks."""
-    if kind == "csv":
+    if kind in ("csv", "tsv"):
+        tabs = kind == "tsv"
+        quotes = corpus.tsv_quotes or not tabs
+        encoding = corpus.encoding or detect_encoding(text)
         try:
-            return sum(1 for _ in csv.reader(io.StringIO(text.decode("utf-8", "replace")))) - 1
-        except csv.Error:
+            rows = read_delimited(io.BytesIO(text), InputColumns.of(corpus), encoding, tabs=tabs, quotes=quotes)
+            return sum(chunk.input_rows for chunk in rows)
+        except BrokenFileError:
+            # Without its columns, which ingest will say.
             pass
     return text.count(b"\n")
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.s3
 __all__ = ["plain"]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.faults) for seed in range(3, 20))])
 def test_in_a_bucket_a_history_ends_as_the_model_says(
     seed: int, tmp_path: Path, storage: StorageConfig, bucket: str, plain: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
