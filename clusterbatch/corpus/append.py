@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clusterbatch.config import RunConfig
+from clusterbatch.corpus.beir import PairCollection, collection_in
 from clusterbatch.corpus.decontaminate import SIGNATURES, Contamination
 from clusterbatch.corpus.find_inputs import Inputs
 from clusterbatch.corpus.holdout import NOTHING, HeldOut
@@ -25,6 +26,7 @@ from clusterbatch.corpus.inputs import InputFile
 from clusterbatch.corpus.near_duplicates import write_entries
 from clusterbatch.corpus.read import DROPPED, Sorting
 from clusterbatch.corpus.row_groups import RowGroup, live_rows, read_row_group, row_groups_of
+from clusterbatch.corpus.write_holdout import HOLDOUT
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.store.artifact import Artifact, Counts, Manifest, Part, Receipt
@@ -89,6 +91,24 @@ class Growth:
         """Return the texts that new rows must not be near to; None if the corpus keeps none."""
         parts = [part for part in self.base.parts if part.details.get("role") == SIGNATURES]
         return Contamination(self.corpus, tuple(parts), threshold) if parts else None
+
+    @property
+    def collection(self) -> PairCollection:
+        """The held-out collection. Raises DataError if its files are gone."""
+        folder = self.corpus.folder.child(HOLDOUT)
+        found = collection_in(folder, 0, None)
+        if found is None:
+            raise DataError(
+                f"{folder.uri}: no longer has the held-out collection, which new rows are compared with; ingest --force "
+                "makes the corpus from scratch"
+            )
+        return found
+
+
+def lacks_signatures(config: RunConfig, corpus: Manifest) -> bool:
+    """Return whether a corpus was made by a version that left near copies of its held-out texts in."""
+    roles = {part.details.get("role") for part in corpus.parts if "versions/" not in part.path}
+    return config.corpus.decontaminate == "near" and CHOSEN in roles and SIGNATURES not in roles
 
 
 class DocumentFilter:

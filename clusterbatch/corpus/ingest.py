@@ -21,6 +21,7 @@ from clusterbatch.corpus.append import (
     check_same_rules,
     dropped_lists,
     files_read,
+    lacks_signatures,
     new_inputs,
     without_dropped,
     write_files,
@@ -80,6 +81,12 @@ def ingest(config: RunConfig, *, generation: int = 0, force: bool = False, appen
         say(
             "ingest    corpus.delete applies only to `ingest --append` to an existing corpus; the rows it lists are "
             "included",
+            level="warning",
+        )
+    if made is not None and not force and lacks_signatures(config, made):
+        say(
+            f"ingest    {artifact.folder.uri} was made by a version that left near copies of held-out texts in the "
+            "corpus; only rows that are appended are compared with them, ingest --force compares all",
             level="warning",
         )
     if made is not None and grows:
@@ -220,9 +227,10 @@ def _commit(
     extra = [*more, write_files(artifact, [*files, *(lists or [])])]
     if not isinstance(artifact, Version) and not passes.held_out.is_empty:
         extra.append(write_parquet(artifact, "heldout", passes.held_out.to_table(), role=CHOSEN))
-        if passes.held_out_texts:
-            texts = distinct_texts(passes.held_out_texts)
-            extra.append(write_parquet(artifact, "heldout-signatures", texts, role=SIGNATURES))
+    texts = passes.held_out_texts
+    if texts and not (passes.growth and texts.artifact == passes.growth.corpus):
+        # A version has them, too, if the corpus was made without.
+        extra.append(write_parquet(artifact, "heldout-signatures", distinct_texts(texts), role=SIGNATURES))
     manifest = artifact.commit(
         passes.identity,
         receipts,

@@ -245,7 +245,8 @@ class IngestPasses:
             return None
         threshold = self.config.corpus.near_threshold
         if self.growth:
-            return self.growth.held_out_texts(threshold)
+            kept = self.growth.held_out_texts(threshold)
+            return self._test_texts([self.growth.collection], "held-out", threshold) if kept is None else kept
         output = Artifact(self.exchange.child("held-out"), "held-out texts")
         items = plan_held_out_texts(self._placed(SKETCHES))
         arguments = {"held_out": self.held_out}
@@ -257,11 +258,14 @@ class IngestPasses:
         corpus = self.config.corpus
         if not self.tests or corpus.decontaminate == "off":
             return None
-        output = Artifact(self.exchange.child("tests"), "test texts")
-        items = plan_test_texts(self.tests, corpus.unit_bytes)
-        arguments = {"collections": self.tests, "storage": self.config.storage}
+        return self._test_texts(self.tests, "tests", corpus.near_threshold if corpus.decontaminate == "near" else None)
+
+    def _test_texts(self, tests: Sequence[PairCollection], name: str, threshold: float | None) -> Contamination:
+        """Write hashes and signatures of what collections judge."""
+        output = Artifact(self.exchange.child(name), "test texts")
+        items = plan_test_texts(tests, self.config.corpus.unit_bytes)
+        arguments = {"collections": tests, "storage": self.config.storage}
         receipts = self._run("ingest: test texts", items, TestTextsWorker, output, arguments, "bytes")
-        threshold = corpus.near_threshold if corpus.decontaminate == "near" else None
         return Contamination(output, tuple(part for receipt in receipts for part in receipt.parts), threshold)
 
     def _near_duplicates(self) -> NearDuplicates | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import pyarrow as pa
 import pytest
 
 from clusterbatch.config import RunConfig
+from clusterbatch.corpus.decontaminate import SIGNATURES
 from clusterbatch.corpus.holdout import SKETCH, HoldoutBy, choose, sketch, sketched
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.corpus.minhash import NearIndex, signature
 from clusterbatch.corpus.normalise import text_hash
 from clusterbatch.errors import DataError
+from clusterbatch.store import Manifest
 from tests.corpus.test_ingest import corpus_rows, write_lines
 
 
@@ -318,3 +321,66 @@ def test_near_copies_of_held_out_texts_are_set_aside(tmp_path: Path, in_process:
     _, after, grown = run("near", append=True)
     assert after["near copy of a held-out text"] == aside["near copy of a held-out text"] + 2
     assert len(grown) == len(trained) + 1
+
+
+def test_near_copies_are_kept_out_of_a_corpus_that_was_made_without_signatures(
+    tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = random.Random(6)
+
+    def text(words: int) -> str:
+        return " ".join(f"word{numbers.randrange(3000)}" for _ in range(words))
+
+    def lines(name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (tmp_path / "ws/corpus/holdout" / name).read_text().splitlines()]
+
+    write_lines(tmp_path / "in/one.jsonl", [{"query": text(25), "document": text(60)} for _ in range(200)])
+    config = RunConfig.model_validate(
+        {
+            "workspace": str(tmp_path / "ws"),
+            "corpus": {"paths": [str(tmp_path / "in")], "source": "site"},
+            "evaluate": {"holdout": 20},
+        }
+    )
+    ingest(config)
+    assert "left near copies" not in capsys.readouterr().err
+    # As earlier versions left it.
+    path = tmp_path / "ws/corpus/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["parts"] = [part for part in manifest["parts"] if part["details"].get("role") != SIGNATURES]
+    path.write_text(json.dumps(manifest))
+    (tmp_path / "ws/corpus/heldout-signatures.parquet").unlink()
+    judged = {
+        line.split("\t")[1]
+        for split in ("dev", "test")
+        for line in (tmp_path / f"ws/corpus/holdout/qrels/{split}.tsv").read_text().splitlines()[1:]
+    }
+    queries = [row["text"] for row in lines("queries.jsonl")]
+    documents = [row["text"] for row in lines("corpus.jsonl") if row["_id"] in judged]
+    others = [row["text"] for row in lines("corpus.jsonl") if row["_id"] not in judged]
+
+    def append(name: str, number: int) -> Manifest:
+        rows = [
+            {"query": f"{queries[number]} more", "document": text(40)},
+            {"query": text(25), "document": f"{documents[number]} more"},
+            # A text that is only searched through may be trained on.
+            {"query": text(25), "document": f"{others[number]} more"},
+        ]
+        write_lines(tmp_path / "in" / name, rows)
+        return ingest(config, append=True)
+
+    for number, name in enumerate(["two.jsonl", "three.jsonl"]):
+        grown = append(name, number)
+        assert grown.counts.set_aside["near copy of a held-out text"] == 2 * (number + 1)
+        assert grown.counts.written == 200 - grown.counts.set_aside["held out"] + number + 1
+        assert capsys.readouterr().err.count("was made by a version that left near copies of held-out texts") == 1
+    # They are made once.
+    assert [part.path for part in grown.parts if part.details.get("role") == SIGNATURES] == [
+        "versions/002/heldout-signatures.parquet"
+    ]
+    shutil.rmtree(tmp_path / "ws/corpus/versions")
+    manifest["parts"] = [part for part in manifest["parts"] if not part["path"].startswith("versions/")]
+    path.write_text(json.dumps(manifest))
+    shutil.rmtree(tmp_path / "ws/corpus/holdout")
+    with pytest.raises(DataError, match=r"corpus/holdout: no longer has the held-out collection.*--force"):
+        append("four.jsonl", 2)
