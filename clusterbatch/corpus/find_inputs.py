@@ -18,8 +18,10 @@ from clusterbatch.log import say
 from clusterbatch.store.folder import Entry, Folder, normalise_uri
 
 _GLOB = re.compile(r"[*?\[]")
-# Files that `Dataset.save_to_disk` of Hugging Face's datasets leaves in a folder, or in the one above.
-_SAVED_DATASET = ("state.json", "dataset_dict.json")
+# What Hugging Face's `save_to_disk` writes beside the rows of a data set, and what its `map` leaves there.
+_BESIDE_ROWS = re.compile(r"(state|dataset_info|dataset_dict)\.json|cache-[^/]*\.arrow")
+# Folders of tables whose own lists say which of their files are still part of them.
+_TABLES = {"Delta": re.compile(r"(.*/)?_delta_log/[^/]+"), "Iceberg": re.compile(r"(.*/)?metadata/[^/]+\.metadata\.json")}
 _NAMED_SKIPPED = 5
 _HIDDEN = "hidden"
 
@@ -71,7 +73,8 @@ def find_inputs(
         found = len(collections)
         if entries is None:
             everything = folder.find(linked_folders=True)
-            _check_no_saved_dataset(folder, everything, key)
+            _check_no_table(folder, everything, key)
+            everything = _without_notes(everything)
             for inside in _collection_folders(everything):
                 place = folder.child(inside) if inside else folder
                 collection = collection_in(place, len(collections), config.split)
@@ -126,16 +129,23 @@ def _is_below(name: str, folder: str) -> bool:
     return not folder or name.startswith(f"{folder}/")
 
 
-def _check_no_saved_dataset(folder: Folder, entries: Sequence[Entry], key: str) -> None:
-    """Raise UsageError for a folder of `Dataset.save_to_disk`, whose JSON files hold no rows."""
-    names = {entry.name for entry in entries}
-    marks = sorted(name for name in names if posixpath.basename(name) in _SAVED_DATASET)
-    if marks and any(name.endswith(".arrow") for name in names):
-        place = folder.child(posixpath.dirname(marks[0])) if "/" in marks[0] else folder
-        raise UsageError(
-            f"{key}: {place.uri} is a data set saved with save_to_disk, whose files are not read; export it with "
-            "Dataset.to_parquet(...) and name that file"
-        )
+def _check_no_table(folder: Folder, entries: Sequence[Entry], key: str) -> None:
+    """Raise UsageError for a folder of a table that may hold files of rows that were deleted or replaced."""
+    for kind, pattern in _TABLES.items():
+        found = next((match for entry in entries if (match := pattern.fullmatch(entry.name))), None)
+        if found:
+            place = folder.child(found[1].rstrip("/")) if found[1] else folder
+            raise UsageError(
+                f"{key}: {place.uri} is a table of {kind}, whose folder may hold files that are no longer part of it; "
+                "export it as Parquet, or name the files to read"
+            )
+
+
+def _without_notes(entries: Sequence[Entry]) -> list[Entry]:
+    """Leave out what Hugging Face's datasets write beside the rows of a saved data set."""
+    if not any(posixpath.basename(entry.name) == "state.json" for entry in entries):
+        return list(entries)
+    return [entry for entry in entries if not _BESIDE_ROWS.fullmatch(posixpath.basename(entry.name))]
 
 
 def _input_files(folder: Folder, entries: Sequence[Entry]) -> Iterator[InputFile]:

@@ -27,7 +27,7 @@ from clusterbatch.corpus.join import DocumentWorker, QueryWorker, ScatterWorker
 from clusterbatch.corpus.near_duplicates import ENTRIES, NearDuplicates, NearPairsWorker
 from clusterbatch.corpus.read import HASHES, REJECTS, SKETCHES, ReadWorker, bucket_count, read_bytes, sorting
 from clusterbatch.corpus.row_groups import PAIRS
-from clusterbatch.corpus.rows import NOTHING, broken_files, files_without_negatives
+from clusterbatch.corpus.rows import NOTHING, broken_files, files_without_columns
 from clusterbatch.corpus.write import Exclusions, Origins, Rejected, WriteWorker
 from clusterbatch.corpus.write_holdout import CollectionWorker
 from clusterbatch.errors import DataError
@@ -160,7 +160,7 @@ class IngestPasses:
         arguments = {"config": self.config.corpus, "sorting": self._sorting}
         receipts = self._run("ingest: read", _items(planned), ReadWorker, self._rows, arguments, "bytes")
         self._read.append((self._rows, receipts))
-        lacking = files_without_negatives(receipts)
+        lacking = files_without_columns(receipts)
         if lacking and self.config.corpus.on_error == "fail":
             _, file, reason = lacking[0]
             raise DataError(f"{file}: {reason}")

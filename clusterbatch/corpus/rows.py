@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.config import ColumnsConfig, CorpusConfig
+from clusterbatch.corpus.inputs import source_of
 from clusterbatch.errors import DataError
 from clusterbatch.store.artifact import Receipt
 
@@ -61,7 +63,7 @@ class Chunk:
     """Rows read from one place of a file.
 
     rows: (n,) int64 positions in the slice, one for each pair: a row with several documents is several pairs. Each
-    column has n values. absent: columns of negatives that no row so far has, None if that is not known.
+    column has n values. absent: columns besides the texts that no row so far has, None if that is not known.
     """
 
     rows: np.ndarray
@@ -89,6 +91,12 @@ class InputColumns:
     images: Sequence[str]
     offered: frozenset[str] = frozenset()
     constants: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def left_out(self) -> list[str]:
+        """Columns that a single record of JSON Lines may lack: all but the texts."""
+        named = [given for name, given in self.names.items() if name not in TEXT_COLUMNS]
+        return [given for given in [*named, *self.negatives] if given not in self.offered and given not in self.constants]
 
     @staticmethod
     def of(config: CorpusConfig, constants: Mapping[str, str | None] | None = None) -> InputColumns:
@@ -162,19 +170,21 @@ def broken_files(receipts: Iterable[Receipt], more: Iterable[tuple[int, str, str
     return rejected(slices, None, [Reject(None, reason) for _, reason in first])
 
 
-def files_without_negatives(receipts: Iterable[Receipt]) -> list[tuple[int, str, str]]:
-    """Return slice, file and reason for each JSON Lines file in which no row has a column of `columns.negatives`.
+def files_without_columns(receipts: Iterable[Receipt]) -> list[tuple[int, str, str]]:
+    """Return slice, file and reason for each data set in JSON Lines in which no row has a column that is named.
 
-    A single row may lack it, and a single slice too; a name that no row knows is a mistake, as in other formats.
+    A single row may lack it, and a single slice or part of a data set too, because writers leave nulls out; a name that
+    no row knows is a mistake, as in other formats. The file is the first part of its data set.
     """
-    absent: dict[str, set[str]] = {}
-    first: dict[str, int] = {}
+    absent: dict[tuple[str, str], set[str]] = {}
+    first: dict[tuple[str, str], tuple[int, str]] = {}
     for receipt in receipts:
         for number, file, columns in receipt.details.get("absent", []):
-            absent[file] = absent.get(file, set(columns)) & set(columns)
-            first[file] = min(number, first.get(file, number))
+            place = (posixpath.dirname(file), source_of(file))
+            absent[place] = absent.get(place, set(columns)) & set(columns)
+            first[place] = min((number, file), first.get(place, (number, file)))
     return [
-        (first[file], file, f"no column {', '.join(sorted(columns))} in any row; name the columns with corpus.columns")
-        for file, columns in absent.items()
+        (*first[place], f"no column {', '.join(sorted(columns))} in any row; name the columns with corpus.columns")
+        for place, columns in absent.items()
         if columns
     ]

@@ -349,7 +349,8 @@ def test_near_copies_are_kept_out_of_a_corpus_that_was_made_without_signatures(
     manifest = json.loads(path.read_text())
     manifest["parts"] = [part for part in manifest["parts"] if part["details"].get("role") != SIGNATURES]
     path.write_text(json.dumps(manifest))
-    (tmp_path / "ws/corpus/heldout-signatures.parquet").unlink()
+    [signatures] = (tmp_path / "ws/corpus").glob("heldout-signatures*")
+    signatures.unlink()
     judged = {
         line.split("\t")[1]
         for split in ("dev", "test")
@@ -375,9 +376,8 @@ def test_near_copies_are_kept_out_of_a_corpus_that_was_made_without_signatures(
         assert grown.counts.written == 200 - grown.counts.set_aside["held out"] + number + 1
         assert capsys.readouterr().err.count("was made by a version that left near copies of held-out texts") == 1
     # They are made once.
-    assert [part.path for part in grown.parts if part.details.get("role") == SIGNATURES] == [
-        "versions/002/heldout-signatures.parquet"
-    ]
+    [part] = (part.path for part in grown.parts if part.details.get("role") == SIGNATURES)
+    assert part.startswith("versions/002/")
     shutil.rmtree(tmp_path / "ws/corpus/versions")
     manifest["parts"] = [part for part in manifest["parts"] if not part["path"].startswith("versions/")]
     path.write_text(json.dumps(manifest))

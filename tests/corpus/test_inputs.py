@@ -162,14 +162,18 @@ def test_what_is_skipped_is_named(tmp_path: Path, in_process: None, capsys: pyte
     assert "1 source: pairs 1" in said
 
 
-def test_a_saved_data_set_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    folder = tmp_path / "saved" / "train"
-    folder.mkdir(parents=True)
-    for name in ("state.json", "dataset_info.json", "data-00000-of-00001.arrow"):
-        (folder / name).write_text("{}")
-    for path in (folder, tmp_path / "saved"):
-        with pytest.raises(UsageError, match=r"saved/train is a data set saved with save_to_disk.*to_parquet"):
+@pytest.mark.parametrize(
+    ("name", "kind"), [("_delta_log/00000000000000000000.json", "Delta"), ("metadata/v1.metadata.json", "Iceberg")]
+)
+def test_a_table_that_lists_its_own_files_is_refused_with_what_to_do(tmp_path: Path, name: str, kind: str) -> None:
+    write_lines(tmp_path / "in/table/data/part-0.jsonl", [PAIR])
+    assert found(tmp_path / "in/table")
+    write_lines(tmp_path / "in/table" / name, [{}])
+    for path in (tmp_path / "in/table", tmp_path / "in"):
+        with pytest.raises(UsageError, match=rf"in/table is a table of {kind}, .* export it as Parquet"):
             found(path)
+    # Whoever names files wants them.
+    assert len(found(tmp_path / "in/table/data/part-0.jsonl").files) == 1
 
 
 def collection(folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import datetime
 import io
+import itertools
 import json
 import tempfile
 import uuid
@@ -60,7 +61,13 @@ PARQUET: dict[str, list[pa.Array]] = {
     "boolean": [pa.array([True])],
     "UUID": [pa.ExtensionArray.from_storage(pa.uuid(), pa.array([_UUID.bytes], pa.binary(16)))],
     "date, timestamp": [pa.array([datetime.date(2024, 1, 1)]), pa.array([datetime.datetime(2024, 1, 1)])],
-    "struct": [pa.array([{"text": "a"}])],
+    "passage (struct of `text`, `title`)": [
+        pa.array([{"docid": "1", "title": "b", "text": "a"}]),
+        pa.array([{"text": "a"}]),
+        pa.array([{"text": "a"}], pa.struct({"text": pa.large_string()})),
+    ],
+    "other struct": [pa.array([{"passage": "a"}]), pa.array([{"text": 1}])],
+    "list of passages": _lists(pa.struct({"text": pa.string()}), [{"text": "one"}, {"text": "two"}]),
     "list of strings": _lists(pa.string(), ["one", "two"]),
     "list of integers": _lists(pa.int8(), [3, 4]),
     "list of decimals": _lists(pa.decimal128(4, 1), [Decimal("3.5"), Decimal("4.0")]),
@@ -75,7 +82,9 @@ JSON_LINES: dict[str, list[Any]] = {
     "integer": [3],
     "float": [3.5],
     "boolean": [True],
-    "object": [{"text": "a"}],
+    "passage (object of `text`, `title`)": [{"title": "b", "text": "a"}, {"text": "a", "docid": 1}],
+    "other object": [{"passage": "a"}, {"text": 1}, {"title": "a"}],
+    "list of passages": [[{"text": "one"}, {"text": "two"}]],
     "list of strings": [["one", "two"]],
     "list of numbers": [[3, 4.5]],
     "list in JSON's notation": ['["one", "two"]'],
@@ -114,6 +123,22 @@ def _parquet(array: pa.Array, role: str) -> bytes:
     return sink.getvalue()
 
 
+def _arrow_file(array: pa.Array, role: str) -> bytes:
+    return _arrow(array, role, pa.ipc.new_file)
+
+
+def _arrow_stream(array: pa.Array, role: str) -> bytes:
+    return _arrow(array, role, pa.ipc.new_stream)
+
+
+def _arrow(array: pa.Array, role: str, new: Callable[..., Any]) -> bytes:
+    table = pa.table({"query": pa.array(["a query"]), "document": pa.array(["a document"])} | {_named(role): array})
+    sink = io.BytesIO()
+    with new(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
 def _line(value: Any, role: str) -> bytes:
     return json.dumps({"query": "a query", "document": "a document", _named(role): value}).encode()
 
@@ -126,31 +151,37 @@ def _cells(value: str, role: str) -> bytes:
     return text.getvalue().encode()
 
 
-def _verdicts(folder: Path, extension: str, make: Callable[[Any, str], bytes], values: list[Any]) -> list[str]:
+def _tab_cells(value: str, role: str) -> bytes:
+    row = {"query": "a query", "document": "a document", _named(role): value}
+    return f"{chr(9).join(row)}\n{chr(9).join(row.values())}\n".encode()
+
+
+def _verdicts(folder: Path, makers: dict[str, Callable[[Any, str], bytes]], values: list[Any]) -> list[str]:
+    """What becomes of values, all of which must fare alike in all formats of `makers`, by file name."""
     found = []
     for role, config in ROLES.items():
         outcomes = set()
-        for value in values:
-            file = folder / f"x.{extension}"
+        for (name, make), value in itertools.product(makers.items(), values):
+            file = folder / name
             file.write_bytes(make(value, role))
             outcomes.add(verdict(read(file, **config), role))
-        assert len(outcomes) == 1, (extension, values, role, outcomes)
+        assert len(outcomes) == 1, (list(makers), values, role, outcomes)
         found += outcomes
     return found
 
 
 def table() -> str:
     """The table as Markdown."""
-    formats: list[tuple[str, str, Callable[[Any, str], bytes], dict[str, list[Any]]]] = [
-        ("Parquet", "parquet", _parquet, PARQUET),
-        ("JSON Lines", "jsonl", _line, JSON_LINES),
-        ("CSV, TSV", "csv", _cells, CELLS),
+    formats: list[tuple[str, dict[str, Callable[[Any, str], bytes]], dict[str, list[Any]]]] = [
+        ("Parquet, Arrow", {"x.parquet": _parquet, "x.arrow": _arrow_file, "y.arrow": _arrow_stream}, PARQUET),
+        ("JSON Lines", {"x.jsonl": _line}, JSON_LINES),
+        ("CSV, TSV", {"x.csv": _cells, "x.tsv": _tab_cells}, CELLS),
     ]
     lines = ["| format | type | " + " | ".join(ROLES) + " |", "|---|---|" + "---|" * len(ROLES)]
     with tempfile.TemporaryDirectory() as folder:
-        for name, extension, make, kinds in formats:
+        for name, makers, kinds in formats:
             for kind, values in kinds.items():
-                cells = _verdicts(Path(folder), extension, make, values)
+                cells = _verdicts(Path(folder), makers, values)
                 lines.append(f"| {name} | {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

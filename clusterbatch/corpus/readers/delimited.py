@@ -51,6 +51,8 @@ def read_delimited(
         try:
             fields = next(rows)
             if fields:
+                if [field.strip() for field in fields] == header:
+                    raise RowError("the header again")
                 in_doubt = lines.is_again or after_misfit
                 after_misfit = len(fields) != len(header)
                 if in_doubt and _has_stray_quote(lines.seen, fields, delimiter):

@@ -15,7 +15,7 @@ from clusterbatch.corpus.inputs import InputFile, Slice
 from clusterbatch.corpus.readers.delimited import read_delimited
 from clusterbatch.corpus.readers.formats import Format, agree, agree_inside
 from clusterbatch.corpus.readers.jsonl import read_json_lines
-from clusterbatch.corpus.readers.parquet import read_parquet_slice
+from clusterbatch.corpus.readers.parquet import read_arrow, read_parquet_slice
 from clusterbatch.corpus.readers.text import decompressed, detect_encoding
 from clusterbatch.corpus.rows import BrokenFileError, Chunk, InputColumns
 from clusterbatch.store.folder import Folder
@@ -60,6 +60,10 @@ def _parquet(reading: Reading) -> Iterator[Chunk]:
     return read_parquet_slice(reading.file, reading.piece, reading.columns)
 
 
+def _arrow(reading: Reading) -> Iterator[Chunk]:
+    return read_arrow(reading.file, reading.columns)
+
+
 def _json_lines(reading: Reading) -> Iterator[Chunk]:
     # A compressed file is one slice, whose bytes are not those of the text.
     piece = None if reading.opening.format.compression else reading.piece
@@ -78,6 +82,7 @@ def _delimited(reading: Reading) -> Iterator[Chunk]:
 # By the kind that formats.EXTENSIONS gives a file.
 READERS: dict[str, Callable[[Reading], Iterator[Chunk]]] = {
     "parquet": _parquet,
+    "arrow": _arrow,
     "jsonl": _json_lines,
     "csv": _delimited,
     "tsv": _delimited,

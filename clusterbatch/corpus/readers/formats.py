@@ -12,6 +12,9 @@ Compression = Literal["gzip", "zstd"]
 EXTENSIONS: dict[str, str] = {
     "parquet": "parquet",
     "pq": "parquet",
+    "arrow": "arrow",
+    "feather": "arrow",
+    "ipc": "arrow",
     "jsonl": "jsonl",
     "ndjson": "jsonl",
     "json": "jsonl",
@@ -21,10 +24,14 @@ EXTENSIONS: dict[str, str] = {
 _COMPRESSIONS: dict[str, Compression] = {"gz": "gzip", "gzip": "gzip", "zst": "zstd", "zstd": "zstd"}
 _MAGIC: dict[Compression, bytes] = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 _PARQUET, _ENCRYPTED = b"PAR1", b"PARE"
+# Arrow's file format, and a message of its stream format.
+_ARROW = (b"ARROW1", b"\xff\xff\xff\xff")
+# Formats of binary files, which no other name fits.
+_BINARY = ("parquet", "arrow")
 # Zstandard has 16 marks for frames that are to be skipped; parallel compressors begin with one.
 _SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
 _ARRAY_OF_OBJECTS = re.compile(rb"\s*\[\s*\{")
-_NAMES = {"parquet": "Parquet file", "jsonl": "JSON Lines", "csv": "CSV", "tsv": "TSV"}
+_NAMES = {"parquet": "Parquet file", "arrow": "Arrow file", "jsonl": "JSON Lines", "csv": "CSV", "tsv": "TSV"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,8 @@ def format_of_content(head: bytes) -> Format:
     """Return the format by the first bytes; text that is not JSON is taken for CSV."""
     if head.startswith(_PARQUET):
         return Format("parquet")
+    if head.startswith(_ARROW):
+        return Format("arrow")
     if _SKIPPABLE.match(head):
         return Format(None, "zstd")
     for compression, magic in _MAGIC.items():
@@ -86,8 +95,10 @@ def agree_inside(named: Format, head: bytes) -> tuple[Format, str | None]:
     seen = format_of_content(head)
     if seen.compression:
         return named, "compressed twice"
-    if "parquet" in (seen.kind, named.kind):
-        return named, "a compressed Parquet file; Parquet is compressed inside"
+    for kind in _BINARY:
+        if kind in (seen.kind, named.kind):
+            name = _NAMES[kind]
+            return named, f"a compressed {name}; {name.removesuffix(' file')} is compressed inside"
     format, contradiction = _agree_on_kind(Format(named.kind), seen, head)
     return Format(format.kind, named.compression), contradiction
 
@@ -95,7 +106,7 @@ def agree_inside(named: Format, head: bytes) -> tuple[Format, str | None]:
 def _agree_on_kind(named: Format, seen: Format, head: bytes) -> tuple[Format, str | None]:
     if named.kind is None:
         return seen, None
-    if "parquet" in (seen.kind, named.kind) and named.kind != seen.kind:
+    if named.kind != seen.kind and (named.kind in _BINARY or seen.kind in _BINARY):
         return named, f"not what its name says: no {_NAMES.get(named.kind, named.kind)} by content"
     if named.kind == "jsonl" and _ARRAY_OF_OBJECTS.match(head.removeprefix(b"\xef\xbb\xbf")):
         return named, "one JSON array; expected JSON Lines, one object a line"

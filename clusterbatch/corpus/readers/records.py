@@ -24,7 +24,8 @@ class RowError(Exception):
 class Extractor:
     """Take the canonical values out of one record, a mapping from the input's column names.
 
-    absent: columns of negatives that no record has had yet; None before the first record.
+    A record may lack a column that is not a text, as writers leave nulls out. absent: such columns that no record has
+    had yet; None before the first record.
     """
 
     def __init__(self, columns: InputColumns) -> None:
@@ -37,6 +38,8 @@ class Extractor:
         Raises RowError if a column is missing or of another type.
         """
         columns = self._columns
+        missing = frozenset(given for given in columns.left_out if given not in record)
+        self.absent = missing if self.absent is None else self.absent & missing
         values: dict[str, Any] = {}
         for name, given in columns.names.items():
             if given in record:
@@ -45,6 +48,8 @@ class Extractor:
                 value = columns.constants[given]
             elif given in columns.offered:
                 continue
+            elif name not in TEXT_COLUMNS:
+                value = None
             else:
                 raise RowError(f"{name}: no column {given!r}")
             several = name == "document" and isinstance(value, list) and name not in columns.images
@@ -54,8 +59,6 @@ class Extractor:
         return values
 
     def _negatives(self, record: Mapping[str, Any]) -> list[str]:
-        missing = frozenset(given for given in self._columns.negatives if given not in record)
-        self.absent = missing if self.absent is None else self.absent & missing
         merged: list[str] = []
         for given in self._columns.negatives:
             merged += negative_texts(record.get(given), given)
@@ -63,7 +66,7 @@ class Extractor:
 
 
 def negative_texts(value: Any, column: str) -> list[str]:
-    """Return the negatives of a cell: a text, a list of texts, or such a list in JSON's notation, in any format.
+    """Return the negatives of a cell: a text or passage, a list of them, or such a list in JSON's notation.
 
     Nulls and blank texts are left out. Raises RowError for anything but text.
     """
@@ -73,7 +76,8 @@ def negative_texts(value: Any, column: str) -> list[str]:
         if isinstance(listed, list) and all(text is None or isinstance(text, str) for text in listed):
             value = listed
     texts = []
-    for text in value if isinstance(value, list) else [value]:
+    for item in value if isinstance(value, list) else [value]:
+        text = passage_text(item)
         if not (text is None or isinstance(text, str)):
             raise RowError(f"negatives: {type(text).__name__} instead of text in {column!r}")
         if text and not text.isspace():
@@ -129,6 +133,13 @@ class ChunkBuilder:
         return chunk
 
 
+def passage_text(value: Any) -> Any:
+    """Return title and text of a passage, an object as Tevatron and MIRACL write it; any other value as it is."""
+    if isinstance(value, Mapping) and isinstance(value.get("text"), str):
+        return f"{value.get('title') or ''} {value['text']}".strip()
+    return value
+
+
 def _documents(value: list[Any], columns: InputColumns) -> list[str | None]:
     """Return the texts of a list of documents; a list without any is one null."""
     if any(name in columns.names for name in VECTORS) and len(value) > 1:
@@ -145,6 +156,8 @@ def canonical_value(name: str, value: Any) -> str | float | list[float] | None:
         return _vector(value)
     if name == "weight":
         return _weight(value)
+    if name == "document":
+        value = passage_text(value)
     if isinstance(value, str):
         return value
     # Numbers are common as identifiers and labels, and unambiguous there; as a text they are a mistake.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Generator
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,13 @@ import pyarrow.parquet as pq
 from clusterbatch.config import DOCSTRINGS, CorpusConfig, RunConfig
 from clusterbatch.corpus.docstrings import COLLECTION
 from clusterbatch.corpus.find_inputs import find_inputs
-from clusterbatch.corpus.inputs import InputFile
+from clusterbatch.corpus.inputs import InputFile, Slice
 from clusterbatch.corpus.readers.delimited import read_delimited
+from clusterbatch.corpus.readers.dispatch import read_slice
 from clusterbatch.corpus.readers.formats import Compression, format_of_name
 from clusterbatch.corpus.readers.text import decompressed, detect_encoding
 from clusterbatch.corpus.row_groups import read_row_group, row_groups_of
-from clusterbatch.corpus.rows import BrokenFileError, InputColumns
+from clusterbatch.corpus.rows import BrokenFileError, Chunk, InputColumns
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.errors import ClusterbatchError
 from clusterbatch.experiments.capacity.scale_model import CapacityModel, Shape, Workload
@@ -109,15 +112,18 @@ def _of_files(config: RunConfig) -> Workload:
 def _look_into(file: InputFile, config: RunConfig) -> tuple[float, float, float]:
     """Return (rows, mean characters of a query, of a document) of one file, by its beginning."""
     folder = Folder(file.uri.rpartition("/")[0], config.storage)
-    names = [config.corpus.columns.query, config.corpus.columns.document]
-    if format_of_name(file.name).kind == "parquet":
-        with folder.open(file.name) as handle, pq.ParquetFile(handle) as parquet:
-            rows = parquet.metadata.num_rows
-            if not rows or not set(names) <= set(parquet.schema_arrow.names):
-                return rows, _QUERY_CHARACTERS, _DOCUMENT_CHARACTERS
-            head = parquet.read_row_group(0, columns=names)
-            return rows, _mean_characters(head[names[0]]), _mean_characters(head[names[1]])
     form = format_of_name(file.name)
+    if form.kind in ("parquet", "arrow"):
+        query, document, head = _QUERY_CHARACTERS, _DOCUMENT_CHARACTERS, None
+        # Without its columns, or broken: ingest will say.
+        with suppress(BrokenFileError), closing(_chunks(file, config)) as chunks:
+            head = next(chunks, None)
+        if head is not None and len(head.rows):
+            query, document = (_mean_characters(head.columns[name]) for name in ("query", "document"))
+        if form.kind == "arrow":
+            return file.size / max(1.0, query + document), query, document
+        with folder.open(file.name) as handle, pq.ParquetFile(handle) as parquet:
+            return parquet.metadata.num_rows, query, document
     head_bytes = folder.read(file.name, 0, min(_HEAD_BYTES, file.size))
     # Of a compressed file the beginning shows how much it holds.
     opened = _decompressed(head_bytes, form.compression) if form.compression else head_bytes
@@ -125,6 +131,10 @@ def _look_into(file: InputFile, config: RunConfig) -> tuple[float, float, float]
     # A tenth of a record is names and punctuation.
     record = len(opened) / max(1, _records(opened, form.kind, config.corpus))
     return size / max(1.0, record), _QUERY_CHARACTERS, max(1.0, 0.9 * record - _QUERY_CHARACTERS)
+
+
+def _chunks(file: InputFile, config: RunConfig) -> Generator[Chunk]:
+    yield from read_slice(Slice(0, file, 0, file.size), config.corpus, config.storage)
 
 
 def _decompressed(head: bytes, compression: Compression) -> bytes:
@@ -180,5 +190,5 @@ def _spread(count: int) -> list[int]:
     return sorted(set(np.linspace(0, count - 1, min(_LOOKED_AT, count)).astype(int).tolist()))
 
 
-def _mean_characters(column: pa.ChunkedArray) -> float:
+def _mean_characters(column: pa.Array | pa.ChunkedArray) -> float:
     return float(pc.mean(pc.utf8_length(column.drop_null())).as_py() or 0.0)
