@@ -21,7 +21,10 @@ _GLOB = re.compile(r"[*?\[]")
 # What Hugging Face's `save_to_disk` writes beside the rows of a data set, and what its `map` leaves there.
 _BESIDE_ROWS = re.compile(r"(state|dataset_info|dataset_dict)\.json|cache-[^/]*\.arrow")
 # Folders of tables whose own lists say which of their files are still part of them.
-_TABLES = {"Delta": re.compile(r"(.*/)?_delta_log/[^/]+"), "Iceberg": re.compile(r"(.*/)?metadata/[^/]+\.metadata\.json")}
+_TABLES = {
+    "Delta": re.compile(r"(.*/)?_delta_log/[^/]+"),
+    "Iceberg": re.compile(r"(.*/)?metadata/[^/]+\.metadata\.json"),
+}
 _NAMED_SKIPPED = 5
 _HIDDEN = "hidden"
 

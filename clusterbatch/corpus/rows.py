@@ -96,7 +96,9 @@ class InputColumns:
     def left_out(self) -> list[str]:
         """Columns that a single record of JSON Lines may lack: all but the texts."""
         named = [given for name, given in self.names.items() if name not in TEXT_COLUMNS]
-        return [given for given in [*named, *self.negatives] if given not in self.offered and given not in self.constants]
+        return [
+            given for given in [*named, *self.negatives] if given not in self.offered and given not in self.constants
+        ]
 
     @staticmethod
     def of(config: CorpusConfig, constants: Mapping[str, str | None] | None = None) -> InputColumns:

@@ -93,7 +93,7 @@ def test_other_sentence_transformers_open_it(
     if installed.returncode:
         pytest.skip(f"sentence-transformers {release} cannot be installed: {installed.stderr.splitlines()[-1]}")
     example("images").write_clip(tmp_path / "clip", ["a large red circle", "a small blue bar"], seed=0)
-    texts = {kind: awkward_texts for kind in ("backbone", "static")} | {"towers": ["a large red circle", "a bar"]}
+    texts = dict.fromkeys(("backbone", "static"), awkward_texts) | {"towers": ["a large red circle", "a bar"]}
     folders, expected = {}, {}
     for kind, those in texts.items():
         encoder = load_encoder(str(tmp_path / "clip")) if kind == "towers" else load_encoder(minilm, kind)  # type: ignore[arg-type]

@@ -134,7 +134,9 @@ def _delimiters_outside(line: str, delimiter: str, inside: bool) -> tuple[int, b
             inside, place = True, place + 1
         if inside:
             runs = (run for run in _QUOTES.finditer(line, place) if len(run[0]) % 2)
-            closing = next((run for run in runs if line[run.end() : run.end() + 1] in (delimiter, "\r", "\n", "")), None)
+            closing = next(
+                (run for run in runs if line[run.end() : run.end() + 1] in (delimiter, "\r", "\n", "")), None
+            )
             if closing is None:
                 return count, True
             inside, place = False, closing.end()
@@ -156,7 +158,9 @@ def _are_rows(lines: Sequence[str], fields: int, options: Mapping[str, Any]) -> 
                 return False
             first = rows.line_num
     except csv.Error:
-        return rows.line_num == len(lines) and _delimiters_outside("".join(lines[first:]), options["delimiter"], False)[1]
+        return (
+            rows.line_num == len(lines) and _delimiters_outside("".join(lines[first:]), options["delimiter"], False)[1]
+        )
     return True
 
 
