@@ -99,8 +99,8 @@ class Growth:
         found = collection_in(folder, 0, None)
         if found is None:
             raise DataError(
-                f"{folder.uri}: no longer has the held-out collection, which new rows are compared with; ingest --force "
-                "makes the corpus from scratch"
+                f"{folder.uri}: no longer has the held-out collection, which new rows are compared with; "
+                "ingest --force makes the corpus from scratch"
             )
         return found
 

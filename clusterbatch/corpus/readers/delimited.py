@@ -109,7 +109,8 @@ def _take_misquoted_row(lines: _Lines, fields: int, options: Mapping[str, Any]) 
     """Take all lines of a row whose quoted fields have quotes that are not doubled; return whether there is such a row.
 
     There is none if it would have fewer fields than the header (more are possible: a quote before a delimiter may be
-    text, as may one at a line's end before the last field), or if the lines after its first are rows of their own: in that case a quote was opened and not closed.
+    text, as may one at a line's end before the last field), or if the lines after its first are rows of their own: in
+    that case a quote was opened and not closed.
     """
     delimiters, inside = 0, False
     for line in lines.around():

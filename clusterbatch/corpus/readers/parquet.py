@@ -76,7 +76,7 @@ def read_arrow(file: BinaryIO, columns: InputColumns) -> Iterator[Chunk]:
 
 
 def _checked(schema: pa.Schema, columns: InputColumns) -> dict[str, str]:
-    """Return the columns that a file has, by canonical name. Raises BrokenFileError if one cannot be what it is to be."""
+    """Return the columns of a file by canonical name. Raises BrokenFileError if one cannot be what it is to be."""
     check_columns(schema.names, columns)
     names = {name: given for name, given in columns.names.items() if given in schema.names}
     for name, given in names.items():
@@ -242,7 +242,7 @@ def _addresses(array: pa.Array) -> pa.Array:
 
 
 def _stored(array: pa.Array) -> pa.Array:
-    """Return the values of a dictionary, of runs or of an extension type, also inside lists; and list views as lists."""
+    """Return list views as lists, and the values of a dictionary, runs or an extension type, also inside lists."""
     if isinstance(array, pa.ExtensionArray) and not _is_uuid(array.type):
         return _stored(array.storage)
     if pa.types.is_dictionary(array.type):
