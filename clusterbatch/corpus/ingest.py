@@ -228,7 +228,7 @@ def _commit(
     if not isinstance(artifact, Version) and not passes.held_out.is_empty:
         extra.append(write_parquet(artifact, "heldout", passes.held_out.to_table(), role=CHOSEN))
     texts = passes.held_out_texts
-    if texts and not (passes.growth and texts.artifact == passes.growth.corpus):
+    if texts and not (passes.growth and texts.artifact is passes.growth.corpus):
         # A version has them, too, if the corpus was made without.
         extra.append(write_parquet(artifact, "heldout-signatures", distinct_texts(texts), role=SIGNATURES))
     manifest = artifact.commit(
