@@ -38,7 +38,7 @@ from clusterbatch.store.shuffle import bucket_rows
 
 # Raised if items of the passes change or leave something else: a run that was cut off and is resumed with another
 # version of this code starts its passes from scratch.
-_PASSES = 3
+_PASSES = 4
 _LEAST_UNIT_BYTES = 2**12
 
 

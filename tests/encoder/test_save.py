@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
 
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.save import save_model
@@ -38,9 +38,19 @@ def test_backbone_in_sentence_transformers_and_transformers(
     assert (vectors * expected).sum(axis=1).min() > 0.99999
     queries = encoder.encode(encoder.tokenizer.encode(awkward_texts, 40, "the "), 256)
     assert (queries * loaded.encode_query(awkward_texts)).sum(axis=1).min() > 0.99999
-    weights = AutoModel.from_pretrained(tmp_path).state_dict()
+    model = AutoModel.from_pretrained(tmp_path)
+    weights = model.state_dict()
     for name, value in encoder.backbone.state_dict().items():
         assert torch.equal(weights[name], value), name
+    if architecture in ARCHITECTURES:
+        assert encoder.pooling == "mean"
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+        tokens = tokenizer(awkward_texts, padding=True, truncation=True, max_length=40, return_tensors="pt")
+        with torch.no_grad():
+            hidden = model(**tokens).last_hidden_state
+        counted = tokens["attention_mask"].unsqueeze(2)
+        means = torch.nn.functional.normalize((hidden * counted).sum(1) / counted.sum(1), dim=1)
+        assert (vectors * means.numpy()).sum(axis=1).min() > 0.99999
 
 
 def test_static_in_sentence_transformers(minilm: str, awkward_texts: list[str], tmp_path: Path) -> None:
