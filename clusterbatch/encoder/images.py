@@ -74,7 +74,9 @@ class ImageProcessor:
 
         try:
             # The other backend needs torchvision, and gives other pixels.
-            return AutoImageProcessor.from_pretrained(self._folder, local_files_only=True, backend="pil")
+            return AutoImageProcessor.from_pretrained(
+                self._folder, local_files_only=True, trust_remote_code=False, backend="pil"
+            )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise DataError(
                 f"{self._folder}: image processor cannot be loaded ({str(error).strip().splitlines()[0]})"

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from clusterbatch.encoder.model import Encoder
-from clusterbatch.encoder.model_files import Kind, Layout, check_weight_files, read_config, read_layout
+from clusterbatch.encoder.model import Dense, Encoder
+from clusterbatch.encoder.model_files import DenseLayout, Kind, Layout, check_weight_files, read_config, read_layout
 from clusterbatch.encoder.packed import pack
 from clusterbatch.encoder.tokenizer import Tokenizer
 from clusterbatch.encoder.tokens import Tokens
@@ -39,8 +39,9 @@ def load_encoder(
     """Load the model in `folder`, in evaluation mode.
 
     kind: None: what the folder holds; 'static' of a transformer takes only its input token embeddings, mean-pooled (as
-    Sentence Transformers' StaticEmbedding: no special tokens). dtype: of a backbone's weights; pooling, normalisation
-    and a static encoder are in fp32. packed: for inference only, without padding if device and architecture allow it.
+    Sentence Transformers' StaticEmbedding: no special tokens). dtype: of a backbone's weights; pooling, Dense modules,
+    normalisation and a static encoder are in fp32. packed: for inference only, without padding if device and
+    architecture allow it.
 
     Raises DataError if files are missing, damaged, or do not hold all weights; UsageError if the model is of a kind
     that is not supported.
@@ -67,6 +68,7 @@ def load_encoder(
             # Its output is not used; without gradients nothing waits for it when they are reduced.
             backbone.pooler.requires_grad_(False)  # type: ignore[union-attr]
     backbone = backbone.to(device=device, dtype=dtype).eval()
+    dense = [] if kind == "static" else [_load_dense(module).to(device) for module in layout.dense]
     encoder = Encoder(
         kind,
         backbone,
@@ -75,7 +77,13 @@ def load_encoder(
         max_tokens=layout.max_tokens,
         prompts=layout.prompts,
         truncate_dim=layout.truncate_dim,
+        dense=dense,
     ).eval()
+    width = encoder.pooled_dimensions if dense else 0
+    for module in layout.dense[: len(dense)]:
+        if module.in_features != width:
+            raise DataError(f"{module.folder}: in_features {module.in_features}, but gets {width}")
+        width = module.out_features
     if packed:
         drop_padding(encoder)
     if kind == "backbone" and not encoder.unpadded:
@@ -159,6 +167,16 @@ def _model2vec_weights(weights: dict[str, Tensor]) -> Tensor:
     return found.contiguous()
 
 
+def _load_dense(layout: DenseLayout) -> Dense:
+    module = Dense(layout)
+    file = layout.folder / "model.safetensors"
+    try:
+        module.load_state_dict(load_file(file))
+    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
+        raise DataError(f"{file}: cannot be loaded ({' '.join(str(error).split())})") from error
+    return module
+
+
 def _load_transformer(layout: Layout, dtype: torch.dtype) -> nn.Module:
     import transformers
 
@@ -174,7 +192,13 @@ def _load_transformer(layout: Layout, dtype: torch.dtype) -> nn.Module:
             model: Any = getattr(transformers, architecture or "AutoModel")
             # Weights in other formats are pickles.
             backbone, report = model.from_pretrained(
-                str(layout.module), dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+                str(layout.module),
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                # Otherwise transformers asks on the terminal, and waits.
+                trust_remote_code=False,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
         raise DataError(f"{layout.module}: transformer cannot be loaded ({first_line(error)})") from error

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clusterbatch.encoder.model_files import Kind, shorter
-from clusterbatch.encoder.packed import PackedStates, pool_packed
+from clusterbatch.encoder.model_files import DenseLayout, Kind, shorter
+from clusterbatch.encoder.packed import PackedStates, mean_divisor, pool_packed
 from clusterbatch.encoder.tokenizer import Tokenizer
 from clusterbatch.encoder.tokens import Tokens, micro_batches
 
@@ -24,14 +24,44 @@ if TYPE_CHECKING:
 
 
 def pool(states_NLD: Tensor, lengths_N: Tensor, mode: str) -> Tensor:
-    """Pool right-padded states (N, L, d) to (N, d) float32. lengths (N,): at least 1; mode: cls, mean or lasttoken."""
+    """Pool right-padded states (N, L, d) to (N, d) float32, or (N, m d) if `mode` joins m modes by plus signs.
+
+    lengths (N,): at least 1; mode: see POOLING_MODES.
+    """
+    if "+" in mode:
+        return torch.cat([pool(states_NLD, lengths_N, each) for each in mode.split("+")], dim=1)
     if mode == "cls":
         return states_NLD[:, 0].float()
     if mode == "lasttoken":
         return states_NLD[torch.arange(len(states_NLD), device=states_NLD.device), lengths_N - 1].float()
     positions = torch.arange(states_NLD.shape[1], device=states_NLD.device)
     padding_NL1 = (positions >= lengths_N[:, None])[..., None]
-    return states_NLD.masked_fill(padding_NL1, 0.0).sum(dim=1, dtype=torch.float32) / lengths_N[:, None]
+    if mode == "max":
+        return states_NLD.masked_fill(padding_NL1, -torch.inf).amax(dim=1).float()
+    states_NLD = states_NLD.masked_fill(padding_NL1, 0.0)
+    if mode == "weightedmean":
+        states_NLD = states_NLD.float() * (positions + 1)[:, None]
+    return states_NLD.sum(dim=1, dtype=torch.float32) / mean_divisor(lengths_N, mode)[:, None]
+
+
+class Dense(nn.Module):
+    """A linear layer behind the pooling; names of its weights are those of Sentence Transformers' module."""
+
+    def __init__(self, layout: DenseLayout) -> None:
+        super().__init__()
+        self.layout = layout
+        self.linear = nn.Linear(layout.in_features, layout.out_features, layout.bias)
+        self.activation = getattr(nn, layout.activation)()
+        if layout.residual and layout.in_features != layout.out_features:
+            self.residual = nn.Linear(layout.in_features, layout.out_features, bias=False)
+
+    def forward(self, vectors_ND: Tensor) -> Tensor:
+        """Compute in float32, whatever the backbone computes in: (N, in) -> (N, out)."""
+        with torch.autocast(vectors_ND.device.type, enabled=False):
+            found: Tensor = self.activation(self.linear(vectors_ND))
+            if self.layout.residual:
+                found = found + (self.residual(vectors_ND) if hasattr(self, "residual") else vectors_ND)
+        return found
 
 
 def unit(vectors_ND: Tensor) -> Tensor:
@@ -43,7 +73,7 @@ def unit(vectors_ND: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """A backbone with pooling, or a static encoder; always ends in vectors of length 1.
+    """A backbone with pooling and Dense modules, or a static encoder; always ends in vectors of length 1.
 
     tokenizer, prompts ('query', 'document'), max_tokens and truncate_dim belong to the model and are saved with it;
     the caller chooses the prompt that is put before a text. truncate_dim: only the first dimensions of a vector are
@@ -60,10 +90,12 @@ class Encoder(nn.Module):
         max_tokens: int | None,
         prompts: dict[str, str],
         truncate_dim: int | None = None,
+        dense: Sequence[Dense] = (),
     ) -> None:
         super().__init__()
         self.kind = kind
         self.backbone = backbone
+        self.dense = nn.Sequential(*dense)
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.max_tokens = max_tokens
@@ -82,7 +114,14 @@ class Encoder(nn.Module):
     def _computed_dimensions(self) -> int:
         if isinstance(self.backbone, nn.EmbeddingBag):
             return int(self.backbone.embedding_dim)
-        return int(self.backbone.config.hidden_size)  # type: ignore[union-attr,arg-type]
+        if len(self.dense):
+            return self.dense[-1].layout.out_features  # type: ignore[union-attr,return-value]
+        return self.pooled_dimensions
+
+    @property
+    def pooled_dimensions(self) -> int:
+        """Dimensions of what a backbone's pooling gives."""
+        return int(self.backbone.config.hidden_size) * len(self.pooling.split("+"))  # type: ignore[union-attr,arg-type]
 
     @property
     def unpadded(self) -> bool:
@@ -128,7 +167,7 @@ class Encoder(nn.Module):
         return self._finished(pool(states_NLD, torch.from_numpy(lengths_N).to(self.device), self.pooling))
 
     def _finished(self, vectors_ND: Tensor) -> Tensor:
-        return unit(vectors_ND[:, : self.dimensions])
+        return unit(self.dense(vectors_ND)[:, : self.dimensions])
 
     def encode(self, tokens: Tokens | Pixels, batch_tokens: int) -> np.ndarray:
         """Return (N, d) float32 unit vectors in input order, from micro-batches of at most `batch_tokens` tokens.

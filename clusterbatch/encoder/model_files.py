@@ -6,21 +6,28 @@ Every setting that changes vectors is honoured or refused: none is ignored.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from clusterbatch.errors import DataError, UsageError
 
 Kind = Literal["backbone", "static", "towers"]
-POOLING_MODES = ("cls", "mean", "lasttoken")
+# Several of them may be joined by a plus sign; their vectors are then concatenated in that order.
+POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+# Activation functions of a Dense module, classes of torch.nn without weights or arguments of their own.
+ACTIVATIONS = (
+    *("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid", "LeakyReLU", "ELU", "SELU", "CELU", "ReLU6"),
+    *("Softplus", "Softsign", "Mish", "Hardswish", "Hardsigmoid", "Hardtanh", "LogSigmoid", "Tanhshrink"),
+)
 
 # Position embeddings of these start after the padding index, so tokens have that many positions fewer.
 _POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
 # Models of transformers with a tower for texts and one for images.
 _TOWERS = {"clip"}
-# Older Sentence Transformers wrote one flag per mode.
-_POOLING_FLAGS = {
+# Older Sentence Transformers wrote one flag per mode; the vectors of several modes came in the order of POOLING_MODES.
+POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -54,12 +61,29 @@ _NEW_ARGUMENTS = {"model_kwargs": "model_args", "processor_kwargs": "tokenizer_a
 
 
 @dataclass(frozen=True)
+class DenseLayout:
+    """A Dense module behind the pooling: activation(weight x + bias), and x itself added if `residual`.
+
+    folder: holds its weights. activation: one of ACTIVATIONS.
+    """
+
+    folder: Path
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: str
+    residual: bool
+
+
+@dataclass(frozen=True)
 class Layout:
     """A Sentence Transformers folder, or a bare transformer (which has no prompts).
 
-    module: folder of the first module, which holds weights and tokenizer. max_tokens: longest input, special tokens
-    included; None: no limit. prompts: text put before a 'query' and a 'document'. first_position: position of the first
-    token, above 0 if positions start after the padding index. truncate_dim: number of dimensions kept; None: all.
+    module: folder of the first module, which holds weights and tokenizer. pooling: one of POOLING_MODES, or several
+    joined by a plus sign. dense: modules behind the pooling. max_tokens: longest input, special tokens included; None:
+    no limit. prompts: text put before a 'query' and a 'document'; named_prompts: all that the folder names.
+    first_position: position of the first token, above 0 if positions start after the padding index. truncate_dim:
+    number of dimensions kept; None: all. include_prompt: whether the prompt's tokens are pooled.
     """
 
     folder: Path
@@ -67,69 +91,108 @@ class Layout:
     kind: Kind
     pooling: str
     max_tokens: int | None
-    prompts: dict[str, str]
+    prompts: dict[str, str] = field(default_factory=dict)
     lower_case: bool = False
     first_position: int = 0
     truncate_dim: int | None = None
+    dense: tuple[DenseLayout, ...] = ()
+    named_prompts: dict[str, str] = field(default_factory=dict)
+    include_prompt: bool = True
 
 
 def read_layout(folder: str | Path) -> Layout:
     """Read the settings of the model in `folder`.
 
-    Raises DataError if there is no model, UsageError if it has parts or settings that are not supported.
+    Raises DataError if there is no model, UsageError if it has parts or settings that are not supported, or would need
+    code of its own.
     """
     folder = Path(folder)
     modules = _read(folder / "modules.json")
     settings: dict[str, Any] = _read(folder / "config_sentence_transformers.json") or {}
-    prompts = _prompts(settings.get("prompts") or {})
-    truncate_dim = _truncate_dim(folder, settings)
-    if modules is None:
-        return _bare_layout(folder, prompts, truncate_dim)
+    kind = settings.get("model_type", "SentenceTransformer")
+    if kind != "SentenceTransformer":
+        raise UsageError(f"{folder}: a {kind}, which does not give one dense vector per text")
+    named_prompts = {name: prompt for name, prompt in (settings.get("prompts") or {}).items() if prompt is not None}
+    layout = _bare_layout(folder) if modules is None else _layout_of_modules(folder, modules)
+    layout = replace(
+        layout,
+        prompts=_prompts(named_prompts),
+        named_prompts=named_prompts,
+        truncate_dim=_truncate_dim(folder, settings),
+    )
+    check_prompts(layout, layout.prompts)
+    return layout
+
+
+def check_prompts(layout: Layout, prompts: Mapping[Any, str]) -> None:
+    """Raise UsageError if there are prompts and the model leaves their tokens out of the pooling."""
+    if not layout.include_prompt and any(prompts.values()):
+        raise UsageError(f"{layout.folder}: pooling that leaves out the prompt (include_prompt) is not supported")
+
+
+def _layout_of_modules(folder: Path, modules: list[dict[str, Any]]) -> Layout:
+    for module in modules:
+        if not str(module["type"]).startswith("sentence_transformers."):
+            raise UsageError(f"{folder}: module {module['type']} is code of its own (modules.json), which is not run")
     first = folder / modules[0]["path"]
     kind = _class_name(modules[0])
-    pooling = "mean"
+    pooling, include_prompt = None, True
+    dense: list[DenseLayout] = []
+    before = ""
     for module in modules[1:]:
-        name = _class_name(module)
-        if name == "Pooling" and kind == "Transformer":
-            pooling = _pooling(folder / module["path"], any(prompts.values()))
+        name, place = _class_name(module), folder / module["path"]
+        if name == "Pooling" and kind == "Transformer" and not before:
+            pooling, include_prompt = _pooling(place)
+        elif name == "Dense" and before in ("Pooling", "Dense"):
+            dense.append(_dense(place))
         elif name != "Normalize":
-            raise UsageError(f"{folder}: module {name} is not supported (a transformer with pooling, or static, is)")
+            raise _unsupported(folder, name)
+        before = name
     if kind == "StaticEmbedding":
-        return Layout(folder, first, "static", "mean", _static_max_tokens(first), prompts, truncate_dim=truncate_dim)
-    sentence = _sentence_settings(first)
-    if kind in ("Transformer", "CLIPModel") and _is_towers(first):
-        limit = _max_tokens(first, sentence)
-        return Layout(folder, first, "towers", "", limit, prompts, truncate_dim=truncate_dim)
+        return Layout(folder, first, "static", "mean", _static_max_tokens(first))
+    sentence, name = _sentence_settings(first)
+    if kind in ("Transformer", "CLIPModel") and _is_towers(first) and not dense:
+        _refuse_other_outputs(first / name, sentence, "last_hidden_state", "pooler_output")
+        return Layout(folder, first, "towers", "", _max_tokens(first, sentence))
     if kind != "Transformer":
-        raise UsageError(f"{folder}: module {kind} is not supported (a transformer with pooling, or static, is)")
+        raise _unsupported(folder, kind)
+    _refuse_other_outputs(first / name, sentence, "last_hidden_state")
     _refuse_adapter(first)
+    _refuse_code(first)
     return Layout(
         folder,
         first,
         "backbone",
-        pooling,
+        pooling or "mean",
         _max_tokens(first, sentence),
-        prompts,
         lower_case=bool(sentence.get("do_lower_case")),
         first_position=_first_position(first),
-        truncate_dim=truncate_dim,
+        dense=tuple(dense),
+        include_prompt=include_prompt,
+    )
+
+
+def _unsupported(folder: Path, module: str) -> UsageError:
+    return UsageError(
+        f"{folder}: module {module} is not supported here (a transformer with pooling and Dense modules, or static, is)"
     )
 
 
 def check_weight_files(layout: Layout) -> None:
     """Raise UsageError if there are weights only in formats that are not loaded, DataError if there are none."""
-    if any(layout.module.glob("*.safetensors")):
-        return
-    others = [name for pattern in ("*.bin", "*.pt", "*.pth", "*.h5", "*.onnx") for name in layout.module.glob(pattern)]
-    if others:
-        raise UsageError(
-            f"{layout.module}: weights only as {others[0].name}, which is not loaded (pickles can run code); save the "
-            "model in the safetensors format"
-        )
-    raise DataError(f"{layout.module}: no weights in the safetensors format (model.safetensors)")
+    for folder in (layout.module, *(dense.folder for dense in layout.dense)):
+        if any(folder.glob("*.safetensors")):
+            continue
+        others = [name for pattern in ("*.bin", "*.pt", "*.pth", "*.h5", "*.onnx") for name in folder.glob(pattern)]
+        if others:
+            raise UsageError(
+                f"{folder}: weights only as {others[0].name}, which is not loaded (pickles can run code); save the "
+                "model in the safetensors format"
+            )
+        raise DataError(f"{folder}: no weights in the safetensors format (model.safetensors)")
 
 
-def _bare_layout(folder: Path, prompts: dict[str, str], truncate_dim: int | None) -> Layout:
+def _bare_layout(folder: Path) -> Layout:
     _refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: no model here (neither modules.json nor config.json)")
@@ -139,17 +202,29 @@ def _bare_layout(folder: Path, prompts: dict[str, str], truncate_dim: int | None
             "StaticEmbedding.from_model2vec and save it from there"
         )
     if _is_towers(folder):
-        return Layout(folder, folder, "towers", "", _max_tokens(folder), prompts, truncate_dim=truncate_dim)
-    return Layout(
-        folder,
-        folder,
-        "backbone",
-        "lasttoken" if _is_causal(folder) else "mean",
-        _max_tokens(folder),
-        prompts,
-        first_position=_first_position(folder),
-        truncate_dim=truncate_dim,
-    )
+        return Layout(folder, folder, "towers", "", _max_tokens(folder))
+    _refuse_code(folder)
+    pooling = "lasttoken" if _is_causal(folder) else "mean"
+    first_position = _first_position(folder)
+    return Layout(folder, folder, "backbone", pooling, _max_tokens(folder), first_position=first_position)
+
+
+def _refuse_code(folder: Path) -> None:
+    """Raise UsageError if the model is the code in its own folder, or in another repository.
+
+    Models keep naming such code after transformers has taken it over, under the same class name.
+    """
+    config = read_config(folder)
+    named = config.get("auto_map") or {}
+    if not named:
+        return
+    # Imported here: it imports torch, which reading settings needs for no other model.
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    own = MODEL_MAPPING_NAMES.get(config.get("model_type", ""))
+    code = str(named.get("AutoModel") or next(iter(named.values())))
+    if own is None or ("AutoModel" in named and code.rsplit(".", 1)[-1] != own):
+        raise UsageError(f"{folder}: needs code of its own ({code}, auto_map in config.json), which is not run")
 
 
 def _refuse_adapter(folder: Path) -> None:
@@ -167,26 +242,34 @@ def _is_causal(folder: Path) -> bool:
     return str(architectures[0]).endswith("ForCausalLM") and config.get("is_causal") is not False
 
 
-def _sentence_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings of the transformer module. Raises UsageError for any that changes what is computed."""
-    found = next(((name, content) for name in _SENTENCE_FILES if (content := _read(folder / name))), None)
-    if found is None:
-        return {}
-    name, settings = found
+def _sentence_settings(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the settings of the transformer module and the name of their file.
+
+    Raises UsageError for any that changes what is computed.
+    """
+    name = next((name for name in _SENTENCE_FILES if _read(folder / name)), _SENTENCE_FILES[0])
+    settings: dict[str, Any] = _read(folder / name) or {}
     for key, value in _REQUIRED.items():
         if settings.get(key, value) != value:
             raise UsageError(f"{folder / name}: {key} {settings[key]!r} is not supported")
     if any((settings.get("processing_kwargs") or {}).values()):
         raise UsageError(f"{folder / name}: processing_kwargs are not supported")
-    text = (settings.get("modality_config") or {}).get("text", {})
-    if text.get("method_output_name", "last_hidden_state") not in ("last_hidden_state", "pooler_output"):
-        raise UsageError(f"{folder / name}: output {text['method_output_name']} is not supported")
     for key, value in settings.items():
         old = _NEW_ARGUMENTS.get(key, key)
         unknown = sorted(set(value or {}) - _ARGUMENTS[old]) if old in _ARGUMENTS else []
         if unknown:
             raise UsageError(f"{folder / name}: {key} {unknown[0]} is not supported")
-    return dict(settings)
+    return dict(settings), name
+
+
+def _refuse_other_outputs(file: Path, settings: dict[str, Any], *outputs: str) -> None:
+    """Raise UsageError unless texts, and not chat messages made of them, become one of `outputs`."""
+    modalities = settings.get("modality_config") or {}
+    output = modalities.get("text", {}).get("method_output_name", outputs[0])
+    if output not in outputs:
+        raise UsageError(f"{file}: output {output} is not supported")
+    if "message" in modalities:
+        raise UsageError(f"{file}: texts in a chat template (modality_config message) are not supported")
 
 
 def _truncate_dim(folder: Path, settings: dict[str, Any]) -> int | None:
@@ -226,23 +309,42 @@ def _class_name(module: dict[str, Any]) -> str:
     return str(module["type"]).rsplit(".", 1)[-1]
 
 
-def _prompts(prompts: dict[str, str | None]) -> dict[str, str]:
+def _prompts(prompts: dict[str, str]) -> dict[str, str]:
     document = next((prompts[name] for name in _DOCUMENT_PROMPTS if prompts.get(name)), None)
     return {"query": prompts.get("query") or "", "document": document or ""}
 
 
-def _pooling(folder: Path, prompted: bool) -> str:
+def _pooling(folder: Path) -> tuple[str, bool]:
+    """Return the modes joined by plus signs, and whether the tokens of a prompt are pooled."""
     config = _read(folder / "config.json") or {}
     if "pooling_mode" in config:
         modes = config["pooling_mode"]
         modes = [modes] if isinstance(modes, str) else list(modes)
     else:
-        modes = [mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag)] or ["mean"]
-    if len(modes) != 1 or modes[0] not in POOLING_MODES:
-        raise UsageError(f"{folder}: pooling {'+'.join(modes)} is not supported (one of {', '.join(POOLING_MODES)} is)")
-    if prompted and not config.get("include_prompt", True):
-        raise UsageError(f"{folder}: pooling that leaves out the prompt is not supported")
-    return str(modes[0])
+        modes = [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)] or ["mean"]
+    for mode in modes:
+        if mode not in POOLING_MODES:
+            raise UsageError(f"{folder}: pooling {mode} is not supported ({', '.join(POOLING_MODES)} are)")
+    return "+".join(modes), bool(config.get("include_prompt", True))
+
+
+def _dense(folder: Path) -> DenseLayout:
+    file = folder / "config.json"
+    config = _read(file) or {}
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, "sentence_embedding"):
+            raise UsageError(f"{file}: {key} {config[key]!r} is not supported (sentence_embedding is)")
+    # Sentence Transformers' default.
+    function = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    activation = function.rsplit(".", 1)[-1]
+    if not function.startswith("torch.nn.") or activation not in ACTIVATIONS:
+        raise UsageError(f"{file}: activation_function {function} is not supported ({', '.join(ACTIVATIONS)} are)")
+    try:
+        sizes = int(config["in_features"]), int(config["out_features"])
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{file}: in_features and out_features are not both given as numbers") from None
+    residual = bool(config.get("use_residual", False))
+    return DenseLayout(folder, *sizes, bool(config.get("bias", True)), activation, residual)
 
 
 def _max_tokens(folder: Path, sentence: dict[str, Any] | None = None) -> int | None:

@@ -27,14 +27,15 @@ def pack(backbone: nn.Module, vocabulary: int, first_position: int) -> PackedSta
     """Return the function that runs `backbone` without padding on this device, or None.
 
     There is one if it gives the vectors of padded attention. The check is a short run both ways, as models do not
-    declare it: an architecture may compute positions, or a bias by distance, from the padded row. If there is none,
-    the backbone is left unchanged.
+    declare it: an architecture may compute positions, or a bias by distance, from the padded row. One of its texts is
+    longer than the windows of local attention. If there is none, the backbone is left unchanged.
     """
     usual = backbone.config._attn_implementation  # type: ignore[union-attr]
     weight = next(backbone.parameters())
     if usual != "sdpa" or not (_has_kernel(weight) or weight.device.type == "cpu"):
         return None
-    lengths = [17, 5, 1, 8, 8]
+    window = getattr(backbone.config, "sliding_window", None) or 0  # type: ignore[union-attr]
+    lengths = [17 + 2 * window, 5, 1, 8, 8]
     # The upper half of a vocabulary has no special tokens, to which models give positions of their own.
     ids = np.random.default_rng(0).integers(vocabulary // 2, vocabulary, sum(lengths))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -43,6 +44,8 @@ def pack(backbone: nn.Module, vocabulary: int, first_position: int) -> PackedSta
         try:
             states: PackedStates
             if _has_kernel(weight):
+                if not getattr(backbone, "_supports_flash_attn", False):
+                    raise ValueError("windows and causality may be in the mask alone")
                 _register()
                 backbone.set_attn_implementation(_NAME)  # type: ignore[operator]
                 states = partial(packed_states, backbone, first_position=first_position)
@@ -77,14 +80,30 @@ def packed_states(backbone: nn.Module, ids: np.ndarray, offsets: np.ndarray, fir
 
 
 def pool_packed(states_TD: Tensor, offsets: np.ndarray, mode: str) -> Tensor:
-    """(N, d) float32; as pooling.pool, of packed states."""
+    """Pool packed states (T, d), as `model.pool` pools padded ones: (N, d) float32, or (N, m d) of m modes."""
+    if "+" in mode:
+        return torch.cat([pool_packed(states_TD, offsets, each) for each in mode.split("+")], dim=1)
     ends = torch.from_numpy(offsets[1:]).to(states_TD.device)
     starts = torch.from_numpy(offsets[:-1]).to(states_TD.device)
     if mode == "cls":
         return states_TD[starts].float()
     if mode == "lasttoken":
         return states_TD[ends - 1].float()
-    return torch.segment_reduce(states_TD.float(), "mean", lengths=ends - starts, axis=0)
+    states_TD, lengths = states_TD.float(), ends - starts
+    if mode in ("mean", "max"):
+        return torch.segment_reduce(states_TD, mode, lengths=lengths, axis=0)
+    if mode == "weightedmean":
+        positions = torch.arange(len(states_TD), device=starts.device) - starts.repeat_interleave(lengths)
+        states_TD = states_TD * (positions + 1)[:, None]
+    sums = torch.segment_reduce(states_TD, "sum", lengths=lengths, axis=0)
+    return sums / mean_divisor(lengths, mode)[:, None]
+
+
+def mean_divisor(lengths_N: Tensor, mode: str) -> Tensor:
+    """Return (N,) what the sum over the tokens of a text is divided by: mean, mean_sqrt_len_tokens or weightedmean."""
+    if mode == "weightedmean":
+        return lengths_N * (lengths_N + 1) / 2
+    return lengths_N.sqrt() if mode == "mean_sqrt_len_tokens" else lengths_N
 
 
 def _alone(backbone: nn.Module, ids: np.ndarray) -> Tensor:
@@ -117,8 +136,11 @@ def _attend(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention in the calling convention of transformers; returns (1, T, heads, d)."""
-    if options.get("sliding_window") is not None or options.get("position_bias") is not None:
-        raise ValueError("packed attention supports neither windows nor biases")
+    if any(options.get(name) is not None for name in ("position_bias", "softcap", "s_aux")):
+        raise ValueError("packed attention supports neither biases nor capped scores nor sinks")
+    window = options.get("sliding_window")
+    # A window of transformers is a number of tokens on either side, the token itself included.
+    reach = -1 if window is None else window - 1
     attended_THD = _kernel(
         query_1HTD[0].transpose(0, 1),
         key_1HTD[0].transpose(0, 1),
@@ -126,13 +148,34 @@ def _attend(
         options["cu_seq_lens_q"],
         int(options["max_length_q"]),
         scaling,
+        (reach, 0 if getattr(module, "is_causal", False) else reach),
     )
     return attended_THD[None], None
 
 
-def _kernel(query_THD: Tensor, key_THD: Tensor, value_THD: Tensor, offsets: Tensor, longest: int, scale: Any) -> Tensor:
+def _kernel(
+    query_THD: Tensor,
+    key_TGD: Tensor,
+    value_TGD: Tensor,
+    offsets: Tensor,
+    longest: int,
+    scale: float | None,
+    window: tuple[int, int],
+) -> Tensor:
+    """Attention of each text to itself: G of H heads have keys; window: tokens before and after, -1 for all."""
     from torch.nn.attention.varlen import varlen_attn
 
-    attended = varlen_attn(query_THD, key_THD, value_THD, offsets, offsets, longest, longest, scale=scale)
+    attended = varlen_attn(
+        query_THD,
+        key_TGD,
+        value_TGD,
+        offsets,
+        offsets,
+        longest,
+        longest,
+        scale=scale,
+        window_size=window,
+        enable_gqa=key_TGD.shape[1] < query_THD.shape[1],
+    )
     assert isinstance(attended, Tensor)
     return attended

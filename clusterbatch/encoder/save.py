@@ -17,24 +17,16 @@ from safetensors.torch import save_file
 
 from clusterbatch.encoder.clip import TowersEncoder
 from clusterbatch.encoder.load import quiet
-from clusterbatch.encoder.model import Encoder
-from clusterbatch.encoder.model_files import read_layout
+from clusterbatch.encoder.model import Dense, Encoder
+from clusterbatch.encoder.model_files import POOLING_FLAGS, POOLING_MODES, read_layout
 
 _MODULES = "sentence_transformers.models"
-_POOLING_FLAGS = {
-    "cls": "pooling_mode_cls_token",
-    "max": "pooling_mode_max_tokens",
-    "mean": "pooling_mode_mean_tokens",
-    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
-    "weightedmean": "pooling_mode_weightedmean_tokens",
-    "lasttoken": "pooling_mode_lasttoken",
-}
 # The oldest release that opens it. Later ones warn of models that a newer release has written.
 _LAYOUT_VERSION = "5.0.0"
 
 
 def save_model(encoder: Encoder, folder: str | Path) -> None:
-    """Write weights as float32 safetensors, tokenizer, module list, pooling, prompts.
+    """Write weights as float32 safetensors, tokenizer, module list, pooling, Dense modules, prompts.
 
     `SentenceTransformer(folder).encode` gives the vectors of `encoder`; a backbone is also an `AutoModel` folder. The
     encoder's `max_tokens` becomes the saved model's maximal sequence length.
@@ -49,13 +41,14 @@ def save_model(encoder: Encoder, folder: str | Path) -> None:
         _save_backbone(encoder, folder)
         encoder.images.save(str(folder))
     else:
-        modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+        modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
         _save_backbone(encoder, folder)
-        flags = {flag: mode == encoder.pooling for mode, flag in _POOLING_FLAGS.items()}
-        width = encoder.backbone.config.hidden_size  # type: ignore[union-attr]
-        _write(
-            folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **flags, "include_prompt": True}
-        )
+        _write(folder / "1_Pooling" / "config.json", _pooling(encoder))
+        for number, module in enumerate(encoder.dense, 2):
+            assert isinstance(module, Dense)
+            modules.append((f"{number}_Dense", "Dense"))
+            _save_dense(module, folder / f"{number}_Dense")
+        modules.append((f"{len(modules)}_Normalize", "Normalize"))
     # Holds nothing, but tools that copy only files must not lose the folder.
     _write(folder / modules[-1][0] / "config.json", {})
     listed = [
@@ -64,6 +57,30 @@ def save_model(encoder: Encoder, folder: str | Path) -> None:
     ]
     _write(folder / "modules.json", listed)
     _write(folder / "config_sentence_transformers.json", _settings(encoder))
+
+
+def _pooling(encoder: Encoder) -> dict[str, Any]:
+    modes = encoder.pooling.split("+")
+    settings: dict[str, Any] = {flag: mode in modes for flag, mode in POOLING_FLAGS.items()}
+    if modes != [mode for mode in POOLING_MODES if mode in modes]:
+        # Flags have no order; only release 6 can read another one.
+        settings = {"pooling_mode": modes}
+    width = encoder.pooled_dimensions // len(modes)
+    return {"word_embedding_dimension": width, **settings, "include_prompt": True}
+
+
+def _save_dense(module: Dense, folder: Path) -> None:
+    layout = module.layout
+    config = {
+        "in_features": layout.in_features,
+        "out_features": layout.out_features,
+        "bias": layout.bias,
+        "activation_function": f"torch.nn.{layout.activation}",
+        **({"use_residual": True} if layout.residual else {}),
+    }
+    _write(folder / "config.json", config)
+    weights = {name: value.detach().float().cpu().contiguous() for name, value in module.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
 
 
 def _save_static(encoder: Encoder, folder: Path) -> None:
@@ -86,13 +103,15 @@ def _save_backbone(encoder: Encoder, folder: Path) -> None:
     }
     with quiet():
         encoder.backbone.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
-        tokenizer = AutoTokenizer.from_pretrained(str(layout.module))
+        tokenizer = AutoTokenizer.from_pretrained(str(layout.module), trust_remote_code=False)
         tokenizer.backend_tokenizer.normalizer = encoder.tokenizer.backend.normalizer
         if encoder.max_tokens is not None:
             tokenizer.model_max_length = encoder.max_tokens
         tokenizer.save_pretrained(folder)
     # transformers writes the type of the module in memory, not that of the file.
     config = json.loads((folder / "config.json").read_bytes())
+    # Code that was named beside weights in the names of transformers' own class would not know these.
+    config.pop("auto_map", None)
     _write(folder / "config.json", {**config, "dtype": "float32"})
     if not isinstance(encoder, TowersEncoder):
         # transformers drops the normalizer of a BERT tokenizer when it reads one: lower-casing has to be declared here.
@@ -102,6 +121,8 @@ def _save_backbone(encoder: Encoder, folder: Path) -> None:
 
 def _settings(encoder: Encoder) -> dict[str, Any]:
     truncation = {} if encoder.truncate_dim is None else {"truncate_dim": encoder.truncate_dim}
+    # Those for tasks other than retrieval stay with the model.
+    prompts = read_layout(encoder.tokenizer.folder).named_prompts | encoder.prompts
     return {
         "__version__": {
             "pytorch": str(torch.__version__),
@@ -110,7 +131,7 @@ def _settings(encoder: Encoder) -> dict[str, Any]:
         },
         "default_prompt_name": None,
         "model_type": "SentenceTransformer",
-        "prompts": dict(sorted(encoder.prompts.items())),
+        "prompts": dict(sorted(prompts.items())),
         "similarity_fn_name": "cosine",
         **truncation,
     }

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from clusterbatch.encoder.model_files import read_layout, shorter
+from clusterbatch.encoder.model_files import check_prompts, read_layout, shorter
 from clusterbatch.encoder.tokenizer import Tokenizer
 from clusterbatch.encoder.tokens import Tokens
 
@@ -41,8 +41,11 @@ class SideTokenizer:
 
         The model's own limit applies if it is shorter than `max_tokens`. prompts: None: the model's own.
         special_tokens: None: as the model is made.
+
+        Raises UsageError if there are prompts and the model does not pool their tokens.
         """
         layout = read_layout(folder)
+        check_prompts(layout, prompts or {})
         special = layout.kind != "static" if special_tokens is None else special_tokens
         limits: dict[Side, int | None] = {side: shorter(max_tokens[side], layout.max_tokens) for side in SIDES}
         return cls(Tokenizer(folder, special_tokens=special), prompts or layout.prompts, limits)

@@ -106,7 +106,7 @@ def _load(layout: Layout) -> tokenizers.Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(layout.module), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(layout.module), local_files_only=True, trust_remote_code=False)
     except ImportError as error:
         # Japanese BERT's, for example, splits words with a package of its own.
         raise UsageError(f"{layout.module}: its tokenizer needs a package ({_one_line(error)})") from error
@@ -115,6 +115,8 @@ def _load(layout: Layout) -> tokenizers.Tokenizer:
         raise DataError(f"{layout.module}: tokenizer cannot be loaded ({first_line(error)})") from error
     if not tokenizer.is_fast:
         raise UsageError(f"{layout.module}: has only a slow tokenizer; save it with its fast counterpart")
+    if tokenizer.truncation_side != "right":
+        raise UsageError(f"{layout.module}: a tokenizer that cuts long texts at their start is not supported")
     # A copy: the tokenizer that transformers keeps is changed by every call with padding or truncation.
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     if layout.lower_case:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clusterbatch.config import RunConfig, TrainConfig
-from clusterbatch.encoder.model_files import Layout, read_config, read_layout
+from clusterbatch.encoder.model_files import Layout, read_config, read_layout, shorter
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.errors import DataError, UsageError
 
@@ -34,8 +34,11 @@ def read_starting_model(config: RunConfig) -> StartingModel:
     cannot be fetched.
     """
     layout = read_layout(resolve_model(config.train.model, config.storage))
+    static = config.train.encoder == "static"
     shapes = _tensor_shapes(layout.module)
-    return StartingModel(sum(math.prod(shape) for shape in shapes), _dimensions(layout, shapes))
+    dense = [] if static else [shape for module in layout.dense for shape in _tensor_shapes(module.folder)]
+    weights = sum(math.prod(shape) for shape in [*shapes, *dense])
+    return StartingModel(weights, _dimensions(layout, shapes, static))
 
 
 def check_starting_model(config: RunConfig) -> None:
@@ -69,12 +72,17 @@ def with_learning_rate(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"train": train.model_copy(update={"learning_rate": rate})})
 
 
-def _dimensions(layout: Layout, shapes: list[list[int]]) -> int | None:
+def _dimensions(layout: Layout, shapes: list[list[int]], static: bool) -> int | None:
     if layout.kind == "static":
-        return next((shape[1] for shape in shapes if len(shape) == 2), None)
-    model = read_config(layout.module)
-    size = model.get("projection_dim") if layout.kind == "towers" else model.get("hidden_size")
-    return size if isinstance(size, int) else None
+        size = next((shape[1] for shape in shapes if len(shape) == 2), None)
+    elif layout.dense and not static:
+        size = layout.dense[-1].out_features
+    else:
+        model = read_config(layout.module)
+        size = model.get("projection_dim") if layout.kind == "towers" else model.get("hidden_size")
+        if isinstance(size, int) and not static:
+            size *= len(layout.pooling.split("+"))
+    return shorter(size, layout.truncate_dim) if isinstance(size, int) else None
 
 
 def _tensor_shapes(folder: Path) -> list[list[int]]:

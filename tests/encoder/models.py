@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -207,6 +208,58 @@ def _qwen2() -> _Made:
     return transformers.Qwen2ForCausalLM(config), _fast(tokenizer, _ANGLES)
 
 
+def _qwen3() -> _Made:
+    """Decoder with the tokenizer class of its family, which pads on the left and ends texts by its post-processor."""
+    end = "<|endoftext|>"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<|im_start|>", end],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_SENTENCES, trainer)
+    ended = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, tokenizer.token_to_id(end))])
+    tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), ended])
+    config = transformers.Qwen3Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=_POSITIONS,
+        pad_token_id=tokenizer.token_to_id(end),
+        **_SIZE,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(f"{folder}/tokenizer.json")
+        fast = transformers.Qwen2TokenizerFast.from_pretrained(folder, padding_side="left", model_max_length=128)
+    return transformers.Qwen3Model(config), fast
+
+
+def _gemma3() -> _Made:
+    """Text model of EmbeddingGemma: attention in both directions, in windows in the first layer."""
+    names = {
+        "cls_token": "<bos>",
+        "sep_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "mask_token": "<m>",
+    }
+    tokenizer = _bytes(names)
+    config = transformers.Gemma3TextConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=_POSITIONS,
+        pad_token_id=tokenizer.token_to_id("<pad>"),
+        sliding_window=16,
+        use_bidirectional_attention=True,
+        layer_types=["sliding_attention", "full_attention"],
+        **_SIZE,
+    )
+    return transformers.Gemma3TextModel(config), _fast(tokenizer, names)
+
+
 def _bart() -> _Made:
     tokenizer = _bytes(_ANGLES)
     config = transformers.BartConfig(
@@ -235,11 +288,13 @@ ARCHITECTURES: dict[str, Callable[[], _Made]] = {
     "mpnet": _mpnet,
     "distilbert": _distilbert,
 }
-# Families that are encoded with padding only (t5, xlnet, qwen2) or refused (bart, vit).
+# Families that are encoded with padding only on a CPU, or refused (bart, vit).
 OTHER_ARCHITECTURES: dict[str, Callable[[], _Made]] = {
     "t5": _t5,
     "xlnet": _xlnet,
     "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "gemma3": _gemma3,
     "bart": _bart,
     "vit": _vit,
 }

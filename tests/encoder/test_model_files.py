@@ -52,9 +52,12 @@ def test_positions_that_the_padding_index_takes(tiny: Callable[[str], Path]) -> 
         ({"modules.json": [{**_TRANSFORMER, "type": "x.CLIPModel"}]}, UsageError, "CLIPModel"),
         ({"modules.json": [_TRANSFORMER, {**_POOLING, "type": "x.Dense"}]}, UsageError, "Dense"),
         (
-            {"modules.json": [_TRANSFORMER, _POOLING], "1_Pooling/config.json": {"pooling_mode": ["mean", "max"]}},
+            {
+                "modules.json": [_TRANSFORMER, _POOLING],
+                "1_Pooling/config.json": {"pooling_mode": ["mean", "attention"]},
+            },
             UsageError,
-            "mean[+]max",
+            "pooling attention",
         ),
         (
             {
