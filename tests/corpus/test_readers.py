@@ -157,6 +157,17 @@ def test_rows_of_csv_with_damaged_quotes_are_never_made_of_pieces(tmp_path: Path
         assert set(re.findall("q[0-9]", seen.replace('"', ""))) == {f"q{number}" for number in range(8)}, bytes(data)
 
 
+def test_what_follows_a_row_of_too_few_fields_is_not_taken_for_a_row_if_it_ends_a_quote(tmp_path: Path) -> None:
+    rows = [b"query,document", b"q0,d0", b"q1 opens without a quote", b'and ends with one",d1', b'q2 6" pipe,d2']
+    (tmp_path / "x.csv").write_bytes(b"\n".join(rows))
+    outcome = read(tmp_path / "x.csv")
+    assert outcome.pairs == [("q0", "d0"), ('q2 6" pipe', "d2")]
+    assert [(reject.row, reject.reason) for reject in outcome.rejects] == [
+        (1, "1 fields, the header has 2"),
+        (2, "a quote inside a field that is not quoted"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("head", "delimiter"),
     [

@@ -51,7 +51,7 @@ def read_delimited(
         try:
             fields = next(rows)
             if fields:
-                if [field.strip() for field in fields] == header:
+                if fields[0].strip() == header[0] and [field.strip() for field in fields] == header:
                     raise RowError("the header again")
                 in_doubt = lines.is_again or after_misfit
                 after_misfit = len(fields) != len(header)
