@@ -59,7 +59,8 @@ def plan_comparison(config: RunConfig) -> ComparisonPlan:
     asked = compare.steps or config.train.steps or math.ceil((config.train.epochs or 1) * rows / config.batches.size)
     steps = asked * compare.steps_of_each
     settings = max(1, len(compare.learning_rates)) * max(1, len(compare.temperatures))
-    runs = len(arms) * (compare.seeds + (settings if settings > 1 else 0))
+    sweeps = (len(arms) if compare.sweep == "each" else 1) * (settings if settings > 1 else 0)
+    runs = len(arms) * compare.seeds + sweeps
     training = replace(model, config=with_changes(config, {"train.steps": max(1, steps), "train.epochs": None}))
     pairs = max(1, steps) * config.batches.size
     pair_seconds = training.work("train") / rates.rate[training.rate_name("train")] / pairs

@@ -14,7 +14,7 @@ from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.errors import UsageError
 from clusterbatch.experiments.compare.arms import arms_of
 from clusterbatch.experiments.compare.grid import CELLS, compare_sizes, finished_sizes, write_grid
-from clusterbatch.experiments.compare.plan import at_size
+from clusterbatch.experiments.compare.plan import at_size, plan_comparison
 from clusterbatch.experiments.compare.report import write_comparison
 from clusterbatch.experiments.compare.stage import comparison_artifact
 from clusterbatch.runtime import Pass, WorkItem
@@ -96,6 +96,12 @@ def test_the_place_of_a_comparison_of_one_size_is_as_before(config: RunConfig) -
     assert comparison_artifact(one).folder.uri == f"{config.workspace}/compare/trials"
     assert comparison_artifact(at_size(config, 8)).folder.uri == f"{config.workspace}/compare/batch=8/trials"
     assert one.compare.identity() == config.compare.identity()
+
+
+def test_a_plan_counts_the_sweep_of_the_baseline_alone(config: RunConfig) -> None:
+    one = at_size(config, 8)
+    assert plan_comparison(one).runs == 4 * 2 + 2
+    assert plan_comparison(with_changes(one, {"compare.sweep": "each"})).runs == 4 * 2 + 4 * 2
 
 
 def test_sizes_of_clusters_can_be_given_in_batches(config: RunConfig) -> None:
