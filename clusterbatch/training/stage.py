@@ -14,11 +14,10 @@ from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import OtherWorkError
 from clusterbatch.log import say
 from clusterbatch.runtime import ray_session
-from clusterbatch.shards.reader import ShardReader
 from clusterbatch.store import Artifact, Counts, Manifest, Receipt, Stopwatch
 from clusterbatch.store.details import TrainDetails, details_of
 from clusterbatch.store.workspace import Workspace, live_generation, publish
-from clusterbatch.training.checks import check_margins, check_phases, check_tokens, check_workers, warn_of_copies
+from clusterbatch.training.checks import check_margins, check_phases, check_tokens, check_workers
 from clusterbatch.training.driver import MASKED, RAY_FOLDER, fit
 from clusterbatch.training.metrics import SEGMENTS, check_trackers, read_metrics
 from clusterbatch.training.prepare_model import check_adapters
@@ -77,7 +76,6 @@ def train(
     report = plan_report(plan)
     for warning in report["warnings"]:
         say(f"plan: {warning}", level="warning")
-    warn_of_copies(config, inputs, plan, ShardReader(clusters), steps)
     if continued is None:
         _warn_of_few_steps(steps, plan.steps_per_epoch)
     watch = Stopwatch()

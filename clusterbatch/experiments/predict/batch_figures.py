@@ -30,9 +30,8 @@ _FENCE = 1.5
 # What tells a gain from nothing, in nats of the expected loss, and when masks are needed, in shares of the negatives.
 _HARDER, _FALSE = 0.1, 0.01
 _DUPLICATES = 0.3
-# Documents from this cosine on say nearly the same. Clusters that bring each row so many more of them than its source
-# does are expected to lose: their negatives are answers (RESULTS, "When do clusters gain").
-_NEARLY_EQUAL, _COPIES = 0.95, 1.0
+# Documents from this cosine on say nearly the same.
+_NEARLY_EQUAL = 0.95
 
 
 @dataclass(frozen=True)
@@ -176,11 +175,6 @@ def verdict_of(group: Mapping[str, Any]) -> tuple[str, float, str]:
     gain = best["difficulty"] - group["source"]["difficulty"]
     if group["duplicates"] > _DUPLICATES:
         why = f"{group['duplicates']:.0%} of its documents repeat others: remove duplicates first"
-        return "unsuitable", gain, why
-    more = best["copies"] - group["source"]["copies"]
-    if more > _COPIES:
-        why = f"a batch of a cluster has {best['copies']:.1f} near copies of each document, one of the source "
-        why += f"{group['source']['copies']:.1f}: answers repeat, and would be negatives"
         return "unsuitable", gain, why
     if gain < _HARDER:
         return "not harder", gain, f"clusters are hardly harder than the source itself ({gain:+.2f} nats)"

@@ -62,7 +62,7 @@ def test_a_source_with_topics_gains_and_one_without_does_not() -> None:
     assert with_topics["source"]["hardness"] < hardness[0] < hardness[1]
 
 
-def test_clusters_that_gather_near_copies_of_answers_are_not_recommended() -> None:
+def test_near_copies_are_those_of_a_batch_not_of_the_source() -> None:
     """Every document has seven others that say nearly the same, under hashes of their own."""
     topics, _ = blobs(200, 16, 24, seed=3, spread=0.5)
     random = np.random.default_rng(5)
@@ -72,9 +72,8 @@ def test_clusters_that_gather_near_copies_of_answers_are_not_recommended() -> No
     found = _group(_sample(copied.astype(np.float32)))
     # 63 others are drawn of 1,599 rows of the sample, seven of which are copies.
     assert found["source"]["copies"] == pytest.approx(63 * 7 / 1599, rel=0.4)
-    outcome, _, why = verdict_of(found)
-    assert outcome == "unsuitable"
-    assert "near copies" in why
+    # A cluster of about 1,024 of the 20,000 rows has all copies of its documents.
+    assert found["clusters"]["1024"]["copies"] > 5 * found["source"]["copies"]
 
 
 def test_what_cannot_be_known_is_said() -> None:
