@@ -22,7 +22,7 @@ _ROWS = 2048
 
 
 @dataclass(frozen=True)
-class _Names:
+class LayerNames:
     """Names under which an architecture keeps the modules of a layer."""
 
     layers: str
@@ -34,9 +34,15 @@ class _Names:
     up: str
     down: str
     norm: str
+    # of the weights of attention, of what was attended to, and of the layer's output; None where there is none
+    dropouts: tuple[str | None, str | None, str | None]
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        return self.query, self.key, self.value, self.attended, self.up, self.down
 
 
-_BERT = _Names(
+_BERT = LayerNames(
     layers="encoder.layer",
     query="attention.self.query",
     key="attention.self.key",
@@ -46,8 +52,9 @@ _BERT = _Names(
     up="intermediate.dense",
     down="output.dense",
     norm="output.LayerNorm",
+    dropouts=("attention.self.dropout", "attention.output.dropout", "output.dropout"),
 )
-_DISTILBERT = _Names(
+_DISTILBERT = LayerNames(
     layers="transformer.layer",
     query="attention.q_lin",
     key="attention.k_lin",
@@ -57,6 +64,7 @@ _DISTILBERT = _Names(
     up="ffn.lin1",
     down="ffn.lin2",
     norm="output_layer_norm",
+    dropouts=("attention.dropout", None, "ffn.dropout"),
 )
 _NAMES = {
     "bert": _BERT,
@@ -68,6 +76,15 @@ _NAMES = {
 }
 
 
+def layer_names(config: Any) -> LayerNames:
+    """Return the names in the layers of a backbone built like BERT; raises ValueError for another architecture."""
+    names = _NAMES.get(config.model_type)
+    activation = getattr(config, "hidden_act", getattr(config, "activation", None))
+    if names is None or activation != "gelu" or getattr(config, "is_decoder", False):
+        raise ValueError("not built like BERT")
+    return names
+
+
 class FusedBackbone:
     """The layers of a backbone built like BERT: learned positions, layer norms after the residuals, GELU.
 
@@ -77,10 +94,7 @@ class FusedBackbone:
 
     def __init__(self, backbone: nn.Module, first_position: int) -> None:
         config: Any = backbone.config
-        names = _NAMES.get(config.model_type)
-        activation = getattr(config, "hidden_act", getattr(config, "activation", None))
-        if names is None or activation != "gelu" or getattr(config, "is_decoder", False):
-            raise ValueError("not built like BERT")
+        names = layer_names(config)
         self._heads = int(config.num_attention_heads)
         embeddings: Any = backbone.get_submodule("embeddings")
         self._words: Tensor = embeddings.word_embeddings.weight
@@ -107,7 +121,7 @@ class FusedBackbone:
 
 
 class _Layer:
-    def __init__(self, layer: nn.Module, names: _Names) -> None:
+    def __init__(self, layer: nn.Module, names: LayerNames) -> None:
         query, key, value = (layer.get_submodule(name) for name in (names.query, names.key, names.value))
         self.project = _Product(query, key, value)
         self.attended = _ProductAndSum(layer.get_submodule(names.attended))

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 
-def micro_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Rows in micro-batches of at most `budget` tokens, padding included, longest rows first.
+def micro_batches(lengths: np.ndarray, budget: int, *, padded: bool = True) -> list[np.ndarray]:
+    """Rows in micro-batches of at most `budget` tokens, longest rows first; padding counts if they are `padded`.
 
     `lengths` (N,) -> row numbers, each (n,) int64, every row exactly once; a row over the budget is a micro-batch of
     its own. A function of the lengths alone; ties keep input order. Longest first: what does not fit in memory fails at
@@ -22,10 +22,15 @@ def micro_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     """
     lengths = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
     order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
     batches, start = [], 0
     while start < len(order):
-        # The first row is the longest, so it decides how many fit.
-        rows = max(1, budget // int(lengths[order[start]]))
+        if padded:
+            # The first row is the longest, so it decides how many fit.
+            rows = max(1, budget // int(lengths[order[start]]))
+        else:
+            done = int(ends[start] - lengths[order[start]])
+            rows = max(1, int(np.searchsorted(ends, done + budget, side="right")) - start)
         batches.append(order[start : start + rows])
         start += rows
     return batches

@@ -1,8 +1,9 @@
 """Gradient cache (GradCache, Gao 2021): embed a large batch within bounded memory, with the exact gradient.
 
-The batch goes through the encoder in micro-batches of like lengths. As long as activations fit the memory that is
-allowed, a micro-batch keeps its graph and the backward pass is the plain one; what does not fit is embedded without a
-graph and computed once more when its gradient is known. A batch that fits pays nothing.
+The batch goes through the encoder in micro-batches of like lengths. If the activations of all fit the memory that is
+allowed, every micro-batch keeps its graph, the backward pass is the plain one, and the batch pays nothing. Otherwise an
+encoder that can keep less per token (`encode_keeping_less`) does so, and computes part of it again. What does not fit
+even then is embedded without a graph and computed once more when its gradient is known.
 
 Dropout must fall alike both times: the generators are seeded from (seed, step, rank, micro-batch) before every forward
 pass. So there is no random state to restore, neither here nor after a crash.
@@ -42,7 +43,9 @@ class CachedEmbedding:
 
     encode: inputs -> (n, E), differentiable in the model's parameters. `vectors` (N, E) is a leaf in the order of the
     input: compute a loss from it, call its `backward`, then `backward` here adds to the parameters' gradients.
-    `kept_share` is the share of micro-batches that kept their graph.
+    padded: whether `encode` pads, so that padding counts for `micro_batch_tokens`. encode_keeping_less: the same as
+    `encode` with the same results, for a graph of less memory. `kept_share` is the share of micro-batches that kept
+    their graph, `padded_tokens` the number of tokens computed on.
     """
 
     def __init__(
@@ -53,11 +56,18 @@ class CachedEmbedding:
         *,
         micro_batch_tokens: int,
         activation_bytes: int,
+        padded: bool = True,
+        encode_keeping_less: Callable[[Inputs], Tensor] | None = None,
     ) -> None:
         self._encode, self._tokens, self._key = encode, tokens, key
-        self._rows = micro_batches(tokens.lengths, micro_batch_tokens)
+        self._encode_keeping_less = encode_keeping_less
+        self._rows = micro_batches(tokens.lengths, micro_batch_tokens, padded=padded)
         self._graphs: dict[int, Tensor] = {}
-        self.padded_tokens = sum(len(rows) * int(tokens.lengths[rows[0]]) for rows in self._rows)
+        lengths = tokens.lengths
+        sizes = [len(rows) * int(lengths[rows[0]]) if padded else int(lengths[rows].sum()) for rows in self._rows]
+        self.padded_tokens = sum(sizes)
+        # The first micro-batch is measured: what the largest keeps, in units of it.
+        self._largest = max(sizes, default=0) / max(1, sizes[0] if sizes else 0)
         self.vectors = self._forward(activation_bytes)
         self.kept_share = len(self._graphs) / max(1, len(self._rows))
 
@@ -73,21 +83,24 @@ class CachedEmbedding:
 
     def _forward(self, activation_bytes: int) -> Tensor:
         parts: list[Tensor] = []
-        # Longest rows come first, so the first micro-batch is as large as any: what it keeps bounds the others.
-        room, largest = activation_bytes, 0
+        encode, room, largest = self._encode, activation_bytes, 0
         for number, rows in enumerate(self._rows):
             self._key.apply(number)
             tokens = self._tokens.take(rows)
             if room < max(largest, 1):
                 with torch.no_grad():
-                    parts.append(self._encode(tokens))
+                    parts.append(encode(tokens))
                 continue
             if largest:
-                vectors = self._encode(tokens)
+                vectors = encode(tokens)
             else:
                 with _counting_saved() as saved:
-                    vectors = self._encode(tokens)
-                largest = saved.bytes
+                    vectors = encode(tokens)
+                largest = int(saved.bytes * self._largest)
+                if self._encode_keeping_less and largest * len(self._rows) > activation_bytes:
+                    # The first of those that keep less is measured in turn.
+                    encode, self._encode_keeping_less = self._encode_keeping_less, None
+                    room, largest = room - largest, 0
             room -= largest
             self._graphs[number] = vectors
             parts.append(vectors.detach())
@@ -104,9 +117,11 @@ class _Saved:
         self._seen: set[int] = set()
 
     def pack(self, tensor: Tensor) -> Tensor:
-        # Parameters take no memory of their own here; views of one storage are one allocation.
+        # Parameters and views of them take no memory of their own here; views of one storage are one allocation.
+        owner = tensor if tensor._base is None else tensor._base
+        is_parameter = owner.is_leaf and owner.requires_grad
         storage = tensor.untyped_storage()
-        if not tensor.is_leaf and storage.data_ptr() not in self._seen:
+        if not is_parameter and storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())
             self.bytes += storage.nbytes()
         return tensor

@@ -21,6 +21,8 @@ from clusterbatch.config import TrainConfig
 from clusterbatch.encoder.devices import inference_dtype
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.errors import UsageError
+from clusterbatch.training.bert_layers import BertLayers
+from clusterbatch.training.unpadded import IN_TRAINING, unpadded
 
 # A CPU is fastest while a layer's activations stay in its caches; other work is best done in large pieces.
 _SMALL, _LARGE = 2048, 65_536
@@ -28,7 +30,7 @@ _FLOAT32_ATTENTION = "sdpa_float32"
 
 
 def prepare(encoder: Encoder, config: TrainConfig) -> None:
-    """Set dropout, adapters, gradient checkpointing and the token table's kind of gradient; training mode."""
+    """Set dropout, adapters, gradient checkpointing, padding and the token table's kind of gradient; training mode."""
     if config.dropout is not None:
         for module in encoder.modules():
             if isinstance(module, nn.Dropout):
@@ -46,14 +48,18 @@ def prepare(encoder: Encoder, config: TrainConfig) -> None:
             encoder.backbone = TokenMean(encoder.backbone)
         else:
             token_table(encoder).sparse = True
+    encoder.packed = unpadded(encoder, autocast(config, encoder))
+    if config.gradient_checkpointing and isinstance(encoder.packed, BertLayers):
+        encoder.packed.keep = "sums"
     encoder.train()
 
 
 def finish(encoder: Encoder) -> Encoder:
     """Return the encoder as it is to be written: adapters merged, the usual attention, evaluation mode."""
+    encoder.packed = None
     if hasattr(encoder.backbone, "merge_and_unload"):
         encoder.backbone = encoder.backbone.merge_and_unload()  # type: ignore[operator]
-    if encoder.kind != "static" and encoder.backbone.config._attn_implementation == _FLOAT32_ATTENTION:  # type: ignore[union-attr]
+    if encoder.kind != "static" and encoder.backbone.config._attn_implementation in (_FLOAT32_ATTENTION, IN_TRAINING):  # type: ignore[union-attr]
         encoder.backbone.set_attn_implementation("sdpa")  # type: ignore[operator]
     return encoder.eval()
 
@@ -91,7 +97,7 @@ def activation_bytes(config: TrainConfig, device: torch.device) -> int:
     """Return the bytes for activations; if the configuration leaves them open, ask before training takes any."""
     if config.activation_bytes is not None:
         return config.activation_bytes
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2 * 2**30
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 5 * 2**29
 
 
 def check_adapters(config: TrainConfig) -> None:

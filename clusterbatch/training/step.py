@@ -15,6 +15,7 @@ from clusterbatch.config import TrainConfig
 from clusterbatch.encoder.inputs import Inputs, concatenate, token_ids
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.errors import DataError
+from clusterbatch.training.bert_layers import BertLayers
 from clusterbatch.training.collectives import FlatGradients, World, gather_batch
 from clusterbatch.training.grad_cache import CachedEmbedding, RandomKey
 from clusterbatch.training.loss import ContrastiveLoss
@@ -87,6 +88,8 @@ class TrainingStep:
             RandomKey(self.config.seed, batch.step, self.world.rank),
             micro_batch_tokens=self._micro_batch_tokens,
             activation_bytes=self._activation_bytes,
+            padded=not self.encoder.unpadded,
+            encode_keeping_less=self._encode_keeping_less if isinstance(self.encoder.packed, BertLayers) else None,
         )
         vectors = embedding.vectors.split([len(kind) for kind in kinds])
         negatives = vectors[2] if batch.negative_tokens is not None else None
@@ -153,4 +156,12 @@ class TrainingStep:
     def _encode(self, tokens: Inputs) -> Tensor:
         with self._autocast():
             vectors: Tensor = self.encoder(tokens)
+        return vectors
+
+    def _encode_keeping_less(self, tokens: Inputs) -> Tensor:
+        layers = self.encoder.packed
+        assert isinstance(layers, BertLayers)
+        before, layers.keep = layers.keep, "sums"
+        vectors = self._encode(tokens)
+        layers.keep = before
         return vectors

@@ -16,6 +16,17 @@ def test_every_row_once_and_within_the_budget(lengths: np.ndarray, budget: int) 
         assert padded <= budget or len(batch) == 1
 
 
+@given(_lengths, st.integers(1, 1000))
+def test_without_padding_only_tokens_count(lengths: np.ndarray, budget: int) -> None:
+    batches = micro_batches(lengths, budget, padded=False)
+    assert sorted(row for batch in batches for row in batch.tolist()) == list(range(len(lengths)))
+    sums = [int(np.maximum(lengths[batch], 1).sum()) for batch in batches]
+    assert all(tokens <= budget or len(batch) == 1 for batch, tokens in zip(batches, sums, strict=True))
+    # The first row of the next one would not have fitted.
+    for tokens, following in zip(sums[:-1], batches[1:], strict=True):
+        assert tokens + max(1, int(lengths[following[0]])) > budget
+
+
 @given(_lengths)
 def test_rows_of_like_length_go_together(lengths: np.ndarray) -> None:
     batches = micro_batches(lengths, 512)

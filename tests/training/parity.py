@@ -1,28 +1,35 @@
 """The gradient of a global batch, two ways: as the product computes it over W ranks, and by the book.
 
 The reference shares no code with the product: one process, float64, the whole score matrix, torch's own cross entropy.
+The first half compares a small encoder of its own in float64, the second a whole step of a transformer in float32.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from clusterbatch.batches.loader import SliceBatch
 from clusterbatch.config import TrainConfig
+from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.training.collectives import FlatGradients, GatheredBatch, World
 from clusterbatch.training.grad_cache import CachedEmbedding, RandomKey
 from clusterbatch.training.loss import ContrastiveLoss
 from clusterbatch.training.margin_mse import TeacherMargins
 from clusterbatch.training.masks import BatchFacts
+from clusterbatch.training.step import TrainingStep
 from tests.training.worlds import run_world
 
 VOCABULARY, WIDTH, DIMENSIONS = 97, 12, 8
 TEMPERATURE = 0.07
+# train.activation_bytes for a tiny transformer: everything fits, part of it, nothing.
+KEPT_BYTES = {"all": 2**30, "less": 500_000, "nothing": 0}
 
 
 class SmallEncoder(nn.Module):
@@ -242,3 +249,99 @@ def _error(found: dict[str, np.ndarray], wanted: dict[str, Tensor]) -> float:
     difference = sum(float(((found[name] - wanted[name].numpy()) ** 2).sum()) for name in wanted)
     norm = sum(float((wanted[name] ** 2).sum()) for name in wanted)
     return (difference / norm) ** 0.5
+
+
+TransformerTexts = tuple[list[list[int]], list[list[int]]]
+
+
+def transformer_texts(vocabulary: int, rows: int = 12, *, with_empty: bool = True) -> TransformerTexts:
+    """Return token ids of queries and documents: short and long ones, some of one length, and some without any."""
+    random = np.random.default_rng(5)
+
+    def texts(lengths: np.ndarray) -> list[list[int]]:
+        return [random.integers(vocabulary // 2, vocabulary, length).tolist() for length in lengths]
+
+    queries, documents = random.integers(1, 6, rows), random.integers(1, 100, rows)
+    queries[3], documents[[4, 5, 6]] = int(not with_empty), [int(not with_empty), 70, 70]
+    return texts(queries), texts(documents)
+
+
+def transformer_step(world: World, folder: str, config: TrainConfig, texts: TransformerTexts) -> dict[str, np.ndarray]:
+    """Return the gradients of a global batch as this rank has them after a step, by the names of checkpoints."""
+    encoder = load_encoder(folder, "backbone")
+    training = TrainingStep(encoder, config, 1, world)
+    assert encoder.unpadded
+    bounds = ragged_slices(len(texts[0]), world.size)
+    start, end = bounds[world.rank], bounds[world.rank + 1]
+    number = np.arange(start, end, dtype=np.uint64)
+    batch = SliceBatch(
+        step=0,
+        epoch=0,
+        query_tokens=Tokens.from_lists(texts[0][start:end]),
+        document_tokens=Tokens.from_lists(texts[1][start:end]),
+        query_hash=number,
+        document_hash=number,
+        weight=None,
+        negative_tokens=None,
+        negative_counts=None,
+        query_vector=None,
+        document_vector=None,
+        slice_rows=np.diff(bounds),
+        composition=None,
+    )
+    result = training.run(batch)
+    assert result.padded_tokens == result.tokens
+    return {name: parameter.grad.numpy().copy() for name, parameter in training.trainable.items()}
+
+
+def transformer_reference(folder: str, texts: TransformerTexts) -> dict[str, Tensor]:
+    """Return the same by plain autograd in float64, one text at a time."""
+    encoder = load_encoder(folder, "backbone", dtype=torch.float64)
+    padding = encoder.tokenizer.padding
+
+    def vectors(lists: list[list[int]]) -> Tensor:
+        found = []
+        for ids in lists:
+            states = encoder.backbone(input_ids=torch.tensor([ids or [padding]])).last_hidden_state[0]
+            pooled = {"mean": states.mean(0), "cls": states[0], "lasttoken": states[-1]}[encoder.pooling]
+            found.append(normalize(pooled, dim=0))
+        return torch.stack(found)
+
+    logits = vectors(texts[0]) @ vectors(texts[1]).T / TEMPERATURE
+    cross_entropy(logits, torch.arange(len(logits))).backward()
+    return {f"encoder.{name}": weight.grad for name, weight in encoder.named_parameters() if weight.requires_grad}
+
+
+def transformer_config(**changes: Any) -> TrainConfig:
+    """Return settings under which a step is what `transformer_reference` computes; several micro-batches."""
+    settings = {
+        "encoder": "backbone",
+        "temperature": TEMPERATURE,
+        "dropout": 0.0,
+        "precision": "float32",
+        "clip_norm": None,
+        "micro_batch_tokens": 128,
+        "mask": {"duplicates": False},
+    }
+    return TrainConfig.model_validate({**settings, **changes})
+
+
+def largest_parameter_error(found: dict[str, np.ndarray], wanted: dict[str, Tensor]) -> float:
+    """Return the largest error of a parameter's gradient as a share of its norm, or of .01 of the largest norm."""
+    assert found.keys() == wanted.keys()
+    norms = {name: float(gradient.norm()) for name, gradient in wanted.items()}
+    least = 0.01 * max(norms.values())
+    return max(float(np.linalg.norm(found[name] - wanted[name].numpy())) / max(norms[name], least) for name in wanted)
+
+
+def transformer_parity(folder: str, sizes: tuple[int, ...] = (1, 2, 4)) -> dict[tuple[int, str], float]:
+    """Return `largest_parameter_error` over all ranks by their number and by what is kept for the backward pass."""
+    texts = transformer_texts(load_encoder(folder).tokenizer.vocabulary)
+    wanted = transformer_reference(folder, texts)
+    errors = {}
+    for size in sizes:
+        for kept, activation_bytes in KEPT_BYTES.items():
+            config = transformer_config(activation_bytes=activation_bytes)
+            ranks = run_world(size, transformer_step, folder, config, texts)
+            errors[size, kept] = max(largest_parameter_error(rank, wanted) for rank in ranks)
+    return errors

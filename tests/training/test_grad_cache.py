@@ -73,3 +73,47 @@ def test_rows_come_back_in_the_order_of_the_input() -> None:
 @pytest.mark.parametrize("other", [RandomKey(2, 2, 0), RandomKey(1, 3, 0), RandomKey(1, 2, 1)])
 def test_seed_step_and_rank_each_change_what_dropout_drops(other: RandomKey) -> None:
     assert not torch.equal(_run(0)[0], _run(0, other)[0])
+
+
+class _LeanEncoder(_Encoder):
+    """Can keep its input alone and compute the rest again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lean_calls = 0
+
+    def keeping_less(self, tokens: Tokens) -> Tensor:
+        self.lean_calls += 1
+        anchor = torch.ones((), requires_grad=True)
+        return torch.utils.checkpoint.checkpoint(lambda one: self(tokens) * one, anchor, use_reentrant=False)
+
+
+@pytest.mark.parametrize("activation_bytes", [0, 10_000, 2**30])
+def test_less_is_kept_only_if_not_everything_fits(activation_bytes: int) -> None:
+    kept_vectors, kept_gradients, _, _ = _run(2**30)
+    encoder = _LeanEncoder()
+    embedding = CachedEmbedding(
+        encoder,
+        _tokens(),
+        _KEY,
+        micro_batch_tokens=64,
+        activation_bytes=activation_bytes,
+        encode_keeping_less=encoder.keeping_less,
+    )
+    embedding.vectors.square().sum().sin().backward()
+    embedding.backward()
+    assert (encoder.lean_calls > 1) == (activation_bytes == 10_000)
+    # All but the first, which was measured, keep next to nothing.
+    assert embedding.kept_share == float(activation_bytes > 0)
+    assert torch.equal(embedding.vectors, kept_vectors)
+    gradients = [parameter.grad for parameter in encoder.parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(gradients, kept_gradients, strict=True))
+
+
+def test_padding_counts_only_if_there_is_any() -> None:
+    def computed(padded: bool) -> int:
+        return CachedEmbedding(
+            _Encoder(), _tokens(), _KEY, micro_batch_tokens=64, activation_bytes=0, padded=padded
+        ).padded_tokens
+
+    assert computed(padded=False) == int(_tokens().lengths.sum()) < computed(padded=True)
