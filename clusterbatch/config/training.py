@@ -237,11 +237,12 @@ class TrainConfig(Section):
     """Number type in which a backbone computes. `auto`: bfloat16 if the machine has instructions for it. Weights stay
     float32."""
     micro_batch_tokens: int | None = Field(None, ge=64)
-    """Tokens (padding included) that go through the encoder at once. Unset: 2,048 for a backbone on a CPU, otherwise
-    65,536."""
+    """Tokens that go through the encoder at once, padding included if the encoder has to be padded. Unset: 2,048 for a
+    backbone on a CPU, otherwise 65,536."""
     activation_bytes: int | None = operational(None, ge=0)
-    """Bytes of activations kept from the forward to the backward pass; micro-batches beyond it are computed twice
-    (gradient cache), with the same gradient. Unset: 2 GiB on a CPU, half of the free memory on a GPU."""
+    """Bytes of activations kept from the forward to the backward pass. A batch that needs more keeps less of each
+    token, if the architecture allows it; what is beyond that is computed twice (gradient cache). Same gradient always.
+    Unset: 2.5 GiB on a CPU, half of the free memory on a GPU."""
     gradient_checkpointing: bool = operational(False)
     """Keeps only each layer's input and computes the layer again: less memory, a third more work."""
 

@@ -59,8 +59,9 @@ def finish(encoder: Encoder) -> Encoder:
     encoder.packed = None
     if hasattr(encoder.backbone, "merge_and_unload"):
         encoder.backbone = encoder.backbone.merge_and_unload()  # type: ignore[operator]
-    if encoder.kind != "static" and encoder.backbone.config._attn_implementation in (_FLOAT32_ATTENTION, IN_TRAINING):  # type: ignore[union-attr]
-        encoder.backbone.set_attn_implementation("sdpa")  # type: ignore[operator]
+    backbone: Any = encoder.backbone
+    if encoder.kind != "static" and backbone.config._attn_implementation in (_FLOAT32_ATTENTION, IN_TRAINING):
+        backbone.set_attn_implementation("sdpa")
     return encoder.eval()
 
 

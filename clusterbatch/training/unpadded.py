@@ -172,12 +172,15 @@ def _in_runs(
     sizes = runs(np.diff(offsets.numpy()))
     # One split instead of many slices: each slice's backward pass would write a gradient of all rows.
     rows = [count * length for count, length in sizes]
-    parts = zip(sizes, *(tensor.float().split(rows) for tensor in (query_THD, key_TGD, value_TGD)), strict=True)
+    parts = [tensor.float().split(rows) for tensor in (query_THD, key_TGD, value_TGD)]
     attended = []
     with torch.autocast("cpu", enabled=False):
-        for (_, length), *heads in parts:
+        for number, (_, length) in enumerate(sizes):
+            query, key, value = (part[number].unflatten(0, (-1, length)).transpose(1, 2) for part in parts)
             found_NHLD = scaled_dot_product_attention(
-                *(tensor.unflatten(0, (-1, length)).transpose(1, 2) for tensor in heads),
+                query,
+                key,
+                value,
                 attn_mask=_within(window, length),
                 dropout_p=dropout,
                 scale=scale,
