@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -120,9 +119,15 @@ def choose(sketches: Iterable[pa.Table], total: int, by: HoldoutBy = "document")
     By query, of documents with several queries the first of these by its key. `sketches` were made with most =
     `sketched(total, by)`.
     """
-    merged, waiting, most = SKETCH.empty_table(), iter(sketches), sketched(total, by)
-    while some := list(islice(waiting, _AT_ONCE)):
-        merged = sketch(pa.concat_tables([merged, *some]), most)
+    merged, most = SKETCH.empty_table(), sketched(total, by)
+    waiting: list[pa.Table] = []
+    for some in sketches:
+        waiting.append(some)
+        # Not before they are as many as those merged: with many sources nearly all rows stay, and would be sorted again
+        # with every few that come.
+        if len(waiting) >= _AT_ONCE and sum(each.num_rows for each in waiting) >= merged.num_rows:
+            merged, waiting = sketch(pa.concat_tables([merged, *waiting]), most), []
+    merged = sketch(pa.concat_tables([merged, *waiting]), most) if waiting else merged
     if not merged.num_rows:
         return NOTHING
     sources = merged["source"].combine_chunks().dictionary_encode()

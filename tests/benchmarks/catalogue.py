@@ -57,6 +57,7 @@ CATALOGUE = [
     Benchmark("training", "bench_training", "--rounds 2", "--batch 32 --steps 1 --rounds 1", DATA),
     Benchmark("strategies", "bench_strategies", "--rounds 5", "--pairs 4000 --steps 20 --rounds 1", DATA),
     Benchmark("loader", "bench_loader", "", "--rows 8000 --rounds 1 --step 0.02"),
+    Benchmark("growth", "bench_growth", "", "--rows 3000 6000"),
     Benchmark("plan", "bench_plan", "", "--rows 1e6 --clusters 1000 --steps 200"),
     Benchmark("plan-coverage", "plan_coverage", "", "--cases 50"),
     Benchmark("scale", "bench_scale", "", "--rows 1e6 --clusters 1000 --ranks 16 --steps 4"),

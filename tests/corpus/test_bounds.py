@@ -57,6 +57,27 @@ def test_what_is_held_out_of_many_sources_is_what_a_loop_over_them_chooses(monke
     assert sorted(query for _, _, query in expected) == chosen.queries.tolist()
 
 
+def test_sketches_are_merged_a_few_times_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With many small sources every sketch stays whole: rows that are sorted again with each few grow as a square."""
+    numbers = random.Random(0)
+    rows = [(f"site {n % 4000:04d}", numbers.randrange(2**64), numbers.randrange(2**64)) for n in range(16_000)]
+    arrays = zip(*rows, strict=True)
+    table = pa.table([pa.array(next(arrays)), *(pa.array(each, pa.uint64()) for each in arrays)], schema=SKETCH)
+    whole = choose([sketch(table, 100)], 100)
+    merged: list[int] = []
+    original = holdout.sketch
+
+    def counting(pairs: pa.Table, *arguments: Any) -> pa.Table:
+        merged.append(pairs.num_rows)
+        return original(pairs, *arguments)
+
+    monkeypatch.setattr(holdout, "sketch", counting)
+    chosen = choose([table.slice(start, 20) for start in range(0, 16_000, 20)], 100)
+    assert chosen.documents.tolist() == whole.documents.tolist()
+    assert chosen.queries.tolist() == whole.queries.tolist()
+    assert sum(merged) <= 4 * 16_000
+
+
 def test_a_compressed_collection_is_written_as_it_is_read(
     tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
