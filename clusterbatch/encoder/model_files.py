@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clusterbatch.errors import DataError, UsageError
+from clusterbatch.store.entry import local_place
 
 Kind = Literal["backbone", "static", "towers"]
 # Several of them may be joined by a plus sign; their vectors are then concatenated in that order.
@@ -131,10 +132,15 @@ def check_prompts(layout: Layout, prompts: Mapping[Any, str]) -> None:
 
 
 def _layout_of_modules(folder: Path, modules: list[dict[str, Any]]) -> Layout:
+    if not isinstance(modules, list) or not modules or not all(map(_is_module, modules)):
+        raise DataError(f"{folder / 'modules.json'}: not a list of modules, each with its type and path")
     for module in modules:
+        if module["path"]:
+            _place(folder, module["path"], folder / "modules.json")
         if not str(module["type"]).startswith("sentence_transformers."):
             raise UsageError(f"{folder}: module {module['type']} is code of its own (modules.json), which is not run")
     first = folder / modules[0]["path"]
+    _check_names(first)
     kind = _class_name(modules[0])
     pooling, include_prompt = None, True
     dense: list[DenseLayout] = []
@@ -178,6 +184,32 @@ def _unsupported(folder: Path, module: str) -> UsageError:
     )
 
 
+def _check_names(folder: Path) -> None:
+    """Raise DataError if a file of the model names another one outside of the model's folder."""
+    for index in sorted(folder.glob("*.index.json")):
+        content = _read(index)
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(shards, dict):
+            raise DataError(f"{index}: no index of weights (weight_map is missing)")
+        for name in sorted({str(name) for name in shards.values()}):
+            _place(folder, name, index)
+    tokenizer = _read(folder / "tokenizer_config.json")
+    # Other names in it are those of the machine that wrote it, and nothing reads them.
+    for name in (tokenizer.get("fast_tokenizer_files") or []) if isinstance(tokenizer, dict) else []:
+        _place(folder, str(name), folder / "tokenizer_config.json")
+
+
+def _place(folder: Path, name: str, named_in: Path) -> Path:
+    try:
+        return local_place(folder, name.rstrip("/"))
+    except DataError:
+        raise DataError(f"{named_in}: {name!r} is not a place inside the model's folder") from None
+
+
+def _is_module(module: Any) -> bool:
+    return isinstance(module, dict) and isinstance(module.get("path"), str) and isinstance(module.get("type"), str)
+
+
 def check_weight_files(layout: Layout) -> None:
     """Raise UsageError if there are weights only in formats that are not loaded, DataError if there are none."""
     for folder in (layout.module, *(dense.folder for dense in layout.dense)):
@@ -193,6 +225,7 @@ def check_weight_files(layout: Layout) -> None:
 
 
 def _bare_layout(folder: Path) -> Layout:
+    _check_names(folder)
     _refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: no model here (neither modules.json nor config.json)")

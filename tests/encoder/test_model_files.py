@@ -113,6 +113,42 @@ def test_pooling_of_a_folder_without_pooling(tmp_path: Path) -> None:
     assert read_layout(folder).pooling == "mean"
 
 
+_OUTSIDE = ["../weights", "/etc", "a/../../b", "..", "a\\..\\b", "C:/x"]
+
+
+@pytest.mark.parametrize("name", _OUTSIDE)
+@pytest.mark.parametrize("place", ["first module", "later module", "weights", "nested weights", "tokenizer"])
+def test_names_that_lead_out_of_the_folder_are_refused(place: str, name: str, tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": name}}
+    files: dict[str, dict[str, Any]] = {
+        "first module": {"modules.json": [{**_TRANSFORMER, "path": name}, _POOLING]},
+        "later module": {"modules.json": [_TRANSFORMER, {**_POOLING, "path": name}]},
+        "weights": {"model.safetensors.index.json": index},
+        "nested weights": {
+            "modules.json": [{**_TRANSFORMER, "path": "0_Transformer"}, _POOLING],
+            "0_Transformer/model.safetensors.index.json": index,
+        },
+        "tokenizer": {"tokenizer_config.json": {"fast_tokenizer_files": ["tokenizer.json", name]}},
+    }
+    folder = _write(tmp_path / "model", {"config.json": {"model_type": "bert"}, **files[place]})
+    with pytest.raises(DataError, match="is not a place inside the model's folder") as refused:
+        read_layout(folder)
+    assert repr(name.rstrip("/")) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("modules", [{}, [], [1], [{"type": "x.Transformer"}], [{"path": 1, "type": "x"}]])
+def test_lists_of_modules_that_are_none_are_refused(modules: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"modules\.json: not a list of modules"):
+        read_layout(_write(tmp_path, {"modules.json": modules}))
+
+
+def test_names_of_the_machine_that_wrote_a_tokenizer_are_passed_over(tmp_path: Path) -> None:
+    written = {"special_tokens_map_file": "/root/.cache/x/special_tokens_map.json", "name_or_path": "../elsewhere"}
+    files = {"config.json": {"model_type": "bert"}, "tokenizer_config.json": written}
+    assert read_layout(_write(tmp_path, files)).kind == "backbone"
+
+
 def test_damaged_json(tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text("[{")
     with pytest.raises(DataError, match="not valid JSON"):
