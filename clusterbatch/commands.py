@@ -73,13 +73,13 @@ def _stage(config: RunConfig, options: argparse.Namespace) -> Outcome:
 
 
 def _run(config: RunConfig, options: argparse.Namespace) -> Outcome:
-    from clusterbatch.pipeline.check_inputs import check_inputs
+    from clusterbatch.pipeline.check_inputs import check_named_files
     from clusterbatch.pipeline.finished import finished_report
 
     report = finished_report(config)
     if report is None:
         # Before the imports that working on them takes.
-        check_inputs(config)
+        check_named_files(config)
         from clusterbatch.pipeline.run import run
 
         report = run(config, force=options.force)

@@ -19,3 +19,12 @@ def row_hashes(pair_ids: pa.ChunkedArray, seed: int) -> np.ndarray:
     """(rows,) uint64: XXH3-64 of (seed, pair_id); the order of rows wherever arrival must not decide."""
     hash_of = xxhash.xxh3_64_intdigest
     return np.fromiter((hash_of(pair_id.encode(), seed) for pair_id in pair_ids.to_pylist()), np.uint64, len(pair_ids))
+
+
+def first_of_each(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of (n,) hashes that have a new one, in order, and for every row its position among those."""
+    _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    position = np.empty(len(first), np.int64)
+    position[order] = np.arange(len(first))
+    return first[order], position[group]

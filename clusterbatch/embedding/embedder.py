@@ -25,6 +25,7 @@ from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.sides import SIDES, Side, SideTokenizer
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.errors import DataError, UsageError
+from clusterbatch.hashing import first_of_each
 from clusterbatch.schema import token_type
 from clusterbatch.store import Artifact
 from clusterbatch.store.workspace import Workspace
@@ -106,15 +107,6 @@ def embedding_prompts(config: EmbedConfig, of_model: Mapping[str, str]) -> dict[
         "query": of_model["query"] if config.query_prompt is None else config.query_prompt,
         "document": of_model["document"] if config.document_prompt is None else config.document_prompt,
     }
-
-
-def first_of_each(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of (n,) hashes that have a new one, in order, and for every row its position among those."""
-    _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    position = np.empty(len(first), np.int64)
-    position[order] = np.arange(len(first))
-    return first[order], position[group]
 
 
 @dataclass(frozen=True)

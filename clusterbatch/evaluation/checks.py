@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from clusterbatch.config import DOCSTRINGS, RunConfig
 from clusterbatch.embedding.char_ngrams import SURROGATES
 from clusterbatch.encoder.check import check_model
 from clusterbatch.errors import UsageError
-from clusterbatch.evaluation.collection import DOCUMENTS, QUERIES, Collection, open_collections
+from clusterbatch.evaluation.collection import DOCUMENTS, QUERIES, open_collections
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.models import AFTER, BEFORE, BM25, evaluated_models
 from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.store import Folder
 from clusterbatch.store.workspace import Workspace
-
-# Collections that a message names.
-_NAMED = 5
 
 
 def check_models(config: RunConfig) -> None:
@@ -63,7 +58,7 @@ def check_collections(config: RunConfig, *, ingested: bool = False) -> None:
                 return
             config = _with(config, path=given)
     for collection in configured_collections(config):
-        _check(collection)
+        collection.check()
 
 
 def check_given_collections(config: RunConfig) -> None:
@@ -77,25 +72,5 @@ def check_given_collections(config: RunConfig) -> None:
             collection.check_ids()
 
 
-def _list(collection: Collection, names: Sequence[str]) -> str:
-    return f"[{','.join(f'{collection.folder.uri}/{name}' for name in sorted(names)[:_NAMED])}]"
-
-
 def _with(config: RunConfig, **changes: list[str]) -> RunConfig:
     return config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changes)})
-
-
-def _check(collection: Collection) -> None:
-    for name in (DOCUMENTS, QUERIES):
-        if not collection.folder.exists(name):
-            inside = [child for child in collection.folder.list() if collection.folder.exists(f"{child}/{DOCUMENTS}")]
-            hint = f"; it holds some: give evaluate.path={_list(collection, inside)}" if inside else ""
-            raise UsageError(
-                f"evaluate.path: {collection.folder.uri} is not a collection in BEIR layout (no {name}){hint}"
-            )
-    if not collection.folder.exists(collection.judgements_file):
-        raise UsageError(
-            f"evaluate.split: {collection.folder.uri} has no judgements called {collection.split} "
-            f"({collection.judgements_file})"
-        )
-    collection.check_ids()

@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from clusterbatch.config import fingerprint
 from clusterbatch.corpus.images import ImageError, load_image
 from clusterbatch.corpus.judgements import is_header, parse_judgement
-from clusterbatch.embedding.embedder import first_of_each
-from clusterbatch.encoder.images import Pixels
-from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.model_files import shorter
 from clusterbatch.encoder.tokens import Tokens
-from clusterbatch.errors import DataError
+from clusterbatch.errors import DataError, UsageError
+from clusterbatch.hashing import first_of_each
 from clusterbatch.store import Folder
 from clusterbatch.store.checksum import checksum
+
+if TYPE_CHECKING:
+    # Collections are checked before anything starts, for which importing torch would take too long.
+    import torch
+
+    from clusterbatch.encoder.images import Pixels
+    from clusterbatch.encoder.model import Encoder
 
 
 class Texts:
@@ -45,6 +48,8 @@ class Texts:
 
     def vectors(self, encoder: Encoder, batch_tokens: int) -> torch.Tensor:
         """Return (N, D) float32 unit vectors on the encoder's device; equal texts are encoded once."""
+        import torch
+
         tokens = self.tokens(encoder)
         first, text_of_row = first_of_each(tokens.hashes)
         vectors = encoder.encode(tokens if len(first) == len(tokens) else tokens.take(first), batch_tokens)
@@ -62,6 +67,11 @@ _LONGEST_LINE = 64 * 2**20
 _STEP = 2**16
 # Documents that are looked at before any work starts.
 _HEAD_BYTES = 2**20
+# Candidates of one block of queries that the driver holds, and items of a search of one collection.
+_MERGED_AT_ONCE = 4_000_000
+_MOST_ITEMS = 256
+# Collections that a message names.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -147,6 +157,22 @@ class Collection:
             raise DataError(f"{place}: {len(missing)} judged queries have no text here, the first is {missing[0]}")
         return {query: texts[query] for query in judgements}
 
+    def check(self) -> None:
+        """Raise UsageError if a file of the collection is missing, and what `check_ids` raises."""
+        for name in (DOCUMENTS, QUERIES):
+            if not self.folder.exists(name):
+                inside = [child for child in self.folder.list() if self.folder.exists(f"{child}/{DOCUMENTS}")]
+                named = ",".join(f"{self.folder.uri}/{name}" for name in sorted(inside)[:_NAMED])
+                hint = f"; it holds some: give evaluate.path=[{named}]" if inside else ""
+                raise UsageError(
+                    f"evaluate.path: {self.folder.uri} is not a collection in BEIR layout (no {name}){hint}"
+                )
+        if not self.folder.exists(self.judgements_file):
+            raise UsageError(
+                f"evaluate.split: {self.folder.uri} has no judgements called {self.split} ({self.judgements_file})"
+            )
+        self.check_ids()
+
     def check_ids(self) -> None:
         """Raise DataError for a query or one of the first documents that has no id, or one with white space in it.
 
@@ -219,6 +245,16 @@ class Collection:
             return self.folder.read(name)
         except FileNotFoundError:
             raise DataError(f"{self.folder.uri}: no collection here ({name} is missing)") from None
+
+
+def search_items(ranges: int, top_k: int) -> tuple[int, int]:
+    """Return how many document ranges one item of a search takes, and how many queries are merged at once.
+
+    An item writes one object per model, and the driver reads every block of queries from all items.
+    """
+    ranges_of_item = max(1, -(-ranges // _MOST_ITEMS))
+    items = max(1, -(-ranges // ranges_of_item))
+    return ranges_of_item, max(64, min(4096, _MERGED_AT_ONCE // (top_k * items)))
 
 
 def open_collections(folders: list[Folder], split: str = "test") -> list[Collection]:

@@ -12,7 +12,7 @@ from typing import Any
 from clusterbatch.config import DOCSTRINGS, RunConfig, fingerprint
 from clusterbatch.corpus.write_holdout import HOLDOUT
 from clusterbatch.errors import UsageError
-from clusterbatch.evaluation.collection import DOCUMENTS, Collection, open_collections
+from clusterbatch.evaluation.collection import DOCUMENTS, Collection, open_collections, search_items
 from clusterbatch.evaluation.metrics import Grades, Metric, parse_metric, per_query
 from clusterbatch.evaluation.models import EvaluatedModel, evaluated_models, identities
 from clusterbatch.evaluation.results import Answers, merge_block, run_lines, scores_table
@@ -23,11 +23,6 @@ from clusterbatch.store import Artifact, Folder, Manifest, Part, Receipt, Stopwa
 from clusterbatch.store.details import EvaluationDetails
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.workspace import Workspace
-
-# Candidates (query, document, score) that the driver merges at once.
-_MERGED_AT_ONCE = 4_000_000
-# Items of a collection: each writes one object per model, and the driver reads every block of queries from all of them.
-_MOST_ITEMS = 256
 
 
 def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest:
@@ -89,7 +84,7 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
         details=EvaluationDetails(table=table, collections=described, models=[model.label for model in models]),
         extra_parts=parts,
     )
-    artifact.folder.remove(CANDIDATES)
+    artifact.remove(CANDIDATES)
     return manifest
 
 
@@ -129,9 +124,8 @@ def _items(
     numbers: dict[str, tuple[list[int], list[int]]] = {}
     for collection in collections:
         ranges = collection.document_ranges(config.evaluate.unit_bytes)
-        size = max(1, -(-len(ranges) // _MOST_ITEMS))
+        size, block = search_items(len(ranges), config.evaluate.top_k)
         groups = [tuple(ranges[start : start + size]) for start in range(0, len(ranges), size)]
-        block = max(64, min(4096, _MERGED_AT_ONCE // (config.evaluate.top_k * max(1, len(groups)))))
         tasks = [ShardTask(dense, collection, group, block) for group in groups]
         if lexical:
             whole = ((0, collection.documents_bytes()),)

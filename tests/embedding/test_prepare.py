@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from clusterbatch.config import EmbedConfig, RunConfig, StorageConfig
 from clusterbatch.corpus.row_groups import row_groups_of
-from clusterbatch.embedding.embedder import PreparedUnit, Preparer, first_of_each
+from clusterbatch.embedding.embedder import PreparedUnit, Preparer
 from clusterbatch.encoder.tokens import Tokens
+from clusterbatch.hashing import first_of_each
 from clusterbatch.store.workspace import Workspace
 from tests.encoder.corpora import commit_corpus, corpus_table
 

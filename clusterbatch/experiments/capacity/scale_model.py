@@ -14,12 +14,15 @@ from clusterbatch.batches.strategies import STRATEGIES
 from clusterbatch.config import RunConfig
 from clusterbatch.config.compare import PricesConfig
 from clusterbatch.embedding.vectors import task_rows
+from clusterbatch.evaluation.collection import search_items
 from clusterbatch.store.workspace import STAGE_ARTIFACTS
 
 # FLOP per weight and token: forward; forward and backward (Kaplan 2020, arXiv 2001.08361).
 _FORWARD, _TRAINING = 2.0, 6.0
 # What a process holds that has torch, Arrow and Ray loaded.
 _PROCESS_BYTES = 700 * 2**20
+# The model of `evaluate.models` that is searched by words: in one item, whatever the size.
+BM25 = "bm25"
 # Python objects on the driver: a receipt.
 _RECEIPT_BYTES = 3_000
 # Bytes of the cluster index for one cluster, as arrays.
@@ -49,7 +52,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Workload:
-    """Sizes of the work. Characters are means per text; evaluation_bytes: of all collections' documents."""
+    """Sizes of the work. Characters are means per text.
+
+    evaluation_bytes, evaluation_queries: of all collections' documents, and their judged queries.
+    """
 
     rows: int
     sources: int
@@ -57,6 +63,7 @@ class Workload:
     query_characters: float
     document_characters: float
     evaluation_bytes: int = 0
+    evaluation_queries: int = 0
 
     def tokens(self, longest_query: int, longest_document: int) -> float:
         """Return the tokens of one pair after the cut, special tokens included, at about four characters a token."""
@@ -267,8 +274,22 @@ class CapacityModel:
                 6 * units + 2 * pieces,
             ),
             "train": (2 * files + 5, 2 * checkpoint, checkpoints * (files + 2), runs * files_of_a_run),
-            "evaluate": (5, 0.1 * self.workload.evaluation_bytes, 10, self.workload.evaluation_bytes / 2**20),
+            "evaluate": self._searching(),
         }
+
+    def _searching(self) -> tuple[float, float, float, float]:
+        """Return what `_storage` does for `evaluate`, whose items leave candidates that the driver merges."""
+        evaluate = self.config.evaluate
+        lexical = evaluate.models.count(BM25)
+        models = len(evaluate.models)
+        ranges = math.ceil(self.workload.evaluation_bytes / evaluate.unit_bytes)
+        of_item, block = search_items(ranges, evaluate.top_k)
+        items, blocks = math.ceil(ranges / of_item), math.ceil(max(1, self.workload.evaluation_queries) / block)
+        candidates = items * (models - lexical) + lexical
+        # Run file and scores of each model and block of queries.
+        stay = 2 * models * blocks + 1
+        line = 60.0 * models * evaluate.top_k * self.workload.evaluation_queries
+        return stay, line, candidates + items + lexical + stay, 2 * ranges * (1 + lexical) + blocks * candidates
 
     def _memory(self) -> dict[str, tuple[float, float]]:
         """Return (bytes of one worker beside its process, bytes on the driver) by stage."""

@@ -39,6 +39,8 @@ _HEAD_BYTES = 2**20
 _QUERY_CHARACTERS, _DOCUMENT_CHARACTERS = 50.0, 600.0
 # Names and punctuation of a document's record in a collection.
 _RECORD_CHARACTERS = 60
+# A line of judgements: two ids and a grade.
+_JUDGEMENT_BYTES = 24
 # Of a collection in BEIR layout.
 _DOCUMENTS = "corpus.jsonl"
 
@@ -56,7 +58,12 @@ def model_of(config: RunConfig, **known: Any) -> CapacityModel:
         workload = _of_files(config) if manifest is None else _of_corpus(config, manifest)
     workload = replace(workload, **known)
     if "evaluation_bytes" not in known:
-        workload = replace(workload, evaluation_bytes=_evaluation_bytes(config, workload))
+        searched, queries = _evaluation(config, workload)
+        workload = replace(
+            workload,
+            evaluation_bytes=searched,
+            **({} if "evaluation_queries" in known else {"evaluation_queries": queries}),
+        )
     if not workload.input_bytes:
         workload = replace(workload, input_bytes=round(workload.rows * workload.characters))
     return CapacityModel(config, workload, shape_of(config.embed.model, config), shape_of(config.train.model, config))
@@ -168,21 +175,24 @@ def _records(text: bytes, kind: str | None, corpus: CorpusConfig) -> int:
     return text.count(b"\n")
 
 
-def _evaluation_bytes(config: RunConfig, workload: Workload) -> int:
-    """Return the size of the documents of all collections that can be reached.
+def _evaluation(config: RunConfig, workload: Workload) -> tuple[int, int]:
+    """Return the size of the documents of all collections that can be reached, and about how many judged queries.
 
     Without a collection ingest holds pairs out: the corpus' documents are then what is searched.
     """
     if not config.evaluate.path:
-        return round(workload.rows * (workload.document_characters + _RECORD_CHARACTERS))
-    total = 0
+        searched = round(workload.rows * (workload.document_characters + _RECORD_CHARACTERS))
+        return searched, min(workload.rows, config.evaluate.holdout)
+    total = judged = 0
     for path in config.evaluate.path:
         sample = Workspace(config).sample.folder.child(COLLECTION)
         try:
-            total += (sample if path == DOCSTRINGS else Folder(path, config.storage)).size(_DOCUMENTS)
+            folder = sample if path == DOCSTRINGS else Folder(path, config.storage)
+            total += folder.size(_DOCUMENTS)
+            judged += folder.size(f"qrels/{config.evaluate.split}.tsv") // _JUDGEMENT_BYTES
         except (FileNotFoundError, ClusterbatchError):
             continue
-    return total
+    return total, judged
 
 
 def _spread(count: int) -> list[int]:

@@ -16,9 +16,13 @@ from clusterbatch.cli import main
 from clusterbatch.config import load_config
 from clusterbatch.config.compare import PricesConfig
 from clusterbatch.errors import UsageError
+from clusterbatch.evaluation import stage as evaluation
+from clusterbatch.evaluation.collection import Collection
+from clusterbatch.evaluation.models import EvaluatedModel
 from clusterbatch.experiments.capacity.calibrate import GPUS, Measured, fit, load, on_gpu, save
 from clusterbatch.experiments.capacity.scale_model import CapacityModel, Coefficients, Shape, Workload
 from clusterbatch.experiments.capacity.workload import model_of, shape_of
+from clusterbatch.store import Folder
 from clusterbatch.store.workspace import STAGE_ARTIFACTS
 
 WORDS = ["workspace=w", "corpus.row_group_rows=1000", "cluster.mean_size=500", "batches.size=100", "train.epochs=2"]
@@ -41,6 +45,30 @@ def test_the_line_through_two_sizes_meets_a_third_fifty_times_larger() -> None:
     found = fit(runs[0], runs[1], TRUE.matrix_flops)
     for stage in STAGE_ARTIFACTS:
         assert unseen.seconds(stage, found) == pytest.approx(unseen.seconds(stage, TRUE), rel=1e-6)
+
+
+def test_objects_of_a_search_are_those_that_the_stage_makes(tmp_path: Path) -> None:
+    """At 10^8 documents as well: candidates do not grow with them, however the collection is cut."""
+
+    class Documents(Collection):
+        def documents_bytes(self) -> int:
+            return int(self.split)
+
+    config = load_config(None, ["workspace=w", "evaluate.models=[before,after,bm25]"])
+    labels = [EvaluatedModel(name, name, None, name) for name in ("before", "after")]
+    labels.append(EvaluatedModel("bm25", "", None, "bm25"))
+    found = []
+    for rows in (10**4, 10**6, 10**8):
+        items, _ = evaluation._items(config, labels, [Documents("d", Folder(str(tmp_path)), str(rows * 400))])
+        written = sum(1 if item.payload.lexical else 2 for item in items) + len(items)
+        read = sum(len(item.payload.ranges) for item in items if not item.payload.lexical)
+        workload = Workload(rows, 1, 0, 40.0, 400.0, evaluation_bytes=rows * 400, evaluation_queries=6_980)
+        stay, _, puts, gets = CapacityModel(config, workload, Shape(), Shape())._storage()["evaluate"]
+        blocks = -(-6_980 // items[0].payload.query_block)
+        assert (stay, puts) == (6 * blocks + 1, written + stay)
+        assert gets == 4 * read + blocks * (written - len(items))
+        found.append(puts)
+    assert found[2] <= 3 * 256 + 1 + 1 + stay
 
 
 def test_which_strategies_need_clusters_is_said_by_their_table(monkeypatch: pytest.MonkeyPatch) -> None:
