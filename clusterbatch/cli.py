@@ -122,8 +122,15 @@ def _perform(command: Command, options: argparse.Namespace) -> None:
 
 
 def _show_config(options: argparse.Namespace) -> None:
-    from clusterbatch.config.describe import as_yaml, describe
+    from clusterbatch.config.describe import as_yaml, describe, differences
 
+    if options.difference:
+        found = differences(*(load_config(path) for path in options.difference))
+        if options.json:
+            print(json.dumps([asdict(each) for each in found]))
+        else:
+            console.print_differences(found)
+        return
     if options.yaml:
         print(as_yaml(options.sections))
         return
@@ -195,6 +202,12 @@ def _parser() -> argparse.ArgumentParser:
     keys = _add(commands, "config", "the configuration's keys with types, defaults and meaning")
     keys.add_argument("sections", nargs="*", metavar="SECTION", help="only these sections, for example cluster")
     keys.add_argument("--yaml", action="store_true", help="print a configuration file with all defaults, explained")
+    keys.add_argument(
+        "--difference",
+        nargs=2,
+        metavar="CONFIG.yaml",
+        help="print the keys in which two files differ, with both values",
+    )
     keys.add_argument("--json", action="store_true", help="print one machine-readable list")
     keys.set_defaults(action=_show_config)
     sample = _add(commands, "sample", "write a real corpus mined from installed packages' docstrings")

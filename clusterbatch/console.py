@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from clusterbatch.config.describe import Key
+from clusterbatch.config.describe import Difference, Key
 
 if TYPE_CHECKING:
     from clusterbatch.pipeline.clean import Removal
@@ -284,6 +284,16 @@ def print_keys(keys: Sequence[Key]) -> None:
         default = "must be given" if key.default is None else f"default {key.default}"
         console.print(f"  {key.name}  ({key.type}; {default})", highlight=False, soft_wrap=True)
         console.print(Padding(key.meaning, (0, 0, 0, 6)), highlight=False)
+
+
+def print_differences(found: Sequence[Difference]) -> None:
+    """Print the keys in which two configurations differ, a line each."""
+    console = _console()
+    for each in found:
+        one, other = ("not there" if value is None else value for value in (each.one, each.other))
+        console.print(f"{each.name}: {one} -> {other}", highlight=False, soft_wrap=True)
+    if not found:
+        console.print("no difference", highlight=False)
 
 
 def _interval(row: dict[str, Any]) -> str:

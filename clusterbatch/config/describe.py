@@ -62,6 +62,34 @@ def as_yaml(sections: Sequence[str] = ()) -> str:
     return "\n".join(lines).lstrip("\n")
 
 
+@dataclass(frozen=True)
+class Difference:
+    """A key that has another value in another configuration; both in YAML's spelling, None if it has none there."""
+
+    name: str
+    one: str | None
+    other: str | None
+
+
+def differences(one: RunConfig, other: RunConfig) -> list[Difference]:
+    """Return the keys in which two configurations differ, in the order of `describe`; defaults are filled in."""
+    values = [dict(_leaves(config.model_dump(mode="json"))) for config in (one, other)]
+    names = list(dict.fromkeys([*values[0], *values[1]]))
+    return [
+        Difference(name, *(_yaml(each[name]) if name in each else None for each in values))
+        for name in names
+        if any(name not in each for each in values) or values[0][name] != values[1][name]
+    ]
+
+
+def _leaves(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
 def _assignment(name: str, default: str | None) -> list[str]:
     """Return `name: default`; a map with entries takes a line for each."""
     if default is not None and default.startswith("{") and default != "{}":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 
 from clusterbatch.cli import main
 from clusterbatch.config import RunConfig, load_config
-from clusterbatch.config.describe import as_yaml, describe
+from clusterbatch.config.describe import as_yaml, describe, differences
 from clusterbatch.errors import UsageError
 
 
@@ -55,6 +56,25 @@ def test_an_unknown_section_is_one_line(capsys: pytest.CaptureFixture[str]) -> N
         describe(["clsuter"])
     assert main(["config", "clsuter"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_difference_of_two_configurations_is_every_key_that_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"one": ["batches.size=64"], "other": ["batches.size=128", "cluster.mean_size=512", "corpus.paths=[a.csv]"]}
+    configs = {name: load_config(None, ["workspace=w", *each]) for name, each in words.items()}
+    for name, config in configs.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+    files = [str(tmp_path / "one.yaml"), str(tmp_path / "other.yaml")]
+    assert main(["config", "--difference", *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    default = json.dumps(RunConfig(workspace="w").cluster.mean_size)
+    assert lines == ['corpus.paths: [] -> ["a.csv"]', f"cluster.mean_size: {default} -> 512", "batches.size: 64 -> 128"]
+    assert main(["config", "--json", "--difference", files[1], files[0]]) == 0
+    assert {each["name"]: each["other"] for each in json.loads(capsys.readouterr().out)}["batches.size"] == "64"
+    assert main(["config", "--difference", files[0], files[0]]) == 0
+    assert capsys.readouterr().out == "no difference\n"
+    assert differences(*configs.values())[0].name == "corpus.paths"
 
 
 def test_keys_that_only_change_speed_are_told_apart() -> None:
