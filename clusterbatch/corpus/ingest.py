@@ -37,7 +37,7 @@ from clusterbatch.corpus.read import TEXT_PER_BYTE, held_out_documents
 from clusterbatch.errors import DataError, OtherWorkError, UsageError
 from clusterbatch.log import say
 from clusterbatch.runtime import ray_session
-from clusterbatch.store.artifact import RECEIPTS, Artifact, Counts, Manifest, Part, Receipt, Stopwatch
+from clusterbatch.store.artifact import EXCHANGE, Artifact, Counts, Manifest, Part, Receipt, Stopwatch
 from clusterbatch.store.details import CorpusDetails, details_of
 from clusterbatch.store.folder import Folder
 from clusterbatch.store.growing import Version
@@ -221,7 +221,7 @@ def _commit(
             raise DataError("ingest --append: no pair of the corpus would be left")
     elif not counts.written:
         _withdraw(artifact, receipts)
-        passes.exchange.remove()
+        artifact.remove(EXCHANGE)
         most = f"; most common reason: {reasons.most_common(1)[0][0]}" if reasons else ""
         raise DataError(f"corpus.paths: no valid pair in {len(files)} files, {counts.rejected} rows rejected{most}")
     extra = [*more, write_files(artifact, [*files, *(lists or [])])]
@@ -250,14 +250,14 @@ def _commit(
         ),
         extra_parts=extra,
     )
-    passes.exchange.remove()
+    artifact.remove(EXCHANGE)
     _report_sources(details_of(manifest, CorpusDetails)["sources"])
     return manifest
 
 
 def _withdraw(artifact: Artifact, receipts: Sequence[Receipt]) -> None:
     """Remove what was written, so that an ingest without a valid pair is not in the way of the next one."""
-    artifact.folder.remove(RECEIPTS)
+    artifact.remove_receipts()
     for receipt in receipts:
         for part in receipt.parts:
             artifact.folder.remove(part.path)

@@ -32,7 +32,7 @@ from clusterbatch.corpus.write import Exclusions, Origins, Rejected, WriteWorker
 from clusterbatch.corpus.write_holdout import CollectionWorker
 from clusterbatch.errors import DataError
 from clusterbatch.runtime import Pass, Pool, WorkItem
-from clusterbatch.store.artifact import Artifact, Part, Receipt
+from clusterbatch.store.artifact import EXCHANGE, Artifact, Part, Receipt
 from clusterbatch.store.details import CorpusDetails, details_of
 from clusterbatch.store.shuffle import bucket_rows
 
@@ -59,7 +59,7 @@ class IngestPasses:
     growth: Growth | None = None
 
     def __post_init__(self) -> None:
-        self.exchange = self.artifact.folder.child("_exchange")
+        self.exchange = self.artifact.folder.child(EXCHANGE)
         self._rows = Artifact(self.exchange.child("rows"), "corpus buckets")
         self._leftovers = Artifact(self.exchange.child("leftovers"), "held-out texts")
         self._paired = Artifact(self.exchange.child("paired"), "corpus buckets")

@@ -29,13 +29,15 @@ _CHECKPOINT = re.compile(r"step=(\d+)")
 class Removal:
     """A file or folder (relative to the workspace) that goes, the bytes in it, and why.
 
-    upload: set if it is no file yet but an upload in parts that nobody finished; its bytes are not known.
+    upload: set if it is no file yet but an upload in parts that nobody finished; its bytes are not known. checkpoint:
+    whether it is a checkpoint's folder, in which files of others stay.
     """
 
     path: str
     bytes: int
     reason: str
     upload: Upload | None = None
+    checkpoint: bool = False
 
 
 def clean(config: RunConfig, keep: int = 1, dry_run: bool = True) -> list[Removal]:
@@ -57,10 +59,10 @@ def clean(config: RunConfig, keep: int = 1, dry_run: bool = True) -> list[Remova
             elif generation := _GENERATION.fullmatch(removal.path):
                 discard_generation(workspace, int(generation[1]), keep_record=True)
                 workspace.root.child(removal.path).remove_files([])
+            elif removal.checkpoint:
+                Artifact(workspace.root.child(removal.path), "checkpoint").remove()
             else:
-                # The manifest goes first: what is half removed must not look whole.
-                workspace.root.remove(f"{removal.path}/{MANIFEST}")
-                workspace.root.remove(removal.path)
+                workspace.root.remove_files([removal.path])
     return removals
 
 
@@ -101,8 +103,10 @@ def _old_checkpoints(root: Folder, path: str, keep: int) -> Iterator[Removal]:
     whole = [name for name in steps if folder.exists(f"{name}/{MANIFEST}")]
     best = _best(folder, whole)
     for name in steps:
-        if whole and name < whole[-keep:][0] and name != best:
-            yield Removal(f"{path}/{name}", _bytes(folder.child(name)), f"older than the last {keep} checkpoints")
+        size = sum(entry.size for entry in Artifact(folder.child(name), "checkpoint").own_files())
+        if size and whole and name < whole[-keep:][0] and name != best:
+            reason = f"older than the last {keep} checkpoints"
+            yield Removal(f"{path}/{name}", size, reason, checkpoint=True)
 
 
 def _best(folder: Folder, checkpoints: Sequence[str]) -> str | None:
@@ -127,8 +131,8 @@ def _orphans(root: Folder, artifact: Artifact) -> Iterator[Removal]:
     for entry in entries:
         inside, _, name = entry.name.rpartition("/")
         if inside and name == MANIFEST and EXCHANGE not in inside.split("/"):
-            nested = Artifact(artifact.folder.child(inside), artifact.kind).require()
-            named |= {entry.name, *(f"{inside}/{part.path}" for part in nested.parts)}
+            parts = artifact.parts_listed(inside) or []
+            named |= {entry.name, *(f"{inside}/{part.path}" for part in parts)}
     for entry in entries:
         if entry.name not in named and not _in_work(entry.name, named):
             reason = "unfinished write" if entry.name.endswith(TEMPORARY) else "not named in the manifest"
@@ -139,7 +143,3 @@ def _in_work(name: str, named: set[str]) -> bool:
     """Return whether a file belongs to a version that is being made; the interrupted call can be continued."""
     place, _, rest = name.partition("/")
     return place == VERSIONS and f"{place}/{rest.partition('/')[0]}/{MANIFEST}" not in named
-
-
-def _bytes(folder: Folder) -> int:
-    return sum(entry.size for entry in folder.find())

@@ -149,6 +149,9 @@ def _progress(folder: Folder) -> str:
     for name in folder.list(_PASSES):
         # Passes are done one after the other: the one without a manifest is the current one.
         receipts = folder.child(_PASSES, name, RECEIPTS)
+        if not folder.list(f"{_PASSES}/{name}"):
+            # A file, and none of a pass.
+            continue
         if not folder.exists(f"{_PASSES}/{name}/{MANIFEST}"):
             return f"{len(receipts.list()):,} units of pass {name} done{_sign_of_life(receipts)}"
     receipts = folder.child(RECEIPTS)

@@ -40,7 +40,7 @@ from clusterbatch.pipeline.rounds import (
 )
 from clusterbatch.pipeline.run import STAGES, Stage, is_trained, run_stage
 from clusterbatch.runtime import lasting_session, ray_session
-from clusterbatch.store import Manifest
+from clusterbatch.store import Artifact, Manifest
 from clusterbatch.store.details import EvaluationDetails, TrainDetails, details_of
 from clusterbatch.store.workspace import Workspace, live_generation, publish
 from clusterbatch.training.stage import train
@@ -144,7 +144,7 @@ def _round(config: RunConfig, workspace: Workspace, generation: int, force: bool
     if record is None:
         record = _decide(changed, workspace, base, generation, builder)
         write_round(workspace, record)
-        workspace.refresh(generation).remove(SAMPLE)
+        Artifact(workspace.refresh(generation), "drift").remove(SAMPLE)
     # A round that was decided before builds were asked for makes its own clusters.
     if builder is not None and record.clusters != generation:
         builder.begin(generation, base)
@@ -171,7 +171,7 @@ def _build(config: RunConfig, workspace: Workspace, generation: int, base: int) 
     again, extended = wanted(changed, workspace, clusters, figures)
     if again or extended:
         new_clusters(changed, workspace, clusters, generation, False, extended)
-    workspace.refresh(generation).remove(SAMPLE)
+    Artifact(workspace.refresh(generation), "drift").remove(SAMPLE)
     return figures
 
 

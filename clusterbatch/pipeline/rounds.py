@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from clusterbatch.errors import DataError
+from clusterbatch.store import Artifact
 from clusterbatch.store.details import ClustersDetails, details_of
 from clusterbatch.store.workspace import Workspace, is_published, live_generation, publish
 
@@ -140,8 +141,9 @@ def discard_generation(workspace: Workspace, generation: int, *, keep_record: bo
 
 def refresh_files(workspace: Workspace, generation: int) -> list[str]:
     """Return names, relative to `refresh/`, of the files there that a round of refresh writes."""
-    names = (entry.name for entry in workspace.refresh(generation).find())
-    return [name for name in names if name in (RECORD, BUILD) or name.startswith(f"{SAMPLE}/")]
+    folder = workspace.refresh(generation)
+    sample = [entry.name for entry in Artifact(folder, "drift").own_files(SAMPLE)]
+    return [*(name for name in (RECORD, BUILD) if folder.exists(name)), *sample]
 
 
 def needed_generations(workspace: Workspace) -> set[int]:

@@ -43,7 +43,7 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
     identity = fingerprint("mined", config.mine, corpus.fingerprint, embeddings.fingerprint)
     artifact = workspace.mined(generation)
     if artifact.is_done(identity) and not force:
-        artifact.folder.remove(_EXCHANGE)
+        artifact.remove(_EXCHANGE)
         return artifact.require()
     watch = Stopwatch()
     done = artifact.begin(identity, force)
@@ -89,7 +89,7 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
         passes_seconds=sum(receipt.seconds for receipt in gathered),
         details=totals,
     )
-    artifact.folder.remove(_EXCHANGE)
+    artifact.remove(_EXCHANGE)
     return manifest
 
 

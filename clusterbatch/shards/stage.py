@@ -67,7 +67,7 @@ def cluster(
     if artifact.is_done(identity) and not force:
         # Left by a crash between the commit and the removal.
         if not artifact.reused:
-            artifact.folder.remove(_EXCHANGE)
+            artifact.remove(_EXCHANGE)
         return artifact.require()
     manifest = artifact.manifest()
     if manifest is not None and manifest.inputs.get("corpus") in corpus.earlier and not force and not artifact.reused:
@@ -87,7 +87,7 @@ def cluster(
         plan = shards.plan(clusters.shares())
         receipts = shards.reduce(plan, shards.map(clusters, plan), artifact, done)
         manifest = _commit(artifact, shards, clusters, receipts, watch)
-    artifact.folder.remove(_EXCHANGE)
+    artifact.remove(_EXCHANGE)
     return manifest
 
 

@@ -7,14 +7,14 @@ readers. After a crash the receipts say which units need not be done again.
 
 from __future__ import annotations
 
-import json
+import re
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from clusterbatch.errors import DataError, OtherWorkError, UsageError
 from clusterbatch.store.checksum import DamagedError, checksum, read_verified
@@ -28,8 +28,14 @@ RECEIPTS = "_receipts"
 # Artifacts of passes that a stage no longer needs when it is whole.
 EXCHANGE = "_exchange"
 FORMAT = 1
-# Folders anywhere in an artifact that hold only files of this product.
-_OWN_FOLDERS = {RECEIPTS, EXCHANGE, "_ray"}
+_RECEIPT = re.compile(rf"(?:(?P<inside>.*)/)?{RECEIPTS}/\d{{8,}}\.json", re.DOTALL)
+# Files that no manifest names and that have names of their own: metrics of steps, and the records of Ray Train.
+_OWN = re.compile(
+    r"(?:.*/)?(?:metrics/steps-\d{10}\.jsonl|_ray/[0-9a-f]{16}/(?:\.validate_storage_marker|checkpoint_manager_snapshot\.json))",
+    re.DOTALL,
+)
+# A checkpoint that somebody has copied to keep it.
+_COPIED = re.compile(r"(?:.*/)?checkpoints/(?!step=\d{8}/)", re.DOTALL)
 
 
 class Counts(BaseModel):
@@ -114,20 +120,24 @@ class Manifest(BaseModel):
         return [*self.earlier, self.fingerprint]
 
 
+class _Listing(BaseModel):
+    """What the manifests of artifacts and of checkpoints have in common."""
+
+    fingerprint: str = Field(validation_alias=AliasChoices("fingerprint", "run_fingerprint"))
+    parts: list[Part]
+
+
 class Artifact:
     """A directory under construction or finished; `kind` is what it holds ('corpus', 'embeddings', ...).
 
     reused: the configuration key that names the other workspace to which it belongs: it is read, and never written.
-    own_folders: subfolders that hold only files of this product, whatever they are called.
-
     Other people's files in the directory stay when the artifact is replaced or removed.
     """
 
-    def __init__(self, folder: Folder, kind: str, reused: str | None = None, own_folders: tuple[str, ...] = ()) -> None:
+    def __init__(self, folder: Folder, kind: str, reused: str | None = None) -> None:
         self.folder = folder
         self.kind = kind
         self.reused = reused
-        self._own_folders = own_folders
 
     def manifest(self) -> Manifest | None:
         """Return the manifest, None if the artifact is not whole. Raises DataError if it is damaged."""
@@ -239,50 +249,63 @@ class Artifact:
         )
         manifest = self._completed(made)
         self.folder.write(MANIFEST, manifest.model_dump_json(indent=1).encode())
-        self.folder.remove(RECEIPTS)
+        self.remove_receipts()
         return manifest
 
-    def own_files(self) -> list[Entry]:
+    def own_files(self, below: str = "") -> list[Entry]:
         """Return the files in the artifact's folder that this product has written, sorted by name.
 
-        These are named by a manifest or a receipt, or are in a folder for such files only, or have a name that only
-        this product gives. An artifact inside this one, or a version of it, counts as a part of it.
+        These are named by a manifest or a receipt, or have a name that only this product gives; in whichever subfolder
+        they are, files of others may be beside them. An artifact inside this one, or a version of it, counts as a part
+        of it. below: only those in this subfolder.
         """
         entries = {entry.name: entry for entry in self.folder.find()}
-        own = {name for name in entries if self._is_own(name)}
+        own = {name for name in entries if is_own_name(name) or _OWN.fullmatch(name)}
         for name in entries:
             inside, _, base = name.rpartition("/")
-            if base == MANIFEST and (manifest := self._manifest_in(inside)) is not None:
+            if base == MANIFEST and (parts := self.parts_listed(inside)) is not None:
                 # A version names its parts from the folder of the whole, other artifacts from their own.
-                own |= {name, *(part.path for part in manifest.parts)}
-                own |= {f"{inside}/{part.path}" for part in manifest.parts}
-        own |= {part.path for receipt in self._receipts() for part in receipt.parts}
+                own |= {name, *(part.path for part in parts), *(f"{inside}/{part.path}" for part in parts)}
+        names = [name for name in entries if _RECEIPT.fullmatch(name)]
+        with ThreadPoolExecutor(16) as pool:
+            for name, receipt in zip(names, pool.map(self._receipt, names), strict=True):
+                if receipt is not None:
+                    outer = name[: -len(f"{RECEIPTS}/{name.rpartition('/')[2]}")]
+                    own |= {name, *(f"{outer}{part.path}" for part in receipt.parts)}
+        own = {name for name in own if name.startswith(f"{below}/" if below else "") and not _COPIED.match(name)}
         return [entry for name, entry in sorted(entries.items()) if name in own]
 
-    def remove(self) -> None:
-        """Remove the artifact, finished or begun. Files of others in its folder stay."""
-        own = self.own_files()
-        # Manifests go first: a half-removed artifact must not look whole.
+    def remove(self, below: str = "") -> None:
+        """Remove the artifact, finished or begun, or what it has in the subfolder `below`. Files of others stay."""
+        own = [entry.name for entry in self.own_files(below)]
+        # Manifests go first, then receipts: what is half removed must not look whole, or done in part.
         for name in self._manifest_names():
-            self.folder.remove(name)
-        self.folder.remove_files(entry.name for entry in own)
+            if name in own:
+                self.folder.remove(name)
+        place = self.folder.child(below) if below else self.folder
+        place.remove_files(name[len(f"{below}/") if below else 0 :] for name in sorted(own, key=_order_of_removal))
+
+    def remove_receipts(self) -> None:
+        """Remove the receipts of units, which a manifest replaces."""
+        names = self.folder.list(RECEIPTS)
+        self.folder.child(RECEIPTS).remove_files(name for name in names if _RECEIPT.fullmatch(f"{RECEIPTS}/{name}"))
+
+    def parts_listed(self, inside: str = "") -> list[Part] | None:
+        """Return the parts that the manifest of a folder inside this one lists; None if it is something else."""
+        try:
+            data = self.folder.read(f"{inside}/{MANIFEST}" if inside else MANIFEST)
+            return _Listing.model_validate_json(data).parts
+        except (FileNotFoundError, ValidationError):
+            return None
 
     def _manifest_names(self) -> list[str]:
         """Return the manifests in the order in which they must be removed."""
         return [MANIFEST]
 
-    def _is_own(self, name: str) -> bool:
-        folders = name.split("/")[:-1]
-        return (
-            is_own_name(name)
-            or bool(_OWN_FOLDERS.intersection(folders))
-            or bool(folders and folders[0] in self._own_folders)
-        )
-
-    def _manifest_in(self, inside: str) -> Manifest | None:
-        """Return the manifest of a folder inside this one; None if that file is something else."""
+    def _receipt(self, name: str) -> Receipt | None:
+        """Return the receipt in a file; None if it is something else."""
         try:
-            return Manifest.model_validate_json(self.folder.read(f"{inside}/{MANIFEST}" if inside else MANIFEST))
+            return Receipt.model_validate_json(self.folder.read(name))
         except (FileNotFoundError, ValidationError):
             return None
 
@@ -291,12 +314,20 @@ class Artifact:
         return manifest
 
     def _receipts(self) -> list[Receipt]:
-        names = self.folder.list(RECEIPTS)
+        names = [f"{RECEIPTS}/{name}" for name in self.folder.list(RECEIPTS)]
+        names = [name for name in names if _RECEIPT.fullmatch(name)]
         if not names:
             return []
         with ThreadPoolExecutor(16) as pool:
-            blobs = pool.map(lambda name: self.folder.read(f"{RECEIPTS}/{name}"), names)
-            return [Receipt.model_validate(json.loads(blob)) for blob in blobs]
+            found = dict(zip(names, pool.map(self._receipt, names), strict=True))
+        for name, receipt in found.items():
+            if receipt is None and self.folder.exists(name):
+                raise DataError(f"{self.folder.uri}/{name}: damaged, not a receipt; move it away")
+        return [receipt for receipt in found.values() if receipt is not None]
+
+
+def _order_of_removal(name: str) -> tuple[int, str]:
+    return (0 if name.endswith(MANIFEST) else 1 if _RECEIPT.fullmatch(name) else 2), name
 
 
 class Stopwatch:

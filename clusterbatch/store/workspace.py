@@ -9,19 +9,43 @@ from typing import Any
 from clusterbatch.config import RunConfig
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store.artifact import EXCHANGE, MANIFEST, RECEIPTS, Artifact
-from clusterbatch.store.entry import is_own_name
+from clusterbatch.store.entry import Entry, is_own_name
 from clusterbatch.store.folder import Folder, normalise_uri
 from clusterbatch.store.growing import GrowingArtifact
 
 # In `model/`: the generation whose model this is, and the files that were published.
 MARK = "generation.json"
-# Files that a training writes besides its parts.
-_TRAINING_FOLDERS = ("checkpoints", "metrics", "model")
+# In a training run: its model.
+MODEL = "model"
+# Files of a model that was written before training runs listed theirs.
+_EXPORTED = re.compile(
+    r"model/(?:\d_(?:Normalize|Pooling)/config\.json|README\.md|model[\w-]*\.safetensors(?:\.index\.json)?|vocab\.\w+"
+    r"|(?:config|modules|config_sentence_transformers|sentence_bert_config|\w*tokenizer\w*|\w*processor_config"
+    r"|special_tokens_map|added_tokens)\.json|merges\.txt|(?:sentencepiece\.bpe|spiece|tokenizer)\.model)"
+)
 _GENERATION = re.compile(r"generation=(\d+)")
 # Folders of a workspace, besides those of generations.
 _PLACES = ("corpus", "sample", "model", "report", "compare", "tune", "predict", "metrics.json", "refresh.json")
 # Names of a folder that are looked at for a trace of this product.
 _LOOKED_AT = 20
+
+
+class TrainingRun(Artifact):
+    """A training run: checkpoints, metrics, and the model, whose files are parts."""
+
+    def model_files(self) -> set[str]:
+        """Return the names of the model's files, relative to its folder."""
+        listed = {part.path for part in self.parts_listed() or []}
+        listed |= {part.path for receipt in self._receipts() for part in receipt.parts}
+        names = {name for name in listed if name.startswith(f"{MODEL}/")}
+        found = {f"{MODEL}/{entry.name}" for entry in self.folder.child(MODEL).find()}
+        return {name.removeprefix(f"{MODEL}/") for name in (found & names if names else found)}
+
+    def own_files(self, below: str = "") -> list[Entry]:
+        own = {entry.name: entry for entry in super().own_files(below)}
+        if self.parts_listed() is not None and not any(name.startswith(f"{MODEL}/") for name in own):
+            own |= {entry.name: entry for entry in self.folder.find() if _EXPORTED.fullmatch(entry.name)}
+        return [entry for name, entry in sorted(own.items()) if name.startswith(f"{below}/" if below else "")]
 
 
 class Workspace:
@@ -57,13 +81,12 @@ class Workspace:
         home, reused = self._home("clusters", generation)
         return Artifact(_generation(home, generation).child("clusters"), "clusters", reused)
 
-    def train(self, generation: int = 0) -> Artifact:
-        folder = _generation(self.root, generation).child("train")
-        return Artifact(folder, "training run", own_folders=_TRAINING_FOLDERS)
+    def train(self, generation: int = 0) -> TrainingRun:
+        return TrainingRun(_generation(self.root, generation).child("train"), "training run")
 
     def trained_model(self, generation: int = 0) -> Folder:
         """A generation's own model; `model` is a copy of the live one."""
-        return self.train(generation).folder.child("model")
+        return self.train(generation).folder.child(MODEL)
 
     def evaluation(self, generation: int = 0) -> Artifact:
         return Artifact(_generation(self.root, generation).child("evaluation"), "evaluation")
@@ -134,7 +157,7 @@ def publish(workspace: Workspace, generation: int) -> None:
     changed.
     """
     source, target = workspace.trained_model(generation), workspace.model
-    names = {entry.name for entry in source.find()}
+    names = workspace.train(generation).model_files()
     if not any(name.endswith(".safetensors") for name in names):
         raise DataError(f"{source.uri}: no model here; {target.uri} stays as it is")
     live, own = _published(workspace, source, names)
@@ -151,6 +174,11 @@ def publish(workspace: Workspace, generation: int) -> None:
         target.write_json(MARK, {"generation": generation, "files": sorted(names)})
 
 
+def unpublish(workspace: Workspace) -> None:
+    """Remove the live model; files of others in its folder stay."""
+    workspace.model.remove_files([*_mark(workspace).get("files", []), MARK])
+
+
 def live_generation(workspace: Workspace) -> int | None:
     """Return the generation whose model is live; None if none was published."""
     live = _mark(workspace).get("generation")
@@ -162,9 +190,7 @@ def is_published(workspace: Workspace, generation: int) -> bool:
     mark = _mark(workspace)
     if mark.get("generation") != generation:
         return False
-    return "files" not in mark or set(mark["files"]) == {
-        each.name for each in workspace.trained_model(generation).find()
-    }
+    return "files" not in mark or set(mark["files"]) == workspace.train(generation).model_files()
 
 
 def _mark(workspace: Workspace) -> dict[str, Any]:
@@ -182,7 +208,7 @@ def _published(workspace: Workspace, source: Folder, names: set[str]) -> tuple[i
         return mark["generation"], set(mark["files"])
     if mark:
         # Of an older version, which did not list files and left none of others.
-        before = {entry.name for entry in workspace.trained_model(mark["generation"]).find()}
+        before = workspace.train(mark["generation"]).model_files()
         return mark["generation"], before | names
     # Nothing was published, or an older version was interrupted: its copies are equal to their source.
     found = [entry.name for entry in workspace.model.find() if entry.name in names]

@@ -8,6 +8,7 @@ writes for all; it copies the tensors and continues training while a thread writ
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from clusterbatch.store.artifact import MANIFEST
 
 # Files are held in memory whole while they are written, and objects have a largest size.
 _FILE_BYTES = 2**30
+_CHECKPOINT = re.compile(r"step=\d{8,}")
 
 
 class CheckpointManifest(BaseModel):
@@ -73,7 +75,7 @@ class Checkpoints:
     def whole(self) -> list[Checkpoint]:
         """Return all whole checkpoints, oldest first."""
         found = []
-        for name in self.folder.list():
+        for name in filter(_CHECKPOINT.fullmatch, self.folder.list()):
             folder = self.folder.child(name)
             try:
                 data = folder.read(MANIFEST)
@@ -127,9 +129,7 @@ class Checkpoints:
         best = max((c for c in whole if c.manifest.score is not None), key=_score, default=None)
         for checkpoint in whole[: -self._keep]:
             if best is None or checkpoint.manifest.step != best.manifest.step:
-                # The manifest first: what is half removed must not look whole.
-                checkpoint.folder.remove(MANIFEST)
-                checkpoint.folder.remove()
+                Artifact(checkpoint.folder, "checkpoint").remove()
 
 
 def _score(checkpoint: Checkpoint) -> float:

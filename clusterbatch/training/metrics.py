@@ -31,6 +31,7 @@ from clusterbatch.errors import UsageError
 from clusterbatch.store import Folder
 
 SEGMENTS, TENSORBOARD = "metrics", "tensorboard"
+_SEGMENT = re.compile(r"steps-\d{10}\.jsonl")
 _SECONDS_BETWEEN_WRITES = 10.0
 # The step waits while a segment is written.
 _SEGMENT_BYTES = 2**20
@@ -57,7 +58,7 @@ class MetricsLog:
 
     def __init__(self, folder: Folder, first_step: int) -> None:
         self._folder = folder
-        for name in folder.list(SEGMENTS):
+        for name in _segments(folder):
             if _first_step(name) >= first_step:
                 folder.remove(f"{SEGMENTS}/{name}")
         self._begin(first_step)
@@ -89,18 +90,22 @@ class MetricsLog:
 
 def read_metrics(folder: Folder) -> bytes:
     """Return all lines so far, in step order."""
-    names = sorted(folder.list(SEGMENTS), key=_first_step)
-    return b"".join(folder.read(f"{SEGMENTS}/{name}") for name in names)
+    return b"".join(folder.read(f"{SEGMENTS}/{name}") for name in _segments(folder))
 
 
 def read_last_line(folder: Folder) -> dict[str, Any] | None:
     """Return the newest line of a run that may still be under way; None before its first."""
-    for name in sorted(folder.list(SEGMENTS), key=_first_step, reverse=True):
+    for name in reversed(_segments(folder)):
         lines = folder.read(f"{SEGMENTS}/{name}").splitlines()
         if lines:
             newest: dict[str, Any] = json.loads(lines[-1])
             return newest
     return None
+
+
+def _segments(folder: Folder) -> list[str]:
+    """Return the names of the segments, in step order; other files may be beside them."""
+    return [name for name in folder.list(SEGMENTS) if _SEGMENT.fullmatch(name)]
 
 
 def _first_step(name: str) -> int:

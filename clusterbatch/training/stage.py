@@ -88,11 +88,16 @@ def train(
     lines = read_metrics(artifact.folder)
     _warn_of_masked_steps(lines, steps)
     metrics = artifact.write_part("metrics", "jsonl", lines, steps)
+    model = artifact.begin(identity)[0].parts
     if continued is None and not live_generation(workspace):
         publish(workspace, generation)
     manifest = artifact.commit(
         identity,
-        [Receipt(unit=0, fingerprint=identity, counts=Counts(read=rows, written=rows), seconds=watch.seconds)],
+        [
+            Receipt(
+                unit=0, fingerprint=identity, parts=model, counts=Counts(read=rows, written=rows), seconds=watch.seconds
+            )
+        ],
         config={"train": config.train.identity(), "batches": config.batches.identity()},
         inputs={"clusters": inputs.fingerprint, "model": initial},
         seconds=watch.seconds,
@@ -105,8 +110,8 @@ def train(
         ),
         extra_parts=[metrics],
     )
-    artifact.folder.remove(SEGMENTS)
-    artifact.folder.remove(RAY_FOLDER)
+    artifact.remove(SEGMENTS)
+    artifact.remove(RAY_FOLDER)
     return manifest
 
 
@@ -161,7 +166,7 @@ def _begin_checkpoints(job: TrainingJob, force: bool) -> None:
             "choose another workspace, or pass --force to replace them"
         )
     for name in (CHECKPOINTS, SEGMENTS):
-        job.folder.remove(name)
+        job.artifact.remove(name)
 
 
 def _warn_of_few_steps(steps: int, steps_per_epoch: int) -> None:

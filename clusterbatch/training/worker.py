@@ -22,8 +22,9 @@ from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.save import save_model
 from clusterbatch.errors import UsageError
 from clusterbatch.shards.reader import ShardReader
-from clusterbatch.store import Artifact, Folder, Manifest
-from clusterbatch.store.workspace import Workspace
+from clusterbatch.store import Artifact, Folder, Manifest, Part, Receipt
+from clusterbatch.store.checksum import checksum
+from clusterbatch.store.workspace import MODEL, TrainingRun, Workspace
 from clusterbatch.training.checkpoint import Checkpoint, Checkpoints
 from clusterbatch.training.collectives import World
 from clusterbatch.training.loop import LoopSettings, TrainingLoop
@@ -73,8 +74,12 @@ class TrainingJob:
         return Workspace(self.config).clusters(generation)
 
     @property
+    def artifact(self) -> TrainingRun:
+        return Workspace(self.config).train(self.generation)
+
+    @property
     def folder(self) -> Folder:
-        return Workspace(self.config).train(self.generation).folder
+        return self.artifact.folder
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -178,7 +183,7 @@ def run_worker(
             save_model(finish(encoder), folder)
             card = model_card(config, encoder, plan, job.steps, job.generation, loop.last_line)
             Path(folder, "README.md").write_text(card, encoding="utf-8")
-            upload(Path(folder), Workspace(config).trained_model(job.generation))
+            write_model(Path(folder), job)
 
 
 def prepare_torch(config: TrainConfig) -> None:
@@ -191,11 +196,19 @@ def prepare_torch(config: TrainConfig) -> None:
     torch.manual_seed(config.seed)
 
 
-def upload(source: Path, target: Folder) -> None:
-    """Copy a folder of files; files in the target under other names stay."""
-    for path in sorted(source.rglob("*")):
-        if path.is_file():
-            target.write(path.relative_to(source).as_posix(), path.read_bytes())
+def write_model(source: Path, job: TrainingJob) -> None:
+    """Copy the model's files from a local folder into the run; files of others stay.
+
+    A receipt lists them before they are written: those that an interruption leaves are known to be the run's.
+    """
+    files = {f"{MODEL}/{path.relative_to(source).as_posix()}": path for path in source.rglob("*") if path.is_file()}
+    parts = []
+    for name, path in sorted(files.items()):
+        data = path.read_bytes()
+        parts.append(Part(path=name, rows=0, bytes=len(data), checksum=checksum(data)))
+    job.artifact.write_receipt(Receipt(unit=0, fingerprint=job.fingerprint, parts=parts))
+    for name, path in sorted(files.items()):
+        job.folder.write(name, path.read_bytes())
 
 
 def _read_start(job: TrainingJob, plan: Plan, training: TrainingStep) -> Start:

@@ -25,7 +25,7 @@ from clusterbatch.pipeline.clean import clean
 from clusterbatch.pipeline.refresh import CALL, refresh, rollback
 from clusterbatch.pipeline.rounds import rollback_target, rounds, settle
 from clusterbatch.pipeline.run import Stage, run
-from clusterbatch.store import Artifact, Counts, Folder, Receipt
+from clusterbatch.store import Artifact, Counts, Folder, Part, Receipt
 from clusterbatch.store.workspace import MARK, Workspace, live_generation, publish
 
 _STEPS = 10
@@ -36,6 +36,9 @@ _FOREIGN = [
     "generation=000/mine",
     "generation=000/train/mine.json",
 ]
+_FOREIGN += [f"generation=000/train/{place}/mine" for place in ("model", "_ray", "metrics", "checkpoints", "_receipts")]
+_FOREIGN += ["generation=001/train/checkpoints/step=00000001/mine", "generation=001/train/model/mine"]
+_FOREIGN += ["corpus/_receipts/mine.json", "corpus/_exchange/mine", "generation=000/clusters/_exchange/fit/mine"]
 _FOREIGN += ["generation=001/mine", "generation=001/train/notes.txt", "generation=002/embeddings/x-20240101.parquet"]
 
 
@@ -125,11 +128,14 @@ class _Fakes:
         if checkpoint.exists("manifest.json") and checkpoint.read_json("manifest.json")["run"] != identity:
             if not force:
                 raise OtherWorkError("holds checkpoints of another configuration")
-            artifact.folder.remove("checkpoints")
-        checkpoint.write_json("manifest.json", {"run": identity})
+            artifact.remove("checkpoints")
+        checkpoint.write_json("manifest.json", {"run": identity, "run_fingerprint": identity, "parts": []})
         # Each generation has a file that others lack.
-        workspace.trained_model(generation).write(f"only-{generation % 2}.json", b"{}")
-        workspace.trained_model(generation).write("model.safetensors", model.encode())
+        files = {f"only-{generation % 2}.json": b"{}", "model.safetensors": model.encode()}
+        parts = [Part(path=f"model/{name}", rows=0, bytes=len(data), checksum="") for name, data in files.items()]
+        artifact.write_receipt(Receipt(unit=2, fingerprint=identity, parts=parts))
+        for name, data in files.items():
+            workspace.trained_model(generation).write(name, data)
         if continued is None and not live_generation(workspace):
             publish(workspace, generation)
         return self._make(artifact, identity, False)
@@ -285,7 +291,9 @@ class _History:
         trail = "\n".join(self.log)
         assert live_generation(self.workspace) == model.live[-1], trail
         assert weights(self.workspace.model) == model.weights[model.live[-1]], trail
+        inside = f"generation={model.live[-1]:03d}/train/model/"
         own = {entry.name for entry in self.workspace.trained_model(model.live[-1]).find()}
+        own -= {name.removeprefix(inside) for name in model.files}
         foreign = {name.removeprefix("model/") for name in model.files if name.startswith("model/")}
         assert {entry.name for entry in self.workspace.model.find()} == own | foreign | {MARK}, trail
         target = rollback_target(self.workspace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,21 @@ from clusterbatch.log import LOG_FORMAT
 from clusterbatch.pipeline.clean import clean
 from clusterbatch.pipeline.rounds import Round, next_generation, rollback_target, rounds, write_round
 from clusterbatch.pipeline.run import STAGES, run_stage
-from clusterbatch.store import Artifact, Counts, Folder, Receipt
+from clusterbatch.store import Artifact, Counts, Folder, Part, Receipt
+from clusterbatch.store.checksum import checksum
 from clusterbatch.store.workspace import MARK, Workspace, live_generation
 
 
-def finish(artifact: Artifact) -> None:
+def finish(artifact: Artifact, *more: Part) -> None:
     part = artifact.write_part("part", "bin", b"kept", 1)
-    receipt = Receipt(unit=0, fingerprint="f", parts=[part], counts=Counts(read=1, written=1))
+    receipt = Receipt(unit=0, fingerprint="f", parts=[part, *more], counts=Counts(read=1, written=1))
     artifact.commit("f", [receipt], config={}, inputs={}, seconds=0.0)
+
+
+def checkpoint(folder: Folder, score: float | None = None) -> None:
+    part = Artifact(folder, "checkpoint").write_part("parameters", "safetensors", b"w" * 100, 1)
+    manifest = {"step": 1, "run_fingerprint": "f", "parts": [part.model_dump()], "score": score}
+    folder.write("manifest.json", json.dumps(manifest).encode())
 
 
 @pytest.fixture
@@ -30,29 +38,34 @@ def config(tmp_path: Path) -> RunConfig:
     workspace = Workspace(config)
     finish(workspace.corpus)
     workspace.corpus.write_part("attempt", "parquet", b"orphan", 1)
-    workspace.corpus.folder.write("_exchange/unit.arrows", b"left over")
+    Artifact(workspace.corpus.folder.child("_exchange"), "rows").write_part("unit", "arrows", b"left over", 1)
     for generation in (0, 1, 2):
         finish(workspace.embeddings(generation))
         finish(Artifact(workspace.embeddings(generation).folder.child("surrogate"), "surrogate"))
-        finish(workspace.train(generation))
+        model = Part(path="model/model.safetensors", rows=0, bytes=7, checksum=checksum(b"weights"))
+        finish(workspace.train(generation), model)
+        workspace.train(generation).folder.write(model.path, b"weights")
         for step in (10, 20, 30):
-            workspace.train(generation).folder.write(f"checkpoints/step={step:08d}/manifest.json", b"{}")
-            workspace.train(generation).folder.write(f"checkpoints/step={step:08d}/weights", b"w" * 100)
+            checkpoint(workspace.train(generation).folder.child("checkpoints", f"step={step:08d}"))
     workspace.embeddings(3).write_part("part", "bin", b"in work", 1)
     return config
+
+
+_OLD = "generation={:03d}/train/checkpoints/step=00000010"
 
 
 def test_a_dry_run_removes_nothing_and_says_what_would_go(config: RunConfig, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     removals = clean(config, keep=2, dry_run=True)
     assert sorted(tmp_path.rglob("*")) == before
-    [attempt] = tmp_path.glob("corpus/attempt-*")
+    [attempt], [unit] = tmp_path.glob("corpus/attempt-*"), tmp_path.glob("corpus/_exchange/unit-*")
+    sizes = [sum(file.stat().st_size for file in tmp_path.glob(f"{_OLD.format(each)}/*")) for each in (1, 2)]
     assert {removal.path: removal.bytes for removal in removals} == {
         "generation=000": removals[0].bytes,
-        "generation=001/train/checkpoints/step=00000010": 102,
-        "generation=002/train/checkpoints/step=00000010": 102,
+        _OLD.format(1): sizes[0],
+        _OLD.format(2): sizes[1],
         f"corpus/{attempt.name}": 6,
-        "corpus/_exchange/unit.arrows": 9,
+        f"corpus/_exchange/{unit.name}": 9,
     }
 
 
@@ -70,17 +83,22 @@ def test_cleaning_keeps_what_is_finished_named_or_in_work(config: RunConfig, tmp
 def test_the_best_checkpoint_stays_however_old(config: RunConfig, tmp_path: Path) -> None:
     checkpoints = Workspace(config).train(2).folder.child("checkpoints")
     for step, score in ((10, 0.5), (20, 0.5), (30, 0.4)):
-        checkpoints.write_json(f"step={step:08d}/manifest.json", {"step": step, "score": score})
+        checkpoint(checkpoints.child(f"step={step:08d}"), score)
     clean(config, keep=1, dry_run=False)
     assert checkpoints.list() == ["step=00000010", "step=00000030"]
 
 
-_FOREIGN = ["notes.txt", "corpus/pairs-20240101.parquet", "corpus/sub/manifest.json", "generation=000/train/notes.md"]
+_FOREIGN = ["notes.txt", "corpus/pairs-20240101.parquet", "corpus/sub/manifest.json", "corpus/_receipts/mine.json"]
+_FOREIGN += [f"corpus/_exchange/{name}" for name in ("mine.arrows", "mine/manifest.json", "rows/00000001.json")]
+_INNER = ["notes.md", "model/notes.md", "metrics/mine.jsonl", "_ray/mine.json", "checkpoints/mine/manifest.json"]
+_INNER += ["checkpoints/step=00000010/notes.md", "checkpoints/step=00000030/notes.md", "_receipts/mine.json"]
+_INNER += ["model/vocab.txt"]
+_FOREIGN += [f"generation={number:03d}/train/{name}" for number in (0, 1, 2) for name in _INNER]
 
 
 def test_files_of_others_stay(config: RunConfig, tmp_path: Path) -> None:
     for name in _FOREIGN:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text('{"mine": true}')
     clean(config, keep=1, dry_run=False)
     Workspace(config).corpus.remove()
@@ -88,7 +106,17 @@ def test_files_of_others_stay(config: RunConfig, tmp_path: Path) -> None:
     # What is theirs alone is not listed again.
     assert clean(config, keep=1) == []
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert {name for name in left if name.startswith(("corpus/", "generation=000/"))} == set(_FOREIGN[1:])
+    places = ("corpus/", "generation=000/", "generation=001/")
+    assert {name for name in left if name.startswith(places)} == {name for name in _FOREIGN if name.startswith(places)}
+
+
+def test_a_copy_that_somebody_has_made_of_a_checkpoint_stays(config: RunConfig, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "generation=002/train/checkpoints"
+    shutil.copytree(checkpoints / "step=00000010", checkpoints / "best")
+    clean(config, keep=1, dry_run=False)
+    Workspace(config).train(2).remove()
+    assert {path.name for path in checkpoints.iterdir()} == {"best"}
+    assert len(list((checkpoints / "best").iterdir())) == 2
 
 
 def test_at_least_one_generation_is_kept(config: RunConfig) -> None:

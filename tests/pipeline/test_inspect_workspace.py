@@ -68,7 +68,7 @@ def test_sources_clusters_checkpoints_and_the_live_generation(
     by_source = {"site/wiki": {"rows": 20, "clusters": 3}, "faq": {"rows": 7, "clusters": 1}}
     clusters.commit("f", [], config={}, inputs={}, seconds=0.0, details={"sources": by_source})
     commit(train, [receipt(train, 0)])
-    train.folder.write("checkpoints/step-1/model.safetensors", b"x" * 90)
+    train.folder.write("checkpoints/step=00000001/model.safetensors", b"x" * 90)
     # A second generation trained on the clusters of the first one; all of the third has been cleaned away.
     for generation, on in ((1, 0), (2, 2)):
         found = Round(generation=generation, base=0, clusters=on, when="always", drift={}, promoted=generation == 1)

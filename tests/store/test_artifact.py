@@ -49,6 +49,49 @@ def test_another_fingerprint_is_refused_unless_forced(tmp_path: Path) -> None:
     assert it.manifest() is None
 
 
+def test_files_of_others_among_receipts_are_neither_read_nor_removed(tmp_path: Path) -> None:
+    it = artifact(tmp_path)
+    it.write_receipt(Receipt(unit=3, fingerprint="one"))
+    for name in ("notes.txt", "mine.json", "00000004.json.bak"):
+        it.folder.write(f"_receipts/{name}", b"mine")
+    assert list(it.begin("one")) == [3]
+    commit(it)
+    assert it.folder.list("_receipts") == ["00000004.json.bak", "mine.json", "notes.txt"]
+    it.folder.write("_receipts/00000004.json", b"mine")
+    with pytest.raises(DataError, match=r"_receipts/00000004\.json: damaged, not a receipt"):
+        it.begin("two", force=True)
+    assert it.folder.read("_receipts/00000004.json") == b"mine"
+
+
+def test_a_removal_that_is_cut_off_leaves_nothing_that_looks_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Folder.remove
+    for removals in range(1, 6):
+        it = artifact(tmp_path / str(removals))
+        inner = Artifact(it.folder.child("_exchange", "rows"), "rows")
+        for each in (it, inner):
+            commit(each)
+            inner.write_receipt(Receipt(unit=1, fingerprint="one", parts=[inner.write_part("a", "bin", b"x", 1)]))
+        left = removals
+
+        def remove(folder: Folder, name: str = "") -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise InterruptedError
+            original(folder, name)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Folder, "remove", remove)
+            with pytest.raises(InterruptedError):
+                it.remove()
+        for each in (it, inner):
+            named = [part.path for receipt in each._receipts() for part in receipt.parts]
+            named += [part.path for part in each.parts_listed() or []]
+            assert all(each.folder.exists(path) for path in named)
+
+
 def test_a_lost_row_fails_the_commit(tmp_path: Path) -> None:
     lost = Receipt(unit=0, fingerprint="one", counts=Counts(read=3, written=1, rejected=1))
     with pytest.raises(DataError, match="3 rows read but 2 accounted for"):

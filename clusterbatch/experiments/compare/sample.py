@@ -119,7 +119,7 @@ def sample_corpus(config: RunConfig, share: float, way: Way, *, force: bool = Fa
             dimensions=details_of(vectors, EmbeddingsDetails)["dimensions"] if vectors else given_dimensions(corpus),
         ),
     )
-    embedding.folder.remove()
+    embedding.remove()
     return manifest
 
 

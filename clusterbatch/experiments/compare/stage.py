@@ -101,7 +101,7 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
             return artifact.require()
         done = artifact.begin(identity, force)
         if force:
-            Workspace(config).root.child(*comparison_folder(config).split("/"), "runs").remove()
+            Artifact(Workspace(config).root.child(*comparison_folder(config).split("/"), "runs"), "trials").remove()
         trials = Trials(config, arms, layouts, steps, identity)
         with ray_session(config.ray):
             done = _run(config, trials.sweep(), artifact, identity, collections, metrics, done)

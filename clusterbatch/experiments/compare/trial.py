@@ -166,7 +166,7 @@ class TrialWorker:
                 # On the way only the curve's metric: the depth of the other metrics takes most of a measurement.
                 scores = self._measure(encoder, trial, self._metrics if ended else self._metrics[:1])
                 curve += self._means(scores, checkpoint.manifest.step)
-            job.folder.remove(CHECKPOINTS)
+            job.artifact.remove(CHECKPOINTS)
         else:
             encoder = starting_encoder(trial.config, device)
             drop_padding(encoder)

@@ -25,16 +25,17 @@ from clusterbatch.evaluation.models import AFTER
 from clusterbatch.evaluation.results import read_scores
 from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.experiments.tune.intervals import months_of, recommend, summarise
-from clusterbatch.pipeline.refresh import refresh
+from clusterbatch.pipeline.refresh import CALL, refresh
 from clusterbatch.pipeline.report import segments_of
-from clusterbatch.pipeline.rounds import rounds
+from clusterbatch.pipeline.rounds import discard_generation, rounds
 from clusterbatch.pipeline.run import STAGES, run_stage
+from clusterbatch.pipeline.summary import SUMMARY
 from clusterbatch.runtime import lasting_session, ray_session
 from clusterbatch.runtime.resources import device_for
 from clusterbatch.store import Artifact, Folder, Receipt, Stopwatch
 from clusterbatch.store.details import ClustersDetails, EmbeddingsDetails, StreamDetails, StreamRun, details_of
 from clusterbatch.store.tables import read_parquet, write_parquet
-from clusterbatch.store.workspace import Workspace
+from clusterbatch.store.workspace import Workspace, unpublish
 from clusterbatch.training.driver import all_workers
 
 RESULT = "tune/refresh.json"
@@ -89,7 +90,11 @@ def tune_refresh(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
             seconds=watch.seconds,
             details=StreamDetails(runs=runs_of),
         )
-        artifact.folder.remove(_WORK)
+        work = artifact.folder.child(_WORK)
+        of_seeds = [work.child(name, seed) for name in work.list() for seed in work.child(name).list()]
+        for of_seed in of_seeds:
+            for name in of_seed.list():
+                _discard(of_seed.child(name))
     result = _result(config, stream, artifact, arrival) | {"metric": metric}
     Workspace(config).root.write_json(RESULT, result)
     return result
@@ -178,7 +183,7 @@ def _followed(
     run = StreamRun(policy=policy.name, seed=runs.seed, on_gpu=on_gpu, months=months)
     receipt.details = dict(run)
     artifact.write_receipt(receipt)
-    home.remove()
+    _discard(home)
     return receipt
 
 
@@ -189,6 +194,17 @@ def _copy(source: Folder, target: Folder) -> None:
     for entry in source.find():
         target.write(entry.name, source.read(entry.name))
     target.write_json(_COPIED, {})
+
+
+def _discard(home: Folder) -> None:
+    """Remove the workspace of a policy, finished or not."""
+    workspace = Workspace(RunConfig(workspace=home.uri, storage=home.storage))
+    for generation in workspace.generations():
+        discard_generation(workspace, generation, keep_record=False)
+    unpublish(workspace)
+    workspace.corpus.remove()
+    workspace.sample.remove()
+    home.remove_files([CALL, SUMMARY, _COPIED])
 
 
 def _scores(workspace: Workspace, metric: str) -> pa.Table:
