@@ -14,6 +14,7 @@ from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.save import save_model
 from clusterbatch.errors import DataError, UsageError
+from clusterbatch.evaluation import collection as collection_module
 from clusterbatch.evaluation import search_worker, stage
 from clusterbatch.evaluation.checks import check_collections, check_given_collections
 from clusterbatch.evaluation.collection import Collection, Texts
@@ -193,7 +194,7 @@ def test_ranges_share_objects_and_the_values_stay(config: RunConfig, monkeypatch
         return original(output, stem, *arguments, **details)
 
     monkeypatch.setattr(search_worker, "write_parquet", counting)
-    monkeypatch.setattr(stage, "_MOST_ITEMS", 2)
+    monkeypatch.setattr(collection_module, "_MOST_ITEMS", 2)
     again = evaluate(config, force=True)
     assert ranges > 4
     assert len([stem for stem in written if stem.startswith(CANDIDATES)]) == 2 * 2
