@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class _Case:
 
     architecture: str
     pooling: str | list[str] = "mean"
-    dense: list[tuple[int, bool, nn.Module, bool]] = field(default_factory=list)
+    dense: Sequence[tuple[int, bool, nn.Module, bool]] = ()
     normalize: bool = True
     prompts: dict[str, str] = field(default_factory=dict)
     truncate_dim: int | None = None
@@ -298,7 +298,12 @@ def test_what_is_not_supported_is_refused_in_one_line(
     files: dict[str, Any], words: str, made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
+
+    def agree(question: str = "") -> str:
+        asked.append(question)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", agree)
     folder = _copy(made, "EmbeddingGemma", tmp_path / "model", files)
     (folder / "code.py").write_text("raise SystemExit('code of the model was run')")
     with pytest.raises(UsageError, match=rf"\Atrain\.model: .*{words}") as raised:
