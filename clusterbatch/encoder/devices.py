@@ -30,8 +30,15 @@ def visible_device(name: str) -> torch.device:
     return resolve_device(name if torch.cuda.is_available() or not name.startswith("cuda") else "cpu")
 
 
-def inference_dtype(name: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
-    """Return the type to compute in: 'auto' is bf16 if the hardware has it (emulation is slower), otherwise float32."""
+def inference_dtype(name: Literal["auto", "float32", "bfloat16", "int8"], device: torch.device) -> torch.dtype:
+    """Return the type to compute in: 'auto' is bf16 if the hardware has it (emulation is slower), otherwise float32.
+
+    Raises UsageError for 'int8' on a device that does not multiply 8-bit integers fast.
+    """
+    if name == "int8":
+        if device.type != "cpu" or not torch.cpu._is_vnni_supported():
+            raise UsageError("dtype int8: needs a CPU with VNNI instructions (take auto)")
+        return torch.int8
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
     if device.type == "cuda":

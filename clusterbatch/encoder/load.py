@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from clusterbatch.encoder.fused import FusedBackbone
 from clusterbatch.encoder.model import Dense, Encoder
 from clusterbatch.encoder.model_files import DenseLayout, Kind, Layout, check_weight_files, read_config, read_layout
 from clusterbatch.encoder.packed import pack
@@ -26,6 +28,9 @@ _ENCODERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5Enco
 # Weights that vectors do not depend on; checkpoints of masked language models leave them out.
 _UNUSED = "pooler."
 _NAMED_KEYS = 3
+# Texts that show the ranges of a model's activations, and the mean cosine that 8-bit integers must keep on others.
+_RANDOM_TEXTS, _RANDOM_LENGTH = 32, 128
+_LEAST_INT8_COSINE = 0.99
 
 
 def load_encoder(
@@ -40,12 +45,14 @@ def load_encoder(
 
     kind: None: what the folder holds; 'static' of a transformer takes only its input token embeddings, mean-pooled (as
     Sentence Transformers' StaticEmbedding: no special tokens). dtype: of a backbone's weights; pooling, Dense modules,
-    normalisation and a static encoder are in fp32. packed: for inference only, without padding if device and
-    architecture allow it.
+    normalisation and a static encoder are in fp32. torch.int8: products of 8-bit integers, for inference only. packed:
+    for inference only, without padding if device and architecture allow it.
 
     Raises DataError if files are missing, damaged, or do not hold all weights; UsageError if the model is of a kind
-    that is not supported.
+    that is not supported, or cannot compute in `dtype`.
     """
+    if dtype == torch.int8:
+        return _quantised(load_encoder(folder, kind, device=device, packed=True))
     layout = read_layout(folder)
     kind = kind or layout.kind
     if kind == "backbone" and layout.kind == "static":
@@ -100,6 +107,30 @@ def drop_padding(encoder: Encoder) -> None:
         tokenizer = encoder.tokenizer
         first_position = read_layout(tokenizer.folder).first_position
         encoder.packed = pack(encoder.backbone, tokenizer.vocabulary, first_position)
+
+
+def _quantised(encoder: Encoder) -> Encoder:
+    """Return the encoder with products of 8-bit integers. Raises UsageError if it cannot have them."""
+    folder = encoder.tokenizer.folder
+    if not isinstance(encoder.packed, FusedBackbone):
+        raise UsageError(f"{folder}: 8-bit integers (int8) are for encoders built like BERT, on CPUs")
+    shown, others = (_random_texts(encoder.tokenizer, encoder.packed, seed) for seed in (0, 1))
+    exact = encoder.encode(others, len(others.values))
+    with torch.inference_mode():
+        encoder.packed.quantise(shown.values, shown.offsets)
+    cosine = float((exact * encoder.encode(others, len(others.values))).sum(axis=1).mean())
+    if not cosine >= _LEAST_INT8_COSINE:
+        raise UsageError(f"{folder}: 8-bit integers (int8) change its vectors too much (mean cosine {cosine:.3f})")
+    return encoder
+
+
+def _random_texts(tokenizer: Tokenizer, backbone: FusedBackbone, seed: int) -> Tokens:
+    """Return texts of random tokens between the special ones."""
+    generator = np.random.default_rng(seed)
+    longest = min(_RANDOM_LENGTH, backbone.most_tokens) - tokenizer.added
+    lengths = generator.integers(1, longest, _RANDOM_TEXTS, endpoint=True)
+    known = min(tokenizer.vocabulary, backbone.vocabulary)
+    return tokenizer.surrounded([generator.integers(0, known, length).tolist() for length in lengths])
 
 
 @contextmanager

@@ -71,8 +71,12 @@ class Tokenizer:
             chunk = (
                 [prompt + text for text in texts[start : start + _CHUNK]] if prompt else texts[start : start + _CHUNK]
             )
-            parts.append(Tokens.from_lists([self._prefix + ids + self._suffix for ids in self._bodies(chunk, room)]))
+            parts.append(self.surrounded(self._bodies(chunk, room)))
         return Tokens.concatenate(parts) if parts else Tokens(np.empty(0, np.int32), np.zeros(1, np.int64))
+
+    def surrounded(self, bodies: Sequence[list[int]]) -> Tokens:
+        """Return texts of the given token ids (int32) with the special tokens around each."""
+        return Tokens.from_lists([self._prefix + ids + self._suffix for ids in bodies])
 
     def _bodies(self, texts: Sequence[str], room: int | None) -> list[list[int]]:
         if room is None:

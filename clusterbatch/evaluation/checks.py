@@ -29,7 +29,7 @@ def check_models(config: RunConfig) -> None:
     if Workspace(config).train().manifest() is not None:
         return
     if config.embed.model not in SURROGATES:
-        check_model(config.embed.model, config.storage, key="embed.model")
+        check_model(config.embed.model, config.storage, key="embed.model", int8=config.embed.dtype == "int8")
     check_model(config.train.model, config.storage, key="train.model", kind=config.train.encoder)
     for name in others:
         if name not in (BEFORE, BM25):

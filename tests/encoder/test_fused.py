@@ -9,11 +9,14 @@ import pytest
 import torch
 import transformers
 
+from clusterbatch.config import EmbedConfig, fingerprint
 from clusterbatch.encoder import fused
+from clusterbatch.encoder.devices import inference_dtype
 from clusterbatch.encoder.fused import FusedBackbone
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.tokens import Tokens
+from clusterbatch.errors import UsageError
 from tests.encoder.models import ARCHITECTURES
 
 _BUILT_LIKE_BERT = {"bert", "roberta", "xlm-roberta", "distilbert"}
@@ -54,16 +57,22 @@ def test_texts_of_one_token_or_none(architecture: str, tiny: Callable[[str], Pat
     assert fast.encode(_tokens([]), 16).shape == (0, fast.dimensions)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scores", [1, 4 * 10**2, 4 * 3 * 20**2])
-def test_attention_in_steps_of_any_size(
-    scores: int, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attention_in_steps_of_any_size(scores: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocked attention for every text, for those of over 10 tokens, and three texts of 20 tokens at a time."""
     monkeypatch.setattr(fused, "_SCORES", scores)
-    usual, fast = _both(tiny("roberta"))
-    assert fast.unpadded
-    tokens = _tokens([20] * 7 + [10] * 5 + [3, 1])
-    assert np.abs(usual.encode(tokens, 256) - fast.encode(tokens, 256)).max() < 1e-5
+    heads, width = 4, 8
+    lengths = np.array([20] * 7 + [10] * 5 + [3, 1])
+    projected = torch.randn(int(lengths.sum()), 3 * heads * width, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = []
+    for text in projected.double().split(lengths.tolist()):
+        query, key, value = text.view(-1, 3, heads, width).permute(1, 2, 0, 3)
+        weights = torch.exp(query @ key.transpose(1, 2) / width**0.5)
+        expected.append((weights / weights.sum(-1, keepdim=True) @ value).transpose(0, 1).flatten(1))
+    found = fused._attend(projected, fused._runs(lengths), heads)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    assert torch.allclose(found.double(), torch.cat(expected), atol=tolerance)
 
 
 def test_a_unit_gives_the_same_vectors_again(minilm: str) -> None:
@@ -105,3 +114,56 @@ def test_without_its_products_the_usual_path_is_taken(
 
     monkeypatch.setattr(fused._Product, "__call__", absent)
     assert not load_encoder(str(tiny("bert")), packed=True).unpadded
+
+
+_VNNI = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this CPU does not multiply 8-bit integers fast")
+
+
+@_VNNI
+def test_8_bit_integers_keep_the_vectors_of_a_trained_model(minilm: str) -> None:
+    exact = load_encoder(minilm, packed=True)
+    rounded = load_encoder(minilm, dtype=torch.int8)
+    subjects = ["the fox", "a bank in London", "eight-bit numbers", "how do I cook rice?", "nobody", "$12.50 (+3 %)"]
+    texts = [f"{subject} {rest}" for subject in subjects for rest in ("", "sleeps. " * 9, "and the rest of it, " * 30)]
+    tokens = exact.tokenizer.encode(texts, 128)
+    vectors = rounded.encode(tokens, 512)
+    cosines = (exact.encode(tokens, 512) * vectors).sum(axis=1)
+    assert cosines.mean() > 0.997
+    assert cosines.max() < 1 - 1e-6
+    # Neither the other texts of a micro-batch nor another loading of the model decide over a text's vector.
+    alone = np.concatenate([rounded.encode(tokens.slice(row, row + 1), 512) for row in range(len(tokens))])
+    assert (alone * vectors).sum(axis=1).min() > 0.999
+    assert np.array_equal(load_encoder(minilm, dtype=torch.int8).encode(tokens, 512), vectors)
+
+
+@_VNNI
+@pytest.mark.parametrize("architecture", sorted(_BUILT_LIKE_BERT))
+def test_8_bit_integers_in_every_architecture_built_like_bert(architecture: str, tiny: Callable[[str], Path]) -> None:
+    folder = str(tiny(architecture))
+    exact, rounded = load_encoder(folder, packed=True), load_encoder(folder, dtype=torch.int8)
+    tokens = _tokens([0, 1, 9, 9, 30, 4], exact.tokenizer.vocabulary)
+    assert (exact.encode(tokens, 64) * rounded.encode(tokens, 64)).sum(axis=1).min() > 0.99
+    assert rounded.encode(_tokens([]), 16).shape == (0, rounded.dimensions)
+
+
+def test_8_bit_integers_are_refused_in_one_line_if_a_model_cannot_have_them(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match=r"built like BERT") as refusal:
+        load_encoder(str(tiny("t5")), dtype=torch.int8)
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(UsageError, match=r"built like BERT"):
+        load_encoder(str(tiny("bert")), "static", dtype=torch.int8)
+
+    def wrong(self: FusedBackbone, ids: np.ndarray, offsets: np.ndarray) -> None:
+        self._words = self._words.flip(0)
+
+    monkeypatch.setattr(FusedBackbone, "quantise", wrong)
+    with pytest.raises(UsageError, match=r"mean cosine"):
+        load_encoder(str(tiny("bert")), dtype=torch.int8)
+    with pytest.raises(UsageError, match=r"VNNI"):
+        inference_dtype("int8", torch.device("cuda"))
+
+
+def test_vectors_by_8_bit_integers_are_another_artifact() -> None:
+    assert fingerprint(EmbedConfig(dtype="int8")) != fingerprint(EmbedConfig(dtype="float32"))
