@@ -11,7 +11,7 @@ three ranks on: a resumed run would differ in the last bits. Here every paramete
 the whole run, and one all-reduce sums it in place.
 
 Tables of token embeddings are most of a small model, and a batch touches few of their rows. The untouched rows have a
-gradient of exactly zero on every rank, so only the rows that some rank touched are packed and sent.
+gradient of exactly zero on every rank, so only the rows that some rank touched are cleared, sent and measured.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from clusterbatch.training.margin_mse import TeacherMargins
 from clusterbatch.training.masks import BatchFacts
 
 _SECONDS_BETWEEN_LOOKS = 0.1
-# Above this share of touched rows, sending the whole table is as cheap as packing.
+# Above this share of touched rows, the whole table is as cheap as its rows.
 _DENSE_FROM = 0.6
 
 
@@ -195,14 +195,14 @@ def _teacher_margins(batch: SliceBatch, device: torch.device) -> TeacherMargins:
 
 
 class FlatGradients:
-    """Gradients of `parameters` in one buffer; call `clear` before and `reduce` after a step's backward passes.
+    """Gradients of `parameters` in one buffer; call `begin` before and `reduce` after a step's backward passes.
 
     tables: parameters (V, d) of which a batch touches only rows that are token ids of the batch.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], tables: Sequence[nn.Parameter], world: World) -> None:
         table_ids = {id(table) for table in tables}
-        assert len({table.shape[0] for table in tables}) <= 1, "tables of one vocabulary"
+        assert len({table.shape for table in tables}) <= 1, "tables of one shape"
         dense = [parameter for parameter in parameters if id(parameter) not in table_ids]
         ordered = [*dense, *tables]
         first = ordered[0]
@@ -211,6 +211,7 @@ class FlatGradients:
         self._world = world
         self._dense_numel = sum(parameter.numel() for parameter in dense)
         self._tables = list(tables)
+        self._rows: Tensor | None = None
         self._views: list[tuple[nn.Parameter, Tensor]] = []
         offset = 0
         for parameter in ordered:
@@ -219,42 +220,67 @@ class FlatGradients:
             self._views.append((parameter, view))
             offset += parameter.numel()
 
-    def clear(self) -> None:
-        self.buffer.zero_()
+    def begin(self, token_ids: np.ndarray) -> Tensor | None:
+        """Set the gradients to zero; return the table rows that the step touches on any rank, in order; None: any.
 
-    def reduce(self, token_ids: np.ndarray) -> None:
-        """Sum the gradients over ranks. `token_ids`: (n,) every token id of this rank's rows, repeats allowed."""
+        token_ids: (n,) every token id of this rank's rows, repeats allowed. All ranks must call it.
+        """
+        self._assert_views()
+        if self._rows is None:
+            self.buffer.zero_()
+        else:
+            self.buffer[: self._dense_numel].zero_()
+            for table in self._tables:
+                self._gradient(table).index_fill_(0, self._rows, 0.0)
+        self._rows = self._touched_rows(token_ids)
+        return self._rows
+
+    def reduce(self) -> None:
+        """Sum the gradients over ranks."""
         self._assert_views()
         if self._world.size == 1:
             return
-        rows = self._touched_rows(token_ids) if self._tables else None
-        if rows is None:
+        if self._rows is None:
             self._world.sum_(self.buffer)
             return
-        packed = torch.cat(
-            [self.buffer[: self._dense_numel], *(self._gradient(table)[rows].flatten() for table in self._tables)]
-        )
+        packed = self._packed()
         self._world.sum_(packed)
-        self.buffer[: self._dense_numel] = packed[: self._dense_numel]
-        offset = self._dense_numel
-        for table in self._tables:
-            size = len(rows) * table.shape[1]
-            self._gradient(table).index_copy_(0, rows, packed[offset : offset + size].view(len(rows), table.shape[1]))
-            offset += size
+        self._unpack(packed)
 
     def clip(self, largest_norm: float | None) -> Tensor:
         """Scale the gradients down to `largest_norm`; return the global norm before that, a scalar tensor."""
-        norm = torch.linalg.vector_norm(self.buffer)
+        values = self.buffer if self._rows is None else self._packed()
+        norm = torch.linalg.vector_norm(values)
         if largest_norm is not None:
             coefficient = largest_norm / (norm + 1e-6)
             # A look at the value would stall an accelerator; on a CPU it saves the pass.
-            if self.buffer.device.type != "cpu":
-                self.buffer.mul_(coefficient.clamp(max=1.0))
+            if values.device.type != "cpu":
+                values.mul_(coefficient.clamp(max=1.0))
             elif coefficient < 1.0:
-                self.buffer.mul_(coefficient)
+                values.mul_(coefficient)
+            else:
+                return norm
+            if self._rows is not None:
+                self._unpack(values)
         return norm
 
+    def _packed(self) -> Tensor:
+        """Return a copy of all gradients that may differ from zero: those outside tables, then the touched rows."""
+        rows = [self._gradient(table)[self._rows].flatten() for table in self._tables]
+        return torch.cat([self.buffer[: self._dense_numel], *rows])
+
+    def _unpack(self, packed: Tensor) -> None:
+        """Put back what `_packed` has returned."""
+        assert self._rows is not None
+        self.buffer[: self._dense_numel] = packed[: self._dense_numel]
+        rows = packed[self._dense_numel :].view(len(self._tables), len(self._rows), self._tables[0].shape[1])
+        for table, values in zip(self._tables, rows, strict=True):
+            self._gradient(table).index_copy_(0, self._rows, values)
+
     def _touched_rows(self, token_ids: np.ndarray) -> Tensor | None:
+        # One process on an accelerator gains nothing from knowing them, and would wait for the answer.
+        if not self._tables or (self._world.size == 1 and self.buffer.device.type != "cpu"):
+            return None
         vocabulary = self._tables[0].shape[0]
         touched = np.zeros(vocabulary, np.uint8)
         touched[token_ids] = 1

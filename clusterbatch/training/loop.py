@@ -105,7 +105,8 @@ class TrainingLoop:
         settings = self._settings
         if self._validation is None or not (done % settings.evaluate_every == 0 or done == settings.last_step):
             return None
-        return self._validation.measure(self._training.encoder)
+        with self._training.current_weights(done):
+            return self._validation.measure(self._training.encoder)
 
     def _checkpoint(self, step: int, epoch: int, score: float | None) -> None:
         if self._checkpoints is None or self._log is None:
@@ -124,7 +125,7 @@ class TrainingLoop:
             parts=[],
             score=score,
         )
-        self._checkpoints.save(manifest, *training.state())
+        self._checkpoints.save(manifest, *training.saved_state(step))
         self._last_checkpoint = time.monotonic()
 
     def _is_due(self, done: int) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,11 +63,11 @@ class TrainingStep:
         named += [(f"loss.{name}", parameter) for name, parameter in self.loss.named_parameters()]
         self.trainable = {name: parameter for name, parameter in named if parameter.requires_grad}
         table = token_table(encoder).weight
-        tables = [table] if table.requires_grad else []
-        self.gradients = FlatGradients(list(self.trainable.values()), tables, world)
+        tables = [name for name, parameter in self.trainable.items() if parameter is table]
+        self.gradients = FlatGradients(list(self.trainable.values()), [self.trainable[name] for name in tables], world)
         weights = sum(parameter.numel() for parameter in encoder.parameters())
         self.optimizer = Optimizer(
-            self.trainable, config, steps, config.learning_rate or default_learning_rate(config, weights)
+            self.trainable, config, steps, config.learning_rate or default_learning_rate(config, weights), tables
         )
         self._autocast = autocast(config, encoder)
         self._activation_bytes = activation_bytes(config, encoder.device)
@@ -81,7 +83,8 @@ class TrainingStep:
         if batch.negative_tokens is not None:
             kinds.append(batch.negative_tokens)
         tokens = concatenate(kinds)
-        self.gradients.clear()
+        rows = self.gradients.begin(np.append(token_ids(tokens), self.encoder.tokenizer.padding))
+        self.optimizer.catch_up(batch.step, rows)
         embedding = CachedEmbedding(
             self._encode,
             tokens,
@@ -97,7 +100,7 @@ class TrainingStep:
         loss, statistics = self.loss(vectors[0], vectors[1], negatives, gathered)
         loss.backward()
         embedding.backward()
-        self.gradients.reduce(np.append(token_ids(tokens), self.encoder.tokenizer.padding))
+        self.gradients.reduce()
         norm = self.gradients.clip(self.config.clip_norm)
         rate = self.optimizer.step(batch.step)
         self.loss.limit_temperature_()
@@ -132,6 +135,24 @@ class TrainingStep:
             stop_requests=int(stops),
         )
 
+    @contextmanager
+    def current_weights(self, steps_done: int) -> Iterator[None]:
+        """Let the encoder have the weights after `steps_done` steps of the run, those of rows not yet updated too."""
+        current = self.optimizer.current(steps_done)
+        before = {name: self.trainable[name].data for name in current}
+        for name, values in current.items():
+            self.trainable[name].data = values
+        try:
+            yield
+        finally:
+            for name, values in before.items():
+                self.trainable[name].data = values
+
+    def saved_state(self, steps_done: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return (parameters, optimizer state) to be saved after `steps_done` steps of the run; see `load`."""
+        parameters, _ = self.state()
+        return {**parameters, **self.optimizer.current(steps_done)}, self.optimizer.saved_state()
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return (parameters, optimizer moments), the live tensors by name."""
         return {name: parameter.detach() for name, parameter in self.trainable.items()}, self.optimizer.state()
@@ -142,7 +163,10 @@ class TrainingStep:
         return parameters, self.optimizer.blank_state()
 
     def load(self, parameters: dict[str, Tensor], moments: dict[str, Tensor], steps_done: int) -> None:
-        """Copy what `state` returned, of the same model, into the live tensors; it has seen `steps_done` steps."""
+        """Copy what `state` or `saved_state` returned, of the same model, into the live tensors.
+
+        It has seen `steps_done` steps, those of earlier generations included.
+        """
         assert parameters.keys() == self.trainable.keys(), "a checkpoint of another model"
         with torch.no_grad():
             for name, parameter in self.trainable.items():

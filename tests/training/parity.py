@@ -109,6 +109,7 @@ def product_gradient(world: World, batch: Batch, config: TrainConfig) -> tuple[f
     if has_negatives:
         kinds.append(batch.negatives.slice(negative_bounds[world.rank], negative_bounds[world.rank + 1]))
     tokens = Tokens.concatenate(kinds)
+    gradients.begin(tokens.values)
     embedding = CachedEmbedding(
         encoder,
         tokens,
@@ -139,7 +140,7 @@ def product_gradient(world: World, batch: Batch, config: TrainConfig) -> tuple[f
     loss, _ = loss_module(vectors[0], vectors[1], vectors[2] if has_negatives else None, gathered)
     loss.backward()
     embedding.backward()
-    gradients.reduce(tokens.values)
+    gradients.reduce()
     total = world.sum_(loss.detach().clone())
     return float(total), {name: parameter.grad.clone() for name, parameter in trainable.items()}
 

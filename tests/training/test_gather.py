@@ -72,8 +72,8 @@ def test_ragged_rows_come_in_rank_order_and_gradients_are_summed_without_a_facto
 def _reduce(world: World, table_rows: int) -> tuple[list, list, int]:
     table, weight = nn.Parameter(torch.zeros(table_rows, 2)), nn.Parameter(torch.zeros(3))
     gradients = FlatGradients([table, weight], [table], world)
-    gradients.clear()
     touched = np.array([world.rank, world.rank + 1, world.rank])
+    gradients.begin(touched)
     for row in touched:
         table.grad[row] += 1.0 + world.rank
     weight.grad += world.rank
@@ -87,7 +87,7 @@ def _reduce(world: World, table_rows: int) -> tuple[list, list, int]:
 
     World.sum_ = counting  # type: ignore[method-assign]
     try:
-        gradients.reduce(touched)
+        gradients.reduce()
     finally:
         World.sum_ = original  # type: ignore[method-assign]
     return table.grad[:4].tolist(), weight.grad.tolist(), sent
