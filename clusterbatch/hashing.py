@@ -28,3 +28,12 @@ def first_of_each(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     position = np.empty(len(first), np.int64)
     position[order] = np.arange(len(first))
     return first[order], position[group]
+
+
+def document_id_hashes(sources: pa.ChunkedArray, document_ids: pa.ChunkedArray) -> np.ndarray:
+    """(rows,) uint64: XXH3-64 of (source, document_id); the same id in another source is another document."""
+    hash_of, source_hash = xxhash.xxh3_64_intdigest, {}
+    for source in sources.unique().to_pylist():
+        source_hash[source] = hash_of(source.encode())
+    rows = zip(sources.to_pylist(), document_ids.to_pylist(), strict=True)
+    return np.fromiter((hash_of(name.encode(), source_hash[source]) for source, name in rows), np.uint64, len(sources))

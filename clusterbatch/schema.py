@@ -26,6 +26,8 @@ CORPUS_OPTIONAL = {
     "weight": pa.field("weight", pa.float32()),
     # The user's own segment of the row, for batches.stratify: group.
     "group": pa.field("group", pa.string()),
+    # The document that the row's text is a part of, inside its source.
+    "document_id": pa.field("document_id", pa.string()),
 }
 # Unit vectors that the user brought; the same names as in the embeddings.
 VECTORS = ("query_vector", "document_vector")
@@ -77,6 +79,7 @@ def training_schema(
     weight: bool = False,
     images: Sequence[str] = (),
     margins: bool = False,
+    document_id: bool = False,
 ) -> pa.Schema:
     """Schema of the training columns. vocabulary: of the model to be trained, which decides the type of token ids.
 
@@ -101,6 +104,9 @@ def training_schema(
         fields.append(pa.field("negative_margins", pa.list_(pa.float32())))
     if weight:
         fields.append(pa.field("weight", pa.float32(), nullable=False))
+    if document_id:
+        # XXH3-64 of source and document_id.
+        fields.append(pa.field("document_id_hash", pa.uint64(), nullable=False))
     if surrogate_dimensions:
         fields.append(pa.field("query_vector", vectors_type(surrogate_dimensions), nullable=False))
         fields.append(pa.field("document_vector", vectors_type(surrogate_dimensions), nullable=False))

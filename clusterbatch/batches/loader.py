@@ -52,7 +52,8 @@ class SliceBatch:
     Images have pixels instead of tokens. negative_tokens holds all hard negatives of row 0, then of row 1, ...;
     negative_counts (n,) says how many each has, negative_margins (all of them,) float32 how far the surrogate scores
     each below its row's document, NaN if it did not. slice_rows: (world_size,) int64, the rows of every rank.
-    query_vector, document_vector: (n, m), as stored.
+    query_vector, document_vector: (n, m), as stored. document_id_hash: (n,), None if rows do not say of which document
+    they are a part.
     """
 
     step: int
@@ -69,6 +70,7 @@ class SliceBatch:
     slice_rows: np.ndarray
     composition: Composition
     negative_margins: np.ndarray | None = None
+    document_id_hash: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.query_tokens)
@@ -175,6 +177,7 @@ def _decode(table: pa.Table, batch: GlobalBatch, slice_rows: np.ndarray, images:
         slice_rows=slice_rows.astype(np.int64),
         composition=Composition.of(batch),
         negative_margins=_margins(columns.get("negative_margins")),
+        document_id_hash=columns["document_id_hash"].to_numpy() if "document_id_hash" in columns else None,
     )
 
 

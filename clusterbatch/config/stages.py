@@ -43,6 +43,9 @@ class ColumnsConfig(Section):
     """Column with the weight of the pair in the loss. Unset: all pairs weigh 1."""
     group: str | None = None
     """Column with the user's own segment of a row, for example a customer group or a category."""
+    document_id: str | None = added(None)
+    """Column with the document that a row's text is a part of, for example of a book cut into chunks. Chunks of one
+    document of a source are no negatives of each other (`train.mask.same_document`). Every row must have one."""
     vector: str | None = None
     """Column with existing vectors of any length; nothing is embedded then. It holds the document's vector, or the
     row's if there is no `query_vector`."""

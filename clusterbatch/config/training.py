@@ -141,6 +141,9 @@ class MaskConfig(Section):
     duplicates: bool = True
     """Ignores documents with the same normalised text as the positive, and documents of rows with the same normalised
     query."""
+    same_document: bool = added(True)
+    """Ignores the texts of other rows of the same document, if the corpus says which rows these are
+    (`corpus.columns.document_id`)."""
     same_query_is_positive: bool = False
     """Count the documents of all rows with the same query as positives of that query."""
     surrogate_margin: float | None = Field(None, ge=-2, le=2)

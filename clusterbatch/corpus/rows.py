@@ -29,6 +29,7 @@ COLUMN_TYPES: dict[str, pa.DataType] = {
     "negatives": pa.list_(pa.string()),
     "weight": pa.float32(),
     "group": pa.string(),
+    "document_id": pa.string(),
     "document_vector": pa.list_(pa.float32()),
     "query_vector": pa.list_(pa.float32()),
 }
@@ -105,7 +106,7 @@ class InputColumns:
     def of(config: CorpusConfig, constants: Mapping[str, str | None] | None = None) -> InputColumns:
         """Return what a configuration asks of a file below folders that give `constants`."""
         columns = config.columns
-        keys = ("query", "document", "source", "pair_id", "weight", "group")
+        keys = ("query", "document", "source", "pair_id", "weight", "group", "document_id")
         names = {name: getattr(columns, name) for name in keys if getattr(columns, name) is not None}
         if columns.vector is not None:
             names |= {"document_vector": columns.vector, "query_vector": columns.query_vector or columns.vector}
@@ -121,7 +122,7 @@ class InputColumns:
 
 def optional_columns(columns: ColumnsConfig) -> list[str]:
     """Return the optional corpus columns that a configuration fills; the same for all files, so that parts agree."""
-    return [name for name in ("negatives", "weight", "group") if getattr(columns, name)]
+    return [name for name in ("negatives", "weight", "group", "document_id") if getattr(columns, name)]
 
 
 def check_columns(present: Sequence[str], columns: InputColumns) -> None:

@@ -31,7 +31,7 @@ class Validated:
 
 
 def validate(chunk: Chunk, config: CorpusConfig, default_source: str) -> Validated:
-    """Reject rows whose query or document is null, blank or (if so configured) too long, or whose weight is not one.
+    """Reject rows whose query or document is null, blank or (if so configured) too long, or whose weight or id is bad.
 
     default_source: the source of rows that do not name one.
     """
@@ -68,6 +68,9 @@ def validate(chunk: Chunk, config: CorpusConfig, default_source: str) -> Validat
         weight = columns["weight"].fill_null(1.0).to_numpy(False)
         refuse(~(np.isfinite(weight) & (weight >= 0)), "weight: not a finite number of at least 0")
         columns["weight"] = pa.array(weight)
+    if config.columns.document_id is not None:
+        ids = columns.get("document_id", pa.nulls(count, pa.string()))
+        refuse(pc.equal(ids.fill_null(""), "").to_numpy(False), "document_id: null or empty")
     for name in VECTORS:
         if name in columns:
             columns[name], problems = unit_vectors(columns[name])

@@ -22,7 +22,8 @@ class ShardSchema:
     """Columns of all shards of one artifact; kept in its manifest.
 
     surrogate_dimensions: width of the stored vectors, None if there are none; surrogate: how they are stored; images:
-    sides that are images; margins: whether each negative has its margin to the positive beside it, by the surrogate.
+    sides that are images; margins: whether each negative has its margin to the positive beside it, by the surrogate;
+    document_id: whether rows say of which document they are a part.
     """
 
     vocabulary: int
@@ -33,6 +34,7 @@ class ShardSchema:
     weight: bool = False
     images: Sequence[str] = ()
     margins: bool = False
+    document_id: bool = False
 
     @property
     def training(self) -> pa.Schema:
@@ -43,6 +45,7 @@ class ShardSchema:
             weight=self.weight,
             images=self.images,
             margins=self.margins,
+            document_id=self.document_id,
         )
 
     @property

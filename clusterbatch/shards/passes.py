@@ -53,6 +53,7 @@ class ShardPasses:
             negatives="negatives" in columns or config.mine.negatives > 0,
             margins=config.mine.margins,
             weight="weight" in columns,
+            document_id="document_id" in columns,
             images=config.corpus.columns.images,
         )
 

@@ -14,7 +14,7 @@ from clusterbatch.clustering.user_groups import LABEL
 from clusterbatch.corpus.row_groups import read_row_group
 from clusterbatch.embedding.vectors import SIDES, TaskUnit
 from clusterbatch.errors import DataError
-from clusterbatch.hashing import row_hashes
+from clusterbatch.hashing import document_id_hashes, row_hashes
 from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.search.mine import Mined
 from clusterbatch.search.negatives import with_margins, with_negatives
@@ -23,6 +23,8 @@ from clusterbatch.shards.tokenise import Tokenisation
 from clusterbatch.store import Artifact, Counts
 from clusterbatch.store.shuffle import write_buckets
 
+_DOCUMENT_ID = "document_id"
+
 
 class AssignWorker:
     """Read corpus and vectors of a task; write its rows bucketed by the range of clusters they belong to.
@@ -30,7 +32,7 @@ class AssignWorker:
     columns: of the corpus, to be read; with_vectors: whether anything needs the surrogate's vectors; mined: results of
     mining, whose negatives are taken and whose inconsistent pairs are marked (column `inconsistent`). Columns of the
     exchange: cluster (numbered through all partitions), hash, cosine (NaN if not clustered), those of the corpus except
-    the user's groups, token ids, and the vectors.
+    the user's groups and document ids, hashes of the latter, token ids, and the vectors.
     """
 
     def __init__(
@@ -81,9 +83,11 @@ class AssignWorker:
             "cluster": self._plan.first_cluster[partition] + found.cluster,
             "hash": row_hashes(rows["pair_id"], self._seed),
             "cosine": found.cosine,
-            **{name: rows[name] for name in rows.column_names if name != LABEL},
+            **{name: rows[name] for name in rows.column_names if name not in (LABEL, _DOCUMENT_ID)},
             **self._tokenisation.columns(rows),
         }
+        if _DOCUMENT_ID in rows.column_names:
+            columns["document_id_hash"] = document_id_hashes(rows["source"], rows[_DOCUMENT_ID])
         if vectors is not None:
             columns |= {f"{side}_vector": vectors[f"{side}_vector"] for side in SIDES}
         aside = found.outlier

@@ -172,6 +172,8 @@ def gather_batch(batch: SliceBatch, world: World, device: torch.device, *, margi
         negatives_of_rank = world.counts(len(batch.negative_tokens), device)
         own = torch.from_numpy(batch.negative_tokens.hashes.view(np.int64)).to(device)
         negative_hash = world.gather(own, negatives_of_rank)
+    if batch.document_id_hash is not None:
+        columns.append(batch.document_id_hash)
     hashes = everywhere(np.stack([column.astype(np.uint64).view(np.int64) for column in columns], axis=1))
     assert hashes is not None
     facts = BatchFacts(
@@ -181,6 +183,7 @@ def gather_batch(batch: SliceBatch, world: World, device: torch.device, *, margi
         document_token_hash=hashes[:, 2].contiguous() if negative_hash is not None else None,
         query_vector=everywhere(batch.query_vector),
         document_vector=everywhere(batch.document_vector),
+        document_id=hashes[:, -1].contiguous() if batch.document_id_hash is not None else None,
     )
     weight = everywhere(batch.weight)
     teacher = _teacher_margins(batch, device) if margins else None
@@ -266,7 +269,8 @@ class FlatGradients:
 
     def _packed(self) -> Tensor:
         """Return a copy of all gradients that may differ from zero: those outside tables, then the touched rows."""
-        rows = [self._gradient(table)[self._rows].flatten() for table in self._tables]
+        assert self._rows is not None
+        rows = [self._gradient(table).index_select(0, self._rows).flatten() for table in self._tables]
         return torch.cat([self.buffer[: self._dense_numel], *rows])
 
     def _unpack(self, packed: Tensor) -> None:

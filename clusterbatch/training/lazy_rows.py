@@ -98,8 +98,8 @@ class LazyRows:
             self.updated.fill_(count + 1)
             return
         for chunk in rows.split(_CHUNK_ROWS):
-            taken = [tensor[chunk] for tensor in tensors]
-            adamw_(*taken, gradient[chunk], count, rate, self._weight_decay)
+            taken = [tensor.index_select(0, chunk) for tensor in tensors]
+            adamw_(*taken, gradient.index_select(0, chunk), count, rate, self._weight_decay)
             for tensor, values in zip(tensors, taken, strict=True):
                 tensor.index_copy_(0, chunk, values)
         self.updated[rows] = count + 1
@@ -121,7 +121,7 @@ class LazyRows:
         decay, weight, point, other_weight, other_point, decay1, decay2 = (
             torch.from_numpy(values.astype(np.float32)[which, None]) for values in coefficients
         )
-        weights, first, second = (tensor[rows] for tensor in self._tensors)
+        weights, first, second = (tensor.index_select(0, rows) for tensor in self._tensors)
         root = second.sqrt()
         move = weight / (root + point)
         move += other_weight / root.add_(other_point)

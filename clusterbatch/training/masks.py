@@ -5,6 +5,8 @@ answer. Ignored pairs take no part in the loss, in either direction. Rules, each
 
 duplicates   same normalised query text or same normalised document text, by hash (never by equal vectors: dropout makes
              those differ)
+same document
+             rows that are parts of one document, if the corpus says so
 surrogate    pairs that the embedding model that clustered the data scores above the pair's own positive, plus a margin
              (absolute) or times one (relative); NV-Retriever's "positive-aware" mining as a mask
 own score    the same with the scores of the model in training (Qwen3-Embedding: margin 0.1)
@@ -42,6 +44,7 @@ class BatchFacts:
     document_token_hash: Tensor | None = None  # (B,), present if negatives are
     query_vector: Tensor | None = None  # (B, M)
     document_vector: Tensor | None = None  # (B, M)
+    document_id: Tensor | None = None  # (B,), of the documents that the rows are parts of
 
     @property
     def pairs(self) -> int:
@@ -92,6 +95,7 @@ class Relation:
         if self._config.duplicates:
             ignored |= same_query
             ignored |= facts.document_hash[queries][:, None] == facts.document_hash[documents][None, :]
+        ignored |= self._of_one_document(queries, documents)
         if self._surrogate_limit is not None:
             surrogate_QD = self._query_vector[queries] @ self._document_vector[documents].T
             ignored |= surrogate_QD > self._surrogate_limit[queries][:, None]
@@ -107,6 +111,7 @@ class Relation:
         if self._config.duplicates:
             ignored |= facts.query_hash[queries][:, None] == facts.query_hash[others][None, :]
             ignored |= facts.document_hash[queries][:, None] == facts.document_hash[others][None, :]
+        ignored |= self._of_one_document(queries, others)
         if self._surrogate_limit is not None:
             surrogate_QQ = self._query_vector[queries] @ self._query_vector[others].T
             ignored |= surrogate_QQ > self._surrogate_limit[queries][:, None]
@@ -128,6 +133,11 @@ class Relation:
                 is_answer = facts.document_token_hash[self._repeated][:, None] == negative_hash[None, :]
                 ignored[asking - queries.start] |= (same_query.float() @ is_answer.float()) > 0
         return ignored.to(torch.int8).mul_(IGNORED)
+
+    def _of_one_document(self, queries: slice, others: slice) -> Tensor | bool:
+        """Return (Q, D) bool: rows that are parts of one document; False if none is known to be."""
+        identity = self._facts.document_id if self._config.same_document else None
+        return False if identity is None else identity[queries][:, None] == identity[others][None, :]
 
     def _above_own_score(self, queries: slice, scores: Tensor) -> Tensor:
         if self._config.own_score_margin is None:

@@ -113,6 +113,9 @@ def _rows(
     if "weight" in optional:
         weights = np.where(np.isin(source, list(weightless)), 0, 1 + np.arange(len(source)) % 3)
         columns["weight"] = weights.astype(np.float32)
+    if "document_id" in optional:
+        # In every source the same ids.
+        columns["document_id"] = [f"book {row % 7}" for row in range(len(source))]
     if "group" in optional:
         columns["group"] = [f"user-{centre % 3}" for centre in label]
     return pa.table(columns, schema=corpus_schema(optional)), queries, documents

@@ -225,15 +225,18 @@ def test_hugging_face_export_with_list_columns(tmp_path: Path) -> None:
             "negatives": pa.array([["no", "nor this"], [], None], pa.list_(pa.large_string())),
             "score": pa.array([1, None, 2], pa.int64()),
             "label": pa.array([7, 8, None], pa.int32()),
+            "book": pa.array([3, 3, 4], pa.int64()),
         }
     )
     (tmp_path / "train-00000-of-00002.parquet").write_bytes(as_parquet(table))
     columns = {"query": "anchor", "document": "positive", "negatives": "negatives", "weight": "score", "group": "label"}
+    columns["document_id"] = "book"
     outcome = read(tmp_path / "train-00000-of-00002.parquet", columns=columns)
     assert outcome.pairs == [("a query", "first text"), ("a query", "second text"), ("a query", "third text")]
     assert [row["negatives"] for row in outcome.rows] == [["no", "nor this"], [], []]
     assert [row["weight"] for row in outcome.rows] == [1.0, 1.0, 2.0]
     assert [row["group"] for row in outcome.rows] == ["7", "8", None]
+    assert [row["document_id"] for row in outcome.rows] == ["3", "3", "4"]
     assert {row["source"] for row in outcome.rows} == {"train"}
 
 
@@ -364,3 +367,20 @@ def test_a_configuration_that_was_written_and_read_again_means_the_same() -> Non
     again = CorpusConfig.model_validate_json(config.model_dump_json())
     assert InputColumns.of(again) == InputColumns.of(config)
     check_columns(["query", "document"], InputColumns.of(again))
+
+
+def test_rows_without_a_document_id_are_rejected(tmp_path: Path) -> None:
+    rows = [{"query": f"q{number}", "document": "d", "book": book} for number, book in enumerate(["a", None, "", 7])]
+    rows.append({"query": "q4", "document": "d"})
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "none.jsonl").write_text(json.dumps({"query": "q", "document": "d"}))
+    columns = {"document_id": "book"}
+    outcome = read(tmp_path / "x.jsonl", columns=columns)
+    assert [row["document_id"] for row in outcome.rows] == ["a", "7"]
+    assert {reject.row: reject.reason for reject in outcome.rejects} == {
+        1: "document_id: null or empty",
+        2: "document_id: null or empty",
+        4: "document_id: no column 'book'",
+    }
+    none = read(tmp_path / "none.jsonl", columns=columns)
+    assert not none.rows

@@ -123,6 +123,24 @@ def test_the_users_own_clusters(tmp_path, in_process) -> None:
     assert manifest.config["stratify"] == "group"
 
 
+def test_rows_of_one_document_of_a_source_share_a_hash(tmp_path, in_process) -> None:
+    config, manifest = run(tmp_path, optional=["document_id"])
+    assert manifest.counts.written == TOTAL
+    artifact = Workspace(config).clusters()
+    hashes = all_runs(ShardReader(artifact))["document_id_hash"].to_pylist()
+    rows = text_rows(artifact)
+    documents = {
+        (source, int(pair_id) % 7): value
+        for pair_id, source, value in zip(rows["pair_id"].to_pylist(), rows["source"].to_pylist(), hashes, strict=True)
+    }
+    wanted = [
+        documents[source, int(pair_id) % 7]
+        for pair_id, source in zip(rows["pair_id"].to_pylist(), rows["source"].to_pylist(), strict=True)
+    ]
+    assert hashes == wanted
+    assert len(set(documents.values())) == len(documents) == 7 * len(SOURCES)
+
+
 def test_clusters_over_the_whole_corpus(tmp_path, in_process) -> None:
     config, _ = run(tmp_path, scope="corpus", mean_size=None, clusters=7)
     assert list(sizes(config)) == ["(all)"]

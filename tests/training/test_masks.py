@@ -24,6 +24,15 @@ def test_duplicates_are_ignored_by_hash_and_the_pair_itself_is_positive() -> Non
     assert block.tolist() == [[P, I, I], [I, P, N], [I, N, P]]
 
 
+def test_parts_of_one_document_are_no_negatives_of_each_other() -> None:
+    facts = _facts([1, 2, 3], [7, 8, 9], document_id=torch.tensor([5, 6, 5]))
+    relation = Relation(MaskConfig(), facts)
+    assert relation.block(_ALL, _ALL, _NO_SCORES).tolist() == [[P, N, I], [N, P, N], [I, N, P]]
+    assert relation.queries_block(_ALL, _ALL, _NO_SCORES).tolist() == [[I, N, I], [N, I, N], [I, N, I]]
+    off = Relation(MaskConfig(same_document=False), facts)
+    assert off.block(_ALL, _ALL, _NO_SCORES).tolist() == [[P, N, N], [N, P, N], [N, N, P]]
+
+
 def test_without_the_duplicate_mask_they_are_negatives() -> None:
     block = Relation(MaskConfig(duplicates=False), _facts([1, 1, 3], [7, 8, 7])).block(_ALL, _ALL, _NO_SCORES)
     assert block.tolist() == [[P, N, N], [N, P, N], [N, N, P]]

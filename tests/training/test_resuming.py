@@ -78,7 +78,7 @@ def test_a_fresh_run_begins_at_its_first_step(tmp_path: Path) -> None:
     config = small_config(tmp_path)
     training = TrainingStep(load_encoder(config.train.model, "backbone"), config.train, 40, World())
     assert resume(training, lambda: Start(0, 0, None)) == 0
-    assert training.state()[1] == {}
+    assert not any(moment.any() for moment in training.state()[1].values())
 
 
 def _stopped_while_storage_is_slow(world: World, job: TrainingJob) -> tuple[str, bool]:

@@ -27,7 +27,7 @@ _BUFFER = 2**20
 # The first bytes of Arrow's file format; its stream format has none.
 _FILE_MARK = b"ARROW1"
 # Columns of labels, in which numbers are as good as texts.
-_LABELS = ("pair_id", "source", "group")
+_LABELS = ("pair_id", "source", "group", "document_id")
 _EXPECTED = {
     "weight": "a number",
     **dict.fromkeys(VECTORS, "a list of numbers"),

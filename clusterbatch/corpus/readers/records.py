@@ -161,7 +161,7 @@ def canonical_value(name: str, value: Any) -> str | float | list[float] | None:
     if isinstance(value, str):
         return value
     # Numbers are common as identifiers and labels, and unambiguous there; as a text they are a mistake.
-    if name in ("pair_id", "source", "group") and isinstance(value, int) and not isinstance(value, bool):
+    if name in ("pair_id", "source", "group", "document_id") and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise RowError(f"{name}: {type(value).__name__} instead of text")
 
