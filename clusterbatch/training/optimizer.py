@@ -71,10 +71,7 @@ class Optimizer:
             {"params": [parameter for parameter in others if parameter.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [parameter for parameter in others if parameter.ndim <= 1], "weight_decay": 0.0},
         ]
-        groups = [group for group in groups if group["params"]]
-        self._adamw = None
-        if groups:
-            self._adamw = torch.optim.AdamW(groups, lr=rate, betas=(BETA1, BETA2), eps=EPSILON, fused=True)
+        self._adamw = torch.optim.AdamW(groups, lr=rate, betas=(BETA1, BETA2), eps=EPSILON, fused=True)
         # AdamW steps that the parameters have seen, those of earlier generations included.
         self._count = 0
         self._rows: Tensor | None = None
@@ -96,10 +93,9 @@ class Optimizer:
         All rows are up to date after the last step of the run.
         """
         rate = self.learning_rate(step)
-        if self._adamw is not None:
-            for group in self._adamw.param_groups:
-                group["lr"] = rate
-            self._adamw.step()
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        self._adamw.step()
         for table in self._tables.values():
             table.update(table.rows_to_update(self._rows, self._count), self._count, rate)
         self._count += 1
@@ -151,7 +147,6 @@ class Optimizer:
                 updated, weights = state.get(f"{_UPDATED}/{name}"), state.get(f"{_WEIGHTS}/{name}")
                 self._tables[name].load(moments[0], moments[1], updated, weights, steps_done)
                 continue
-            assert self._adamw is not None
             first, second = (moment.to(parameter.device, copy=True) for moment in moments)
             # Torch counts the steps of each parameter in a float32 tensor beside it.
             count = torch.tensor(float(steps_done), device=parameter.device)
@@ -161,6 +156,5 @@ class Optimizer:
         if name in self._tables:
             table = self._tables[name]
             return {_MOMENTS[0]: table.first_moment, _MOMENTS[1]: table.second_moment, _UPDATED: table.updated}
-        assert self._adamw is not None
         state = self._adamw.state.get(self._parameters[name], {})
         return {moment: state[moment] for moment in _MOMENTS if moment in state}
