@@ -94,12 +94,12 @@ class LazyRows:
         assert gradient is not None
         tensors = self._tensors
         if rows is None:
-            adamw_(*tensors, gradient, count, rate, self._weight_decay)
+            _adamw_(tensors, gradient, count, rate, self._weight_decay)
             self.updated.fill_(count + 1)
             return
         for chunk in rows.split(_CHUNK_ROWS):
             taken = [tensor.index_select(0, chunk) for tensor in tensors]
-            adamw_(*taken, gradient.index_select(0, chunk), count, rate, self._weight_decay)
+            _adamw_(taken, gradient.index_select(0, chunk), count, rate, self._weight_decay)
             for tensor, values in zip(tensors, taken, strict=True):
                 tensor.index_copy_(0, chunk, values)
         self.updated[rows] = count + 1
@@ -150,10 +150,9 @@ class LazyRows:
         return [decay, *_two_points(weight, point), BETA1**missed, BETA2**missed]
 
 
-def adamw_(
-    weights: Tensor, first: Tensor, second: Tensor, gradient: Tensor, count: int, rate: float, weight_decay: float
-) -> None:
-    """Take one step of torch's fused AdamW in place; `count` steps have been taken before."""
+def _adamw_(tensors: list[Tensor], gradient: Tensor, count: int, rate: float, weight_decay: float) -> None:
+    """Take a step of torch's fused AdamW on [weights, first moment, second moment], after `count` others, in place."""
+    weights, first, second = tensors
     adamw(
         [weights],
         [gradient],
