@@ -377,10 +377,8 @@ def test_rows_without_a_document_id_are_rejected(tmp_path: Path) -> None:
     columns = {"document_id": "book"}
     outcome = read(tmp_path / "x.jsonl", columns=columns)
     assert [row["document_id"] for row in outcome.rows] == ["a", "7"]
-    assert {reject.row: reject.reason for reject in outcome.rejects} == {
-        1: "document_id: null or empty",
-        2: "document_id: null or empty",
-        4: "document_id: no column 'book'",
-    }
+    assert {reject.row: reject.reason for reject in outcome.rejects} == dict.fromkeys(
+        (1, 2, 4), "document_id: null or empty"
+    )
     none = read(tmp_path / "none.jsonl", columns=columns)
     assert not none.rows
