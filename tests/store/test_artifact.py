@@ -22,7 +22,8 @@ def artifact(folder: Path) -> Artifact:
 
 
 def commit(it: Artifact, fingerprint: str = "one") -> None:
-    part = write_parquet(it, "part-0", TABLE, 1000)
+    # Its name comes before the manifest's: nothing may depend on the order of names.
+    part = write_parquet(it, "data-0", TABLE, 1000)
     receipt = Receipt(unit=0, fingerprint=fingerprint, parts=[part], counts=Counts(read=5000, written=5000))
     it.write_receipt(receipt)
     it.commit(fingerprint, [receipt], config={}, inputs={}, seconds=0.0)
@@ -122,7 +123,7 @@ def test_a_flipped_byte_is_noticed(tmp_path: Path, position: int) -> None:
     data = bytearray(file.read_bytes())
     data[position] ^= 0x40
     file.write_bytes(data)
-    with pytest.raises(DataError, match=r"part-0.*damaged"):
+    with pytest.raises(DataError, match=r"data-0.*damaged"):
         it.read_part(part)
 
 
