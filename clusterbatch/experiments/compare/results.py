@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from clusterbatch.config import RunConfig
 from clusterbatch.config.compare import DecideConfig
+from clusterbatch.errors import UsageError
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.experiments.compare.costs import Cost, cost_of, extra_cost
 from clusterbatch.experiments.compare.statistics import (
@@ -177,8 +178,14 @@ class Comparison:
 
 
 def read_comparison(config: RunConfig, artifact: Artifact, manifest: Manifest) -> Comparison:
-    """Analyse a committed comparison; of swept settings only the queries that did not choose them count."""
+    """Analyse a committed comparison; of swept settings only the queries that did not choose them count.
+
+    Raises UsageError if `config` names an arm that was not compared.
+    """
     compare, details = config.compare, details_of(manifest, ComparisonDetails)
+    unknown = [name for name in (*compare.arms, compare.reference) if name not in details["arms"]]
+    if unknown:
+        raise UsageError(f"compare.arms: {unknown[0]} was not compared here, only {', '.join(details['arms'])}")
     metric = parse_metric(compare.decide.metric).name
     collections = details["collections"]
     trials = [details["trials"][str(number)] for number in details["main"]]

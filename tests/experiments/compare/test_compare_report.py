@@ -12,18 +12,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from clusterbatch.config import RunConfig, load_config
+from clusterbatch.errors import UsageError
 from clusterbatch.experiments.compare import report as comparison_report
 from clusterbatch.experiments.compare.breakdown import arm_rows, steps_to_reach
 from clusterbatch.experiments.compare.figures import learning_curves
 from clusterbatch.experiments.compare.report import Views
-from clusterbatch.experiments.compare.results import Comparison
+from clusterbatch.experiments.compare.results import Comparison, read_comparison
 from clusterbatch.experiments.compare.statistics import Training
 from clusterbatch.experiments.compare.wording import answer, further, meeting_sentences, next_step
 from clusterbatch.reporting.cluster_views import Example, MappedCluster, Outlier
 from clusterbatch.reporting.figures import Plot
 from clusterbatch.reporting.page import amount
 from clusterbatch.reporting.phrases import comparison_phrases
-from clusterbatch.store import Manifest
+from clusterbatch.store import Artifact, Folder, Manifest
 from tests.experiments.compare.made_up import made_up_comparison
 
 ATTACK = '<script>document.title = "taken"</script><img src=x onerror=alert(1)>'
@@ -415,3 +416,18 @@ def test_in_a_real_browser_dark_mode_has_light_text(browser, page: Path):
     assert background < 150
     assert text > 600
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_a_report_of_arms_that_were_not_compared_is_refused() -> None:
+    config = load_config(None, ["workspace=w", "compare.arms=[random,source,communities]"])
+    manifest = Manifest(
+        kind="comparison",
+        fingerprint="0" * 16,
+        created="2026-01-01",
+        seconds=1.0,
+        counts={},
+        parts=[],
+        details={"arms": {"random": {}, "source": {}}},
+    )
+    with pytest.raises(UsageError, match=r"compare.arms: communities was not compared here, only random, source"):
+        read_comparison(config, Artifact(Folder("nowhere"), "comparison"), manifest)
