@@ -60,11 +60,16 @@ def _fit_level(corpus: EmbeddedCorpus, passes: PassFactory, above: KMeansCluster
     chunks = SampleChunks(sample.artifact, sample.parts, config.features)
     warm = WarmStart(corpus.previous, frozenset(corpus.held)) if corpus.previous else None
     level = FitLevel(chunks, cells, above, config, corpus.device, warm)
-    name = f"fit cells{suffix}"
-    fit = passes.create(name, FitWorker, {"level": level}, corpus.computing_pool)
-    done = {} if fit.is_whole else fit.begin(force=passes.force)
+    fit = passes.create(f"fit{suffix}", FitWorker, {"level": level}, corpus.computing_pool)
     cell_bytes = sum(part.bytes for part in sample.parts) * cells.sampled / max(1.0, cells.sampled.sum())
     bundles = bundle_cells(cell_bytes)
+    cells_of = {bundle.start: len(bundle) for bundle in bundles}
+    # A version before this one left a receipt for every cell.
+    done = {
+        first: receipt
+        for first, receipt in ({} if fit.is_whole else fit.begin(force=passes.force)).items()
+        if receipt.details.get("cells", 1) == cells_of.get(first)
+    }
     # The larger first, so that no worker ends long after the others.
     bundles.sort(key=lambda bundle: (-cell_bytes[bundle.start : bundle.stop].sum(), bundle.start))
     spread = not fit.is_whole and current_executor().several_processes
@@ -72,14 +77,14 @@ def _fit_level(corpus: EmbeddedCorpus, passes: PassFactory, above: KMeansCluster
         cell = bundle.start
         if spread and cell_bytes[cell] > distributed.LOCAL_BYTES and cell not in done:
             watch = Stopwatch()
-            result = distributed.fit_distributed(level, cell, passes.artifact(name), corpus.computing_pool)
+            result = distributed.fit_distributed(level, cell, passes.artifact(f"fit{suffix}"), corpus.computing_pool)
             done[cell] = fit.finish(cell, result, watch.seconds)
     rows = np.maximum(1, cells.sampled).astype(np.int64)
     items = [WorkItem(bundle.start, int(rows[bundle.start : bundle.stop].sum()), bundle) for bundle in bundles]
     manifest = fit.commit(items, done=done)
     # A projection that came from above is stored there.
     parts = [part for part in manifest.parts if number == 1 or part.details["content"] == "centroids"]
-    return replace(above, stored=(*above.stored, StoredParts(passes.artifact(name), parts)))
+    return replace(above, stored=(*above.stored, StoredParts(passes.artifact(f"fit{suffix}"), parts)))
 
 
 def bundle_cells(cell_bytes: np.ndarray) -> list[range]:
@@ -117,7 +122,7 @@ class FitWorker:
             for cell, own in zip(cells, buckets, strict=True)
         ]
         parts = [part for result in fitted for part in result.parts]
-        return Result(parts, sum((result.counts for result in fitted), Counts()))
+        return Result(parts, sum((result.counts for result in fitted), Counts()), {"cells": len(cells)})
 
     def _fit(self, number: int, chunks: Sequence[Chunk], output: Artifact) -> Result:
         cell = CellFit(self._level, number)

@@ -95,6 +95,8 @@ def tune_refresh(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
         for of_seed in of_seeds:
             for name in of_seed.list():
                 _discard(of_seed.child(name))
+        # Of folders on disk the empty ones are left.
+        work.remove_files([])
     result = _result(config, stream, artifact, arrival) | {"metric": metric}
     Workspace(config).root.write_json(RESULT, result)
     return result
