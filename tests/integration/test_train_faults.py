@@ -127,7 +127,11 @@ def test_an_interrupted_run_says_so_and_leaves_a_checkpoint_of_its_last_step(
     path = tmp_path / "run.yaml"
     path.write_text(config.model_dump_json())
     process = subprocess.Popen(
-        [sys.executable, "-m", "clusterbatch.cli", "train", str(path)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "clusterbatch.cli", "train", str(path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell ignores the interrupt for what it starts in the background, and so would all that comes of it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     checkpoints = _job(config).checkpoints
     deadline = time.monotonic() + _SECONDS
