@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -46,7 +46,7 @@ def pack(backbone: nn.Module, vocabulary: int, first_position: int) -> PackedSta
             if _has_kernel(weight):
                 if not getattr(backbone, "_supports_flash_attn", False):
                     raise ValueError("windows and causality may be in the mask alone")
-                _register()
+                register(_NAME, _attend)
                 backbone.set_attn_implementation(_NAME)  # type: ignore[operator]
                 states = partial(packed_states, backbone, first_position=first_position)
             else:
@@ -118,12 +118,26 @@ def _has_kernel(weight: Tensor) -> bool:
     return importlib.util.find_spec("torch.nn.attention.varlen") is not None
 
 
-def _register() -> None:
+def register(name: str, attend: Callable[..., tuple[Tensor, None]]) -> None:
+    """Let transformers call `attend` for backbones that are switched to the attention `name`, without any mask."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(_NAME, _attend)
+    AttentionInterface.register(name, attend)
     # Who attends to whom is in the offsets.
-    AttentionMaskInterface.register(_NAME, lambda *arguments, **options: None)
+    AttentionMaskInterface.register(name, lambda *arguments, **options: None)
+
+
+def reach(module: nn.Module, options: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many tokens before and after itself a token attends to, -1 for all, by transformers' options.
+
+    Raises ValueError if the options ask for what attention within texts cannot do.
+    """
+    if any(options.get(name) is not None for name in ("position_bias", "softcap", "s_aux")):
+        raise ValueError("packed attention supports neither biases nor capped scores nor sinks")
+    window = options.get("sliding_window")
+    # A window of transformers is a number of tokens on either side, the token itself included.
+    before = -1 if window is None else window - 1
+    return before, 0 if getattr(module, "is_causal", False) else before
 
 
 def _attend(
@@ -136,24 +150,19 @@ def _attend(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention in the calling convention of transformers; returns (1, T, heads, d)."""
-    if any(options.get(name) is not None for name in ("position_bias", "softcap", "s_aux")):
-        raise ValueError("packed attention supports neither biases nor capped scores nor sinks")
-    window = options.get("sliding_window")
-    # A window of transformers is a number of tokens on either side, the token itself included.
-    reach = -1 if window is None else window - 1
-    attended_THD = _kernel(
+    attended_THD = within_texts(
         query_1HTD[0].transpose(0, 1),
         key_1HTD[0].transpose(0, 1),
         value_1HTD[0].transpose(0, 1),
         options["cu_seq_lens_q"],
         int(options["max_length_q"]),
         scaling,
-        (reach, 0 if getattr(module, "is_causal", False) else reach),
+        reach(module, options),
     )
     return attended_THD[None], None
 
 
-def _kernel(
+def within_texts(
     query_THD: Tensor,
     key_TGD: Tensor,
     value_TGD: Tensor,
@@ -162,7 +171,10 @@ def _kernel(
     scale: float | None,
     window: tuple[int, int],
 ) -> Tensor:
-    """Attention of each text to itself: G of H heads have keys; window: tokens before and after, -1 for all."""
+    """Return (T, H, d) attention of each text to itself by torch's kernel for GPUs; G of H heads have keys.
+
+    window: as `reach`.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     attended = varlen_attn(

@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.model_files import read_layout
-from clusterbatch.encoder.packed import PackedStates, packed_states
+from clusterbatch.encoder.packed import PackedStates, packed_states, reach, register, within_texts
 from clusterbatch.training.bert_layers import BertLayers, runs
 
 # The attention under which transformers runs a backbone on packed texts in training.
@@ -93,7 +93,7 @@ def _ways(backbone: Any, first_position: int, on_cpu: bool) -> Iterator[PackedSt
             yield BertLayers(backbone, first_position)
     # The others may put windows and causality into the mask alone, which is not made here.
     if getattr(backbone, "_supports_flash_attn", False):
-        _register()
+        register(IN_TRAINING, _attend)
         backbone.set_attn_implementation(IN_TRAINING)
         yield partial(packed_states, backbone, first_position=first_position)
 
@@ -118,14 +118,6 @@ def _agree(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float
     return bool((differences <= tolerance * norms.clamp(min=_SMALL * float(norms.max()))).all())
 
 
-def _register() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register(IN_TRAINING, _attend)
-    # Who attends to whom is in the offsets.
-    AttentionMaskInterface.register(IN_TRAINING, lambda *arguments, **options: None)
-
-
 def _attend(
     module: nn.Module,
     query_1HTD: Tensor,
@@ -137,11 +129,6 @@ def _attend(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention in the calling convention of transformers; G of H heads have keys; returns (1, T, H, d)."""
-    if any(options.get(name) is not None for name in ("position_bias", "softcap", "s_aux")):
-        raise ValueError("packed attention supports neither biases nor capped scores nor sinks")
-    window = options.get("sliding_window")
-    # A window of transformers is a number of tokens on either side, the token itself included.
-    reach = -1 if window is None else window - 1
     attend = _in_runs if query_1HTD.device.type == "cpu" else _by_kernel
     attended_THD = attend(
         *(heads[0].transpose(0, 1) for heads in (query_1HTD, key_1GTD, value_1GTD)),
@@ -149,7 +136,7 @@ def _attend(
         longest=int(options["max_length_q"]),
         scale=scaling,
         dropout=dropout,
-        window=(reach, 0 if getattr(module, "is_causal", False) else reach),
+        window=reach(module, options),
     )
     return attended_THD[None], None
 
@@ -192,7 +179,7 @@ def _in_runs(
 
 def _within(window: tuple[int, int], length: int) -> Tensor | None:
     """Return (L, L) which tokens attend to which, None if all do; -1 before or after a token is without limit."""
-    before, after = (length if reach < 0 else reach for reach in window)
+    before, after = (length if tokens < 0 else tokens for tokens in window)
     if min(before, after) >= length - 1:
         return None
     distance = torch.arange(length)[None] - torch.arange(length)[:, None]
@@ -219,19 +206,4 @@ def _by_kernel(
             query_THD, key_TGD, value_TGD, offsets, offsets, longest, longest, dropout, False, False, scale=scale
         )
         return attended
-    from torch.nn.attention.varlen import varlen_attn
-
-    found = varlen_attn(
-        query_THD,
-        key_TGD,
-        value_TGD,
-        offsets,
-        offsets,
-        longest,
-        longest,
-        scale=scale,
-        window_size=window,
-        enable_gqa=key_TGD.shape[1] < query_THD.shape[1],
-    )
-    assert isinstance(found, Tensor)
-    return found
+    return within_texts(query_THD, key_TGD, value_TGD, offsets, longest, scale, window)

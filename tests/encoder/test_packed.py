@@ -45,7 +45,7 @@ def _text_by_text(
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "_has_kernel", lambda weight: True)
-    monkeypatch.setattr(packed, "_kernel", _text_by_text)
+    monkeypatch.setattr(packed, "within_texts", _text_by_text)
 
 
 @pytest.mark.usefixtures("kernel")
@@ -100,7 +100,7 @@ def test_a_kernel_that_fails_or_errs_is_not_used(tiny: Callable[[str], Path], mo
 
     monkeypatch.setattr(packed, "_has_kernel", lambda weight: True)
     for broken in (failing, lambda query, *rest: 100 * torch.randn_like(query)):
-        monkeypatch.setattr(packed, "_kernel", broken)
+        monkeypatch.setattr(packed, "within_texts", broken)
         encoder = load_encoder(str(tiny("bert")), packed=True)
         assert not encoder.unpadded
         assert np.isfinite(encoder.encode(encoder.tokenizer.encode(["the fox", "the"]), 64)).all()
