@@ -25,28 +25,19 @@ from clusterbatch.training.collectives import World
 from clusterbatch.training.step import TrainingStep
 from tests.benchmarks.bench_training import MODEL, real_pairs
 from tests.benchmarks.figures import emit
+from tests.training.batches import plain_batch
 
 WARM = 105
 
 
 def batches_of(training: TrainingStep, size: int, count: int) -> list[SliceBatch]:
-    pairs, number = real_pairs(size * count), np.arange(size, dtype=np.uint64)
+    pairs = real_pairs(size * count)
     encode = training.encoder.tokenizer.encode
     return [
-        SliceBatch(
-            step=step,
-            epoch=0,
-            query_tokens=encode([query for query, _ in pairs[step * size :][:size]], 64),
-            document_tokens=encode([document for _, document in pairs[step * size :][:size]], 256),
-            query_hash=number,
-            document_hash=number,
-            weight=None,
-            negative_tokens=None,
-            negative_counts=None,
-            query_vector=None,
-            document_vector=None,
-            slice_rows=np.array([size]),
-            composition=None,  # type: ignore[arg-type]
+        plain_batch(
+            step,
+            encode([query for query, _ in pairs[step * size :][:size]], 64),
+            encode([document for _, document in pairs[step * size :][:size]], 256),
         )
         for step in range(len(pairs) // size)
     ]

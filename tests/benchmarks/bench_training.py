@@ -29,7 +29,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from clusterbatch.batches.loader import SliceBatch
 from clusterbatch.config import TrainConfig
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
@@ -42,6 +41,7 @@ from clusterbatch.training.step import TrainingStep
 from clusterbatch.training.unpadded import IN_TRAINING
 from tests.benchmarks.figures import emit
 from tests.data_folder import require_data_folder
+from tests.training.batches import plain_batch
 
 MODEL, RATE, DECAY, CLIP = "all-MiniLM-L6-v2", 2e-5, 0.01, 1.0
 CONTENDERS = ("ours", "padded", "theirs")
@@ -98,22 +98,7 @@ def ours(model: str, batches: list[list[tuple[str, str]]], options: argparse.Nam
     for step, pairs in enumerate(batches):
         queries = encoder.tokenizer.encode([query for query, _ in pairs], options.query_tokens)
         documents = encoder.tokenizer.encode([document for _, document in pairs], options.document_tokens)
-        number = np.arange(len(pairs), dtype=np.uint64)
-        slice_batch = SliceBatch(
-            step=step,
-            epoch=0,
-            query_tokens=queries,
-            document_tokens=documents,
-            query_hash=number,
-            document_hash=number,
-            weight=None,
-            negative_tokens=None,
-            negative_counts=None,
-            query_vector=None,
-            document_vector=None,
-            slice_rows=np.array([len(pairs)]),
-            composition=None,  # type: ignore[arg-type]
-        )
+        slice_batch = plain_batch(step, queries, documents)
         inside.seconds, start = 0.0, time.process_time()
         result = training.run(slice_batch)
         outside = 1 - inside.seconds / (time.process_time() - start)

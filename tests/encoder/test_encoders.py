@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer import modules as st
 from torch import nn
 from transformers import AutoModel
 
-from clusterbatch.batches.loader import Composition, SliceBatch
+from clusterbatch.batches.loader import SliceBatch
 from clusterbatch.cli import main
 from clusterbatch.config import RunConfig, TrainConfig
 from clusterbatch.encoder.check import check_model
@@ -35,6 +35,7 @@ from clusterbatch.training.starting_model import read_starting_model
 from clusterbatch.training.step import TrainingStep
 from tests.in_process import OVERRIDES
 from tests.integration.subjects import subjects_config
+from tests.training.batches import plain_batch
 
 _LIMIT = 40
 _TEXTS = [
@@ -174,22 +175,7 @@ def _batch(encoder: Encoder, step: int) -> SliceBatch:
         encoder.tokenizer.encode(texts, encoder.max_tokens, encoder.prompts[side])
         for side, texts in zip(SIDES, [queries, [text[::-1] for text in queries]], strict=True)
     ]
-    number = np.arange(len(queries), dtype=np.uint64)
-    return SliceBatch(
-        step=step,
-        epoch=0,
-        query_tokens=tokens[0],
-        document_tokens=tokens[1],
-        query_hash=number,
-        document_hash=number,
-        weight=None,
-        negative_tokens=None,
-        negative_counts=None,
-        query_vector=None,
-        document_vector=None,
-        slice_rows=np.array([len(queries)]),
-        composition=Composition("texts", 1.0, 1, 0.0, 0),
-    )
+    return plain_batch(step, *tokens)
 
 
 @pytest.mark.parametrize(

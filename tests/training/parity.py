@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from clusterbatch.batches.loader import SliceBatch
 from clusterbatch.config import TrainConfig
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.tokens import Tokens
@@ -24,6 +23,7 @@ from clusterbatch.training.loss import ContrastiveLoss
 from clusterbatch.training.margin_mse import TeacherMargins
 from clusterbatch.training.masks import BatchFacts
 from clusterbatch.training.step import TrainingStep
+from tests.training.batches import plain_batch
 from tests.training.worlds import run_world
 
 VOCABULARY, WIDTH, DIMENSIONS = 97, 12, 8
@@ -275,21 +275,7 @@ def transformer_step(world: World, folder: str, config: TrainConfig, texts: Tran
     bounds = ragged_slices(len(texts[0]), world.size)
     start, end = bounds[world.rank], bounds[world.rank + 1]
     number = np.arange(start, end, dtype=np.uint64)
-    batch = SliceBatch(
-        step=0,
-        epoch=0,
-        query_tokens=Tokens.from_lists(texts[0][start:end]),
-        document_tokens=Tokens.from_lists(texts[1][start:end]),
-        query_hash=number,
-        document_hash=number,
-        weight=None,
-        negative_tokens=None,
-        negative_counts=None,
-        query_vector=None,
-        document_vector=None,
-        slice_rows=np.diff(bounds),
-        composition=None,
-    )
+    batch = plain_batch(0, *(Tokens.from_lists(part[start:end]) for part in texts), number, np.diff(bounds))
     result = training.run(batch)
     assert result.padded_tokens == result.tokens
     return {name: parameter.grad.numpy().copy() for name, parameter in training.trainable.items()}

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from clusterbatch.batches.loader import SliceBatch
 from clusterbatch.config import TrainConfig
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.training.collectives import World, gather_batch
 from clusterbatch.training.loss import ContrastiveLoss
+from tests.training.batches import plain_batch
 from tests.training.worlds import run_world
 
 _ROWS = 12
@@ -33,21 +33,7 @@ def _loss_and_gradients(world: World) -> tuple[float, np.ndarray, np.ndarray]:
     own = slice(bounds[world.rank], bounds[world.rank + 1])
     number = np.arange(_ROWS, dtype=np.uint64)[own]
     tokens = Tokens.from_lists([np.array([1])] * len(number), np.uint8)
-    batch = SliceBatch(
-        step=0,
-        epoch=0,
-        query_tokens=tokens,
-        document_tokens=tokens,
-        query_hash=number,
-        document_hash=number,
-        weight=None,
-        negative_tokens=None,
-        negative_counts=None,
-        query_vector=None,
-        document_vector=None,
-        slice_rows=np.diff(bounds),
-        composition=None,  # type: ignore[arg-type]
-    )
+    batch = plain_batch(0, tokens, tokens, number, np.diff(bounds))
     batch = replace(batch, document_id_hash=_DOCUMENTS[own])
     query, document = (vectors[own].clone().requires_grad_() for vectors in _vectors())
     gathered = gather_batch(batch, world, torch.device("cpu"))

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clusterbatch.batches.loader import SliceBatch
 from clusterbatch.config import TrainConfig
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.tokens import Tokens
@@ -17,6 +16,7 @@ from clusterbatch.training import lazy_rows
 from clusterbatch.training.collectives import World
 from clusterbatch.training.optimizer import Optimizer
 from clusterbatch.training.step import TrainingStep
+from tests.training.batches import plain_batch
 from tests.training.small_run import VOCABULARY, tiny_model
 from tests.training.worlds import run_world
 
@@ -166,20 +166,11 @@ def _trained(world: World, model: str, dense_steps: int) -> tuple[np.ndarray, in
         own = slice(bounds[world.rank], bounds[world.rank + 1])
         number = np.arange(10, dtype=np.uint64)[own]
         training.run(
-            SliceBatch(
-                step=step,
-                epoch=0,
-                query_tokens=Tokens.from_lists(texts[:10][own], np.uint8),
-                document_tokens=Tokens.from_lists(texts[10:][own], np.uint8),
-                query_hash=number,
-                document_hash=number,
-                weight=None,
-                negative_tokens=None,
-                negative_counts=None,
-                query_vector=None,
-                document_vector=None,
-                slice_rows=np.diff(bounds),
-                composition=None,  # type: ignore[arg-type]
+            plain_batch(
+                step,
+                *(Tokens.from_lists(part[own], np.uint8) for part in (texts[:10], texts[10:])),
+                number,
+                np.diff(bounds),
             )
         )
     waiting = int((training.optimizer.state()["updated/encoder.backbone.weight"] < 30).sum())
