@@ -147,7 +147,7 @@ class CompareConfig(Section):
     temperatures: list[float] = []
     """Temperatures of the same sweep."""
     sweep: Literal["each", "baseline"] = added("each")
-    """Whose sweep chooses: `each` arm's own, or the `baseline`'s for all arms."""
+    """The sweep that chooses: `each` arm's own, or the `baseline`'s for all arms."""
     decide: DecideConfig = DecideConfig()
     """The rule that decides."""
     prices: PricesConfig = PricesConfig()

@@ -121,7 +121,7 @@ class Manifest(BaseModel):
 
 
 class _Listing(BaseModel):
-    """What the manifests of artifacts and of checkpoints have in common."""
+    """Fingerprint and parts, as in manifests of artifacts and of checkpoints."""
 
     fingerprint: str = Field(validation_alias=AliasChoices("fingerprint", "run_fingerprint"))
     parts: list[Part]

@@ -157,7 +157,7 @@ def _tab_cells(value: str, role: str) -> bytes:
 
 
 def _verdicts(folder: Path, makers: dict[str, Callable[[Any, str], bytes]], values: list[Any]) -> list[str]:
-    """What becomes of values, all of which must fare alike in all formats of `makers`, by file name."""
+    """Return the outcome of values, which must be the same in all formats of `makers`, by file name."""
     found = []
     for role, config in ROLES.items():
         outcomes = set()
