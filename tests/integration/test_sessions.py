@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from clusterbatch.experiments.compare.stage import compare
 from clusterbatch.experiments.predict.stage import predict
 from clusterbatch.experiments.tune.stage import tune
 from clusterbatch.pipeline.refresh import refresh
 from clusterbatch.pipeline.run import STAGES, run_stage
+from clusterbatch.runtime import executor
 from clusterbatch.runtime.executor import installed_executor
 from clusterbatch.search.mine import mine
 from clusterbatch.store.workspace import Workspace, live_generation
@@ -34,9 +37,10 @@ _SMALL = [
 ]
 
 
-def test_every_command_opens_its_own_session(tmp_path: Path) -> None:
+def test_every_command_opens_its_own_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = subjects_config(tmp_path, _SMALL)
-    assert installed_executor() is None
+    # Tests before this one may have left a session open for others to join.
+    monkeypatch.setattr(executor, "_current", None)
     for stage in STAGES:
         run_stage(stage, config)
         assert installed_executor() is None
