@@ -36,6 +36,8 @@ from clusterbatch.store.folder import Folder
 PREFIX = "data:image/"
 _BASE64 = ";base64,"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+# As `data_uri` writes it: to the end of the text, as pages and programs quote beginnings of such addresses.
+_URI = re.compile(rf"{PREFIX}[a-z]+{_BASE64}([A-Za-z0-9+/]+={{0,2}})")
 # Of one image: 8,192 x 8,192.
 MOST_PIXELS = 2**26
 _MOST_BYTES = 64 * 2**20
@@ -55,8 +57,9 @@ class ImageError(ValueError):
 
 
 def is_data_uri(text: str) -> bool:
-    """Return whether a text is an image."""
-    return text.startswith(PREFIX)
+    """Return whether a text is an image as `data_uri` writes it, from beginning to end."""
+    found = _URI.fullmatch(text)
+    return found is not None and len(found[1]) % 4 == 0
 
 
 def data_uri(data: bytes, kind: str) -> str:
@@ -67,7 +70,7 @@ def data_uri(data: bytes, kind: str) -> str:
 def image_bytes(text: str) -> bytes:
     """Return the encoded image in a data URI; raises ValueError if it is none."""
     head, mark, body = text.partition(_BASE64)
-    if not is_data_uri(head) or not mark:
+    if not head.startswith(PREFIX) or not mark:
         raise ValueError("not a data URI in base64")
     try:
         return base64.b64decode(body, validate=True)
@@ -168,7 +171,7 @@ def _replaced(chunk: Chunk, loaded: Mapping[str, Sequence[str | ImageError | Non
 
 def stored_bytes(address: str, base: Folder) -> int:
     """Return the bytes of the image at an address; 0 for a data URI or what cannot be found."""
-    if is_data_uri(address):
+    if address.startswith(PREFIX):
         return 0
     try:
         folder, name = _located(address, base)
@@ -187,7 +190,7 @@ def _load_or_reason(address: str | None, base: Folder) -> str | ImageError | Non
 
 
 def _fetch(address: str, base: Folder) -> bytes:
-    if is_data_uri(address):
+    if address.startswith(PREFIX):
         try:
             return image_bytes(address)
         except ValueError as error:

@@ -218,6 +218,7 @@ class IngestPasses:
             "leftovers": self._leftovers,
             "documents": [part for part in left if part.details["role"] == "documents"],
             "held_out": [part for part in left if part.details["role"] == "held"],
+            "images": self.config.corpus.columns.images,
         }
         title = "ingest: hold out"
         collecting = Pass(title, None, self.identity, CollectionWorker, arguments, self._pool, temporary=True)

@@ -10,7 +10,6 @@ import pyarrow as pa
 import xxhash
 
 from clusterbatch.corpus.holdout import SPLITS, split_of
-from clusterbatch.corpus.images import is_data_uri
 from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.store.artifact import Artifact, Part
 from clusterbatch.store.checksum import checksum
@@ -21,15 +20,24 @@ _ROLE = "collection"
 
 
 class CollectionWorker:
-    """Turn what the buckets left into corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv of `corpus`, in one item."""
+    """Turn what the buckets left into corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv of `corpus`, in one item.
+
+    images: sides ("query", "document") that are images. BEIR's layout knows only texts; images are named as in MTEB's.
+    """
 
     def __init__(
-        self, corpus: Artifact, leftovers: Artifact, documents: Sequence[Part], held_out: Sequence[Part]
+        self,
+        corpus: Artifact,
+        leftovers: Artifact,
+        documents: Sequence[Part],
+        held_out: Sequence[Part],
+        images: Sequence[str],
     ) -> None:
         self._corpus = corpus
         self._leftovers = leftovers
         self._documents = documents
         self._held_out = held_out
+        self._field = {side: "image" if side in images else "text" for side in ("query", "document")}
 
     def process(self, item: WorkItem, output: None) -> Result:
         return Result([self._write_documents(), *self._write_queries()])
@@ -51,7 +59,7 @@ class CollectionWorker:
         for part in self._documents:
             table = read_parquet(self._leftovers.folder, part)
             for number, text in zip(table["document_hash"].to_pylist(), table["document"].to_pylist(), strict=True):
-                row = {"_id": document_id(number), "title": "", **content(text)}
+                row = {"_id": document_id(number), "title": "", self._field["document"]: text}
                 yield (json.dumps(row, ensure_ascii=False) + "\n").encode()
 
     def _write_queries(self) -> Iterator[Part]:
@@ -64,7 +72,8 @@ class CollectionWorker:
             line = f"{query_id(row['query_hash'])}\t{document_id(row['document_hash'])}\t1\n"
             judgements[split_of(row["query_hash"])].append(line)
         queries = [
-            json.dumps({"_id": query_id(key), **content(text)}, ensure_ascii=False) for key, text in texts.items()
+            json.dumps({"_id": query_id(key), self._field["query"]: text}, ensure_ascii=False)
+            for key, text in texts.items()
         ]
         yield self._write("queries.jsonl", "".join(f"{line}\n" for line in queries), len(queries))
         for split, lines in judgements.items():
@@ -75,11 +84,6 @@ class CollectionWorker:
         path = f"{HOLDOUT}/{name}"
         self._corpus.folder.write(path, data)
         return Part(path=path, rows=rows, bytes=len(data), checksum=checksum(data), details={"role": _ROLE})
-
-
-def content(text: str) -> dict[str, str]:
-    """Return the text or image of an item in BEIR layout, which knows only texts; images are named as in MTEB's."""
-    return {"image" if is_data_uri(text) else "text": text}
 
 
 def document_id(document_hash: int) -> str:

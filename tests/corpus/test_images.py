@@ -214,6 +214,23 @@ def test_held_out_images_are_a_collection(tmp_path: Path, monkeypatch: pytest.Mo
         collection.read_documents(0, 100)
 
 
+@pytest.mark.parametrize("text", ["data:image/svg+xml,<svg/> # as it is in a page", "data:image/png;base64,AAAA"])
+def test_texts_that_begin_like_an_image_are_texts(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"{text}{'A' * 4 * row}" for row in range(40)]
+    config = corpus(tmp_path, pa.array(texts), **{"evaluate.holdout": 6, "corpus.columns.images": "[]"})
+    run_in_process(monkeypatch)
+    ingest(config)
+    [collection] = configured_collections(config)
+    _, documents = collection.read_documents(0, collection.documents_bytes())
+    assert sorted(documents) == texts
+
+
+def test_people_see_the_beginning_of_a_damaged_image() -> None:
+    damaged = "data:image/png;base64,what a page shows"
+    assert readable(damaged, 10) == damaged[:10]
+    assert text_hash(damaged) == text_hash(damaged.upper())
+
+
 def test_people_see_a_size_instead_of_letters(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(1))
     uri = load_image("a.png", Folder(str(tmp_path)))
