@@ -58,9 +58,9 @@ def _stage(config: RunConfig, options: argparse.Namespace) -> Outcome:
         check_inputs(config)
     from clusterbatch.corpus.ingest import ingest
     from clusterbatch.evaluation.checks import check_given_collections
-    from clusterbatch.pipeline.run import STAGES, run_stage
+    from clusterbatch.pipeline.run import SCORE, STAGES, run_stage
 
-    stage = next(stage for stage in STAGES if stage.name == options.command)
+    stage = next(stage for stage in [*STAGES, SCORE] if stage.name == options.command)
     if COMMANDS[stage.name].collections:
         check_given_collections(config)
     if getattr(options, "append", False):
@@ -240,6 +240,7 @@ COMMANDS = {
     ),
     "embed": Command("embed it with the surrogate", _stage, estimate=True),
     "cluster": Command("cluster it and write the shards that training reads", _stage, estimate=True),
+    "score": Command("score pairs and likely false negatives with a teacher, for masks and distillation", _stage),
     "train": Command("pretrain the model on same-cluster batches", _stage, estimate=True),
     "evaluate": Command("measure the model on the test collections", _stage, estimate=True, collections=True),
     "run": Command(

@@ -3,6 +3,7 @@
 corpus          one row per pair; optional columns only where the input has them
 embeddings      one row per corpus row, in the same order, file by file
 training        what a training step reads of a row: token ids (or encoded images), hashes, weight, reduced vectors
+scores          a teacher's scores of a row, for the same rows in the same order
 cluster index   one row per piece of a cluster, in packing order inside each source
 """
 
@@ -110,6 +111,24 @@ def training_schema(
     if surrogate_dimensions:
         fields.append(pa.field("query_vector", vectors_type(surrogate_dimensions), nullable=False))
         fields.append(pa.field("document_vector", vectors_type(surrogate_dimensions), nullable=False))
+    return pa.schema(fields)
+
+
+def scores_schema(negatives: bool = False) -> pa.Schema:
+    """Schema of a teacher's scores. negatives: whether rows have hard negatives.
+
+    A document is known by the hash of its normalised text, so that a score holds for every row with that text.
+    """
+    fields = [
+        # Of the row's own document.
+        pa.field("teacher_positive", pa.float32(), nullable=False),
+        # Other documents that were scored for the row's query, hard negatives among them, the best first.
+        pa.field("teacher_document", pa.list_(pa.uint64()), nullable=False),
+        pa.field("teacher_score", pa.list_(pa.float32()), nullable=False),
+    ]
+    if negatives:
+        # XXH3-64 of the normalised text of each hard negative.
+        fields.append(pa.field("negative_text_hash", pa.list_(pa.uint64()), nullable=False))
     return pa.schema(fields)
 
 

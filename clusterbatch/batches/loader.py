@@ -46,6 +46,22 @@ class Composition:
 
 
 @dataclass(frozen=True)
+class TeacherScores:
+    """A teacher's scores of n rows.
+
+    positive: (n,) float32, of the rows' own documents; counts: (n,) how many others each row has; document (sum,)
+    uint64 and score (sum,) float32: hashes of these and their scores, row by row, the best first; negative_hash: hashes
+    of all hard negatives of the rows, None if the data has none.
+    """
+
+    positive: np.ndarray
+    counts: np.ndarray
+    document: np.ndarray
+    score: np.ndarray
+    negative_hash: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class SliceBatch:
     """The rows of one rank in the global batch of `step`; n of them. Slices follow each other in rank order.
 
@@ -53,7 +69,7 @@ class SliceBatch:
     negative_counts (n,) says how many each has, negative_margins (all of them,) float32 how far the surrogate scores
     each below its row's document, NaN if it did not. slice_rows: (world_size,) int64, the rows of every rank.
     query_vector, document_vector: (n, m), as stored. document_id_hash: (n,), None if rows do not say of which document
-    they are a part.
+    they are a part. teacher: None unless the shards are read with scores.
     """
 
     step: int
@@ -71,6 +87,7 @@ class SliceBatch:
     composition: Composition
     negative_margins: np.ndarray | None = None
     document_id_hash: np.ndarray | None = None
+    teacher: TeacherScores | None = None
 
     def __len__(self) -> int:
         return len(self.query_tokens)
@@ -178,6 +195,18 @@ def _decode(table: pa.Table, batch: GlobalBatch, slice_rows: np.ndarray, images:
         composition=Composition.of(batch),
         negative_margins=_margins(columns.get("negative_margins")),
         document_id_hash=columns["document_id_hash"].to_numpy() if "document_id_hash" in columns else None,
+        teacher=_teacher(columns) if "teacher_positive" in columns else None,
+    )
+
+
+def _teacher(columns: dict[str, Any]) -> TeacherScores:
+    negatives = columns.get("negative_text_hash")
+    return TeacherScores(
+        columns["teacher_positive"].to_numpy(),
+        np.diff(columns["teacher_document"].offsets.to_numpy()),
+        columns["teacher_document"].flatten().to_numpy(),
+        columns["teacher_score"].flatten().to_numpy(),
+        None if negatives is None else negatives.flatten().to_numpy(),
     )
 
 

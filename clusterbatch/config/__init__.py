@@ -5,7 +5,15 @@ from clusterbatch.config.compare import CompareConfig
 from clusterbatch.config.environment import RayConfig, ReuseConfig, StorageConfig
 from clusterbatch.config.experiments import PredictConfig, RefreshConfig, ReportConfig, TuneConfig
 from clusterbatch.config.load import RunConfig, load_config, shown_configuration, with_changes
-from clusterbatch.config.stages import DOCSTRINGS, ClusterConfig, ColumnsConfig, CorpusConfig, EmbedConfig, MineConfig
+from clusterbatch.config.stages import (
+    DOCSTRINGS,
+    ClusterConfig,
+    ColumnsConfig,
+    CorpusConfig,
+    EmbedConfig,
+    MineConfig,
+    ScoreConfig,
+)
 from clusterbatch.config.training import (
     BatchesConfig,
     EvaluateConfig,
@@ -36,6 +44,7 @@ __all__ = [
     "ReportConfig",
     "ReuseConfig",
     "RunConfig",
+    "ScoreConfig",
     "Section",
     "StorageConfig",
     "TrainConfig",

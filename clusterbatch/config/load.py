@@ -13,7 +13,14 @@ from clusterbatch.config.base import Address, Section
 from clusterbatch.config.compare import CompareConfig
 from clusterbatch.config.environment import RayConfig, ReuseConfig, StorageConfig
 from clusterbatch.config.experiments import PredictConfig, RefreshConfig, ReportConfig, TuneConfig
-from clusterbatch.config.stages import CHARACTER_NGRAMS, ClusterConfig, CorpusConfig, EmbedConfig, MineConfig
+from clusterbatch.config.stages import (
+    CHARACTER_NGRAMS,
+    ClusterConfig,
+    CorpusConfig,
+    EmbedConfig,
+    MineConfig,
+    ScoreConfig,
+)
 from clusterbatch.config.training import BatchesConfig, EvaluateConfig, TrainConfig
 from clusterbatch.errors import UsageError
 
@@ -31,6 +38,8 @@ class RunConfig(Section):
     """Hard negatives and consistent pairs, found by search."""
     cluster: ClusterConfig = ClusterConfig()
     """Clusters and shards."""
+    score: ScoreConfig = ScoreConfig()
+    """A teacher's scores, for masks and distillation."""
     batches: BatchesConfig = BatchesConfig()
     """The batch plan."""
     train: TrainConfig = TrainConfig()
@@ -56,9 +65,31 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _margins(self) -> RunConfig:
-        if self.train.margin_mse and not self.mine.margins:
-            raise ValueError("train.margin_mse needs mine.margins")
+        if self.train.margin_mse and not (self.mine.margins or self.score.is_on):
+            raise ValueError("train.margin_mse needs mine.margins or score.teacher")
         return self
+
+    @model_validator(mode="after")
+    def _teacher(self) -> RunConfig:
+        mask = self.train.mask
+        needing = {
+            "train.mask.teacher_margin": mask.teacher_margin is not None,
+            "train.mask.teacher_ranks": mask.teacher_ranks,
+            "train.teacher_kl": self.train.teacher_kl,
+        }
+        for key, value in needing.items():
+            if value and not self.score.is_on:
+                raise ValueError(f"{key} needs score.teacher")
+        if self.score.is_on and self.score.nearest and self.cluster.surrogate == "none":
+            raise ValueError("score.nearest needs the surrogate's vectors (cluster.surrogate), or must be 0")
+        if self.score.is_on and self.corpus.columns.images:
+            raise ValueError("score.teacher: teachers score texts, not images (corpus.columns.images)")
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether training reads the scores of `score.teacher`."""
+        return self.train.needs_teacher(self.score.is_on)
 
     @model_validator(mode="after")
     def _images(self) -> RunConfig:

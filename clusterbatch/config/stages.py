@@ -219,6 +219,43 @@ class MineConfig(Section):
         return self.negatives > 0 or self.consistency is not None
 
 
+class ScoreConfig(Section):
+    """A teacher's scores of pairs, of hard negatives, and of documents that may share a batch with a query.
+
+    Off unless `teacher` is set. Training reads them for masks (`train.mask.teacher_margin`) and for distillation
+    (`train.teacher_kl`, `train.margin_mse`).
+    """
+
+    teacher: ModelName | None = None
+    """The teacher, a cross-encoder with one label or a second embedding model: a local folder, an s3:// folder, or a
+    name on the hub. Unset: nothing is scored."""
+    nearest: int = Field(10, ge=0)
+    """Documents of its own cluster that are scored for each query: those that the surrogate finds nearest, without
+    documents known to answer it. Hard negatives are always scored."""
+    window: int = Field(16_384, ge=64)
+    """Rows of a cluster that are searched together. A larger cluster is cut into windows of its rows, which lie in
+    random order; the work per row grows with the window, and not with the corpus."""
+    max_tokens: int | None = Field(512, ge=8)
+    """Length in tokens to which a text is cut, for a cross-encoder a query and a document together; the model's own
+    limit applies if it is shorter. Unset: the model's own limit."""
+    batch_tokens: int = Field(2048, ge=64)
+    """Tokens (padding included) that go through the teacher at once."""
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Number type of the computation, as in `embed`; a cross-encoder has no int8."""
+    device: str = operational("auto")
+    """`cpu`, `cuda`, or `auto`: the cluster's GPUs if it has any."""
+    workers: int = operational(2, ge=1)
+    """Processes that score."""
+    cpus_per_worker: float = operational(0.9, gt=0)
+    """CPU cores that each worker asks for."""
+    gpus_per_worker: float | None = operational(None, gt=0)
+    """GPUs that each worker asks for. Unset: one, or a share of one if there are fewer GPUs than workers."""
+
+    @property
+    def is_on(self) -> bool:
+        return self.teacher is not None
+
+
 class ClusterConfig(Section):
     """Clusters of each source, and the shards that training reads."""
 

@@ -152,6 +152,18 @@ class MaskConfig(Section):
     """Take the margin as a share of the positive's score: -0.05 ignores what scores above 95 % of it."""
     own_score_margin: float | None = Field(None, ge=-2, le=2)
     """The same with the scores of the model in training (Qwen3-Embedding: 0.1). Unset: off."""
+    teacher_margin: float | None = added(None)
+    """The same with the scores of `score.teacher`, of the documents that it has scored for the query (GISTEmbed,
+    Solatorio 2024). Unset: off."""
+    teacher_relative: bool = added(False)
+    """Take that margin as a share of the positive's score, as `surrogate_relative` does."""
+    teacher_ranks: int = added(0, ge=0)
+    """Ignores this many documents of each query: those that `score.teacher` scores highest among all it has scored for
+    it, whether or not they score above the positive."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.teacher_margin is not None or self.teacher_ranks > 0
 
 
 class PromptsConfig(Section):
@@ -230,7 +242,15 @@ class TrainConfig(Section):
     """Pairs of a batch that the loss ignores as likely false negatives."""
     margin_mse: float = added(0.0, ge=0)
     """Weight of the Margin-MSE loss (Hofstaetter 2020) added to the contrastive loss: the model learns to score each
-    mined negative as far below the positive as the surrogate did. Needs `mine.margins`. 0: off."""
+    mined negative as far below the positive as the surrogate did. Needs `mine.margins`, or `score.teacher`: then the
+    teacher takes the surrogate's place, for all documents of the batch that it has scored for the query. 0: off."""
+    teacher_kl: float = added(0.0, ge=0)
+    """Weight of a distillation loss added to the contrastive loss: the Kullback-Leibler divergence from the teacher's
+    to the model's distribution over a query's own document and those of the batch that `score.teacher` has scored for
+    it, both at `temperature`. 0: off."""
+    teacher_scale: float = added(1.0, gt=0)
+    """Factor on the teacher's scores in `teacher_kl` and `margin_mse`, to make them comparable with cosines: 1 for an
+    embedding model; the value of `temperature` takes a cross-encoder's logits as they are."""
 
     seed: int = 0
     """Seed of the initialisation and of dropout."""
@@ -273,6 +293,10 @@ class TrainConfig(Section):
     """`cpu`, `cuda`, or `auto`: the cluster's GPUs if it has any."""
     collective_timeout: float = operational(120.0, gt=0)
     """Seconds after which a collective operation without an answer fails the run."""
+
+    def needs_teacher(self, scored: bool) -> bool:
+        """Return whether training reads the scores of a teacher. scored: whether there are some (`score.teacher`)."""
+        return self.mask.needs_teacher or self.teacher_kl > 0 or (scored and self.margin_mse > 0)
 
     @property
     def named_prompts(self) -> dict[str, str]:

@@ -209,8 +209,6 @@ def _load_dense(layout: DenseLayout) -> Dense:
 
 
 def _load_transformer(layout: Layout, dtype: torch.dtype) -> nn.Module:
-    import transformers
-
     config = read_config(layout.module)
     architecture = _ENCODERS.get(config.get("model_type", ""))
     if architecture is None and config.get("is_encoder_decoder"):
@@ -218,12 +216,22 @@ def _load_transformer(layout: Layout, dtype: torch.dtype) -> nn.Module:
             f"{layout.module}: encoder-decoders of type {config.get('model_type')} are not supported (encoders, "
             f"decoders and the encoders of {', '.join(_ENCODERS)} are)"
         )
+    return load_weights(layout.module, architecture or "AutoModel", dtype)
+
+
+def load_weights(module: Path, loader: str, dtype: torch.dtype) -> nn.Module:
+    """Load the files of `module` by a class of transformers.
+
+    Raises DataError if they cannot be loaded or do not hold all weights.
+    """
+    import transformers
+
     try:
         with quiet():
-            model: Any = getattr(transformers, architecture or "AutoModel")
+            model: Any = getattr(transformers, loader)
             # Weights in other formats are pickles.
             backbone, report = model.from_pretrained(
-                str(layout.module),
+                str(module),
                 dtype=dtype,
                 local_files_only=True,
                 use_safetensors=True,
@@ -232,8 +240,8 @@ def _load_transformer(layout: Layout, dtype: torch.dtype) -> nn.Module:
                 trust_remote_code=False,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
-        raise DataError(f"{layout.module}: transformer cannot be loaded ({first_line(error)})") from error
-    _check_complete(layout.module, report)
+        raise DataError(f"{module}: transformer cannot be loaded ({first_line(error)})") from error
+    _check_complete(module, report)
     loaded: nn.Module = backbone
     return loaded
 

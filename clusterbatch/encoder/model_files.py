@@ -108,8 +108,8 @@ def read_layout(folder: str | Path) -> Layout:
     code of its own.
     """
     folder = Path(folder)
-    modules = _read(folder / "modules.json")
-    settings: dict[str, Any] = _read(folder / "config_sentence_transformers.json") or {}
+    modules = read_json(folder / "modules.json")
+    settings: dict[str, Any] = read_json(folder / "config_sentence_transformers.json") or {}
     kind = settings.get("model_type", "SentenceTransformer")
     if kind != "SentenceTransformer":
         raise UsageError(f"{folder}: a {kind}, which does not give one dense vector per text")
@@ -159,18 +159,18 @@ def _layout_of_modules(folder: Path, modules: list[dict[str, Any]]) -> Layout:
     sentence, name = _sentence_settings(first)
     if kind in ("Transformer", "CLIPModel") and _is_towers(first) and not dense:
         _refuse_other_outputs(first / name, sentence, "last_hidden_state", "pooler_output")
-        return Layout(folder, first, "towers", "", _max_tokens(first, sentence))
+        return Layout(folder, first, "towers", "", longest_input(first, sentence))
     if kind != "Transformer":
         raise _unsupported(folder, kind)
     _refuse_other_outputs(first / name, sentence, "last_hidden_state")
     _refuse_adapter(first)
-    _refuse_code(first)
+    refuse_code(first)
     return Layout(
         folder,
         first,
         "backbone",
         pooling or "mean",
-        _max_tokens(first, sentence),
+        longest_input(first, sentence),
         lower_case=bool(sentence.get("do_lower_case")),
         first_position=_first_position(first),
         dense=tuple(dense),
@@ -187,13 +187,13 @@ def _unsupported(folder: Path, module: str) -> UsageError:
 def _check_names(folder: Path) -> None:
     """Raise DataError if a file of the model names another one outside of the model's folder."""
     for index in sorted(folder.glob("*.index.json")):
-        content = _read(index)
+        content = read_json(index)
         shards = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(shards, dict):
             raise DataError(f"{index}: no index of weights (weight_map is missing)")
         for name in sorted({str(name) for name in shards.values()}):
             _place(folder, name, index)
-    tokenizer = _read(folder / "tokenizer_config.json")
+    tokenizer = read_json(folder / "tokenizer_config.json")
     # Other names in it are those of the machine that wrote it, and nothing reads them.
     for name in (tokenizer.get("fast_tokenizer_files") or []) if isinstance(tokenizer, dict) else []:
         _place(folder, str(name), folder / "tokenizer_config.json")
@@ -213,15 +213,20 @@ def _is_module(module: Any) -> bool:
 def check_weight_files(layout: Layout) -> None:
     """Raise UsageError if there are weights only in formats that are not loaded, DataError if there are none."""
     for folder in (layout.module, *(dense.folder for dense in layout.dense)):
-        if any(folder.glob("*.safetensors")):
-            continue
-        others = [name for pattern in ("*.bin", "*.pt", "*.pth", "*.h5", "*.onnx") for name in folder.glob(pattern)]
-        if others:
-            raise UsageError(
-                f"{folder}: weights only as {others[0].name}, which is not loaded (pickles can run code); save the "
-                "model in the safetensors format"
-            )
-        raise DataError(f"{folder}: no weights in the safetensors format (model.safetensors)")
+        check_weights(folder)
+
+
+def check_weights(folder: Path) -> None:
+    """Raise the errors of `check_weight_files` for one folder."""
+    if any(folder.glob("*.safetensors")):
+        return
+    others = [name for pattern in ("*.bin", "*.pt", "*.pth", "*.h5", "*.onnx") for name in folder.glob(pattern)]
+    if others:
+        raise UsageError(
+            f"{folder}: weights only as {others[0].name}, which is not loaded (pickles can run code); save the "
+            "model in the safetensors format"
+        )
+    raise DataError(f"{folder}: no weights in the safetensors format (model.safetensors)")
 
 
 def _bare_layout(folder: Path) -> Layout:
@@ -235,15 +240,17 @@ def _bare_layout(folder: Path) -> Layout:
             "StaticEmbedding.from_model2vec and save it from there"
         )
     if _is_towers(folder):
-        return Layout(folder, folder, "towers", "", _max_tokens(folder))
-    _refuse_code(folder)
+        return Layout(folder, folder, "towers", "", longest_input(folder))
+    refuse_code(folder)
     pooling = "lasttoken" if _is_causal(folder) else "mean"
     first_position = _first_position(folder)
-    return Layout(folder, folder, "backbone", pooling, _max_tokens(folder), first_position=first_position)
+    return Layout(folder, folder, "backbone", pooling, longest_input(folder), first_position=first_position)
 
 
-def _refuse_code(folder: Path) -> None:
+def refuse_code(folder: Path, loader: str = "AutoModel") -> None:
     """Raise UsageError if the model is the code in its own folder, or in another repository.
+
+    loader: the class of transformers that would load it, AutoModel or AutoModelForSequenceClassification.
 
     Models keep naming such code after transformers has taken it over, under the same class name.
     """
@@ -252,11 +259,15 @@ def _refuse_code(folder: Path) -> None:
     if not named:
         return
     # Imported here: it imports torch, which reading settings needs for no other model.
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+    from transformers.models.auto import modeling_auto
 
-    own = MODEL_MAPPING_NAMES.get(config.get("model_type", ""))
-    code = str(named.get("AutoModel") or next(iter(named.values())))
-    if own is None or ("AutoModel" in named and code.rsplit(".", 1)[-1] != own):
+    names = {
+        "AutoModel": modeling_auto.MODEL_MAPPING_NAMES,
+        "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    }
+    own = names[loader].get(config.get("model_type", ""))
+    code = str(named.get(loader) or next(iter(named.values())))
+    if own is None or (loader in named and code.rsplit(".", 1)[-1] != own):
         raise UsageError(f"{folder}: needs code of its own ({code}, auto_map in config.json), which is not run")
 
 
@@ -280,8 +291,8 @@ def _sentence_settings(folder: Path) -> tuple[dict[str, Any], str]:
 
     Raises UsageError for any that changes what is computed.
     """
-    name = next((name for name in _SENTENCE_FILES if _read(folder / name)), _SENTENCE_FILES[0])
-    settings: dict[str, Any] = _read(folder / name) or {}
+    name = next((name for name in _SENTENCE_FILES if read_json(folder / name)), _SENTENCE_FILES[0])
+    settings: dict[str, Any] = read_json(folder / name) or {}
     for key, value in _REQUIRED.items():
         if settings.get(key, value) != value:
             raise UsageError(f"{folder / name}: {key} {settings[key]!r} is not supported")
@@ -321,7 +332,7 @@ def shorter(*limits: int | None) -> int | None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the model's own config.json; empty if there is none."""
-    config: dict[str, Any] = _read(folder / "config.json") or {}
+    config: dict[str, Any] = read_json(folder / "config.json") or {}
     return config
 
 
@@ -329,7 +340,8 @@ def _is_towers(folder: Path) -> bool:
     return read_config(folder).get("model_type") in _TOWERS
 
 
-def _read(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Return the content of a file, None if there is none. Raises DataError if it is not JSON."""
     try:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -349,7 +361,7 @@ def _prompts(prompts: dict[str, str]) -> dict[str, str]:
 
 def _pooling(folder: Path) -> tuple[str, bool]:
     """Return the modes joined by plus signs, and whether the tokens of a prompt are pooled."""
-    config = _read(folder / "config.json") or {}
+    config = read_json(folder / "config.json") or {}
     if "pooling_mode" in config:
         modes = config["pooling_mode"]
         modes = [modes] if isinstance(modes, str) else list(modes)
@@ -363,7 +375,7 @@ def _pooling(folder: Path) -> tuple[str, bool]:
 
 def _dense(folder: Path) -> DenseLayout:
     file = folder / "config.json"
-    config = _read(file) or {}
+    config = read_json(file) or {}
     for key in ("module_input_name", "module_output_name"):
         if config.get(key) not in (None, "sentence_embedding"):
             raise UsageError(f"{file}: {key} {config[key]!r} is not supported (sentence_embedding is)")
@@ -380,7 +392,11 @@ def _dense(folder: Path) -> DenseLayout:
     return DenseLayout(folder, *sizes, bool(config.get("bias", True)), activation, residual)
 
 
-def _max_tokens(folder: Path, sentence: dict[str, Any] | None = None) -> int | None:
+def longest_input(folder: Path, sentence: dict[str, Any] | None = None) -> int | None:
+    """Return the longest input of the model in `folder`, special tokens included; None: no limit.
+
+    sentence: settings of Sentence Transformers' module, if there are some.
+    """
     config = read_config(folder)
     config = config.get("text_config", config)
     positions = config.get("max_position_embeddings")
@@ -390,17 +406,17 @@ def _max_tokens(folder: Path, sentence: dict[str, Any] | None = None) -> int | N
     arguments = sentence.get("processor_kwargs") or sentence.get("tokenizer_args") or {}
     declared = arguments.get("model_max_length", sentence.get("max_seq_length"))
     if declared is None:
-        declared = (_read(folder / "tokenizer_config.json") or {}).get("model_max_length")
+        declared = (read_json(folder / "tokenizer_config.json") or {}).get("model_max_length")
     # Tokenizers without a limit say 10^30.
     limits = [int(limit) for limit in (positions, declared) if limit and 0 < limit < 2**31]
     return min(limits, default=None)
 
 
 def _first_position(folder: Path) -> int:
-    config = _read(folder / "config.json") or {}
+    config = read_json(folder / "config.json") or {}
     return int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in _POSITIONS_AFTER_PADDING else 0
 
 
 def _static_max_tokens(folder: Path) -> int | None:
-    truncation = (_read(folder / "tokenizer.json") or {}).get("truncation")
+    truncation = (read_json(folder / "tokenizer.json") or {}).get("truncation")
     return int(truncation["max_length"]) if truncation else None

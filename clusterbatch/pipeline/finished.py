@@ -48,7 +48,7 @@ def finished_report(config: RunConfig) -> str | None:
         return None
     if record.get("read") != read_state(config) or record.get("left") != _left_state(config):
         return None
-    for name, artifact in _stages(workspace).items():
+    for name, artifact in _stages(workspace, config).items():
         say(f"{name:<9} done already", fingerprint=artifact.require().fingerprint)
     return f"{workspace.report.uri}/{_REPORT}"
 
@@ -82,7 +82,7 @@ def read_state(config: RunConfig) -> str | None:
 def _left_state(config: RunConfig) -> str | None:
     """Return a fingerprint of all that a run leaves; None if a stage has not finished."""
     workspace = Workspace(config)
-    artifacts = _stages(workspace)
+    artifacts = _stages(workspace, config)
     if config.mine.is_on:
         artifacts["mine"] = workspace.mined()
     if DOCSTRINGS in config.corpus.paths:
@@ -102,11 +102,12 @@ def _left_state(config: RunConfig) -> str | None:
         return None
 
 
-def _stages(workspace: Workspace) -> dict[str, Artifact]:
+def _stages(workspace: Workspace, config: RunConfig) -> dict[str, Artifact]:
     return {
         "ingest": workspace.corpus,
         "embed": workspace.embeddings(),
         "cluster": workspace.clusters(),
+        **({"score": workspace.scores()} if config.score.is_on else {}),
         "train": workspace.train(),
         "evaluate": workspace.evaluation(),
     }
@@ -125,6 +126,8 @@ def _models(config: RunConfig) -> Iterator[str]:
     yield config.train.model
     if config.embed.model != CHARACTER_NGRAMS:
         yield config.embed.model
+    if config.score.teacher is not None:
+        yield config.score.teacher
     yield from (name for name in config.evaluate.models if name not in _NAMED_MODELS)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from clusterbatch.config import RunConfig
 from clusterbatch.errors import UsageError
 from clusterbatch.pipeline.rounds import read_round
-from clusterbatch.pipeline.run import STAGES
+from clusterbatch.pipeline.run import stages_of
 from clusterbatch.pipeline.summary import SUMMARY, generations
 from clusterbatch.shards.statistics import inspect_cluster
 from clusterbatch.store import Artifact, Folder, Manifest
@@ -40,7 +40,7 @@ def inspect_workspace(config: RunConfig) -> list[dict[str, Any]]:
     workspace = Workspace(config)
     rows = []
     for generation in generations(config) or [0]:
-        for stage in STAGES:
+        for stage in stages_of(config):
             of_corpus = stage.name == "ingest"
             if of_corpus and generation > 0:
                 continue

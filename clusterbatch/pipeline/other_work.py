@@ -12,6 +12,7 @@ from clusterbatch.config.base import Section
 from clusterbatch.embedding.stage import planned_fingerprint as planned_embeddings
 from clusterbatch.errors import ClusterbatchError, OtherWorkError
 from clusterbatch.evaluation.stage import planned_fingerprint as planned_evaluation
+from clusterbatch.scoring.stage import planned_fingerprint as planned_scores
 from clusterbatch.shards.stage import planned_fingerprint as planned_clusters
 from clusterbatch.store import Artifact, Manifest
 from clusterbatch.store.workspace import Workspace
@@ -48,6 +49,8 @@ def other_work(config: RunConfig) -> tuple[str, Artifact] | None:
         if clusters.manifest() is None:
             found = trained.manifest()
             return ("train", trained) if found is not None and found.inputs.get("clusters") != planned else None
+        if config.score.is_on and _is_other(workspace.scores(), planned_scores(config, planned)):
+            return "score", workspace.scores()
         wanted = planned_training(config)
         if _is_other(trained, wanted):
             return "train", trained
@@ -99,6 +102,7 @@ def changed_keys(stage: str, manifest: Manifest, config: RunConfig) -> list[str]
         "ingest": {"corpus": config.corpus},
         "embed": {"embed": config.embed},
         "cluster": {"cluster": config.cluster},
+        "score": {"score": config.score},
         "train": {"train": config.train, "batches": config.batches},
         "evaluate": {"evaluate": config.evaluate},
     }

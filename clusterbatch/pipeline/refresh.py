@@ -38,7 +38,7 @@ from clusterbatch.pipeline.rounds import (
     settle,
     write_round,
 )
-from clusterbatch.pipeline.run import STAGES, Stage, is_trained, run_stage
+from clusterbatch.pipeline.run import SCORE, Stage, is_trained, run_stage, stages_of
 from clusterbatch.runtime import lasting_session, ray_session
 from clusterbatch.store import Artifact, Manifest
 from clusterbatch.store.details import EvaluationDetails, TrainDetails, details_of
@@ -66,7 +66,7 @@ def refresh(config: RunConfig, *, force: bool = False) -> list[Round]:
     with lasting_session():
         settle(workspace)
         if not is_trained(workspace):
-            for stage in STAGES:
+            for stage in stages_of(config):
                 run_stage(stage, config, force=force)
         last = _last_generation(config, workspace)
         # Opened once: two threads must not both start it.
@@ -151,6 +151,9 @@ def _round(config: RunConfig, workspace: Workspace, generation: int, force: bool
     made: dict[str, Manifest] = {}
     if record.clusters == generation:
         made |= new_clusters(changed, workspace, _clusters_of(workspace, base), generation, force, record.extended)
+    if config.score.is_on and "score" not in made:
+        # Those of clusters of an earlier call may be missing.
+        made["score"] = run_stage(SCORE, changed, generation=record.clusters)
     continued = Continuation(base, record.clusters, config.refresh.every_steps)
     training = Stage("train", partial(train, continued=continued), Workspace.train)
     made["train"] = run_stage(training, changed, generation=generation, force=force)

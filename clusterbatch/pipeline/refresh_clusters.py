@@ -21,7 +21,7 @@ from clusterbatch.embedding.stage import embed, is_embedded
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.log import say
 from clusterbatch.pipeline.rounds import BUILD
-from clusterbatch.pipeline.run import Stage, run_stage
+from clusterbatch.pipeline.run import SCORE, Stage, run_stage
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Manifest
 from clusterbatch.store.details import given_dimensions
@@ -31,7 +31,7 @@ from clusterbatch.store.workspace import Workspace
 def new_clusters(
     changed: RunConfig, workspace: Workspace, clusters: int, generation: int, force: bool, frozen: bool
 ) -> dict[str, Manifest]:
-    """Embed and cluster again, starting from the clusters of generation `clusters`.
+    """Embed and cluster again, starting from the clusters of generation `clusters`; score if a teacher is named.
 
     frozen: keep the centroids; rows that have come to the corpus since are embedded as the others were, and assigned.
     """
@@ -47,7 +47,7 @@ def new_clusters(
     # Vectors of the same model are there already, but for those of new rows.
     vectors = previous.vectors if frozen or is_embedded(changed, previous.vectors) else generation
     clustering = partial(cluster, previous=previous, vectors=vectors)
-    return {
+    made = {
         "embed": run_stage(
             Stage("embed", embed, Workspace.embeddings),
             changed,
@@ -58,6 +58,9 @@ def new_clusters(
             Stage("cluster", clustering, Workspace.clusters), changed, generation=generation, force=force
         ),
     }
+    if changed.score.is_on:
+        made["score"] = run_stage(SCORE, changed, generation=generation, force=force)
+    return made
 
 
 def wanted(config: RunConfig, workspace: Workspace, clusters: int, figures: dict[str, Any]) -> tuple[bool, bool]:

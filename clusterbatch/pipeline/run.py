@@ -20,6 +20,8 @@ from clusterbatch.pipeline.other_work import check_no_other_work, with_changed_k
 from clusterbatch.pipeline.report import write_report
 from clusterbatch.pipeline.rounds import retire_rounds, settle, wanted_generation
 from clusterbatch.runtime import lasting_session
+from clusterbatch.scoring.stage import score
+from clusterbatch.scoring.teacher import check_teacher
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Manifest, Stopwatch
 from clusterbatch.store.details import MtebDetails, details_of
@@ -62,6 +64,14 @@ _FUNCTIONS: Mapping[str, StageFunction] = {
     "evaluate": measure,
 }
 STAGES = [Stage(name, _FUNCTIONS[name], artifact) for name, artifact in STAGE_ARTIFACTS.items()]
+# Only for configurations with a teacher.
+SCORE = Stage("score", score, Workspace.scores)
+
+
+def stages_of(config: RunConfig) -> list[Stage]:
+    """Return the stages of a run in order; `score` is one of them if there is a teacher."""
+    place = 1 + [stage.name for stage in STAGES].index("cluster")
+    return [*STAGES[:place], *([SCORE] if config.score.is_on else []), *STAGES[place:]]
 
 
 def is_trained(workspace: Workspace) -> bool:
@@ -144,11 +154,13 @@ def run(config: RunConfig, *, force: bool = False) -> str:
     check_workers(config)
     check_starting_model(config)
     check_models(config)
+    check_teacher(config)
     check_collections(config)
+    stages = stages_of(config)
     if not force:
-        check_no_other_work(config, [stage.name for stage in STAGES])
+        check_no_other_work(config, [stage.name for stage in stages])
     with lasting_session():
-        for stage in STAGES:
+        for stage in stages:
             _kept_or_replaced(stage, config, force)
             if stage.name == "ingest":
                 # Whether it has held out a collection shows only now.

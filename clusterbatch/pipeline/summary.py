@@ -56,7 +56,7 @@ def finished_stages(config: RunConfig) -> list[tuple[str, int | None, Manifest]]
     for generation in generations(config):
         found += [
             (stage, generation, artifact(workspace, generation).manifest())
-            for stage, artifact in STAGE_ARTIFACTS.items()
+            for stage, artifact in [*STAGE_ARTIFACTS.items(), ("score", Workspace.scores)]
             if stage != "ingest"
         ]
     return [(stage, generation, manifest) for stage, generation, manifest in found if manifest is not None]

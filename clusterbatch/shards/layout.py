@@ -15,6 +15,8 @@ from clusterbatch.schema import training_schema, vectors_type
 
 # Content of a shard's parts, in their details under "content"; INDEX is the cluster index of all shards.
 TRAINING, VECTORS, RUNS, ROWS, INDEX = "training", "vectors", "runs", "rows", "index"
+# Content of a part with a teacher's scores.
+SCORES = "scores"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ vectors    the same runs in the same order with the surrogate's vectors only; ab
 runs       the table with the end of each run's messages, and their checksums
 rows       Parquet with pair_id and text, same row order, for people and other tools
 
+A teacher's scores are an artifact of their own, of runs in the same order: other scores need no other shards.
+
 Parquet cannot read part of a row group, so the files that training reads are laid out for byte ranges instead.
 """
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +27,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clusterbatch.errors import DataError
-from clusterbatch.schema import CLUSTER_INDEX
+from clusterbatch.schema import CLUSTER_INDEX, scores_schema
 from clusterbatch.shards.index import ClusterIndex
-from clusterbatch.shards.layout import INDEX, ROWS, RUNS, TRAINING, VECTORS, ShardSchema
+from clusterbatch.shards.layout import INDEX, ROWS, RUNS, SCORES, TRAINING, VECTORS, ShardSchema
 from clusterbatch.store.artifact import Artifact, Manifest, Part
 from clusterbatch.store.checksum import checksum64
-from clusterbatch.store.details import ClustersDetails, details_of
+from clusterbatch.store.details import ClustersDetails, ScoresDetails, details_of
 from clusterbatch.store.tables import read_parquet
 
 # Requests at once.
@@ -40,41 +42,31 @@ _READERS = 8
 _KEPT_BYTES = 256 * 2**20
 
 
-class ShardReader:
-    """Read runs of a committed clusters artifact by byte range. Picklable: it holds addresses, not connections."""
+class _RunFiles:
+    """Files of runs, by number and content, with the table of the runs of each number.
 
-    def __init__(self, artifact: Artifact) -> None:
-        manifest = artifact.require()
-        self._artifact = artifact
-        schema = ShardSchema(**details_of(manifest, ClustersDetails)["layout"])
+    schemas: by content; counted: name of what is numbered, for messages.
+    """
+
+    def __init__(
+        self, artifact: Artifact, parts: Iterable[Part], schemas: Mapping[str, pa.Schema], counted: str
+    ) -> None:
+        self._artifact, self._schemas, self._counted = artifact, schemas, counted
         self._parts = {
-            (part.details["shard"], part.details["content"]): part
-            for part in manifest.parts
-            if "shard" in part.details and part.details["content"] != ROWS
+            (part.details[counted], part.details["content"]): part
+            for part in parts
+            if counted in part.details and part.details["content"] != ROWS
         }
         self._tables = RunTables(self._read_table)
-        self.index = read_index(artifact, manifest)
-        self.schema = schema.training
-        self._vectors = schema.vectors
 
-    def run_bytes(self, shard: int, runs: np.ndarray, vectors: bool = False) -> np.ndarray:
-        """Return (len(runs),) int64 bytes that reading each of those runs takes."""
-        runs = np.asarray(runs)
-        ends = [self._tables.get(int(shard), content).ends.astype(np.int64) for content in self._files(vectors)]
+    def _bytes(self, number: int, runs: np.ndarray, contents: Sequence[str]) -> np.ndarray:
+        ends = [self._tables.get(int(number), content).ends.astype(np.int64) for content in contents]
         return sum(of_file[runs + 1] - of_file[runs] for of_file in ends)
 
-    def read_runs(self, shard: int, runs: np.ndarray, vectors: bool = False) -> list[pa.RecordBatch]:
-        """Return one record batch per run of `runs` (ascending run numbers); with `vectors`, their columns come last.
-
-        Neighbouring runs take one request, separate ones are read side by side. Raises DataError that names the
-        shard's file if bytes are missing or damaged.
-        """
-        runs = np.asarray(runs, dtype=np.int64)
-        if len(runs) == 0:
-            return []
+    def _read(self, shard: int, runs: np.ndarray, files: Sequence[str]) -> dict[str, list[pa.RecordBatch]]:
+        """Return the runs (ascending numbers, at least one) of each of the files."""
         assert np.all(np.diff(runs) > 0), "runs must ascend"
         spans = np.split(runs, np.flatnonzero(np.diff(runs) > 1) + 1)
-        files = self._files(vectors)
         requests = [(content, span) for content in files for span in spans]
         if len(requests) == 1:
             results: Iterable[list[pa.RecordBatch]] = [self._read_span(shard, *requests[0])]
@@ -84,24 +76,13 @@ class ShardReader:
         by_file: dict[str, list[pa.RecordBatch]] = {content: [] for content in files}
         for (content, _), batches in zip(requests, results, strict=True):
             by_file[content].extend(batches)
-        if not vectors or self._vectors is None:
-            return by_file[TRAINING]
-        names = [*self.schema.names, "query_vector", "document_vector"]
-        return [
-            pa.RecordBatch.from_arrays([*training.columns, *self._vectors.decode(stored)], names=names)
-            for training, stored in zip(by_file[TRAINING], by_file[VECTORS], strict=True)
-        ]
-
-    def _files(self, vectors: bool) -> list[str]:
-        if vectors and self._vectors is None:
-            raise DataError(f"{self._artifact.folder.uri}: these shards were written without the surrogate's vectors")
-        return [TRAINING, VECTORS] if vectors else [TRAINING]
+        return by_file
 
     def _read_span(self, shard: int, content: str, span: np.ndarray) -> list[pa.RecordBatch]:
         """Read consecutive runs; bytes that do not match their checksum are fetched again before they are damaged."""
         part, table = self._part(shard, content), self._tables.get(int(shard), content)
         start, stop = table.span(span[0], span[-1])
-        schema = self.schema if content == TRAINING or self._vectors is None else self._vectors.schema
+        schema = self._schemas[content]
         for _ in range(2):
             try:
                 data = pa.py_buffer(self._artifact.folder.read(part.path, start, stop))
@@ -125,10 +106,106 @@ class ShardReader:
         try:
             return self._parts[int(shard), content]
         except KeyError:
-            raise DataError(f"{self._artifact.folder.uri}: shard {shard} has no {content} file") from None
+            place = self._artifact.folder.uri
+            raise DataError(f"{place}: {self._counted} {shard} has no {content} file") from None
 
     def _place(self, part: Part, shard: int, problem: str) -> str:
-        return f"{self._artifact.folder.uri}/{part.path}: shard {shard}, {problem}"
+        return f"{self._artifact.folder.uri}/{part.path}: {self._counted} {shard}, {problem}"
+
+
+class ShardReader(_RunFiles):
+    """Read runs of a committed clusters artifact by byte range. Picklable: it holds addresses, not connections.
+
+    scores: a teacher's scores of these clusters, whose columns then come with every run.
+
+    Raises DataError if the scores are those of other clusters.
+    """
+
+    def __init__(self, artifact: Artifact, scores: Artifact | None = None) -> None:
+        manifest = artifact.require()
+        schema = ShardSchema(**details_of(manifest, ClustersDetails)["layout"])
+        self.schema, self._vectors = schema.training, schema.vectors
+        schemas = {TRAINING: self.schema, **({VECTORS: self._vectors.schema} if self._vectors else {})}
+        super().__init__(artifact, manifest.parts, schemas, "shard")
+        self.index = read_index(artifact, manifest)
+        self._scores = None if scores is None else ScoreReader(scores, manifest)
+
+    def run_bytes(self, shard: int, runs: np.ndarray, vectors: bool = False) -> np.ndarray:
+        """Return (len(runs),) int64 bytes that reading each of those runs takes."""
+        runs = np.asarray(runs)
+        found = self._bytes(shard, runs, self._files(vectors))
+        return found if self._scores is None else found + self._scores.run_bytes(shard, runs)
+
+    def read_runs(self, shard: int, runs: np.ndarray, vectors: bool = False) -> list[pa.RecordBatch]:
+        """Return one record batch per run of `runs` (ascending run numbers).
+
+        With `vectors`, their columns come behind those of `schema`; a teacher's scores come last. Neighbouring runs
+        take one request, separate ones are read side by side. Raises DataError that names the shard's file if bytes are
+        missing or damaged.
+        """
+        runs = np.asarray(runs, dtype=np.int64)
+        if len(runs) == 0:
+            return []
+        by_file = self._read(shard, runs, self._files(vectors))
+        columns = [list(batch.columns) for batch in by_file[TRAINING]]
+        names = list(self.schema.names)
+        if vectors and self._vectors is not None:
+            names += ["query_vector", "document_vector"]
+            for of_run, stored in zip(columns, by_file[VECTORS], strict=True):
+                of_run += self._vectors.decode(stored)
+        if self._scores is not None:
+            names += self._scores.schema.names
+            for of_run, stored in zip(columns, self._scores.read_runs(shard, runs), strict=True):
+                of_run += stored.columns
+        return [pa.RecordBatch.from_arrays(of_run, names=names) for of_run in columns]
+
+    def _files(self, vectors: bool) -> list[str]:
+        if vectors and self._vectors is None:
+            raise DataError(f"{self._artifact.folder.uri}: these shards were written without the surrogate's vectors")
+        return [TRAINING, VECTORS] if vectors else [TRAINING]
+
+
+class ScoreReader(_RunFiles):
+    """Read a teacher's scores by runs of the shards; they are stored by unit of work, a range of one shard's runs.
+
+    clusters: the manifest of the clusters that training reads. Raises DataError if the scores are of others.
+    """
+
+    def __init__(self, artifact: Artifact, clusters: Manifest) -> None:
+        manifest = artifact.require()
+        if manifest.inputs.get("clusters") != clusters.fingerprint:
+            raise DataError(f"{artifact.folder.uri}: scores of other clusters; run `clusterbatch score` again")
+        self.schema = scores_schema(details_of(manifest, ScoresDetails)["negatives"])
+        super().__init__(artifact, manifest.parts, {SCORES: self.schema}, "unit")
+        units: dict[int, list[tuple[int, int]]] = {}
+        for (unit, content), part in self._parts.items():
+            if content == SCORES:
+                units.setdefault(part.details["shard"], []).append((part.details["first_run"], unit))
+        # By shard: the first run of each unit, ascending, and the units.
+        self._units = {shard: np.array(sorted(of_shard)).T for shard, of_shard in units.items()}
+
+    def run_bytes(self, shard: int, runs: np.ndarray) -> np.ndarray:
+        """Return (len(runs),) int64 bytes that reading each of those runs takes."""
+        found = np.zeros(len(runs), np.int64)
+        for unit, inside, of_unit in self._by_unit(shard, runs):
+            found[of_unit] = self._bytes(unit, inside, [SCORES])
+        return found
+
+    def read_runs(self, shard: int, runs: np.ndarray) -> list[pa.RecordBatch]:
+        """Return one record batch per run of `runs` (ascending run numbers)."""
+        return [
+            batch
+            for unit, inside, _ in self._by_unit(shard, runs)
+            for batch in self._read(unit, inside, [SCORES])[SCORES]
+        ]
+
+    def _by_unit(self, shard: int, runs: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield each unit that has some of the runs, their numbers inside it, and their positions in `runs`."""
+        first, units = self._units[int(shard)]
+        place = np.searchsorted(first, runs, side="right") - 1
+        for number in np.unique(place).tolist():
+            here = np.flatnonzero(place == number)
+            yield int(units[number]), runs[here] - first[number], here
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -18,9 +19,9 @@ class ShardWriter:
 
     def __init__(self, schema: ShardSchema) -> None:
         self._schema = schema
-        self._files = {TRAINING: _RunFile(schema.training)}
+        self._files = {TRAINING: RunFile(schema.training)}
         if schema.vectors is not None:
-            self._files[VECTORS] = _RunFile(schema.vectors.schema)
+            self._files[VECTORS] = RunFile(schema.vectors.schema)
         self._text: list[pa.Table] = []
         self.pieces: list[dict[str, Any]] = []
         self._rows = 0
@@ -61,23 +62,27 @@ class ShardWriter:
 
     def write(self, artifact: Artifact, stem: str, **details: Any) -> list[Part]:
         """Write and return the parts of this shard, each with `details`."""
-        parts = []
-        table: dict[str, Any] = {}
-        for content, file in self._files.items():
-            data = file.getvalue()
-            parts.append(
-                artifact.write_part(f"{stem}-{content}", "arrows", data, self._rows, content=content, **details)
-            )
-            table[f"{content}_end"] = pa.array(file.ends, pa.int64())
-            table[f"{content}_checksum"] = pa.array(file.checksums, pa.uint64())
-        runs = write_parquet(artifact, f"{stem}-{RUNS}", pa.table(table), content=RUNS, **details)
+        parts = write_runs(artifact, stem, self._files, self._rows, **details)
         text = pa.concat_tables(self._text)
         rows = write_parquet(artifact, f"{stem}-{ROWS}", text, 8192, content=ROWS, **details)
-        return [*parts, runs, rows]
+        return [*parts, rows]
 
 
-class _RunFile:
-    """Messages of one file of a shard, back to back."""
+def write_runs(artifact: Artifact, stem: str, files: Mapping[str, RunFile], rows: int, **details: Any) -> list[Part]:
+    """Write files of the same runs, by content, and the table of these runs; return the parts."""
+    parts = []
+    table: dict[str, Any] = {}
+    for content, file in files.items():
+        parts.append(
+            artifact.write_part(f"{stem}-{content}", "arrows", file.getvalue(), rows, content=content, **details)
+        )
+        table[f"{content}_end"] = pa.array(file.ends, pa.int64())
+        table[f"{content}_checksum"] = pa.array(file.checksums, pa.uint64())
+    return [*parts, write_parquet(artifact, f"{stem}-{RUNS}", pa.table(table), content=RUNS, **details)]
+
+
+class RunFile:
+    """Messages of one file of runs, back to back; every call of `extend` begins a new run."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema

@@ -126,6 +126,28 @@ class ShardLayout(TypedDict):
     margins: NotRequired[bool]
 
 
+class ScoresDetails(TypedDict):
+    """Details of a teacher's scores."""
+
+    # Fingerprint of the teacher's files.
+    teacher: str
+    kind: Literal["cross-encoder", "embedding model"]
+    # Whether rows have hard negatives.
+    negatives: bool
+    # Documents scored beside the rows' own, over all rows, and those that score above the row's own.
+    candidates: int
+    above: int
+
+
+class ScoredUnit(TypedDict):
+    """Details of the receipt of a scored unit."""
+
+    candidates: int
+    above: int
+    # Texts, or pairs of them, that went through the teacher.
+    encoded: int
+
+
 class ReducedBucket(TypedDict):
     """Details of the receipt of a bucket that became shards."""
 
@@ -203,11 +225,12 @@ class MtebDetails(TypedDict):
 
 
 class StageSeconds(TypedDict):
-    """Seconds of all workers of the stages that the arms of a comparison share; `mine` and `cluster` by layout."""
+    """Seconds of all workers of the stages that the arms of a comparison share; all but `embed` by layout."""
 
     embed: float
     mine: dict[str, float]
     cluster: dict[str, float]
+    score: NotRequired[dict[str, float]]
 
 
 class StageWallSeconds(TypedDict):
@@ -218,11 +241,12 @@ class StageWallSeconds(TypedDict):
 
 
 class StageTraffic(TypedDict):
-    """Fields of store.traffic.Traffic of the shared stages; `mine` and `cluster` by layout."""
+    """Fields of store.traffic.Traffic of the shared stages; all but `embed` by layout."""
 
     embed: dict[str, int]
     mine: dict[str, dict[str, int]]
     cluster: dict[str, dict[str, int]]
+    score: NotRequired[dict[str, dict[str, int]]]
 
 
 class SharedCosts(TypedDict):
@@ -273,6 +297,8 @@ class ArmDetails(TypedDict):
     layout: str
     uses_embeddings: bool
     uses_clusters: bool
+    # Missing if it does not use a teacher's scores.
+    uses_scores: NotRequired[bool]
     # Configuration that differs from the job's.
     changes: dict[str, Any]
 

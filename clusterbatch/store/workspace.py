@@ -81,6 +81,11 @@ class Workspace:
         home, reused = self._home("clusters", generation)
         return Artifact(_generation(home, generation).child("clusters"), "clusters", reused)
 
+    def scores(self, generation: int = 0) -> Artifact:
+        """A teacher's scores of the rows of a generation's clusters, beside these."""
+        home, reused = self._home("clusters", generation)
+        return Artifact(_generation(home, generation).child("scores"), "scores", reused)
+
     def train(self, generation: int = 0) -> TrainingRun:
         return TrainingRun(_generation(self.root, generation).child("train"), "training run")
 
@@ -116,6 +121,7 @@ class Workspace:
             self.embeddings(generation),
             self.mined(generation),
             self.clusters(generation),
+            self.scores(generation),
             self.train(generation),
             self.evaluation(generation),
             self.mteb(generation),

@@ -6,7 +6,7 @@ from clusterbatch.batches.curriculum import CurriculumPlan, Plan
 from clusterbatch.config import RunConfig
 from clusterbatch.errors import UsageError
 from clusterbatch.shards.tokenise import Tokenisation
-from clusterbatch.store import Manifest
+from clusterbatch.store import Artifact, Manifest
 from clusterbatch.store.details import ClustersDetails, details_of
 
 
@@ -34,8 +34,25 @@ def check_tokens(config: RunConfig, place: str, clusters: Manifest) -> None:
 
 def check_margins(config: RunConfig, place: str, clusters: Manifest) -> None:
     """Raise UsageError if `train.margin_mse` is on and the shards hold no teacher's margins."""
-    if config.train.margin_mse and not details_of(clusters, ClustersDetails)["layout"].get("margins"):
+    if (
+        config.train.margin_mse
+        and not config.score.is_on
+        and not details_of(clusters, ClustersDetails)["layout"].get("margins")
+    ):
         raise UsageError(f"train.margin_mse: {place} was made without mine.margins")
+
+
+def check_scores(config: RunConfig, scores: Artifact, clusters: Manifest) -> Manifest | None:
+    """Return the manifest of the teacher's scores that training reads; None if it needs none.
+
+    Raises DataError if they are not made, UsageError if they are those of other clusters.
+    """
+    if not config.needs_teacher:
+        return None
+    found = scores.require()
+    if found.inputs.get("clusters") != clusters.fingerprint:
+        raise UsageError(f"score.teacher: {scores.folder.uri} holds scores of other clusters; run `clusterbatch score`")
+    return found
 
 
 def check_phases(plan: Plan, steps: int) -> None:

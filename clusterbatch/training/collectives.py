@@ -27,8 +27,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from clusterbatch.batches.loader import SliceBatch
+from clusterbatch.config import TrainConfig
 from clusterbatch.training.margin_mse import TeacherMargins
 from clusterbatch.training.masks import BatchFacts
+from clusterbatch.training.teacher import ScoredPairs, scored_pairs
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 # Above this share of touched rows, the whole table is as cheap as its rows.
@@ -133,8 +135,9 @@ class GatheredBatch:
     """A global batch as one rank sees it, but for the vectors.
 
     facts: of the rows of all ranks; rows_of_rank, negatives_of_rank: number of rows, and of hard negatives, of each
-    rank; weight_B: (B,) weights of all rows, None if the data has none; margins: the teacher's, of this rank's own hard
-    negatives, None without train.margin_mse.
+    rank; weight_B: (B,) weights of all rows, None if the data has none; margins: the surrogate's, of this rank's own
+    hard negatives, None without train.margin_mse or if there are a teacher's scores; scored: these, of this rank's own
+    rows.
     """
 
     world: World
@@ -143,6 +146,7 @@ class GatheredBatch:
     negatives_of_rank: Sequence[int]
     weight_B: Tensor | None = None
     margins: TeacherMargins | None = None
+    scored: ScoredPairs | None = None
 
     @property
     def own(self) -> slice:
@@ -151,11 +155,11 @@ class GatheredBatch:
         return slice(first, first + self.rows_of_rank[self.world.rank])
 
 
-def gather_batch(batch: SliceBatch, world: World, device: torch.device, *, margins: bool = False) -> GatheredBatch:
+def gather_batch(batch: SliceBatch, world: World, device: torch.device, config: TrainConfig) -> GatheredBatch:
     """Gather what the loss needs of the global batch of which `batch` is this rank's slice; all ranks must call it.
 
-    margins: whether the teacher's are needed; the shards then have them. The columns of the data decide which arrays a
-    slice has, so all ranks have the same.
+    The shards have margins, or come with a teacher's scores, if `config` needs them. The columns of the data decide
+    which arrays a slice has, so all ranks have the same.
     """
     rows_of_rank = batch.slice_rows.tolist()
 
@@ -176,6 +180,16 @@ def gather_batch(batch: SliceBatch, world: World, device: torch.device, *, margi
         columns.append(batch.document_id_hash)
     hashes = everywhere(np.stack([column.astype(np.uint64).view(np.int64) for column in columns], axis=1))
     assert hashes is not None
+    scored, answers = None, None
+    if batch.teacher is not None:
+        scored = _scored(batch, hashes[:, 1], negatives_of_rank, world, device)
+        if config.mask.needs_teacher:
+            row, column = scored.answers(config.mask)
+            answers = row + sum(rows_of_rank[: world.rank]), column
+            if world.size > 1 and "document_to_query" in config.directions:
+                # A rank then masks the queries of others, too.
+                answers_of_rank = world.counts(len(column), device)
+                answers = world.gather(answers[0], answers_of_rank), world.gather(column, answers_of_rank)
     facts = BatchFacts(
         query_hash=hashes[:, 0].contiguous(),
         document_hash=hashes[:, 1].contiguous(),
@@ -184,10 +198,30 @@ def gather_batch(batch: SliceBatch, world: World, device: torch.device, *, margi
         query_vector=everywhere(batch.query_vector),
         document_vector=everywhere(batch.document_vector),
         document_id=hashes[:, -1].contiguous() if batch.document_id_hash is not None else None,
+        answers=answers,
     )
     weight = everywhere(batch.weight)
-    teacher = _teacher_margins(batch, device) if margins else None
-    return GatheredBatch(world, facts, rows_of_rank, negatives_of_rank, weight, teacher)
+    margins = _teacher_margins(batch, device) if config.margin_mse and scored is None else None
+    return GatheredBatch(world, facts, rows_of_rank, negatives_of_rank, weight, margins, scored)
+
+
+def _scored(
+    batch: SliceBatch, document_hash: Tensor, negatives_of_rank: Sequence[int], world: World, device: torch.device
+) -> ScoredPairs:
+    """Return the teacher's scores of this rank's rows. document_hash: (B,) int64, of the global batch."""
+    teacher = batch.teacher
+    assert teacher is not None
+
+    def moved(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(array)).to(device)
+
+    columns = document_hash
+    if teacher.negative_hash is not None:
+        own = moved(teacher.negative_hash.view(np.int64))
+        columns = torch.cat([columns, world.gather(own, negatives_of_rank)])
+    counts = moved(teacher.counts.astype(np.int64))
+    document, score = moved(teacher.document.view(np.int64)), moved(teacher.score)
+    return scored_pairs(moved(teacher.positive), counts, document, score, columns)
 
 
 def _teacher_margins(batch: SliceBatch, device: torch.device) -> TeacherMargins:

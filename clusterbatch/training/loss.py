@@ -11,7 +11,9 @@ own rows, so the ranks' losses and gradients add up to the whole.
 Directions: `query_to_document` always; `document_to_query` adds the same loss with the roles exchanged (the mean of the
 two is taken); `query_to_query` lets the other queries of the batch stand among the negatives of a query (GTE, Li 2023).
 
-With `train.margin_mse` the Margin-MSE of the mined negatives is added, times that weight (margin_mse.py).
+With `train.margin_mse` the Margin-MSE of the mined negatives is added, times that weight (margin_mse.py); or, if a
+teacher has scored the data, of all documents of the batch that it has scored for the query. `train.teacher_kl` adds the
+distillation from these scores (teacher.py).
 
 Legend: Q this rank's rows of a chunk, D columns of all ranks, E embedding dimensions, B pairs of the global batch.
 """
@@ -32,6 +34,7 @@ from clusterbatch.config.training import LEAST_LEARNED_TEMPERATURE
 from clusterbatch.training.collectives import GatheredBatch
 from clusterbatch.training.margin_mse import margin_mse
 from clusterbatch.training.masks import NEGATIVE, POSITIVE, Relation
+from clusterbatch.training.teacher import distillation
 
 # Elements of the score block that is in memory at a time: 32 MiB in float32, a few times that with its gradient.
 _BLOCK_ELEMENTS = 2**23
@@ -130,7 +133,24 @@ class ContrastiveLoss(nn.Module):
             temperature = self._config.temperature
             distilled = margin_mse(query_QE, document_QE, negative_NE, batch.margins, weight_Q, temperature)
             loss = loss + self._config.margin_mse * distilled
-        return loss, statistics
+        return loss + self._distilled(vectors, batch, weight_Q), statistics
+
+    def _distilled(self, vectors: _Vectors, batch: GatheredBatch, weight_Q: Tensor) -> Tensor | float:
+        """Return the losses against the teacher's scores, times their weights."""
+        config, teacher = self._config, batch.scored
+        if teacher is None:
+            return 0.0
+        query_QE, document_QE, _, column_DE = vectors
+        loss: Tensor | float = 0.0
+        if config.margin_mse:
+            margins, column = teacher.margins(config.teacher_scale)
+            found = margin_mse(query_QE, document_QE, column_DE[column], margins, weight_Q, config.temperature)
+            loss = loss + config.margin_mse * found
+        if config.teacher_kl:
+            scale = config.teacher_scale
+            found = distillation(query_QE, document_QE, column_DE, teacher, weight_Q, config.temperature, scale)
+            loss = loss + config.teacher_kl * found
+        return loss
 
     @property
     def _needs_all_queries(self) -> bool:

@@ -9,10 +9,12 @@ same document
              rows that are parts of one document, if the corpus says so
 surrogate    pairs that the embedding model that clustered the data scores above the pair's own positive, plus a margin
              (absolute) or times one (relative); NV-Retriever's "positive-aware" mining as a mask
+teacher      the same with the scores of a teacher (teacher.py), of the documents that it has scored for the query; or
+             the best ranks of these
 own score    the same with the scores of the model in training (Qwen3-Embedding: margin 0.1)
 
-The first and the last of these apply to hard negatives. Their vectors by the surrogate are not kept; likely answers are
-left out when they are mined (mine.most_of_positive, mine.margin).
+The first and the last two of these apply to hard negatives. Their vectors by the surrogate are not kept; likely answers
+are left out when they are mined (mine.most_of_positive, mine.margin).
 
 Legend: Q rows of queries in hand, D document columns in hand, B pairs of the global batch, N hard negatives of the
 global batch, M dimensions of the surrogate's stored vectors. Documents are the B pairs' documents in global order, then
@@ -45,6 +47,8 @@ class BatchFacts:
     query_vector: Tensor | None = None  # (B, M)
     document_vector: Tensor | None = None  # (B, M)
     document_id: Tensor | None = None  # (B,), of the documents that the rows are parts of
+    # Two (S,): rows and columns within [0, B + N) of the pairs that the teacher takes for answers.
+    answers: tuple[Tensor, Tensor] | None = None
 
     @property
     def pairs(self) -> int:
@@ -99,6 +103,7 @@ class Relation:
         if self._surrogate_limit is not None:
             surrogate_QD = self._query_vector[queries] @ self._document_vector[documents].T
             ignored |= surrogate_QD > self._surrogate_limit[queries][:, None]
+        self._add_answers(ignored, queries, documents)
         return ignored.to(torch.int8).mul_(IGNORED).masked_fill_(positive, POSITIVE)
 
     def queries_block(self, queries: slice, others: slice, scores_QQ: Tensor) -> Tensor:
@@ -132,12 +137,21 @@ class Relation:
                 same_query = facts.query_hash[asking][:, None] == facts.query_hash[self._repeated][None, :]
                 is_answer = facts.document_token_hash[self._repeated][:, None] == negative_hash[None, :]
                 ignored[asking - queries.start] |= (same_query.float() @ is_answer.float()) > 0
+        self._add_answers(ignored, queries, slice(negatives.start + facts.pairs, negatives.stop + facts.pairs))
         return ignored.to(torch.int8).mul_(IGNORED)
 
     def _of_one_document(self, queries: slice, others: slice) -> Tensor | bool:
         """Return (Q, D) bool: rows that are parts of one document; False if none is known to be."""
         identity = self._facts.document_id if self._config.same_document else None
         return False if identity is None else identity[queries][:, None] == identity[others][None, :]
+
+    def _add_answers(self, ignored_QD: Tensor, queries: slice, columns: slice) -> None:
+        """Set what the teacher takes for an answer in a block of all columns."""
+        if self._facts.answers is None:
+            return
+        row, column = self._facts.answers
+        here = (row >= queries.start) & (row < queries.stop) & (column >= columns.start) & (column < columns.stop)
+        ignored_QD[row[here] - queries.start, column[here] - columns.start] = True
 
     def _above_own_score(self, queries: slice, scores: Tensor) -> Tensor:
         if self._config.own_score_margin is None:

@@ -17,7 +17,7 @@ from clusterbatch.runtime import ray_session
 from clusterbatch.store import Artifact, Counts, Manifest, Receipt, Stopwatch
 from clusterbatch.store.details import TrainDetails, details_of
 from clusterbatch.store.workspace import Workspace, live_generation, publish
-from clusterbatch.training.checks import check_margins, check_phases, check_tokens, check_workers
+from clusterbatch.training.checks import check_margins, check_phases, check_scores, check_tokens, check_workers
 from clusterbatch.training.driver import MASKED, RAY_FOLDER, fit
 from clusterbatch.training.metrics import SEGMENTS, check_trackers, read_metrics
 from clusterbatch.training.prepare_model import check_adapters
@@ -54,6 +54,7 @@ def train(
     check_workers(config)
     check_tokens(config, clusters.folder.uri, inputs)
     check_margins(config, clusters.folder.uri, inputs)
+    scores = check_scores(config, workspace.scores(continued.clusters if continued else 0), inputs)
     plan = open_plan(config, clusters, inputs)
     if continued is None:
         steps = config.train.steps or plan.steps_of(config.train.epochs or 1)
@@ -61,7 +62,8 @@ def train(
     else:
         steps = continued.steps or plan.steps_of(1)
     # A first run's steps are in its configuration.
-    rest = [] if continued is None else [steps]
+    rest: list[object] = [] if continued is None else [steps]
+    rest += [] if scores is None else [["scores", scores.fingerprint]]
     artifact = workspace.train(generation)
 
     def identity_of(config: RunConfig) -> str:
@@ -99,7 +101,11 @@ def train(
             )
         ],
         config={"train": config.train.identity(), "batches": config.batches.identity()},
-        inputs={"clusters": inputs.fingerprint, "model": initial},
+        inputs={
+            "clusters": inputs.fingerprint,
+            "model": initial,
+            **({} if scores is None else {"scores": scores.fingerprint}),
+        },
         seconds=watch.seconds,
         details=TrainDetails(
             steps=steps,
@@ -123,16 +129,18 @@ def planned_fingerprint(config: RunConfig) -> str:
     workspace = Workspace(config)
     clusters = workspace.clusters()
     inputs = clusters.require()
+    scores = check_scores(config, workspace.scores(), inputs)
+    rest: list[object] = [] if scores is None else [["scores", scores.fingerprint]]
     plan = open_plan(config, clusters, inputs)
     initial = model_fingerprint(resolve_model(config.train.model, config.storage))
 
     def identity_of(config: RunConfig) -> str:
-        return _identity(config, plan, inputs, initial)
+        return _identity(config, plan, inputs, initial, *rest)
 
     return identity_of(_with_rate(config, workspace.train(), 0, identity_of, force=False))
 
 
-def _identity(config: RunConfig, plan: Plan, clusters: Manifest, initial: str, *rest: int) -> str:
+def _identity(config: RunConfig, plan: Plan, clusters: Manifest, initial: str, *rest: object) -> str:
     return fingerprint("training run", config.train, plan.fingerprint, clusters.fingerprint, initial, *rest)
 
 

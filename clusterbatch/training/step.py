@@ -96,7 +96,7 @@ class TrainingStep:
         )
         vectors = embedding.vectors.split([len(kind) for kind in kinds])
         negatives = vectors[2] if batch.negative_tokens is not None else None
-        gathered = gather_batch(batch, self.world, self.encoder.device, margins=self.config.margin_mse > 0)
+        gathered = gather_batch(batch, self.world, self.encoder.device, self.config)
         loss, statistics = self.loss(vectors[0], vectors[1], negatives, gathered)
         loss.backward()
         embedding.backward()

@@ -74,6 +74,14 @@ class TrainingJob:
         return Workspace(self.config).clusters(generation)
 
     @property
+    def scores(self) -> Artifact | None:
+        """The teacher's scores of the clusters; None if training needs none."""
+        if not self.config.needs_teacher:
+            return None
+        generation = self.continued.clusters if self.continued else self.generation
+        return Workspace(self.config).scores(generation)
+
+    @property
     def artifact(self) -> TrainingRun:
         return Workspace(self.config).train(self.generation)
 
@@ -127,7 +135,7 @@ def run_worker(
     encoder.prompts.update(config.train.named_prompts)
     training = TrainingStep(encoder, config.train, job.steps, world)
     clusters = job.clusters
-    reader = ShardReader(clusters)
+    reader = ShardReader(clusters, job.scores)
     plan = open_plan(config, clusters, clusters.require())
     first_step = resume(training, lambda: _read_start(job, plan, training))
     loader = SliceLoader(

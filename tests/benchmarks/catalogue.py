@@ -54,6 +54,7 @@ CATALOGUE = [
     ),
     Benchmark("cluster-memory", "bench_cluster_growth", "memory {workspace}", "memory {workspace}", WORKSPACE),
     Benchmark("mining", "bench_mining", "{workspace}", "{workspace} --rows 20000", WORKSPACE),
+    Benchmark("score", "bench_score", "", "--pairs 600 --rounds 1 --steps 10 --rows 2000", DATA),
     Benchmark("training", "bench_training", "--rounds 2", "--batch 32 --steps 1 --rounds 1", DATA),
     Benchmark("static", "bench_static", "", "--steps 10 --rounds 1", DATA),
     Benchmark("strategies", "bench_strategies", "--rounds 5", "--pairs 4000 --steps 20 --rounds 1", DATA),

@@ -36,7 +36,7 @@ def _loss_and_gradients(world: World) -> tuple[float, np.ndarray, np.ndarray]:
     batch = plain_batch(0, tokens, tokens, number, np.diff(bounds))
     batch = replace(batch, document_id_hash=_DOCUMENTS[own])
     query, document = (vectors[own].clone().requires_grad_() for vectors in _vectors())
-    gathered = gather_batch(batch, world, torch.device("cpu"))
+    gathered = gather_batch(batch, world, torch.device("cpu"), TrainConfig())
     loss, _ = ContrastiveLoss(_CONFIG).double()(query, document, None, gathered)
     loss.backward()
     return float(loss.detach()), query.grad.numpy(), document.grad.numpy()

@@ -39,11 +39,19 @@ class Arm:
     @property
     def uses_clusters(self) -> bool:
         """Return whether embedding and clustering are part of its price."""
-        return _strategy(self.config).needs_clusters or self.config.cluster.drop_outliers is not None
+        needed = _strategy(self.config).needs_clusters or self.config.cluster.drop_outliers is not None
+        # A teacher scores what is near a query in its cluster.
+        return needed or self.uses_scores
 
     @property
     def uses_embeddings(self) -> bool:
-        return self.uses_clusters or self.config.mine.is_on or self.config.train.mask.surrogate_margin is not None
+        mask = self.config.train.mask
+        return self.uses_clusters or self.config.mine.is_on or mask.surrogate_margin is not None or self.uses_scores
+
+    @property
+    def uses_scores(self) -> bool:
+        """Return whether a teacher's scores are part of its price."""
+        return self.config.needs_teacher
 
 
 def _strategy(config: RunConfig) -> Strategy:

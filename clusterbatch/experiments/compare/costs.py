@@ -37,30 +37,37 @@ class Cost:
 
 
 def shared_costs(
-    config: RunConfig, data: RunConfig, layouts: Mapping[str, RunConfig], clusters: Mapping[str, Manifest]
+    config: RunConfig,
+    data: RunConfig,
+    layouts: Mapping[str, RunConfig],
+    clusters: Mapping[str, Manifest],
+    scores: Mapping[str, Manifest],
 ) -> SharedCosts:
     """Return seconds and traffic of the shared stages, as the details of a comparison's manifest keep them.
 
-    worker_seconds, traffic: of `embed`, and of `mine` and `cluster` by layout; embed_device: None if it was left to
-    the machine. data: `config` with the sample, if there is one, in place of its corpus and embeddings; clusters: of
-    every layout.
+    worker_seconds, traffic: of `embed`, and of `mine`, `cluster` and `score` by layout; embed_device: None if it was
+    left to the machine. data: `config` with the sample, if there is one, in place of its corpus and embeddings;
+    clusters: of every layout; scores: of those whose rows a teacher has scored.
     """
     embedded = paid = Workspace(data).embeddings().versions()
     share = 1.0
     if config.reuse.embeddings and config.compare.sample:
         # The vectors of a sample come with its rows: it has its share of what those of the whole corpus took.
         paid, share = Workspace(config).embeddings().versions(), config.compare.sample
+    scored = {name: worker_seconds(made, layouts[name].score.workers) for name, made in scores.items()}
     mined = {name: Workspace(layout).mined().require() for name, layout in layouts.items() if layout.mine.is_on}
     return {
         "worker_seconds": {
             "embed": share * sum(worker_seconds(each, config.embed.workers) for each in paid),
             "mine": {name: _mining_seconds(made, layouts[name].mine.workers) for name, made in mined.items()},
             "cluster": {name: worker_seconds(made, layouts[name].cluster.workers) for name, made in clusters.items()},
+            **({"score": scored} if scored else {}),
         },
         "traffic": {
             "embed": sum((each.traffic for each in embedded), Traffic()).model_dump(),
             "mine": {name: made.traffic.model_dump() for name, made in mined.items()},
             "cluster": {name: made.traffic.model_dump() for name, made in clusters.items()},
+            **({"score": {name: made.traffic.model_dump() for name, made in scores.items()}} if scored else {}),
         },
         "embed_device": _device(paid[-1]),
     }
@@ -94,6 +101,8 @@ def cost_of(config: RunConfig, details: ComparisonDetails, name: str, trials: Se
         needed.append((spent["mine"][layout], "cpu", asked["mine"][layout]))
     if arm["uses_clusters"]:
         needed.append((spent["cluster"][layout], device, asked["cluster"][layout]))
+    if arm.get("uses_scores"):
+        needed.append((spent["score"][layout], device, asked["score"][layout]))
     training = float(np.mean([trial["seconds_training"] for trial in trials]))
     own = _mean_traffic([Traffic(**trial["traffic"]) for trial in trials])
     shared = sum(seconds for seconds, _, _ in needed)

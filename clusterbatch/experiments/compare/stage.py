@@ -32,6 +32,8 @@ from clusterbatch.experiments.compare.trial import Setting, Trials, TrialWorker,
 from clusterbatch.log import say
 from clusterbatch.runtime import Pass, Pool, WorkItem, lasting_session, ray_session
 from clusterbatch.runtime.resources import gpus_for
+from clusterbatch.scoring.stage import score
+from clusterbatch.scoring.teacher import check_teacher
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
@@ -58,6 +60,7 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
     watch, budget = Stopwatch(), config.compare.budget
     metrics = [parse_metric(name).name for name in (config.compare.decide.metric, *config.evaluate.metrics)]
     check_arms(config)
+    check_teacher(config)
     with lasting_session():
         if config.reuse.corpus is None:
             ingest(config)
@@ -72,6 +75,7 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
         embeddings = Workspace(config).embeddings().require() if reused else embed(data)
         arms, layouts = arms_of(data)
         clusters = {name: cluster(layout) for name, layout in layouts.items()}
+        scores = {name: score(layouts[name]) for name in {arm.layout: None for arm in arms if arm.uses_scores}}
         arms = match(arms, layouts)
         plans = {arm.name: open_plan(arm.config, *_clusters(layouts[arm.layout])) for arm in arms}
         readers = {name: ShardReader(Workspace(layout).clusters()) for name, layout in layouts.items()}
@@ -95,6 +99,7 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
             sorted({model_fingerprint(resolve_model(arm.config.train.model, config.storage)) for arm in arms}),
             {collection.name: collection.identity() for collection in collections},
             steps,
+            *([{name: made.fingerprint for name, made in scores.items()}] if scores else []),
         )
         artifact = comparison_artifact(config)
         if artifact.is_done(identity) and not force:
@@ -136,13 +141,14 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
                     layout=arm.layout,
                     uses_embeddings=arm.uses_embeddings,
                     uses_clusters=arm.uses_clusters,
+                    **({"uses_scores": True} if arm.uses_scores else {}),
                     changes=config.compare.arms[arm.name],
                 )
                 for arm in arms
             },
             chosen={name: {"learning_rate": rate, "temperature": heat} for name, (rate, heat) in chosen.items()},
             swept=bool(trials.sweep()),
-            **shared_costs(config, data, layouts, clusters),
+            **shared_costs(config, data, layouts, clusters, scores),
             collections=[collection.name for collection in collections],
         ),
         extra_parts=[write_parquet(artifact, SEGMENTS, segments, content=SEGMENTS)] if segments else [],

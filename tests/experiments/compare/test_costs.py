@@ -164,7 +164,7 @@ def test_shared_stages_are_counted_with_their_passes_and_with_mining(
     passes = [receipt for of_kind in receipts.values() for receipt in of_kind]
     assert {"clusters", "clustering pass sample", "clustering pass fit", "clustering pass assign"} <= set(receipts)
     clusters["mined"] = cluster(mined)
-    found = shared_costs(mined, mined, layouts, clusters)
+    found = shared_costs(mined, mined, layouts, clusters, {})
     seconds = found["worker_seconds"]
     assert seconds["cluster"]["plain"] == pytest.approx(sum(receipt.seconds for receipt in passes), abs=0.01)
     # The search alone is in the receipts; clusters of mined rows do not pay for it again.
@@ -186,11 +186,11 @@ def test_embeddings_of_several_versions_and_of_a_sample(tmp_path: Path) -> None:
 
     first = commit(embeddings, "one", 40.0)
     commit(embeddings.next_version(first), "two", 2.0)
-    found = shared_costs(config, config, {}, {})
+    found = shared_costs(config, config, {}, {}, {})
     # The rows of both versions are embedded, the first one's were not for nothing.
     assert found["worker_seconds"]["embed"] == 42.0
     assert found["embed_device"] == "cuda"
     home = RunConfig(workspace=f"{tmp_path}/sample")
     commit(Workspace(home).embeddings(), "sample", 0.5)
     sampled = with_changes(config, {"reuse.embeddings": str(tmp_path), "compare.sample": 0.5})
-    assert shared_costs(sampled, home, {}, {})["worker_seconds"]["embed"] == 21.0
+    assert shared_costs(sampled, home, {}, {}, {})["worker_seconds"]["embed"] == 21.0

@@ -1,0 +1,1 @@
+"""A teacher's scores of pairs and of documents that may share a batch."""
