@@ -297,7 +297,7 @@ class ArmDetails(TypedDict):
     layout: str
     uses_embeddings: bool
     uses_clusters: bool
-    # Missing if it does not use a teacher's scores.
+    # Missing in comparisons of earlier versions.
     uses_scores: NotRequired[bool]
     # Configuration that differs from the job's.
     changes: dict[str, Any]

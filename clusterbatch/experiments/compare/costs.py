@@ -11,7 +11,7 @@ import numpy as np
 from clusterbatch.config import RunConfig
 from clusterbatch.config.compare import PricesConfig
 from clusterbatch.store import Manifest
-from clusterbatch.store.details import ComparisonDetails, SharedCosts, StageSeconds, TrialDetails
+from clusterbatch.store.details import ComparisonDetails, SharedCosts, StageSeconds, StageTraffic, TrialDetails
 from clusterbatch.store.traffic import Traffic
 from clusterbatch.store.workspace import Workspace
 
@@ -54,23 +54,21 @@ def shared_costs(
     if config.reuse.embeddings and config.compare.sample:
         # The vectors of a sample come with its rows: it has its share of what those of the whole corpus took.
         paid, share = Workspace(config).embeddings().versions(), config.compare.sample
-    scored = {name: worker_seconds(made, layouts[name].score.workers) for name, made in scores.items()}
     mined = {name: Workspace(layout).mined().require() for name, layout in layouts.items() if layout.mine.is_on}
-    return {
-        "worker_seconds": {
-            "embed": share * sum(worker_seconds(each, config.embed.workers) for each in paid),
-            "mine": {name: _mining_seconds(made, layouts[name].mine.workers) for name, made in mined.items()},
-            "cluster": {name: worker_seconds(made, layouts[name].cluster.workers) for name, made in clusters.items()},
-            **({"score": scored} if scored else {}),
-        },
-        "traffic": {
-            "embed": sum((each.traffic for each in embedded), Traffic()).model_dump(),
-            "mine": {name: made.traffic.model_dump() for name, made in mined.items()},
-            "cluster": {name: made.traffic.model_dump() for name, made in clusters.items()},
-            **({"score": {name: made.traffic.model_dump() for name, made in scores.items()}} if scored else {}),
-        },
-        "embed_device": _device(paid[-1]),
+    seconds: StageSeconds = {
+        "embed": share * sum(worker_seconds(each, config.embed.workers) for each in paid),
+        "mine": {name: _mining_seconds(made, layouts[name].mine.workers) for name, made in mined.items()},
+        "cluster": {name: worker_seconds(made, layouts[name].cluster.workers) for name, made in clusters.items()},
     }
+    traffic: StageTraffic = {
+        "embed": sum((each.traffic for each in embedded), Traffic()).model_dump(),
+        "mine": {name: made.traffic.model_dump() for name, made in mined.items()},
+        "cluster": {name: made.traffic.model_dump() for name, made in clusters.items()},
+    }
+    if scores:
+        seconds["score"] = {name: worker_seconds(made, layouts[name].score.workers) for name, made in scores.items()}
+        traffic["score"] = {name: made.traffic.model_dump() for name, made in scores.items()}
+    return {"worker_seconds": seconds, "traffic": traffic, "embed_device": _device(paid[-1])}
 
 
 def worker_seconds(made: Manifest, workers: int) -> float:

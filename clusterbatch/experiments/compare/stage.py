@@ -141,7 +141,7 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
                     layout=arm.layout,
                     uses_embeddings=arm.uses_embeddings,
                     uses_clusters=arm.uses_clusters,
-                    **({"uses_scores": True} if arm.uses_scores else {}),
+                    uses_scores=arm.uses_scores,
                     changes=config.compare.arms[arm.name],
                 )
                 for arm in arms
