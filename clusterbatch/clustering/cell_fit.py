@@ -12,17 +12,15 @@ import pyarrow as pa
 from clusterbatch.clustering.cells import Cells
 from clusterbatch.clustering.features import project, projection, unit_length
 from clusterbatch.clustering.kmeans import Fit, FitSettings, fit, fixed
-from clusterbatch.clustering.model import NO_OUTLIERS, KMeansClusters, read_centers
+from clusterbatch.clustering.model import NO_OUTLIERS, KMeansClusters, NamedFit, read_centers
 from clusterbatch.clustering.packing_order import packing_order
 from clusterbatch.clustering.partial_sums import Centers, Chunk, Rows, chunks_head
-from clusterbatch.clustering.sample import SampleChunks
+from clusterbatch.clustering.sample import SampleChunks, SampledChunk
 from clusterbatch.clustering.warm_start import WarmStart
 from clusterbatch.config import ClusterConfig
 from clusterbatch.embedding.vectors import vector_column, vector_values
 from clusterbatch.encoder.devices import inference_dtype, resolve_device
-from clusterbatch.runtime import Result
-from clusterbatch.store import Artifact, Counts
-from clusterbatch.store.tables import write_parquet
+from clusterbatch.store.details import FitPart
 
 # Rows that a projection is fitted to.
 _PROJECTION_ROWS = 32_768
@@ -60,8 +58,13 @@ class CellFit:
         self._continues = level.warm is not None and self._partition in level.warm.held
 
     def chunks(self) -> Iterator[Chunk]:
-        """Read the chunks of the sample, empty ones included."""
+        """Read the chunks of the sample one by one, empty ones included."""
         return (self._level.sample.read(bucket) for bucket in self._level.cells.buckets_of(self._cell))
+
+    def sampled(self) -> Iterator[SampledChunk]:
+        """Read the chunks of the sample with their clusters in the generation before, one by one."""
+        for bucket in self._level.cells.buckets_of(self._cell):
+            yield from self._level.sample.read_all(range(bucket, bucket + 1))
 
     def projection(self, chunks: Iterable[Chunk]) -> np.ndarray | None:
         """Return (D, `cluster.dimensions`) fitted to the first of the rows; None if that is not set."""
@@ -77,8 +80,11 @@ class CellFit:
         head, _ = chunks_head(chunks, _PROJECTION_ROWS)
         return projection(head, min(config.dimensions, head.shape[1]), config.reduction, config.seed)
 
-    def fit(self, rows: Rows, matrix: np.ndarray | None) -> Fit:
-        """Fit the cell's rows, projected by `matrix`; frozen centroids and those of a cell without rows stay."""
+    def fit(self, rows: Rows, matrix: np.ndarray | None, sampled: Iterable[SampledChunk]) -> Fit:
+        """Fit the cell's rows, projected by `matrix`; frozen centroids and those of a cell without rows stay.
+
+        sampled: the same rows as they were sampled, read only if the fit continues the generation before.
+        """
         config = self._level.config
         settings = FitSettings(
             clusters=self._clusters,
@@ -93,10 +99,10 @@ class CellFit:
             return fixed(rows, read_centers(stored), settings.dtype)
         if not rows.chunk_rows:
             return fixed(rows, self._without_rows(), settings.dtype)
-        return fit(rows, settings, self._previous_means(matrix) if self._continues else None)
+        return fit(rows, settings, self._previous_means(sampled, matrix) if self._continues else None)
 
-    def write(self, output: Artifact, found: Fit, matrix: np.ndarray | None, rows: int) -> Result:
-        """Write the fit's centres in packing order, or in that of the generation that they continue."""
+    def table(self, found: Fit, matrix: np.ndarray | None) -> list[NamedFit]:
+        """Return what is stored: the centres in packing order, or in that of the generation that they continue."""
         centroids, bias = found.centers.centroids, found.centers.bias
         order = np.arange(len(centroids)) if self._continues else packing_order(centroids, found.sums.counts)
         columns = {
@@ -105,25 +111,18 @@ class CellFit:
             "sampled": found.sums.rows[order].astype(np.float64),
             "bias": pa.nulls(len(order), pa.float32()) if bias is None else bias[order],
         }
-        details: dict[str, Any] = {"group": self._name, "level": self._level.number, "coarse": self._coarse}
+        of_cell: dict[str, Any] = {"group": self._name, "level": self._level.number, "coarse": self._coarse}
         share = self._level.config.drop_outliers
+        details = FitPart(
+            content="centroids", outlier_below=NO_OUTLIERS if share is None else found.sums.quantile(share), **of_cell
+        )
         # Centroids of a cell without rows have no quality: the summary leaves them out.
-        quality: dict[str, Any] = {"mean_cosine": found.mean_cosine, "rounds": len(found.history)} if rows else {}
-        parts = [
-            write_parquet(
-                output,
-                f"centroids-{self._cell:05d}",
-                pa.table(columns),
-                content="centroids",
-                outlier_below=NO_OUTLIERS if share is None else found.sums.quantile(share),
-                **quality,
-                **details,
-            )
-        ]
+        if found.sums.rows.any():
+            details |= FitPart(mean_cosine=found.mean_cosine, rounds=len(found.history))
+        stored: list[NamedFit] = [(details, pa.table(columns))]
         if matrix is not None:
-            table = pa.table({"direction": vector_column(matrix)})
-            parts.append(write_parquet(output, f"projection-{self._cell:05d}", table, content="projection", **details))
-        return Result(parts, Counts(read=rows, written=rows))
+            stored.append((FitPart(content="projection", **of_cell), pa.table({"direction": vector_column(matrix)})))
+        return stored
 
     def _without_rows(self) -> Centers:
         """Return the centroid of a coarse cluster that no sampled row is in, as often as it must have clusters."""
@@ -136,11 +135,11 @@ class CellFit:
             return None
         return warm.stored_table(self._level.number, content, self._name, self._coarse)
 
-    def _previous_means(self, matrix: np.ndarray | None) -> np.ndarray:
+    def _previous_means(self, sampled: Iterable[SampledChunk], matrix: np.ndarray | None) -> np.ndarray:
         """Return (K, D) unit means of the sampled rows by their cluster in the generation before, zeros if none."""
         sums: np.ndarray | None = None
-        for bucket in self._level.cells.buckets_of(self._cell):
-            vectors, number = self._level.sample.read(bucket)[0], self._level.sample.previous(bucket)
+        for each in sampled:
+            vectors, number = each.chunk[0], each.previous
             if not len(vectors):
                 continue
             values, known = project(vectors.astype(np.float32), matrix), number >= 0

@@ -19,21 +19,23 @@ from clusterbatch.clustering.model import (
     CentroidClusters,
     FittedClusters,
     KMeansClusters,
+    NamedFit,
     Numbered,
     PartitionModel,
     StoredParts,
     UnitRows,
     read_models,
+    write_fits,
 )
 from clusterbatch.clustering.packing_order import packing_order
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.embedding.vectors import vector_column, vector_values
-from clusterbatch.runtime import Result, WorkItem
+from clusterbatch.runtime import Result, WorkItem, bundle_items
 from clusterbatch.search.gather import Block, Gathered, GatherWorker, blocks
-from clusterbatch.store import Artifact, Counts, Part
-from clusterbatch.store.shuffle import iterate_bucket, read_bucket, write_buckets
-from clusterbatch.store.tables import write_parquet
+from clusterbatch.store import Artifact, Counts
+from clusterbatch.store.details import FitPart
+from clusterbatch.store.shuffle import iterate_bucket, read_bucket, read_buckets, write_buckets
 
 CENTROIDS, LABELS = "centroids", "labels"
 
@@ -80,13 +82,13 @@ def fit_communities(corpus: EmbeddedCorpus, passes: PassFactory) -> FittedCluste
     """Search the neighbours of all queries, then cut the graph of each partition that is split."""
     config, partitions = corpus.config, corpus.partitions
     features: Features = config.cluster.features
-    split = np.flatnonzero(partitions.clusters > 1).tolist()
-    if not split:
+    split = partitions.clusters > 1
+    if not split.any():
         return KMeansClusters(partitions, features)
     gathering = {"config": config, "generation": corpus.generation, "partitions": partitions, "texts": False}
     gathered = passes.run("gather", corpus.items, GatherWorker, gathering, corpus.reading_pool)
-    searched = [item for item in blocks(gathered.parts, partitions) if item.payload.partition in split]
-    searching = {"ranks": config.cluster.neighbour_ranks, "gathered": gathered, "partitions": len(partitions.names)}
+    searched = [item for item in blocks(gathered.parts, partitions) if split[list(item.payload.partitions)].any()]
+    searching = {"ranks": config.cluster.neighbour_ranks, "gathered": gathered, "partitions": partitions}
     neighbours = passes.run("neighbours", searched, NeighboursWorker, searching, corpus.pool)
     cutting = {
         "config": config,
@@ -95,9 +97,10 @@ def fit_communities(corpus: EmbeddedCorpus, passes: PassFactory) -> FittedCluste
         "neighbours": neighbours,
         "tasks": len(corpus.items),
     }
+    stored = sum(part.bytes for part in (*gathered.parts, *neighbours.parts))
+    items = [item for item in bundle_items(partitions.rows, stored) if split[list(item.payload)].any()]
     # The largest first, so that no worker ends long after the others.
-    items = sorted((WorkItem(p, int(partitions.rows[p]), None) for p in split), key=lambda item: -item.rows)
-    cut = passes.run("communities", items, CommunitiesWorker, cutting, corpus.pool)
+    cut = passes.run("communities", sorted(items, key=lambda item: -item.rows), CommunitiesWorker, cutting, corpus.pool)
     centroids, placed = (
         StoredParts(cut.artifact, [part for part in cut.parts if part.details["content"] == content])
         for content in (CENTROIDS, LABELS)
@@ -106,24 +109,29 @@ def fit_communities(corpus: EmbeddedCorpus, passes: PassFactory) -> FittedCluste
 
 
 class NeighboursWorker:
-    """Search a block of queries in their partition; write the rows found at the ranks that count, by partition."""
+    """Search the queries of a block's partitions that are split; write what is found at the ranks that count."""
 
-    def __init__(self, ranks: tuple[int, int], gathered: StoredParts, partitions: int) -> None:
+    def __init__(self, ranks: tuple[int, int], gathered: StoredParts, partitions: Partitions) -> None:
         torch.set_num_threads(1)
         self._first, self._last = ranks
         self._gathered, self._partitions = Gathered(gathered.artifact, gathered.parts), partitions
 
     def process(self, item: WorkItem, output: Artifact) -> Result:
         block: Block = item.payload
-        rows = self._gathered.rows(block)
-        found = self._gathered.search(block.partition, rows, self._last).ranking.documents[:, self._first :]
-        table = rows.select(["task", "unit", "row"]).append_column("neighbours", vector_column(found.astype(np.int32)))
-        part = write_buckets(output, item.number, table, np.full(len(found), block.partition), self._partitions)
-        return Result([part], Counts(read=item.rows, written=table.num_rows))
+        numbers, tables = [], []
+        for partition, rows in self._gathered.queries(block):
+            if self._partitions.clusters[partition] > 1:
+                found = self._gathered.search(partition, rows, self._last).ranking.documents[:, self._first :]
+                column = vector_column(found.astype(np.int32))
+                tables.append(rows.select(["task", "unit", "row"]).append_column("neighbours", column))
+                numbers.append(np.full(len(found), partition))
+        table, bucket = pa.concat_tables(tables), np.concatenate(numbers)
+        part = write_buckets(output, item.number, table, bucket, len(self._partitions.names))
+        return Result([part], Counts(read=part.rows, written=part.rows))
 
 
 class CommunitiesWorker:
-    """Cut the item's partition into communities, in packing order.
+    """Cut those of the item's partitions that are split into communities, in packing order.
 
     Writes their centroids as a fit does, and the community of each row, bucketed by the row's task.
     """
@@ -136,21 +144,36 @@ class CommunitiesWorker:
         self._gathered, self._neighbours = Gathered(gathered.artifact, gathered.parts), neighbours
 
     def process(self, item: WorkItem, output: Artifact) -> Result:
-        partition = item.number
-        # Piece by piece: together with their graph the neighbours are most of what this takes.
-        pieces = list(iterate_bucket(self._neighbours.artifact, self._neighbours.parts, partition))
+        partitions: range = item.payload
+        artifact, parts = self._neighbours.artifact, self._neighbours.parts
+        several = len(partitions) > 1
+        self._gathered.hold(partitions if several else range(0))
+        together = read_buckets(artifact, parts, partitions) if several else []
+        fits: list[NamedFit] = []
+        placed: list[pa.Table] = []
+        for place, partition in enumerate(partitions):
+            if self._partitions.clusters[partition] > 1:
+                # Piece by piece: together with their graph the neighbours are most of what this takes.
+                pieces = [together[place]] if several else list(iterate_bucket(artifact, parts, partition))
+                fit, rows = self._cut(partition, pieces)
+                fits.append(fit)
+                placed.append(rows)
+        rows = pa.concat_tables(placed)
+        written = [
+            *write_fits(output, item.number, fits),
+            write_buckets(output, item.number, rows, rows["task"].to_numpy(), self._tasks, content=LABELS),
+        ]
+        return Result(written, Counts(read=rows.num_rows, written=rows.num_rows))
+
+    def _cut(self, partition: int, pieces: list[pa.Table]) -> tuple[NamedFit, pa.Table]:
+        """Return the partition's centroids, and the community of each row; empties `pieces`, its neighbours."""
         rows = pa.concat_tables([piece.drop_columns("neighbours") for piece in pieces])
         found = np.concatenate([vector_values(piece["neighbours"]) for piece in pieces])
-        del pieces
-        size = community_size(self._config, item.rows, int(self._partitions.clusters[partition]))
+        pieces.clear()
+        size = community_size(self._config, len(found), int(self._partitions.clusters[partition]))
         label = communities(found, size, self._config.cluster.seed)
         label, centroids = self._in_packing_order(partition, label)
-        placed = rows.select(["unit", "row"]).append_column("cluster", pa.array(label))
-        parts = [
-            self._write_centroids(output, partition, label, centroids),
-            write_buckets(output, partition, placed, rows["task"].to_numpy(), self._tasks, content=LABELS),
-        ]
-        return Result(parts, Counts(read=item.rows, written=rows.num_rows))
+        return self._fit(partition, label, centroids), rows.append_column("cluster", pa.array(label))
 
     def _in_packing_order(self, partition: int, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (N,) int64 communities and their (C, D) float32 centroids in that order."""
@@ -166,7 +189,7 @@ class CommunitiesWorker:
         order = packing_order(centroids, np.bincount(label))
         return np.argsort(order)[label], centroids[order]
 
-    def _write_centroids(self, output: Artifact, partition: int, label: np.ndarray, centroids: np.ndarray) -> Part:
+    def _fit(self, partition: int, label: np.ndarray, centroids: np.ndarray) -> NamedFit:
         cosines, start = np.empty(len(label), np.float32), 0
         for values in self._features(partition):
             rows = slice(start, start + len(values))
@@ -178,17 +201,15 @@ class CommunitiesWorker:
             "sampled": np.bincount(label, minlength=len(centroids)),
             "bias": pa.nulls(len(centroids), pa.float32()),
         }
-        return write_parquet(
-            output,
-            f"centroids-{partition:05d}",
-            pa.table(columns),
-            content=CENTROIDS,
+        details = FitPart(
+            content="centroids",
             group=self._partitions.names[partition],
             level=1,
             coarse=0,
             mean_cosine=float(np.mean(cosines, dtype=np.float64)),
             outlier_below=NO_OUTLIERS if share is None else float(np.quantile(cosines, share)),
         )
+        return details, pa.table(columns)
 
     def _features(self, partition: int) -> Iterator[np.ndarray]:
         features = self._config.cluster.features

@@ -13,15 +13,12 @@ from clusterbatch.clustering.cell_fit import CellFit, FitLevel
 from clusterbatch.clustering.cells import Cells, coarse_clusters, first_level, second_level
 from clusterbatch.clustering.embedded_corpus import EmbeddedCorpus, PassFactory
 from clusterbatch.clustering.features import project
-from clusterbatch.clustering.model import FittedClusters, KMeansClusters, StoredParts
-from clusterbatch.clustering.partial_sums import Chunk, LocalRows
-from clusterbatch.clustering.sample import SampleChunks, SampleWorker
+from clusterbatch.clustering.model import FittedClusters, KMeansClusters, NamedFit, StoredParts, write_fits
+from clusterbatch.clustering.partial_sums import LocalRows
+from clusterbatch.clustering.sample import SampleChunks, SampledChunk, SampleWorker
 from clusterbatch.clustering.warm_start import KeptClusters, WarmStart
-from clusterbatch.runtime import Result, WorkItem, current_executor
+from clusterbatch.runtime import Result, WorkItem, bundle_items, current_executor
 from clusterbatch.store import Artifact, Counts, Stopwatch
-
-# Bundles of cells at least, if the cells are many: all workers have something to do, and none much at the end.
-_BUNDLES = 64
 
 
 def fit_kmeans(corpus: EmbeddedCorpus, passes: PassFactory) -> FittedClusters:
@@ -61,48 +58,22 @@ def _fit_level(corpus: EmbeddedCorpus, passes: PassFactory, above: KMeansCluster
     warm = WarmStart(corpus.previous, frozenset(corpus.held)) if corpus.previous else None
     level = FitLevel(chunks, cells, above, config, corpus.device, warm)
     fit = passes.create(f"fit{suffix}", FitWorker, {"level": level}, corpus.computing_pool)
-    cell_bytes = sum(part.bytes for part in sample.parts) * cells.sampled / max(1.0, cells.sampled.sum())
-    bundles = bundle_cells(cell_bytes)
-    cells_of = {bundle.start: len(bundle) for bundle in bundles}
-    # A version before this one left a receipt for every cell.
-    done = {
-        first: receipt
-        for first, receipt in ({} if fit.is_whole else fit.begin(force=passes.force)).items()
-        if receipt.details.get("cells", 1) == cells_of.get(first)
-    }
+    stored = sum(part.bytes for part in sample.parts)
+    cell_bytes = stored * cells.sampled / max(1.0, cells.sampled.sum())
     # The larger first, so that no worker ends long after the others.
-    bundles.sort(key=lambda bundle: (-cell_bytes[bundle.start : bundle.stop].sum(), bundle.start))
+    items = sorted(bundle_items(cells.sampled, stored, distributed.LOCAL_BYTES / 2), key=lambda item: -item.rows)
+    done = {} if fit.is_whole else fit.begin(force=passes.force)
     spread = not fit.is_whole and current_executor().several_processes
-    for bundle in bundles:
-        cell = bundle.start
-        if spread and cell_bytes[cell] > distributed.LOCAL_BYTES and cell not in done:
+    for item in items:
+        if spread and cell_bytes[item.number] > distributed.LOCAL_BYTES and item.number not in done:
             watch = Stopwatch()
-            result = distributed.fit_distributed(level, cell, passes.artifact(f"fit{suffix}"), corpus.computing_pool)
-            done[cell] = fit.finish(cell, result, watch.seconds)
-    rows = np.maximum(1, cells.sampled).astype(np.int64)
-    items = [WorkItem(bundle.start, int(rows[bundle.start : bundle.stop].sum()), bundle) for bundle in bundles]
+            output = passes.artifact(f"fit{suffix}")
+            result = distributed.fit_distributed(level, item.number, output, corpus.computing_pool)
+            done[item.number] = fit.finish(item, result, watch.seconds)
     manifest = fit.commit(items, done=done)
     # A projection that came from above is stored there.
     parts = [part for part in manifest.parts if number == 1 or part.details["content"] == "centroids"]
     return replace(above, stored=(*above.stored, StoredParts(passes.artifact(f"fit{suffix}"), parts)))
-
-
-def bundle_cells(cell_bytes: np.ndarray) -> list[range]:
-    """Return ranges of cells that one worker fits one after the other, after it has read them together.
-
-    cell_bytes: (C,) of each cell's sample. Sources may be many and small, and each part of the sample has a piece of
-    every cell: read one by one, requests would grow with the product of cells and parts. A cell that is fitted by all
-    workers together is a bundle by itself.
-    """
-    limit = min(distributed.LOCAL_BYTES / 2, cell_bytes.sum() / _BUNDLES)
-    bundles: list[range] = []
-    first, held = 0, 0.0
-    for cell, size in enumerate(cell_bytes.tolist()):
-        if cell > first and held + size > limit:
-            bundles.append(range(first, cell))
-            first, held = cell, 0.0
-        held += size
-    return [*bundles, range(first, len(cell_bytes))]
 
 
 class FitWorker:
@@ -116,18 +87,16 @@ class FitWorker:
         cells: range = item.payload
         buckets = [self._level.cells.buckets_of(cell) for cell in cells]
         first = buckets[0].start
-        chunks = self._level.sample.read_all(range(first, buckets[-1].stop))
-        fitted = [
-            self._fit(cell, chunks[own.start - first : own.stop - first], output)
-            for cell, own in zip(cells, buckets, strict=True)
-        ]
-        parts = [part for result in fitted for part in result.parts]
-        return Result(parts, sum((result.counts for result in fitted), Counts()), {"cells": len(cells)})
+        sampled = self._level.sample.read_all(range(first, buckets[-1].stop))
+        fits: list[NamedFit] = []
+        rows = 0
+        for cell, own in zip(cells, buckets, strict=True):
+            filled = [each for each in sampled[own.start - first : own.stop - first] if len(each.chunk[0])]
+            fits += self._fit(CellFit(self._level, cell), filled)
+            rows += sum(len(each.chunk[0]) for each in filled)
+        return Result(write_fits(output, item.number, fits), Counts(read=rows, written=rows))
 
-    def _fit(self, number: int, chunks: Sequence[Chunk], output: Artifact) -> Result:
-        cell = CellFit(self._level, number)
-        filled = [chunk for chunk in chunks if len(chunk[0])]
-        matrix = cell.projection(filled)
-        projected = [(project(vectors, matrix), weights) for vectors, weights in filled]
-        found = cell.fit(LocalRows(projected, self._level.device), matrix)
-        return cell.write(output, found, matrix, sum(len(vectors) for vectors, _ in projected))
+    def _fit(self, cell: CellFit, sampled: Sequence[SampledChunk]) -> list[NamedFit]:
+        matrix = cell.projection([each.chunk for each in sampled])
+        projected = [(project(vectors, matrix), weights) for vectors, weights in (each.chunk for each in sampled)]
+        return cell.table(cell.fit(LocalRows(projected, self._level.device), matrix, sampled), matrix)

@@ -13,6 +13,7 @@ import torch
 from clusterbatch.clustering.assign import Assigner
 from clusterbatch.clustering.cell_fit import CellFit, FitLevel
 from clusterbatch.clustering.features import project
+from clusterbatch.clustering.model import write_fits
 from clusterbatch.clustering.partial_sums import (
     Centers,
     Chunk,
@@ -26,7 +27,7 @@ from clusterbatch.clustering.sample import SampleChunks
 from clusterbatch.encoder.devices import inference_dtype, resolve_device
 from clusterbatch.errors import InfrastructureError
 from clusterbatch.runtime import Pool, Result, check_resources
-from clusterbatch.store import Artifact
+from clusterbatch.store import Artifact, Counts
 
 # Samples larger than this are spread over the workers; smaller ones are fitted whole, side by side.
 LOCAL_BYTES = 256 * 2**20
@@ -49,7 +50,9 @@ def fit_distributed(level: FitLevel, cell: int, output: Artifact, pool: Pool) ->
         # The driver multiplies nothing, and may see no GPU to tell the number format of the workers' products by.
         config = level.config.model_copy(update={"dtype": rows.dtype(level.config.dtype)})
         fit = CellFit(replace(level, device="cpu", config=config), cell)
-        return fit.write(output, fit.fit(rows, matrix), matrix, sum(rows.chunk_rows))
+        fits = fit.table(fit.fit(rows, matrix, fit.sampled()), matrix)
+        fitted = sum(rows.chunk_rows)
+        return Result(write_fits(output, cell, fits), Counts(read=fitted, written=fitted))
     except ray.exceptions.RayActorError as error:
         reason = str(error).strip().splitlines()[0]
         raise InfrastructureError(f"fit: unit {cell} lost its worker in each of {_TRIES} tries ({reason})") from error

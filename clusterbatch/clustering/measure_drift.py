@@ -19,9 +19,9 @@ from clusterbatch.corpus.row_groups import read_row_group
 from clusterbatch.embedding.stage import embedding_pool
 from clusterbatch.embedding.vectors import SIDES, TaskUnit, tasks, vector_column, vector_values
 from clusterbatch.hashing import row_hashes
-from clusterbatch.runtime import Pass, Pool, Result, WorkItem, ray_session
+from clusterbatch.runtime import Pass, Pool, Result, WorkItem, bundle_items, ray_session
 from clusterbatch.store import Artifact, Counts, Folder, Stopwatch
-from clusterbatch.store.shuffle import read_bucket, write_buckets
+from clusterbatch.store.shuffle import read_buckets, write_buckets
 from clusterbatch.store.workspace import Workspace
 
 _ROWS_PER_CLUSTER = 32
@@ -50,11 +50,11 @@ def measure_drift(config: RunConfig, generation: int, previous: Previous, folder
         # earlier version of the corpus is replaced.
         sampled = sampling.run(tasks(corpus, None), force=True)
         parts = [part for receipt in sampled for part in receipt.parts]
-        items = [WorkItem(number, int(count * share) + 1, None) for number, count in enumerate(partitions.rows)]
+        items = bundle_items(partitions.rows * share, sum(part.bytes for part in parts))
         arguments = {"sample": StoredParts(artifact, parts), "features": config.cluster.features}
         pool = Pool(config.embed.workers, config.embed.cpus_per_worker)
         measured = Pass("drift", None, identity, DriftWorker, arguments, pool).run(items)
-    found = [GroupDrift(**receipt.details["drift"]) for receipt in measured if receipt.details["drift"]]
+    found = [GroupDrift(**drift) for receipt in measured for drift in receipt.details["drifts"]]
     return {**merge_drifts(found), "sampled": sum(part.rows for part in parts), "seconds": round(watch.seconds, 3)}
 
 
@@ -91,19 +91,20 @@ class DriftSampleWorker:
 
 
 class DriftWorker:
-    """Measure the partition that is the item's number."""
+    """Measure the item's partitions."""
 
     def __init__(self, sample: StoredParts, features: Features) -> None:
         self._sample, self._features = sample, features
 
     def process(self, item: WorkItem, output: None) -> Result:
-        table = read_bucket(self._sample.artifact, self._sample.parts, item.number)
-        found = None
-        if table is not None:
-            found = group_drift(
-                table["label"].to_numpy(),
-                vector_values(table["old"]),
-                feature_vectors(table, self._features),
-                *(vector_values(table[f"{side}_vector"]) for side in SIDES),
-            )
-        return Result(details={"drift": None if found is None else asdict(found)})
+        tables = read_buckets(self._sample.artifact, self._sample.parts, item.payload)
+        found = [self._drift(table) for table in tables if table is not None]
+        return Result(details={"drifts": [asdict(drift) for drift in found if drift is not None]})
+
+    def _drift(self, table: pa.Table) -> GroupDrift | None:
+        return group_drift(
+            table["label"].to_numpy(),
+            vector_values(table["old"]),
+            feature_vectors(table, self._features),
+            *(vector_values(table[f"{side}_vector"]) for side in SIDES),
+        )

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,8 +23,8 @@ from clusterbatch.clustering.partial_sums import Centers
 from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.embedding.vectors import TaskUnit, vector_values
 from clusterbatch.store import Artifact, Part
-from clusterbatch.store.details import FitPart, details_of
-from clusterbatch.store.tables import read_parquet
+from clusterbatch.store.details import FitPart
+from clusterbatch.store.tables import read_parquet, write_parquet
 
 # A fit without `cluster.drop_outliers`: no cosine is below this.
 NO_OUTLIERS = -2.0
@@ -259,21 +260,77 @@ def read_centers(table: pa.Table) -> Centers:
     return Centers(vector_values(table["centroid"]), bias)
 
 
+# Details and table of a cell's centroids, projection or labels.
+NamedFit = tuple[FitPart, pa.Table]
+
+
+def write_fits(output: Artifact, number: int, fits: Sequence[NamedFit]) -> list[Part]:
+    """Write the fits of a work item's cells, one part for each content; number: of the item."""
+    by_kind: dict[tuple[str, str], list[NamedFit]] = {}
+    for details, table in fits:
+        by_kind.setdefault((details["content"], str(table.schema)), []).append((details, table))
+    parts = []
+    for (content, _), of_kind in by_kind.items():
+        described = dict(of_kind[0][0])
+        if len(of_kind) > 1:
+            cells = [{**details, "rows": table.num_rows} for details, table in of_kind]
+            described = {name: described[name] for name in ("content", "level") if name in described} | {"cells": cells}
+        table = pa.concat_tables([table for _, table in of_kind])
+        parts.append(write_parquet(output, f"{content}-{number:05d}", table, **described))
+    return parts
+
+
+@dataclass(frozen=True)
+class StoredFit:
+    """The fit of one cell: rows [first, first + rows) of a part that `write_fits` has written."""
+
+    details: FitPart
+    part: Part
+    first: int
+    rows: int
+
+
+def stored_fits(parts: Sequence[Part]) -> list[StoredFit]:
+    """Return the fits that the parts hold, part by part."""
+    found = []
+    for part in parts:
+        first = 0
+        for details in part.details.get("cells", [part.details]):
+            rows = details.get("rows", part.rows)
+            found.append(StoredFit(details, part, first, rows))
+            first += rows
+    return found
+
+
+def read_fits(level: StoredParts, wanted: Sequence[StoredFit]) -> Iterator[NamedFit]:
+    """Yield each fit with its table; each part is read once if its fits follow one another."""
+    for _, of_part in groupby(wanted, key=lambda fit: fit.part.path):
+        fits = list(of_part)
+        table = read_parquet(level.artifact.folder, fits[0].part)
+        for fit in fits:
+            yield fit.details, table.slice(fit.first, fit.rows)
+
+
 def read_models(level: StoredParts, partitions: Partitions) -> dict[int, PartitionModel]:
-    """Read the fits of one level, by partition; the centres of its cells are in `fine`, cell by cell."""
+    """Read the fits of one level, by partition; the centres of its cells are in `fine`, cell by cell.
+
+    Fits of other partitions are left out.
+    """
     numbers = {name: number for number, name in enumerate(partitions.names)}
-    cells: dict[int, list[tuple[Centers, np.ndarray, float]]] = {}
+    cells: dict[int, dict[int, tuple[Centers, np.ndarray, float]]] = {}
     matrices: dict[int, np.ndarray] = {}
-    described = [(details_of(part, FitPart), part) for part in level.parts]
-    for details, part in sorted(described, key=lambda pair: (pair[0]["group"], pair[0]["coarse"])):
-        partition, table = numbers[details["group"]], read_parquet(level.artifact.folder, part)
+    for details, table in read_fits(
+        level, [fit for fit in stored_fits(level.parts) if fit.details["group"] in numbers]
+    ):
+        partition = numbers[details["group"]]
         if details["content"] == "projection":
             matrices[partition] = vector_values(table["direction"])
             continue
         cell = (read_centers(table), table["sampled"].to_numpy(), details["outlier_below"])
-        cells.setdefault(partition, []).append(cell)
+        cells.setdefault(partition, {})[details["coarse"]] = cell
     models = {}
-    for partition, found in cells.items():
+    for partition in sorted(cells):
+        found = [cell for _, cell in sorted(cells[partition].items())]
         sampled = np.concatenate([rows for _, rows, _ in found])
         below = [below for _, _, below in found]
         models[partition] = PartitionModel(
@@ -287,17 +344,18 @@ def read_models(level: StoredParts, partitions: Partitions) -> dict[int, Partiti
 
 def describe_parts(parts: Sequence[Part]) -> dict[str, dict[str, Any]]:
     """Summarise fits for `FittedClusters.describe`; of two levels the finer one."""
-    described = [(part.rows, details_of(part, FitPart)) for part in parts if "mean_cosine" in part.details]
-    finest: dict[str, int] = {}
-    for _, details in described:
-        finest[details["group"]] = max(finest.get(details["group"], 1), details.get("level", 1))
+    by_partition: dict[str, dict[int, list[StoredFit]]] = {}
+    for fit in stored_fits(parts):
+        if "mean_cosine" in fit.details:
+            levels = by_partition.setdefault(fit.details["group"], {})
+            levels.setdefault(fit.details.get("level", 1), []).append(fit)
     summary = {}
-    for partition, level in finest.items():
-        chosen = [each for each in described if (each[1]["group"], each[1].get("level", 1)) == (partition, level)]
-        centroids = sum(rows for rows, _ in chosen)
+    for partition, levels in by_partition.items():
+        chosen = levels[max(levels)]
+        centroids = sum(fit.rows for fit in chosen)
         summary[partition] = {
             "centroids": centroids,
-            "mean_cosine": round(sum(rows * details["mean_cosine"] for rows, details in chosen) / centroids, 5),
-            "rounds": max(details.get("rounds", 1) for _, details in chosen),
+            "mean_cosine": round(sum(fit.rows * fit.details["mean_cosine"] for fit in chosen) / centroids, 5),
+            "rounds": max(fit.details.get("rounds", 1) for fit in chosen),
         }
     return summary

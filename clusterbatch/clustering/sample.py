@@ -24,6 +24,17 @@ from clusterbatch.store.shuffle import read_bucket, read_buckets, write_buckets
 
 
 @dataclass(frozen=True)
+class SampledChunk:
+    """A chunk of the sample, and the (n,) int64 clusters of its rows in the generation before, -1 for none.
+
+    previous: empty if there is no generation before.
+    """
+
+    chunk: Chunk
+    previous: np.ndarray
+
+
+@dataclass(frozen=True)
 class SampleChunks:
     """The chunks of a stored sample, one a bucket. Picklable. weighted: whether the rows' weights are read."""
 
@@ -36,9 +47,10 @@ class SampleChunks:
         """Return vectors (n, D) float16 and weights (n,) or None, in hash order; with both orders, each row twice."""
         return self._chunk(read_bucket(self.artifact, self.parts, bucket))
 
-    def read_all(self, buckets: range) -> list[Chunk]:
-        """Return what `read` returns for each of `buckets`, in as many requests as for one."""
-        return [self._chunk(table) for table in read_buckets(self.artifact, self.parts, buckets)]
+    def read_all(self, buckets: range) -> list[SampledChunk]:
+        """Return the chunks of all `buckets`, in as many requests as for one."""
+        tables = read_buckets(self.artifact, self.parts, buckets)
+        return [SampledChunk(self._chunk(table), self._previous(table)) for table in tables]
 
     def _chunk(self, table: pa.Table | None) -> Chunk:
         if table is None:
@@ -51,10 +63,8 @@ class SampleChunks:
             weights = None if weights is None else np.repeat(weights, 2)
         return vectors, weights
 
-    def previous(self, bucket: int) -> np.ndarray:
-        """Return for the rows of `read` the (n,) int64 cluster in the generation before, -1 for none."""
-        table = read_bucket(self.artifact, self.parts, bucket)
-        if table is None:
+    def _previous(self, table: pa.Table | None) -> np.ndarray:
+        if table is None or "previous" not in table.column_names:
             return np.empty(0, np.int64)
         numbers = _in_order(table)["previous"].to_numpy()
         return np.repeat(numbers, 2) if self.features == "both_orders" else numbers

@@ -5,7 +5,7 @@ Their centroids are computed all the same: for the order in which neighbours are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,18 +16,27 @@ import pyarrow.compute as pc
 
 from clusterbatch.clustering.embedded_corpus import EmbeddedCorpus, EmbeddedRows, PassFactory
 from clusterbatch.clustering.features import Features, feature_sides, feature_vectors, unit_length
-from clusterbatch.clustering.model import CentroidClusters, Numbered, PartitionModel, StoredParts, UnitRows
+from clusterbatch.clustering.model import (
+    CentroidClusters,
+    NamedFit,
+    Numbered,
+    PartitionModel,
+    StoredParts,
+    UnitRows,
+    read_fits,
+    stored_fits,
+    write_fits,
+)
 from clusterbatch.clustering.packing_order import packing_order
 from clusterbatch.clustering.partial_sums import Centers
 from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.corpus.row_groups import read_row_group
 from clusterbatch.embedding.vectors import TaskUnit, vector_column, vector_values
 from clusterbatch.errors import UsageError
-from clusterbatch.runtime import Result, WorkItem
+from clusterbatch.runtime import Result, WorkItem, bundle_items
 from clusterbatch.store import Artifact, Counts
-from clusterbatch.store.details import FitPart, details_of
-from clusterbatch.store.shuffle import iterate_bucket, write_buckets
-from clusterbatch.store.tables import read_parquet, write_parquet
+from clusterbatch.store.details import FitPart
+from clusterbatch.store.shuffle import iterate_bucket, read_buckets, write_buckets
 
 # The corpus' column with the user's own clusters.
 LABEL = "group"
@@ -64,9 +73,9 @@ class UserGroupClusters(CentroidClusters):
     def _tables(self) -> dict[int, pa.Table]:
         numbers = {name: number for number, name in enumerate(self.partitions.names)}
         return {
-            numbers[details_of(part, FitPart)["group"]]: read_parquet(stored.artifact.folder, part)
+            numbers[details["group"]]: table
             for stored in self.stored
-            for part in stored.parts
+            for details, table in read_fits(stored, stored_fits(stored.parts))
         }
 
 
@@ -79,7 +88,7 @@ def fit_user_groups(corpus: EmbeddedCorpus, passes: PassFactory) -> UserGroupClu
         raise UsageError("clusters by group: the corpus has no such column (set corpus.columns.group and re-ingest)")
     sums = passes.run("sums", corpus.items, LabelSumsWorker, {"rows": corpus.rows}, corpus.reading_pool)
     partitions = corpus.partitions
-    items = [WorkItem(partition, int(rows), None) for partition, rows in enumerate(partitions.rows)]
+    items = bundle_items(partitions.rows, sum(part.bytes for part in sums.parts))
     fitted = passes.run("fit", items, LabelFitWorker, {"sums": sums, "partitions": partitions}, corpus.pool)
     return UserGroupClusters(partitions, corpus.config.cluster.features, [fitted])
 
@@ -119,15 +128,27 @@ class LabelSumsWorker:
 
 
 class LabelFitWorker:
-    """Bring the labels of the item's partition and their centroids into packing order."""
+    """Bring the labels of the item's partitions and their centroids into packing order."""
 
     def __init__(self, sums: StoredParts, partitions: Partitions) -> None:
         self._sums, self._partitions = sums, partitions
 
     def process(self, item: WorkItem, output: Artifact) -> Result:
+        partitions: range = item.payload
+        artifact, parts = self._sums.artifact, self._sums.parts
+        fits: list[NamedFit] = []
+        if len(partitions) == 1:
+            # Task by task: together their sums would take as much memory as tasks times labels.
+            fits.append(self._fit(partitions.start, iterate_bucket(artifact, parts, partitions.start)))
+        else:
+            for partition, table in zip(partitions, read_buckets(artifact, parts, partitions), strict=True):
+                fits.append(self._fit(partition, [] if table is None else [table]))
+        rows = int(self._partitions.rows[partitions.start : partitions.stop].sum())
+        return Result(write_fits(output, item.number, fits), Counts(read=rows, written=rows))
+
+    def _fit(self, partition: int, tables: Iterable[pa.Table]) -> NamedFit:
         found = _Sums()
-        # Task by task: together their sums would take as much memory as tasks times labels.
-        for table in iterate_bucket(self._sums.artifact, self._sums.parts, item.number):
+        for table in tables:
             found.add(table["label"].to_pylist(), table["rows"].to_numpy(), vector_values(table["sum"]))
         centroids = unit_length(found.sums).astype(np.float32)
         order = packing_order(centroids, found.rows)
@@ -136,17 +157,13 @@ class LabelFitWorker:
             "centroid": vector_column(centroids[order]),
             "rows": found.rows[order],
         }
-        part = write_parquet(
-            output,
-            f"labels-{item.number:05d}",
-            pa.table(columns),
+        details = FitPart(
             content="labels",
-            group=self._partitions.names[item.number],
+            group=self._partitions.names[partition],
             # The length of unit vectors' mean is their mean cosine to its direction.
             mean_cosine=float(np.linalg.norm(found.sums, axis=1).sum() / found.rows.sum()),
         )
-        rows = int(found.rows.sum())
-        return Result([part], Counts(read=rows, written=rows))
+        return details, pa.table(columns)
 
 
 class _Sums:

@@ -21,8 +21,10 @@ from clusterbatch.clustering.model import (
     KMeansClusters,
     PartitionAssigner,
     PartitionModel,
+    StoredFit,
     StoredParts,
     UnitRows,
+    stored_fits,
 )
 from clusterbatch.config import EmbedConfig, RunConfig
 from clusterbatch.corpus.partitions import Partitions
@@ -31,7 +33,7 @@ from clusterbatch.embedding.vectors import TaskUnit, VectorSource
 from clusterbatch.errors import UsageError
 from clusterbatch.hashing import row_hashes
 from clusterbatch.store import Part
-from clusterbatch.store.details import ClustersDetails, FitPart, details_of, has_vectors
+from clusterbatch.store.details import ClustersDetails, details_of, has_vectors
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 
@@ -100,11 +102,7 @@ class Previous:
 
     def models(self, partitions: Partitions) -> Mapping[int, PartitionModel]:
         """Return its models by partition of today's corpus; one that is new or was not split has none."""
-        levels = [
-            StoredParts(level.artifact, [part for part in level.parts if _partition_name(part) in partitions.names])
-            for level in self.levels
-        ]
-        return KMeansClusters(partitions, self.features, levels).models
+        return KMeansClusters(partitions, self.features, self.levels).models
 
     def held(self, partitions: Partitions) -> dict[int, PartitionModel]:
         """Return the models of the partitions whose clusters continue; the others start from scratch."""
@@ -120,12 +118,8 @@ def stored_levels(clusters: StoredParts) -> list[StoredParts]:
     by_level: dict[int, list[Part]] = {}
     for part in clusters.parts:
         if part.details.get("content") in ("centroids", "projection"):
-            by_level.setdefault(details_of(part, FitPart)["level"], []).append(part)
+            by_level.setdefault(part.details["level"], []).append(part)
     return [StoredParts(clusters.artifact, parts) for _, parts in sorted(by_level.items())]
-
-
-def _partition_name(part: Part) -> str:
-    return details_of(part, FitPart)["group"]
 
 
 @dataclass(frozen=True)
@@ -140,12 +134,29 @@ class WarmStart:
 
         name: of the partition; coarse: the cell's coarse cluster.
         """
-        stored = self.previous.levels[level - 1]
-        for part in stored.parts:
-            details = details_of(part, FitPart)
-            if (details["content"], details["group"], details["coarse"]) == (content, name, coarse):
-                return read_parquet(stored.artifact.folder, part)
-        return None
+        fit = self._fits[level - 1].get((content, name, coarse))
+        if fit is None:
+            return None
+        # Kept for the next cells, which are often of the same part.
+        if self._read.get(content, ("", None))[0] != fit.part.path:
+            folder = self.previous.levels[level - 1].artifact.folder
+            self._read[content] = fit.part.path, read_parquet(folder, fit.part)
+        return self._read[content][1].slice(fit.first, fit.rows)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"previous": self.previous, "held": self.held}
+
+    @cached_property
+    def _fits(self) -> list[dict[tuple[str, str, int], StoredFit]]:
+        fits = [stored_fits(level.parts) for level in self.previous.levels]
+        return [
+            {(fit.details["content"], fit.details["group"], fit.details["coarse"]): fit for fit in of_level}
+            for of_level in fits
+        ]
+
+    @cached_property
+    def _read(self) -> dict[str, tuple[str, pa.Table]]:
+        return {}
 
 
 class PreviousAssigner:

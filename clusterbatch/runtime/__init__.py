@@ -5,7 +5,7 @@ from clusterbatch.runtime.passes import Pass
 from clusterbatch.runtime.progress import ProgressLine
 from clusterbatch.runtime.resources import check_resources
 from clusterbatch.runtime.session import lasting_session, ray_session
-from clusterbatch.runtime.work import Ahead, Pool, Result, WorkItem
+from clusterbatch.runtime.work import Ahead, Pool, Result, WorkItem, bundle_items
 
 __all__ = [
     "Ahead",
@@ -16,6 +16,7 @@ __all__ = [
     "ProgressLine",
     "Result",
     "WorkItem",
+    "bundle_items",
     "check_resources",
     "current_executor",
     "lasting_session",

@@ -83,9 +83,9 @@ class Pass:
         """Return whether the output is committed with this identity."""
         return self.output is not None and self.output.is_done(self.identity)
 
-    def finish(self, number: int, result: Result, seconds: float) -> Receipt:
+    def finish(self, item: WorkItem, result: Result, seconds: float) -> Receipt:
         """Write the receipt of an item that was done in this process, without a worker."""
-        return finish(self._work, number, result, seconds)
+        return finish(self._work, item, result, seconds)
 
     @property
     def _work(self) -> Work:
@@ -96,7 +96,8 @@ def run_items(
     work: Work, items: Sequence[WorkItem], done: Mapping[int, Receipt], measured_in: str = "rows"
 ) -> list[Receipt]:
     """Run the items that are not in `done` on the current executor; return all receipts in the order of `items`."""
-    receipts = dict(done)
+    covered = {item.number: list(item.covers) for item in items}
+    receipts = {n: receipt for n, receipt in done.items() if receipt.details.get("covers", []) == covered.get(n)}
     pending = [item for item in items if item.number not in receipts]
     rows = {item.number: item.rows for item in items}
     total = sum(rows.values())

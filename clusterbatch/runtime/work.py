@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 from clusterbatch.store.artifact import Artifact, Counts, Part, Receipt, Stopwatch
+from clusterbatch.store.shuffle import BUNDLE_BYTES, bundle_buckets
 from clusterbatch.store.traffic import since_last
 
 # What one worker asks for, by Ray's names.
@@ -35,11 +38,16 @@ class Pool:
 
 @dataclass(frozen=True)
 class WorkItem:
-    """One piece of work. `rows` is only for progress; `payload` must be picklable and small."""
+    """One piece of work. `rows` is only for progress; `payload` must be picklable and small.
+
+    covers: numbers of what the item bundles, if it does. A receipt counts only for an item that covers the same: an
+    earlier version may have bundled otherwise.
+    """
 
     number: int
     rows: int
     payload: Any
+    covers: tuple[int, ...] = ()
 
 
 @dataclass
@@ -113,21 +121,33 @@ class ItemRunner:
         """Process the item and write its receipt. Raises DataError when a row is unaccounted for."""
         watch = Stopwatch()
         result = self._worker.process(item, self._work.output, *prepared)
-        return finish(self._work, item.number, result, watch.seconds)
+        return finish(self._work, item, result, watch.seconds)
 
 
-def finish(work: Work, number: int, result: Result, seconds: float) -> Receipt:
-    """Stamp the result of item `number` and write it as a receipt, if the work has an output."""
+def bundle_items(rows: np.ndarray, stored: int, most: float = BUNDLE_BYTES) -> list[WorkItem]:
+    """Return work items of neighbouring buckets of a shuffle, which a worker reads together; payload: a range.
+
+    rows: (buckets,) of each bucket, about; stored: bytes of all of them; most: of one item, unless it is one bucket.
+    """
+    bundles = bundle_buckets(stored * rows / max(1.0, float(rows.sum())), most)
+    return [
+        WorkItem(bundle.start, max(1, int(rows[bundle.start : bundle.stop].sum())), bundle, (bundle.start, bundle.stop))
+        for bundle in bundles
+    ]
+
+
+def finish(work: Work, item: WorkItem, result: Result, seconds: float) -> Receipt:
+    """Stamp the result of an item and write it as a receipt, if the work has an output."""
     receipt = Receipt(
-        unit=number,
+        unit=item.number,
         fingerprint=work.identity,
         parts=result.parts,
         counts=result.counts,
         seconds=seconds,
-        details=result.details,
+        details={**result.details, **({"covers": list(item.covers)} if item.covers else {})},
     )
     if work.output is None:
-        receipt.counts.check(f"{work.title} item {number}")
+        receipt.counts.check(f"{work.title} item {item.number}")
         receipt.traffic = since_last()
     else:
         work.output.write_receipt(receipt)

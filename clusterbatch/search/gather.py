@@ -17,7 +17,7 @@ from clusterbatch.hashing import row_hashes
 from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.search.neighbours import ApproximateIndex, Approximation, GroupKeys, Neighbours, neighbours
 from clusterbatch.store import Artifact, Counts, Part
-from clusterbatch.store.shuffle import iterate_bucket, write_buckets
+from clusterbatch.store.shuffle import BUNDLE_BYTES, bundle_buckets, iterate_bucket, read_buckets, write_buckets
 from clusterbatch.store.workspace import Workspace
 
 # Content of a part, in its details under "holds".
@@ -68,24 +68,46 @@ class GatherWorker:
 
 @dataclass(frozen=True)
 class Block:
-    """The queries of one partition that are in the gathered parts [first, stop)."""
+    """The queries of some partitions that are in the gathered parts [first, stop).
 
-    partition: int
+    Several partitions, or a small one, are whole, and are read together: read one by one, requests would grow with the
+    product of partitions and parts.
+    """
+
+    partitions: range
     first: int
     stop: int
+    together: bool
 
 
-def blocks(vectors: Sequence[Part], partitions: Partitions) -> list[WorkItem]:
-    """Cut each partition's queries into work items of about `_BLOCK_ROWS` rows; payload: `Block`."""
+def blocks(gathered: Sequence[Part], partitions: Partitions) -> list[WorkItem]:
+    """Cut the queries of all partitions into work items of about `_BLOCK_ROWS` rows; payload: `Block`.
+
+    gathered: the parts of all contents.
+    """
+    vectors = [part for part in gathered if part.details["holds"] == VECTORS]
+    rows = np.array([part.details["rows_of"] for part in vectors], np.int64).reshape(-1, len(partitions.names))
+    of_partition = rows.sum(axis=0)
+    each = max(1.0, sum(part.bytes for part in gathered) / max(1, int(of_partition.sum())))
+    most = min(_BLOCK_ROWS, BUNDLE_BYTES / each)
     items: list[WorkItem] = []
-    for partition in range(len(partitions.names)):
-        rows = np.array([part.details["rows_of"][partition] for part in vectors])
-        block = np.cumsum(rows) // _BLOCK_ROWS
-        edges = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(rows)]
+
+    def add(block: Block, count: int) -> None:
+        if count:
+            covers = (block.partitions.start, block.partitions.stop, block.first, block.stop)
+            items.append(WorkItem(len(items), count, block, covers))
+
+    for bundle in bundle_buckets(each * of_partition, each * most):
+        count = int(of_partition[bundle.start : bundle.stop].sum())
+        if len(bundle) > 1 or count <= most:
+            add(Block(bundle, 0, len(vectors), together=True), count)
+            continue
+        # One partition.
+        of_part = rows[:, bundle.start]
+        block = np.cumsum(of_part) // _BLOCK_ROWS
+        edges = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(of_part)]
         for first, stop in pairwise(edges):
-            of_block = int(rows[first:stop].sum())
-            if of_block:
-                items.append(WorkItem(len(items), of_block, Block(partition, first, stop)))
+            add(Block(bundle, first, stop, together=False), int(of_part[first:stop].sum()))
     return items
 
 
@@ -97,15 +119,31 @@ class Gathered:
 
     def __init__(self, artifact: Artifact, parts: Sequence[Part], approximate: Approximation | None = None) -> None:
         self._artifact, self._parts, self._approximate = artifact, parts, approximate
+        self._held: dict[int, pa.Table] = {}
         self._keys: tuple[int, GroupKeys] | None = None
         self._index: tuple[int, ApproximateIndex] | None = None
 
-    def rows(self, block: Block) -> pa.Table:
-        """Return the rows of the block."""
-        return pa.concat_tables(iterate_bucket(self._artifact, self._parts[block.first : block.stop], block.partition))
+    def queries(self, block: Block) -> Iterator[tuple[int, pa.Table]]:
+        """Yield the block's partitions with their rows; what is read together is held until the next block."""
+        self.hold(block.partitions if block.together else range(0))
+        if block.together:
+            yield from self._held.items()
+            return
+        [partition] = block.partitions
+        parts = self._parts[block.first : block.stop]
+        yield partition, pa.concat_tables(iterate_bucket(self._artifact, parts, partition))
+
+    def hold(self, partitions: range) -> None:
+        """Read all rows of these partitions together, and keep them instead of those held before."""
+        self._held = {}
+        if partitions:
+            tables = read_buckets(self._artifact, self._parts, partitions)
+            self._held = {n: table for n, table in zip(partitions, tables, strict=True) if table is not None}
 
     def pieces(self, partition: int) -> Iterator[pa.Table]:
         """Yield all rows of a partition, piece by piece."""
+        if partition in self._held:
+            return iter([self._held[partition]])
         return iterate_bucket(self._artifact, self._parts, partition)
 
     def search(self, partition: int, rows: pa.Table, k: int, ranks: int = 0) -> Neighbours:

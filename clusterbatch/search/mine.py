@@ -22,7 +22,7 @@ from clusterbatch.search.negatives import choose_negatives
 from clusterbatch.search.neighbours import Approximation
 from clusterbatch.store import Artifact, Counts, Manifest, Part, Stopwatch
 from clusterbatch.store.details import MinedDetails, details_of, has_vectors
-from clusterbatch.store.shuffle import iterate_bucket, read_bucket, write_buckets
+from clusterbatch.store.shuffle import iterate_bucket, read_bucket, read_buckets, write_buckets
 from clusterbatch.store.workspace import Workspace
 
 _EXCHANGE = "_exchange"
@@ -73,7 +73,7 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
             "tasks": len(items),
         }
         search = Pass("mine: search", artifact, identity, MineWorker, arguments, pool)
-        receipts = search.run(blocks(vectors, partitions), done=done)
+        receipts = search.run(blocks(vectors + texts, partitions), done=done)
     found = [details_of(receipt, MinedDetails) for receipt in receipts]
     totals = MinedDetails(
         negatives=sum(of_block["negatives"] for of_block in found),
@@ -103,14 +103,26 @@ class MineWorker:
         self._config, self._artifact = config, gathered
         self._gathered = Gathered(gathered, vectors, Approximation.of(config))
         self._texts, self._tasks = texts, tasks
+        self._held: dict[int, pa.ChunkedArray] = {}
         self._local: tuple[int, LocalTexts] | None = None
 
     def process(self, item: WorkItem, output: Artifact) -> Result:
         block: Block = item.payload
-        rows = self._gathered.rows(block)
+        held = read_buckets(self._artifact, self._texts, block.partitions) if block.together else []
+        self._held = {
+            n: table["document"] for n, table in zip(block.partitions, held, strict=bool(held)) if table is not None
+        }
+        mined = [self._mine(partition, rows) for partition, rows in self._gathered.queries(block)]
+        task, tables, totals = zip(*mined, strict=True)
+        part = write_buckets(output, item.number, pa.concat_tables(tables), np.concatenate(task), self._tasks)
+        details = {name: sum(of_partition[name] for of_partition in totals) for name in totals[0]}
+        return Result([part], Counts(read=part.rows, written=part.rows), details)
+
+    def _mine(self, partition: int, rows: pa.Table) -> tuple[np.ndarray, pa.Table, MinedDetails]:
+        """Return of `rows`, which are in the partition: the task of each, what is kept of it, and totals."""
         # Deep enough that the filters leave something to choose from.
         depth = self._config.last if self._config.negatives else 1
-        found = self._gathered.search(block.partition, rows, depth, self._config.consistency or 0)
+        found = self._gathered.search(partition, rows, depth, self._config.consistency or 0)
         columns = {"unit": rows["unit"], "row": rows["row"], "rank": found.rank.astype(np.int32)}
         negatives = 0
         if self._config.negatives:
@@ -118,22 +130,17 @@ class MineWorker:
             chosen = choose_negatives(found.ranking.scores, found.positive, draws, self._config)
             documents = np.where(chosen < 0, -1, np.take_along_axis(found.ranking.documents, np.maximum(chosen, 0), 1))
             negatives = int((documents >= 0).sum())
-            columns["negatives"] = self._texts_of(block.partition, documents)
+            columns["negatives"] = self._texts_of(partition, documents)
             if self._config.margins:
                 margins = found.positive[:, None] - np.take_along_axis(found.ranking.scores, np.maximum(chosen, 0), 1)
                 columns["margins"] = _lists(documents >= 0, pa.array(margins[documents >= 0], pa.float32()))
-        task = rows["task"].to_numpy()
-        part = write_buckets(output, item.number, pa.table(columns), task, self._tasks)
         consistency = self._config.consistency
-        return Result(
-            [part],
-            Counts(read=len(task), written=len(task)),
-            {
-                "negatives": negatives,
-                "inconsistent": 0 if consistency is None else int((found.rank >= consistency).sum()),
-                "first": int((found.rank == 0).sum()),
-            },
+        totals = MinedDetails(
+            negatives=negatives,
+            inconsistent=0 if consistency is None else int((found.rank >= consistency).sum()),
+            first=int((found.rank == 0).sum()),
         )
+        return rows["task"].to_numpy(), pa.table(columns), totals
 
     def _texts_of(self, partition: int, documents: np.ndarray) -> pa.ListArray:
         """Return the texts of (Q, n) rows of a partition as (Q,) lists; -1 stands for no document."""
@@ -151,6 +158,9 @@ class MineWorker:
 
     def _text_pieces(self, partition: int) -> Iterator[pa.ChunkedArray]:
         """Yield the texts of all rows of a partition, piece by piece."""
+        if partition in self._held:
+            yield self._held[partition]
+            return
         if not self._gathered.is_approximate(partition):
             # The search has read as much for this block.
             yield from (piece["document"] for piece in iterate_bucket(self._artifact, self._texts, partition))

@@ -86,7 +86,10 @@ class EmbeddedUnit(TypedDict):
 
 
 class FitPart(TypedDict):
-    """Details of a part with the clusters of one cell or partition, or with the projection in front of them."""
+    """Details of the clusters of one cell or partition, or of the projection in front of them.
+
+    A part that holds those of several has them in a list `cells`, beside their common `content` and `level`.
+    """
 
     # labels: of the user's own clusters, which have no levels.
     content: Literal["centroids", "projection", "labels"]
@@ -100,6 +103,8 @@ class FitPart(TypedDict):
     # Missing if the cell has no rows.
     mean_cosine: NotRequired[float]
     rounds: NotRequired[int]
+    # Of the part, if it holds several.
+    rows: NotRequired[int]
 
 
 class MinedDetails(TypedDict):

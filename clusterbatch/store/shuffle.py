@@ -29,6 +29,9 @@ _READERS = 8
 _ENTRIES, _KEPT = 64, 8192
 # Readings that a range of buckets may need one by one.
 _MOST_WINDOWS = 2
+# Stored bytes of the buckets that are read together, at most and, if there are more, at least; and ranges of them, if
+# they are large enough: all workers have something to do, and none much at the end.
+BUNDLE_BYTES, _LEAST_BYTES, _BUNDLES = 2**27, 2**22, 64
 # A bucket's entry in the table, little-endian unsigned 64-bit integers: first byte, byte after its last, rows, and
 # XXH3-64 of the bytes followed by the three numbers before, so that a damaged entry is noticed as well.
 _ENTRY = np.dtype([("start", "<u8"), ("end", "<u8"), ("rows", "<u8"), ("checksum", "<u8")])
@@ -91,6 +94,34 @@ def read_buckets(artifact: Artifact, parts: Sequence[Part], buckets: range) -> l
         tables = [table for table in pieces if table is not None]
         found.append(pa.concat_tables(tables, promote_options="permissive") if tables else None)
     return found
+
+
+def bundle_buckets(sizes: np.ndarray, most: float = BUNDLE_BYTES) -> list[range]:
+    """Return ranges of neighbouring buckets that are read together: all buckets, in order.
+
+    Buckets of sources or clusters may be many and small, and every part has a piece of each: read one by one, requests
+    would grow with the product of buckets and parts. sizes: (buckets,) stored bytes of each, about. A bucket of more
+    than `most` bytes is a range by itself.
+    """
+    limit = min(most, max(_LEAST_BYTES, sizes.sum() / _BUNDLES))
+    bundles: list[range] = []
+    first, held = 0, 0.0
+    for bucket, size in enumerate(sizes.tolist()):
+        if bucket > first and held + size > limit:
+            bundles.append(range(first, bucket))
+            first, held = bucket, 0.0
+        held += size
+    return [*bundles, range(first, len(sizes))] if len(sizes) else []
+
+
+def iterate_buckets(artifact: Artifact, parts: Sequence[Part], rows: np.ndarray) -> Iterator[pa.Table | None]:
+    """Yield what `read_bucket` returns for every bucket, in order; small neighbours are read together.
+
+    rows: (buckets,) of each, about.
+    """
+    stored = sum(part.bytes for part in parts)
+    for bundle in bundle_buckets(stored * rows / max(1.0, rows.sum())):
+        yield from read_buckets(artifact, parts, bundle)
 
 
 def iterate_bucket(artifact: Artifact, parts: Sequence[Part], bucket: int) -> Iterator[pa.Table]:

@@ -69,12 +69,12 @@ def embedded_workspace(
             vectors = pa.Table.from_arrays(columns, schema=embeddings_schema(dimensions))
             embeddings_parts.append(write_parquet(workspace.embeddings(), "unit", vectors))
     counts = Counts(read=table.num_rows, written=table.num_rows)
-    for artifact, made, details in (
-        (workspace.corpus, corpus_parts, {"sources": rows}),
-        (workspace.embeddings(), embeddings_parts, {"dimensions": dimensions}),
+    for artifact, made, inputs, details in (
+        (workspace.corpus, corpus_parts, {}, {"sources": rows}),
+        (workspace.embeddings(), embeddings_parts, {"corpus": "given"}, {"dimensions": dimensions}),
     ):
         receipt = Receipt(unit=0, fingerprint="given", parts=made, counts=counts)
-        artifact.commit("given", [receipt], config={}, inputs={}, seconds=0.0, details=details)
+        artifact.commit("given", [receipt], config={}, inputs=inputs, seconds=0.0, details=details)
     return config
 
 

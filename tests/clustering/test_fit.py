@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from clusterbatch.clustering import fit_distributed as distributed
 from clusterbatch.clustering.cell_fit import FitLevel
 from clusterbatch.clustering.cells import Cells
-from clusterbatch.clustering.fit import FitWorker, bundle_cells
-from clusterbatch.clustering.model import KMeansClusters, StoredParts, read_models
+from clusterbatch.clustering.fit import FitWorker
+from clusterbatch.clustering.model import (
+    KMeansClusters,
+    StoredParts,
+    describe_parts,
+    read_fits,
+    read_models,
+    stored_fits,
+)
 from clusterbatch.clustering.partial_sums import Centers, LocalRows, PartialSums
 from clusterbatch.clustering.sample import SampleChunks
 from clusterbatch.clustering.warm_start import Previous, WarmStart
@@ -84,9 +88,12 @@ def test_shares_are_of_rows_and_a_cell_without_any_keeps_its_coarse_centroid(lev
     ]
     # The same when they are read together.
     together = worker.process(WorkItem(0, 4, range(4)), output)
-    assert [read_parquet(output.folder, part) for part in together.parts] == [
-        read_parquet(output.folder, part) for part in parts
-    ]
+    assert len(together.parts) == 1
+    alone, bundled = (
+        list(read_fits(StoredParts(output, stored), stored_fits(stored))) for stored in (parts, together.parts)
+    )
+    assert [table for _, table in bundled] == [table for _, table in alone]
+    assert [{**details, "rows": table.num_rows} for details, table in alone] == [details for details, _ in bundled]
     assert together.counts.written == 11
     model = read_models(StoredParts(output, parts), level.above.partitions)[0]
     assert [len(centers.centroids) for centers in model.fine] == [2, 2, 2, 1]
@@ -95,6 +102,9 @@ def test_shares_are_of_rows_and_a_cell_without_any_keeps_its_coarse_centroid(lev
     # Whatever they weigh.
     by_cell = np.add.reduceat(model.shares, model.first_of_coarse[:-1])
     np.testing.assert_allclose(by_cell, np.array([4, 4, 3, 0]) / 11)
+    same = read_models(StoredParts(output, together.parts), level.above.partitions)[0]
+    np.testing.assert_array_equal(same.centroids, model.centroids)
+    assert describe_parts(together.parts) == describe_parts(parts)
 
 
 def test_clusters_that_continue_keep_their_numbers_if_no_row_is_left(level: FitLevel, output: Artifact) -> None:
@@ -131,19 +141,3 @@ def test_a_large_fit_multiplies_as_its_workers_do(
     result = distributed.fit_distributed(auto, 2, output, Pool(1))
     assert result.counts.written == 3
     assert set(dtypes) == {torch.bfloat16}
-
-
-@given(st.lists(st.integers(0, 300), min_size=1, max_size=400), st.booleans())
-def test_cells_are_bundled_by_bytes(megabytes: list[int], large: bool) -> None:
-    sizes = np.array(megabytes, float) * (2**20 if large else 1)
-    bundles = bundle_cells(sizes)
-    assert [cell for bundle in bundles for cell in bundle] == list(range(len(sizes)))
-    for bundle in bundles:
-        held = sizes[bundle.start : bundle.stop]
-        # What all workers fit together is by itself, and what one reads together fits its memory.
-        assert len(bundle) == 1 or held.sum() <= distributed.LOCAL_BYTES / 2
-        assert len(bundle) == 1 or held.sum() <= sizes.sum() / 64 + 1e-6
-    # Neighbours that would have fitted together are together.
-    for one, other in pairwise(bundles):
-        both = sizes[one.start : one.stop].sum() + sizes[other.start]
-        assert both > min(distributed.LOCAL_BYTES / 2, sizes.sum() / 64)

@@ -66,7 +66,13 @@ def _fitted(folder: Path, config: RunConfig, partitions: Partitions, tasks: list
     items = [WorkItem(number, sum(unit.unit.rows for unit in task), task) for number, task in enumerate(tasks)]
     parts = [part for item in items for part in worker.process(item, sums).parts]
     fitter = LabelFitWorker(StoredParts(sums, parts), partitions)
-    fitted = [fitter.process(WorkItem(number, 0, None), fits).parts[0] for number in range(len(partitions.names))]
+    fitted = [
+        fitter.process(WorkItem(number, 0, range(number, number + 1)), fits).parts[0]
+        for number in range(len(partitions.names))
+    ]
+    # The same when they are read together.
+    [together] = fitter.process(WorkItem(0, 0, range(len(partitions.names))), fits).parts
+    assert read_parquet(fits.folder, together) == pa.concat_tables([read_parquet(fits.folder, part) for part in fitted])
     return [read_parquet(fits.folder, part.path).sort_by("label") for part in fitted]
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from clusterbatch.clustering import fit_distributed as distributed
+from clusterbatch.clustering.model import StoredParts, read_fits, stored_fits
+from clusterbatch.clustering.warm_start import stored_levels
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.embedder import UnitEmbedder
@@ -109,11 +111,13 @@ def test_a_source_whose_rows_have_no_weight_is_clustered_as_any_other(tmp_path, 
     weightless, manifest = run(tmp_path / "weightless", optional=["weight"], weightless=["forum", "tiny"], **settings)
     assert manifest.counts.written + manifest.counts.set_aside["outlier"] == TOTAL
     assert sizes(weightless)["forum"] == sizes(plain)["forum"]
-    for part in manifest.parts:
+    if levels == 1:
         # Rows, not their weights: shards are planned by these. All rows of a source so small are in its sample.
-        if part.details.get("content") == "centroids" and levels == 1:
-            sampled = read_parquet(Workspace(weightless).clusters().folder, part)["sampled"].to_numpy()
-            assert sampled.sum() == SOURCES[part.details["group"]]
+        [level] = stored_levels(StoredParts(Workspace(weightless).clusters(), manifest.parts))
+        fits = {details["group"]: table for details, table in read_fits(level, stored_fits(level.parts))}
+        assert {name: table["sampled"].to_numpy().sum() for name, table in fits.items()} == {
+            name: SOURCES[name] for name in ("forum", "wiki")
+        }
 
 
 def test_the_users_own_clusters(tmp_path, in_process) -> None:

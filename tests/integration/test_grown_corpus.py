@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clusterbatch.clustering.model import StoredParts, read_fits, stored_fits
 from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.errors import UsageError
@@ -17,7 +18,6 @@ from clusterbatch.pipeline.refresh import refresh
 from clusterbatch.pipeline.rounds import needed_generations
 from clusterbatch.pipeline.run import STAGES, run_stage
 from clusterbatch.shards.stage import cluster
-from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 from tests.in_process import OVERRIDES, run_in_process
 from tests.integration.subjects import SUBJECTS, subjects_config
@@ -67,9 +67,8 @@ def _centroids(config: RunConfig, generation: int) -> dict[str, tuple[str, int]]
 def _fitted(config: RunConfig, generation: int) -> dict[str, np.ndarray]:
     clusters = Workspace(config).clusters(generation)
     parts = [part for part in clusters.require().parts if part.details.get("content") == "centroids"]
-    return {
-        part.details["group"]: np.array(read_parquet(clusters.folder, part)["centroid"].to_pylist()) for part in parts
-    }
+    fits = read_fits(StoredParts(clusters, parts), stored_fits(parts))
+    return {details["group"]: np.array(table["centroid"].to_pylist()) for details, table in fits}
 
 
 def test_new_rows_join_the_clusters_there_are(config: RunConfig) -> None:

@@ -214,7 +214,7 @@ def test_an_item_that_the_driver_does_is_as_one_of_a_worker(tmp_path: Path) -> N
     assert step.output is not None
     done = step.begin()
     part = step.output.write_part("item-1", "txt", b"1", rows=1)
-    done[1] = step.finish(1, Result([part], Counts(read=1, written=1), {"half": 0.5}), seconds=3.0)
+    done[1] = step.finish(items(3)[1], Result([part], Counts(read=1, written=1), {"half": 0.5}), seconds=3.0)
     with using(InProcessExecutor()):
         manifest = step.commit(items(3), done=done)
     assert values(step.output, manifest) == [b"0", b"1", b"4"]

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clusterbatch.errors import DataError, UsageError
-from clusterbatch.store import Artifact, Counts, Folder, Receipt
-from clusterbatch.store.shuffle import bucket_rows, read_bucket, read_buckets, write_buckets
+from clusterbatch.store import Artifact, Counts, Folder, Receipt, shuffle
+from clusterbatch.store.shuffle import (
+    bucket_rows,
+    bundle_buckets,
+    iterate_buckets,
+    read_bucket,
+    read_buckets,
+    write_buckets,
+)
 from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.traffic import since_last
 
@@ -239,3 +249,29 @@ def test_rows_of_buckets_are_counted_without_reading_them(tmp_path: Path) -> Non
     (tmp_path / parts[3].path).unlink()
     with pytest.raises(DataError, match=r"unit-00000003.*missing"):
         bucket_rows(it, parts)
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=400), st.booleans())
+def test_buckets_are_bundled_by_bytes(megabytes: list[int], large: bool) -> None:
+    sizes = np.array(megabytes, float) * (2**20 if large else 2**10)
+    limit = min(shuffle.BUNDLE_BYTES, max(2**22, sizes.sum() / 64))
+    bundles = bundle_buckets(sizes)
+    assert [bucket for bundle in bundles for bucket in bundle] == list(range(len(sizes)))
+    for bundle in bundles:
+        # What one process reads together fits its memory.
+        assert len(bundle) == 1 or sizes[bundle.start : bundle.stop].sum() <= limit + 1e-6
+    # Neighbours that would have fitted together are together.
+    for one, other in pairwise(bundles):
+        assert sizes[one.start : one.stop].sum() + sizes[other.start] > limit
+
+
+def test_buckets_that_are_read_together_are_those_read_one_by_one(tmp_path, monkeypatch) -> None:
+    it = Artifact(Folder(str(tmp_path)), "rows")
+    buckets = np.arange(TABLE.num_rows) % 40
+    parts = [
+        write_buckets(it, unit, TABLE.slice(unit, 900), buckets[unit : unit + 900] // 2 * 2, 40) for unit in range(3)
+    ]
+    single = [read_bucket(it, parts, bucket) for bucket in range(40)]
+    for least in (0, 2**22):
+        monkeypatch.setattr(shuffle, "_LEAST_BYTES", least)
+        assert list(iterate_buckets(it, parts, np.ones(40))) == single

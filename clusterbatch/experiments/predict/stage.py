@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,10 +20,10 @@ from clusterbatch.embedding.vectors import SIDES, TaskUnit, VectorSource, tasks,
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.experiments.predict.batch_figures import Sample, batch_figures, overall, predict_group, verdict_of
 from clusterbatch.hashing import row_hashes
-from clusterbatch.runtime import Pass, Pool, Result, WorkItem, lasting_session, ray_session
+from clusterbatch.runtime import Pass, Pool, Result, WorkItem, bundle_items, lasting_session, ray_session
 from clusterbatch.store import Artifact, Counts, Manifest, Part, Stopwatch
 from clusterbatch.store.details import given_dimensions, has_vectors
-from clusterbatch.store.shuffle import read_bucket, write_buckets
+from clusterbatch.store.shuffle import iterate_buckets, read_buckets, write_buckets
 from clusterbatch.store.workspace import Workspace
 
 PREDICTION = "predict/prediction.json"
@@ -46,11 +46,12 @@ def predict(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
         artifact, parts, groups = draw_sample(config, force)
         pool = Pool(config.embed.workers, config.embed.cpus_per_worker)
         with ray_session(config.ray):
-            each = [WorkItem(group, int(rows), None) for group, rows in enumerate(groups.rows)]
+            items = bundle_items(groups.rows * _shares(config, groups), sum(part.bytes for part in parts))
             worker = {"config": config, "sample": artifact, "parts": parts, "groups": groups}
-            found = Pass("predict", None, "", PredictWorker, worker, pool).run(each)
-    figures = {name: receipt.details for name, receipt in zip(groups.names, found, strict=True)}
-    rows = _mixed(artifact, parts, groups)
+            receipts = Pass("predict", None, "", PredictWorker, worker, pool).run(items)
+    found = [of_source for receipt in receipts for of_source in receipt.details["sources"]]
+    figures = dict(zip(groups.names, found, strict=True))
+    rows = _mixed(config, artifact, parts, groups)
     mixed = batch_figures(rows, np.zeros(len(rows), int), **batch_settings(config))
     result = {
         **overall(figures, mixed),
@@ -67,8 +68,7 @@ def draw_sample(config: RunConfig, force: bool) -> tuple[Artifact, list[Part], P
     workspace = Workspace(config)
     corpus = workspace.corpus.require()
     groups = source_partitions(corpus)
-    share = config.predict.rows / max(1, corpus.counts.written)
-    shares = np.minimum(1.0, np.maximum(share, _LEAST_ROWS / groups.rows))
+    shares = _shares(config, groups)
     artifact = Artifact(workspace.root.child("predict", "sample"), "sample of vectors")
     embeddings, vectors = _vectors(config, corpus)
     identity = fingerprint("predict", config.embed, vectors, corpus.fingerprint, shares.tolist())
@@ -78,6 +78,21 @@ def draw_sample(config: RunConfig, force: bool) -> tuple[Artifact, list[Part], P
         sample = Pass("predict: sample", artifact, identity, SampleVectors, arguments, pool)
         receipts = sample.run(tasks(corpus, embeddings), force=force)
     return artifact, [part for receipt in receipts for part in receipt.parts], groups
+
+
+def sample_tables(
+    config: RunConfig, artifact: Artifact, parts: Sequence[Part], groups: Partitions
+) -> Iterator[pa.Table]:
+    """Yield the sampled rows of each source, in order; a few sources at a time are in memory."""
+    for table in iterate_buckets(artifact, parts, groups.rows * _shares(config, groups)):
+        assert table is not None, "a source without sampled rows"
+        yield table
+
+
+def _shares(config: RunConfig, groups: Partitions) -> np.ndarray:
+    """Return (sources,) float64: the share of each source's rows that is sampled."""
+    share = config.predict.rows / max(1, int(groups.rows.sum()))
+    return np.minimum(1.0, np.maximum(share, _LEAST_ROWS / groups.rows))
 
 
 def batch_settings(config: RunConfig) -> dict[str, Any]:
@@ -109,14 +124,12 @@ def read_sample(table: pa.Table) -> Sample:
     return Sample(vectors[0], vectors[1], hashes[0], hashes[1])
 
 
-def _mixed(artifact: Artifact, parts: Sequence[Part], groups: Partitions) -> Sample:
+def _mixed(config: RunConfig, artifact: Artifact, parts: Sequence[Part], groups: Partitions) -> Sample:
     """Return rows of all sources in their true proportions."""
-    pieces = []
-    for group, rows in enumerate(groups.rows.tolist()):
-        table = read_bucket(artifact, parts, group)
-        if table is not None:
-            count = max(1, round(_MIXED_ROWS * rows / int(groups.rows.sum())))
-            pieces.append(table.slice(0, min(count, table.num_rows)))
+    counts = np.maximum(1, np.round(_MIXED_ROWS * groups.rows / groups.rows.sum())).astype(int).tolist()
+    tables = zip(sample_tables(config, artifact, parts, groups), counts, strict=True)
+    # Copied: a slice would keep all rows of its source in memory.
+    pieces = [table.take(pa.array(np.arange(min(count, table.num_rows)))) for table, count in tables]
     return read_sample(pa.concat_tables(pieces))
 
 
@@ -153,22 +166,26 @@ class SampleVectors:
 
 
 class PredictWorker:
-    """Returns the figures and the verdict of the source that is the item's number."""
+    """Return the figures and the verdicts of the item's sources."""
 
     def __init__(self, config: RunConfig, sample: Artifact, parts: Sequence[Part], groups: Partitions) -> None:
         self._config, self._sample, self._parts, self._groups = config, sample, parts, groups
 
     def process(self, item: WorkItem, output: Artifact) -> Result:
-        table = read_bucket(self._sample, self._parts, item.number)
+        sources: range = item.payload
+        tables = read_buckets(self._sample, self._parts, sources)
+        return Result(details={"sources": [self._predict(*each) for each in zip(sources, tables, strict=True)]})
+
+    def _predict(self, source: int, table: pa.Table | None) -> dict[str, Any]:
         assert table is not None, "a source without sampled rows"
         config = self._config
         found = predict_group(
             read_sample(table),
-            int(self._groups.rows[item.number]),
+            int(self._groups.rows[source]),
             feature_vectors(table, config.cluster.features),
             config.predict.sizes,
             seed=config.cluster.seed,
             **batch_settings(config),
         )
         outcome, gain, why = verdict_of(found)
-        return Result(details={**found, "verdict": outcome, "gain": gain, "why": why})
+        return {**found, "verdict": outcome, "gain": gain, "why": why}

@@ -20,13 +20,12 @@ from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.experiments.compare.arms import Arm, arms_of
 from clusterbatch.experiments.compare.trial import Trial, TrialWorker
-from clusterbatch.experiments.predict.stage import draw_sample, read_sample
+from clusterbatch.experiments.predict.stage import draw_sample, read_sample, sample_tables
 from clusterbatch.experiments.tune.rank import SourceSample, rank_score
 from clusterbatch.runtime import Pass, Pool, WorkItem, lasting_session, ray_session
 from clusterbatch.runtime.resources import gpus_for
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Stopwatch
-from clusterbatch.store.shuffle import read_bucket
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.worker import open_plan
 
@@ -109,9 +108,7 @@ def _ranked(config: RunConfig, force: bool) -> dict[str, dict[str, Any]]:
     """Return all candidates, the most promising first."""
     artifact, parts, groups = draw_sample(config, force)
     sources = []
-    for group, rows in enumerate(groups.rows.tolist()):
-        table = read_bucket(artifact, parts, group)
-        assert table is not None, "a source without sampled rows"
+    for table, rows in zip(sample_tables(config, artifact, parts, groups), groups.rows.tolist(), strict=True):
         table = table.take(np.random.default_rng(0).permutation(table.num_rows))
         sources.append(SourceSample(table, read_sample(table), rows))
     candidates: dict[str, dict[str, Any]] = {}
