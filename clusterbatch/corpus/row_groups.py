@@ -17,7 +17,7 @@ import pyarrow as pa
 from clusterbatch.errors import DataError
 from clusterbatch.store.artifact import Artifact, Manifest
 from clusterbatch.store.folder import Folder
-from clusterbatch.store.tables import read_parquet
+from clusterbatch.store.tables import Footer, read_parquet
 
 # The role of those parts of a corpus that hold its pairs; others hold rejects, for example.
 PAIRS = "pairs"
@@ -28,7 +28,8 @@ class RowGroup:
     """Row group `index` of part `path`; `number` orders all row groups of a corpus.
 
     rows: without those that were dropped; stored: with them; first: the position in the part of the first stored row;
-    deleted: the file that lists the part's dropped rows, None if none of this row group is among them.
+    deleted: the file that lists the part's dropped rows, None if none of this row group is among them; footer: the
+    part's.
     """
 
     number: int
@@ -38,6 +39,7 @@ class RowGroup:
     stored: int
     first: int
     deleted: str | None = None
+    footer: Footer | None = None
 
 
 def row_groups_of(manifest: Manifest) -> list[RowGroup]:
@@ -48,17 +50,17 @@ def row_groups_of(manifest: Manifest) -> list[RowGroup]:
             continue
         stored_rows = part.details["row_groups"]
         dropped_rows = part.details.get("deleted_rows", [0] * len(stored_rows))
-        first = 0
+        first, footer = 0, Footer.of(part)
         for index, (stored, dropped) in enumerate(zip(stored_rows, dropped_rows, strict=True)):
             deleted = part.details["deleted"] if dropped else None
-            groups.append(RowGroup(len(groups), part.path, index, stored - dropped, stored, first, deleted))
+            groups.append(RowGroup(len(groups), part.path, index, stored - dropped, stored, first, deleted, footer))
             first += stored
     return groups
 
 
 def read_row_group(corpus: Artifact, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the rows of one row group, in file order. Raises DataError if the part is missing or damaged."""
-    table = read_parquet(corpus.folder, group.path, columns, [group.index])
+    table = read_parquet(corpus.folder, group.path, columns, [group.index], group.footer)
     return table if group.deleted is None else table.take(pa.array(live_rows(corpus, group)))
 
 

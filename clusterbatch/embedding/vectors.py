@@ -84,7 +84,7 @@ class VectorSource:
             return self._embedded(item, sides, rows)
         columns = ["pair_id", "source", *(f"{side}_vector" for side in sides)]
         part = item.embeddings
-        table = read_parquet(self._folder, part.path, columns)
+        table = read_parquet(self._folder, part, columns)
         # The corpus may have dropped rows since.
         place = f"{self._folder.uri}/{part.path}"
         table = take_live(self._corpus, item.unit, table, part.details.get("deleted"), place)

@@ -49,11 +49,11 @@ def outliers(artifact: Artifact, manifest: Manifest) -> list[Outlier]:
     for part in manifest.parts:
         if part.details.get("content") != OUTLIERS:
             continue
-        cosine = read_parquet(artifact.folder, part.path, ["cosine"])["cosine"].to_numpy()
+        cosine = read_parquet(artifact.folder, part, ["cosine"])["cosine"].to_numpy()
         known = np.flatnonzero(np.isfinite(cosine))
         chosen = known[np.argsort(cosine[known], kind="stable")[:_SHOWN]]
         if len(chosen):
-            text = read_parquet(artifact.folder, part.path, ["source", "query", "document", "cosine"])
+            text = read_parquet(artifact.folder, part, ["source", "query", "document", "cosine"])
             rows += [{**row, "aside": True} for row in text.take(pa.array(chosen)).to_pylist()]
     rows.sort(key=lambda row: (row["cosine"], row["source"], row["query"]))
     return [

@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clusterbatch.errors import DataError
@@ -39,6 +40,8 @@ def test_a_flipped_byte_anywhere_in_a_footer_is_one_line(part: tuple[Folder, Par
     folder, written, file = part
     data = file.read_bytes()
     wanted = TABLE.select(["query", "vector"]).slice(100, 100)
+    assert read_parquet(folder, written, ["query", "vector"], [1]).equals(wanted)
+    earlier = written.model_copy(update={"details": {"row_groups": [100, 100, 100]}})
     refusals: list[str] = []
     for position in footer(data)[::3]:
         damaged = bytearray(data)
@@ -47,12 +50,18 @@ def test_a_flipped_byte_anywhere_in_a_footer_is_one_line(part: tuple[Folder, Par
         with pytest.raises(DataError, match=rf"{written.path}: damaged") as caught:
             read_parquet(folder, written)
         assert "\n" not in str(caught.value)
+        # Some of a file, as later stages read it.
+        with pytest.raises(DataError) as caught:
+            read_parquet(folder, written, ["query", "vector"], [1])
+        refusals.append(str(caught.value))
         try:
-            # Some of a file, as later stages read it: never other values, at most text that says it is bytes.
-            rows = read_parquet(folder, written, ["query", "vector"], [1])
+            # Of a part that an earlier version wrote, without a checksum: never other values, at most another type.
+            rows = read_parquet(folder, earlier, ["query", "vector"], [1])
             assert rows.cast(wanted.schema).equals(wanted), position
         except DataError as error:
             refusals.append(str(error))
+        except pa.ArrowNotImplementedError as error:
+            assert "Unsupported cast" in str(error)
     assert len(refusals) > 100
     assert all(line.startswith(f"{folder.uri}/{written.path}: damaged") for line in refusals)
     assert not any("\n" in line for line in refusals)
@@ -72,6 +81,23 @@ def test_names_of_columns_in_a_damaged_footer(part: tuple[Folder, Part, Path]) -
     file.write_bytes(file.read_bytes()[:-10] + b"\0" * 10)
     with pytest.raises(DataError, match=f"{written.path}: damaged"):
         parquet_columns(folder, written.path)
+
+
+def test_vectors_have_no_dictionary_and_texts_have_one(part: tuple[Folder, Part, Path]) -> None:
+    folder, _, file = part
+    table = TABLE.append_column("negatives", pa.array([["a", "b"]] * 300, pa.list_(pa.string())))
+    written = write_parquet(Artifact(folder, "corpus"), "more", table)
+    assert read_parquet(folder, written).equals(table)
+    group = pq.read_metadata(file.parent / written.path).row_group(0)
+    columns = {group.column(n).path_in_schema: group.column(n) for n in range(group.num_columns)}
+    assert {name for name, column in columns.items() if column.has_dictionary_page} == {
+        "pair_id",
+        "query",
+        "hash",
+        "negatives.list.element",
+    }
+    # Every reader knows the plain encoding.
+    assert set(columns["vector.list.element"].encodings) <= {"PLAIN", "RLE"}
 
 
 def test_a_missing_part_is_named(part: tuple[Folder, Part, Path]) -> None:

@@ -351,7 +351,7 @@ class SampleWorker:
         table = read_row_group(self._source, group)
         if self._embedded is not None:
             folder = self._embedded.folder
-            vectors = read_parquet(folder, part.path, VECTORS)
+            vectors = read_parquet(folder, part, VECTORS)
             place = f"{folder.uri}/{part.path}"
             vectors = take_live(self._source, group, vectors, part.details.get("deleted"), place)
             for name in VECTORS:
