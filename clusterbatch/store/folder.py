@@ -209,8 +209,12 @@ class Folder:
         count(reads=1 - writes, writes=writes)
         try:
             return call()
-        except (FileNotFoundError, NotADirectoryError):
-            raise
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if not writes:
+                # Behind a file there is nothing either.
+                raise FileNotFoundError(error.errno, error.strerror, error.filename) from None
+            place = f"{self.uri}/{name}" if name else self.uri
+            raise InfrastructureError(f"{place}: cannot be written ({error.strerror or error})") from error
         except OSError as error:
             place = f"{self.uri}/{name}" if name else self.uri
             raise InfrastructureError(f"{place}: {error.strerror or error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -237,6 +238,8 @@ def check_workspace(config: RunConfig) -> None:
                 raise UsageError(
                     f"{key}: {path} is in the workspace's own {folder.uri}, which is replaced; choose another workspace"
                 )
+    if root.is_local and os.path.exists(root.path()) and not os.path.isdir(root.path()):
+        raise UsageError(f"workspace: {root.uri} is a file, not a folder")
     names = root.list()
     if any(map(_GENERATION.fullmatch, names)) or _is_begun(root.child("corpus")) or _has_summary(root):
         foreign = [f"model/{name}" for name in _foreign_model(workspace)] if "model" in names else []
@@ -266,9 +269,10 @@ def _is_foreign(root: Folder, name: str) -> bool:
 
 def _has_summary(root: Folder) -> bool:
     try:
-        return "live_generation" in root.read_json("metrics.json")
+        summary = root.read_json("metrics.json")
     except (FileNotFoundError, ValueError):
         return False
+    return isinstance(summary, dict) and "live_generation" in summary
 
 
 def _foreign_model(workspace: Workspace) -> list[str]:

@@ -93,7 +93,8 @@ def test_shares_are_of_rows_and_a_cell_without_any_keeps_its_coarse_centroid(lev
         list(read_fits(StoredParts(output, stored), stored_fits(stored))) for stored in (parts, together.parts)
     )
     assert [table for _, table in bundled] == [table for _, table in alone]
-    assert [{**details, "rows": table.num_rows} for details, table in alone] == [details for details, _ in bundled]
+    for (details, table), (own, _) in zip(bundled, alone, strict=True):
+        assert details == {**{name: own[name] for name in own if name in details}, "rows": table.num_rows}
     assert together.counts.written == 11
     model = read_models(StoredParts(output, parts), level.above.partitions)[0]
     assert [len(centers.centroids) for centers in model.fine] == [2, 2, 2, 1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clusterbatch.config import RunConfig
-from clusterbatch.errors import DataError, UsageError
+from clusterbatch.errors import DataError, InfrastructureError, UsageError
 from clusterbatch.store import Folder
 from clusterbatch.store.lease import workspace_lease
 from clusterbatch.store.workspace import MARK, Workspace, live_generation, publish
@@ -113,6 +113,26 @@ def test_a_folder_of_other_data_is_not_made_a_workspace(tmp_path: Path, name: st
     ):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == [name.partition("/")[0]]
+
+
+@pytest.mark.parametrize("content", ["3", "[]", "null"])
+def test_a_summary_of_somebody_else_is_no_summary(tmp_path: Path, content: str) -> None:
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(UsageError, match=r"holds metrics\.json"), workspace_lease(RunConfig(workspace=str(tmp_path))):
+        pass
+
+
+def test_a_file_is_no_workspace_and_nothing_is_below_it(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("mine")
+    with pytest.raises(UsageError, match=r"pairs\.jsonl is a file"), workspace_lease(RunConfig(workspace=str(file))):
+        pass
+    folder = Folder(str(file))
+    with pytest.raises(FileNotFoundError):
+        folder.read("metrics.json")
+    with pytest.raises(InfrastructureError, match=r"pairs\.jsonl/metrics\.json: "):
+        folder.write("metrics.json", b"{}")
+    assert file.read_text() == "mine"
 
 
 @pytest.mark.parametrize("changes", [{"corpus": {"paths": ["corpus"]}}, {"train": {"model": "model"}}])
