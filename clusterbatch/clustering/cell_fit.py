@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -111,18 +111,19 @@ class CellFit:
             "sampled": found.sums.rows[order].astype(np.float64),
             "bias": pa.nulls(len(order), pa.float32()) if bias is None else bias[order],
         }
-        of_cell: dict[str, Any] = {"group": self._name, "level": self._level.number, "coarse": self._coarse}
         share = self._level.config.drop_outliers
-        details = FitPart(
-            content="centroids", outlier_below=NO_OUTLIERS if share is None else found.sums.quantile(share), **of_cell
-        )
+        details = self._details("centroids")
+        details["outlier_below"] = NO_OUTLIERS if share is None else found.sums.quantile(share)
         # Centroids of a cell without rows have no quality: the summary leaves them out.
         if found.sums.rows.any():
-            details |= FitPart(mean_cosine=found.mean_cosine, rounds=len(found.history))
+            details |= {"mean_cosine": found.mean_cosine, "rounds": len(found.history)}
         stored: list[NamedFit] = [(details, pa.table(columns))]
         if matrix is not None:
-            stored.append((FitPart(content="projection", **of_cell), pa.table({"direction": vector_column(matrix)})))
+            stored.append((self._details("projection"), pa.table({"direction": vector_column(matrix)})))
         return stored
+
+    def _details(self, content: Literal["centroids", "projection"]) -> FitPart:
+        return FitPart(content=content, group=self._name, level=self._level.number, coarse=self._coarse)
 
     def _without_rows(self) -> Centers:
         """Return the centroid of a coarse cluster that no sampled row is in, as often as it must have clusters."""

@@ -271,7 +271,7 @@ def write_fits(output: Artifact, number: int, fits: Sequence[NamedFit]) -> list[
         by_kind.setdefault((details["content"], str(table.schema)), []).append((details, table))
     parts = []
     for (content, _), of_kind in by_kind.items():
-        described = dict(of_kind[0][0])
+        described: dict[str, Any] = dict(of_kind[0][0])
         if len(of_kind) > 1:
             cells = [{**details, "rows": table.num_rows} for details, table in of_kind]
             described = {name: described[name] for name in ("content", "level") if name in described} | {"cells": cells}

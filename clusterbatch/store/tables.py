@@ -117,9 +117,7 @@ def read_parquet(
     if isinstance(part, Part) and columns is None and row_groups is None:
         with pq.ParquetFile(io.BytesIO(Artifact(folder, "part").read_part(part))) as file:
             return file.read()
-    path = part
-    if isinstance(part, Part):
-        path, footer = part.path, Footer.of(part)
+    path, footer = (part.path, Footer.of(part)) if isinstance(part, Part) else (part, footer)
     try:
         try:
             return _read(folder, path, columns, row_groups, footer)
