@@ -221,7 +221,9 @@ def _inspect(config: RunConfig, options: argparse.Namespace) -> Outcome:
 
 def _clean(config: RunConfig, options: argparse.Namespace) -> Outcome:
     from clusterbatch.pipeline.clean import clean
+    from clusterbatch.pipeline.inspect_workspace import inspect_workspace, require_workspace
 
+    require_workspace(config, inspect_workspace(config), leased=True)
     removals = clean(config, options.keep, dry_run=not options.yes)
     return Outcome(
         [asdict(removal) for removal in removals], lambda: console.print_removals(removals, removed=options.yes)

@@ -57,10 +57,14 @@ def inspect_workspace(config: RunConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def require_workspace(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raise UsageError if no run has been in the workspace; `rows`: those of `inspect_workspace`."""
+def require_workspace(config: RunConfig, rows: Sequence[Mapping[str, Any]], *, leased: bool = False) -> None:
+    """Raise UsageError if no run has been in the workspace; `rows`: those of `inspect_workspace`.
+
+    leased: whether this process holds the workspace's lease, which is then no trace of a run.
+    """
+    traces = _TRACES - {LEASE} if leased else _TRACES
     root = Workspace(config).root
-    if {row["state"] for row in rows} == {"not begun"} and not _TRACES.intersection(root.list()):
+    if {row["state"] for row in rows} == {"not begun"} and not traces.intersection(root.list()):
         raise UsageError(f"workspace: no run has been at {root.uri}; check the address")
 
 
