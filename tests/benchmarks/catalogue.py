@@ -74,7 +74,7 @@ CATALOGUE = [
         "grid",
         "bench_grid",
         "runs/grid",
-        "runs/grid-quick compare.arms=[source,cluster] compare.seeds=1 train.epochs=1 --corpora mitre --sizes 256",
+        "runs/grid-quick --corpora mitre --sizes 256 --arms source,cluster-4x --seeds 1",
         DATA,
     ),
     Benchmark("samples", "bench_samples", "{comparison}", "{comparison}", COMPARISON),
