@@ -154,7 +154,8 @@ def run(config: RunConfig, *, force: bool = False) -> str:
     check_workers(config)
     check_starting_model(config)
     check_models(config)
-    check_teacher(config)
+    if Workspace(config).scores().manifest() is None:
+        check_teacher(config)
     check_collections(config)
     stages = stages_of(config)
     if not force:

@@ -16,14 +16,20 @@ import transformers
 from clusterbatch.batches.loader import SliceLoader
 from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.corpus.normalise import text_hash
-from clusterbatch.errors import ClusterbatchError, DataError, UsageError
+from clusterbatch.errors import ClusterbatchError, DataError, OtherWorkError, UsageError
+from clusterbatch.pipeline.inspect_workspace import inspect_workspace
+from clusterbatch.pipeline.run import SCORE, run_stage, stages_of
+from clusterbatch.pipeline.summary import finished_stages
 from clusterbatch.runtime import executor
 from clusterbatch.scoring.stage import ScoreWorker, score, score_units
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.checks import check_scores
+from clusterbatch.training.collectives import World
+from clusterbatch.training.metrics import read_metrics
 from clusterbatch.training.stage import planned_fingerprint as planned_training
-from clusterbatch.training.worker import open_plan
+from clusterbatch.training.worker import TrainingJob, open_plan, run_worker
 from tests.clustering.embedded import embedded_workspace
 from tests.encoder.models import make_model
 from tests.integration.test_cluster_stage import all_runs, text_rows
@@ -238,6 +244,48 @@ def test_batches_of_every_strategy_carry_the_scores_of_their_rows(tmp_path: Path
                     assert batch.teacher.positive[row] == np.float32(positive)
                     assert lists[row].tolist() == listed
                 assert len(batch.teacher.negative_hash) == batch.negative_counts.sum()
+
+
+def test_training_masks_and_learns_by_the_scores(tmp_path: Path, teachers: dict[str, Path]) -> None:
+    config = _workspace(tmp_path, teachers["embedding model"])
+    train = {"model": str(teachers["embedding model"]), "learning_rate": 1e-3, "steps": 3, "trackers": []}
+    config = with_changes(config, {**{f"train.{key}": value for key, value in train.items()}, "batches.size": 32})
+    cluster(config)
+    with pytest.raises(DataError, match="run that stage first"):
+        check_scores(
+            with_changes(config, {"train.teacher_kl": 1.0}),
+            Workspace(config).scores(),
+            Workspace(config).clusters().require(),
+        )
+    score(config)
+    found: dict[str, list[dict[str, float]]] = {}
+    arms = {
+        "plain": {},
+        "masked": {"train.mask.teacher_margin": -0.01},
+        "kl": {"train.teacher_kl": 1.0},
+        "margins": {"train.margin_mse": 1.0},
+    }
+    for name, changes in arms.items():
+        changed = with_changes(config, {**changes, "workspace": str(tmp_path / name), "reuse.clusters": str(tmp_path)})
+        job = TrainingJob(changed, 0, 3, changed.train.model, "a run")
+        run_worker(job, World(), torch.device("cpu"))
+        found[name] = [json.loads(line) for line in read_metrics(job.folder).splitlines()]
+    assert found["masked"][0]["mask_rate"] > found["plain"][0]["mask_rate"] == found["kl"][0]["mask_rate"]
+    assert found["masked"][0]["loss"] < found["plain"][0]["loss"]
+    assert found["kl"][0]["loss"] > found["plain"][0]["loss"] < found["margins"][0]["loss"]
+
+
+def test_a_run_scores_only_if_a_teacher_is_named(tmp_path: Path, teachers: dict[str, Path]) -> None:
+    config = _workspace(tmp_path, teachers["embedding model"])
+    assert [stage.name for stage in stages_of(config)] == ["ingest", "embed", "cluster", "score", "train", "evaluate"]
+    assert "score" not in [stage.name for stage in stages_of(with_changes(config, {"score.teacher": None}))]
+    cluster(config)
+    run_stage(SCORE, config)
+    [row] = [row for row in inspect_workspace(config) if row["stage"] == "score"]
+    assert (row["state"], row["written"]) == ("done", sum(SOURCES.values()))
+    assert "score" in [stage for stage, _, _ in finished_stages(config)]
+    with pytest.raises(OtherWorkError, match=r"score\.nearest was 4, is 5"):
+        run_stage(SCORE, with_changes(config, {"score.nearest": NEAREST + 1}))
 
 
 def test_shards_and_trainings_without_a_teacher_keep_their_fingerprints(

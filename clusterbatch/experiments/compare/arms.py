@@ -39,9 +39,7 @@ class Arm:
     @property
     def uses_clusters(self) -> bool:
         """Return whether embedding and clustering are part of its price."""
-        needed = _strategy(self.config).needs_clusters or self.config.cluster.drop_outliers is not None
-        # A teacher scores what is near a query in its cluster.
-        return needed or self.uses_scores
+        return _strategy(self.config).needs_clusters or self.config.cluster.drop_outliers is not None
 
     @property
     def uses_embeddings(self) -> bool:
@@ -50,7 +48,7 @@ class Arm:
 
     @property
     def uses_scores(self) -> bool:
-        """Return whether a teacher's scores are part of its price."""
+        """Return whether a teacher's scores are part of its price, and with them the clusters in which it scores."""
         return self.config.needs_teacher
 
 

@@ -97,7 +97,7 @@ def cost_of(config: RunConfig, details: ComparisonDetails, name: str, trials: Se
         needed.append((spent["embed"], details.get("embed_device") or device, asked["embed"]))
     if layout in spent["mine"]:
         needed.append((spent["mine"][layout], "cpu", asked["mine"][layout]))
-    if arm["uses_clusters"]:
+    if arm["uses_clusters"] or arm.get("uses_scores"):
         needed.append((spent["cluster"][layout], device, asked["cluster"][layout]))
     if arm.get("uses_scores"):
         needed.append((spent["score"][layout], device, asked["score"][layout]))

@@ -36,6 +36,23 @@ def test_arms_share_clusters_where_they_can():
     assert [arm.uses_embeddings for arm in arms] == [False, False, True, True, False, True, True]
 
 
+def test_arms_with_a_teacher_share_the_clusters_of_those_without():
+    config = load_config(
+        None,
+        [
+            "workspace=/tmp/none",
+            "score.teacher=some",
+            "compare.arms={random: {batches.stratify: random}, taught: {batches.stratify: random, "
+            "train.mask.teacher_margin: -0.1}, cluster: {batches.stratify: cluster, train.teacher_kl: 1.0}}",
+        ],
+    )
+    arms, layouts = arms_of(config)
+    assert len(layouts) == 1
+    assert [arm.uses_scores for arm in arms] == [False, True, True]
+    assert [arm.uses_embeddings for arm in arms] == [False, True, True]
+    assert [arm.uses_clusters for arm in arms] == [False, False, True]
+
+
 def test_arms_without_outliers_have_clusters_of_their_own():
     config = configured("[random,cluster,random-no-outliers,source-no-outliers,cluster-no-outliers]")
     arms, layouts = arms_of(config)

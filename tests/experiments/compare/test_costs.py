@@ -65,6 +65,16 @@ def test_an_arm_pays_for_the_stages_that_it_needs_and_no_other(arm: str, hours: 
     assert found.training_price == pytest.approx(0.1 + 10)
 
 
+def test_an_arm_with_a_teacher_pays_for_its_scores_and_for_the_clusters_they_are_of() -> None:
+    details = _details()
+    details["arms"]["random"] |= {"uses_scores": True, "uses_embeddings": True}
+    details["worker_seconds"]["score"] = {"plain": 7200.0}
+    details["traffic"]["score"] = {"plain": Traffic(reads=8).model_dump()}
+    found = cost_of(_config(), details, "random", [TRIAL])
+    assert (round(found.hours, 6), found.traffic.reads) == (0.1 + 1.0 + 0.5 + 2.0, 10 + 1 + 4 + 8)
+    assert cost_of(_config(), details, "cluster", [TRIAL]).hours == pytest.approx(1.6)
+
+
 def test_each_stage_has_the_price_of_what_it_ran_on() -> None:
     on_gpu = cost_of(_config(), _details(embed_device="cuda"), "random-mined", [TRIAL])
     assert on_gpu.price == pytest.approx(0.1 + 100 + 2 + 13)
