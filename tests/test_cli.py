@@ -61,6 +61,8 @@ def test_inspect_says_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFi
     # Nothing of ours is here: the address is wrong.
     (tmp_path / "notes.txt").write_text("of somebody else")
     assert main(["inspect", f"workspace={tmp_path}/mistyped"]) == 2
+    assert main(["clean", f"workspace={tmp_path}/mistyped"]) == 2
+    assert not (tmp_path / "mistyped").exists()
     assert main(["inspect", f"workspace={tmp_path}", "--json"]) == 2
     assert f"no run has been at {tmp_path}" in capsys.readouterr().err
     # A run that has just begun.
