@@ -7,6 +7,7 @@ new ones. If near duplicates are set aside, all pairs are compared again, by the
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -302,6 +303,16 @@ def changed_rules(config: RunConfig, base: Manifest, tests: str) -> list[str]:
     if details_of(base, CorpusDetails).get("tests", tests) != tests:
         changed.append("the collections of evaluate.path, which the corpus must not contain, have changed")
     return changed
+
+
+def changed_reading(config: RunConfig, base: Manifest) -> list[str]:
+    """Return "key was VALUE, is VALUE" for keys of `corpus` that may differ between a corpus and what is appended."""
+    before, now = base.config, config.corpus.identity()
+    return [
+        f"corpus.{key} was {json.dumps(before.get(key))}, is {json.dumps(now.get(key))}"
+        for key in _FREE
+        if key != "paths" and now.get(key) != before.get(key)
+    ]
 
 
 def check_same_rules(config: RunConfig, base: Manifest, tests: str) -> None:

@@ -17,6 +17,7 @@ from clusterbatch.corpus.append import (
     CHOSEN,
     Dropping,
     Growth,
+    changed_reading,
     changed_rules,
     check_same_rules,
     dropped_lists,
@@ -46,6 +47,7 @@ from clusterbatch.store.workspace import Workspace
 
 # Sources that are named in a message.
 _NAMED_SOURCES = 8
+_OTHER = "of other inputs or made with another configuration"
 
 
 def ingest(config: RunConfig, *, generation: int = 0, force: bool = False, append: bool = False) -> Manifest:
@@ -98,7 +100,7 @@ def ingest(config: RunConfig, *, generation: int = 0, force: bool = False, appen
         if made.version == 1 and made.fingerprint == identity:
             return made
         if not artifact.reused:
-            raise OtherWorkError(f"{artifact.folder.uri}: {_difference(changed)}")
+            raise OtherWorkError(f"{artifact.folder.uri}: {_difference(changed, changed_reading(config, made))}")
     done = artifact.begin(identity, force)
     inputs.report_skipped()
     passes = IngestPasses(config, identity, artifact, inputs, tests, _bytes(inputs, config))
@@ -150,14 +152,12 @@ def _bytes(inputs: Inputs, config: RunConfig) -> int:
     return inputs.bytes + referenced_bytes(inputs.files, config.corpus, config.storage) // TEXT_PER_BYTE
 
 
-def _difference(changed: Sequence[str]) -> str:
+def _difference(rules: Sequence[str], reading: Sequence[str]) -> str:
     """Say how an existing corpus differs from the one that is asked for, and what can be done."""
-    if changed:
-        return f"{'; '.join(changed)}; --force replaces the corpus"
-    return (
-        "holds a corpus of other inputs or made with another configuration; --append adds the files that are new, "
-        "--force replaces it"
-    )
+    if rules:
+        return f"{'; '.join(rules)}; --force replaces the corpus"
+    found = f"made with another configuration ({'; '.join(reading)})" if reading else _OTHER
+    return f"holds a corpus {found}; --append adds the files that are new, --force replaces it"
 
 
 def _inputs(config: RunConfig, force: bool) -> Inputs:

@@ -24,7 +24,7 @@ from clusterbatch.scoring.stage import score
 from clusterbatch.scoring.teacher import check_teacher
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Manifest, Stopwatch
-from clusterbatch.store.details import MtebDetails, details_of
+from clusterbatch.store.details import CorpusDetails, MtebDetails, details_of
 from clusterbatch.store.workspace import STAGE_ARTIFACTS, Workspace
 from clusterbatch.training.checks import check_workers
 from clusterbatch.training.stage import train
@@ -166,9 +166,17 @@ def run(config: RunConfig, *, force: bool = False) -> str:
             if stage.name == "ingest":
                 # Whether it has held out a collection shows only now.
                 check_collections(config, ingested=True)
+                _check_rows_for_a_batch(config)
     report = write_report(config)
     record_finished(config, read)
     return report
+
+
+def _check_rows_for_a_batch(config: RunConfig) -> None:
+    """Raise UsageError if the corpus has fewer rows than a batch: otherwise only the plan of the batches would."""
+    rows = sum(details_of(Workspace(config).corpus.require(), CorpusDetails)["sources"].values())
+    if rows < config.batches.size:
+        raise UsageError(f"batches.size: a batch of {config.batches.size} pairs, but the corpus has only {rows}")
 
 
 def _kept_or_replaced(stage: Stage, config: RunConfig, force: bool) -> None:

@@ -203,5 +203,9 @@ def test_a_bucket_beyond_32_bit_offsets_gives_the_same_corpus(
         return corpus_rows(config, manifest), manifest.counts, collection
 
     expected = outcome("small")
+    widened: list[pa.Schema] = []
+    original = write._with_large_texts
+    monkeypatch.setattr(write, "_with_large_texts", lambda schema: widened.append(schema) or original(schema))
     monkeypatch.setattr(write, "_LARGE_BYTES", 0)
     assert outcome("large") == expected
+    assert widened

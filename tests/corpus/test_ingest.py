@@ -209,8 +209,11 @@ def test_another_input_is_refused_without_force(tmp_path: Path, in_process: None
     file = write_lines(tmp_path / "pairs.jsonl", [{"query": "a question", "document": "an answer"}])
     config = configuration(tmp_path, [file])
     ingest(config)
+    other = config.model_copy(update={"corpus": config.corpus.model_copy(update={"source": "mine"})})
+    with pytest.raises(UsageError, match=r'corpus\.source was null, is "mine".*--force'):
+        ingest(other)
     write_lines(file, [{"query": "another question", "document": "an answer"}])
-    with pytest.raises(UsageError, match="--force"):
+    with pytest.raises(UsageError, match=r"of other inputs.*--force"):
         ingest(config)
     assert [row["query"] for row in corpus_rows(config, ingest(config, force=True))] == ["another question"]
 

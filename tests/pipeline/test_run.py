@@ -228,6 +228,12 @@ def test_a_holdout_that_finds_nothing_is_refused_before_embedding(
     assert Workspace(config).embeddings().manifest() is None
 
 
+def test_a_batch_larger_than_the_corpus_is_refused_before_embedding(config: RunConfig, in_process: None) -> None:
+    with pytest.raises(UsageError, match=r"batches\.size: a batch of 100000 pairs, but the corpus has only \d+$"):
+        run(with_changes(config, {"batches.size": 100_000}))
+    assert Workspace(config).embeddings().manifest() is None
+
+
 @pytest.mark.parametrize("command", ["compare", "tune"])
 def test_experiments_want_their_collections_first(
     command: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_process: None
