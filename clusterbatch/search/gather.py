@@ -13,7 +13,7 @@ from clusterbatch.config import RunConfig
 from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.corpus.row_groups import read_row_group
 from clusterbatch.embedding.vectors import SIDES, TaskUnit, VectorSource, vector_values
-from clusterbatch.hashing import row_hashes
+from clusterbatch.hashing import document_id_hashes, row_hashes
 from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.search.neighbours import ApproximateIndex, Approximation, GroupKeys, Neighbours, neighbours
 from clusterbatch.store import Artifact, Counts, Part
@@ -23,17 +23,31 @@ from clusterbatch.store.workspace import Workspace
 # Content of a part, in its details under "holds".
 VECTORS, TEXTS = "vectors", "texts"
 _COLUMNS = ["pair_id", "source", "query_hash", "document_hash"]
+# Column with the hash of the document that a row's text is a part of.
+_WHOLE = "document_id_hash"
 # Queries of one work item: each item reads the documents of its partition once.
 _BLOCK_ROWS = 16_384
 
 
 class GatherWorker:
-    """Write the vectors of a task's rows and, unless `texts` is false, their documents' texts, by partition."""
+    """Write the vectors of a task's rows and, unless `texts` is false, their documents' texts, by partition.
 
-    def __init__(self, config: RunConfig, generation: int, partitions: Partitions, texts: bool = True) -> None:
+    document_ids: whether to write hashes of the rows' document ids too; a search then finds no other part of the
+    document that a query's own text is from.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        generation: int,
+        partitions: Partitions,
+        texts: bool = True,
+        document_ids: bool = False,
+    ) -> None:
         self._corpus = Workspace(config).corpus
         self._vectors = VectorSource(config, generation)
-        self._partitions, self._seed, self._texts = partitions, config.mine.seed, texts
+        self._partitions, self._seed = partitions, config.mine.seed
+        self._texts, self._document_ids = texts, document_ids
 
     def process(self, item: WorkItem, output: Artifact) -> Result:
         read = [self._rows(item.number, unit) for unit in item.payload]
@@ -51,19 +65,21 @@ class GatherWorker:
         return Result(parts, Counts(read=item.rows, written=item.rows))
 
     def _rows(self, task: int, unit: TaskUnit) -> tuple[np.ndarray, pa.Table, pa.Table]:
-        rows = read_row_group(self._corpus, unit.unit, _COLUMNS + (["document"] if self._texts else []))
+        wanted = (["document"] if self._texts else []) + (["document_id"] if self._document_ids else [])
+        rows = read_row_group(self._corpus, unit.unit, _COLUMNS + wanted)
         vectors = self._vectors.read(unit, SIDES)
-        table = pa.table(
-            {
-                "task": np.full(rows.num_rows, task),
-                "unit": np.full(rows.num_rows, unit.unit.number),
-                "row": np.arange(rows.num_rows),
-                "draw": row_hashes(rows["pair_id"], self._seed + 3),
-                **{name: rows[name] for name in ("query_hash", "document_hash")},
-                **{name: vectors[name] for name in ("query_vector", "document_vector")},
-            }
-        )
-        return self._partitions.of_rows(rows["source"]), table, rows.select(["document"] if self._texts else [])
+        columns = {
+            "task": np.full(rows.num_rows, task),
+            "unit": np.full(rows.num_rows, unit.unit.number),
+            "row": np.arange(rows.num_rows),
+            "draw": row_hashes(rows["pair_id"], self._seed + 3),
+            **{name: rows[name] for name in ("query_hash", "document_hash")},
+            **{name: vectors[name] for name in ("query_vector", "document_vector")},
+        }
+        if self._document_ids:
+            columns[_WHOLE] = document_id_hashes(rows["source"], rows["document_id"])
+        texts = rows.select(["document"] if self._texts else [])
+        return self._partitions.of_rows(rows["source"]), pa.table(columns), texts
 
 
 @dataclass(frozen=True)
@@ -153,10 +169,11 @@ class Gathered:
         """
         query, own = vector_values(rows["query_vector"]), vector_values(rows["document_vector"])
         hashes, keys = rows["query_hash"].to_numpy(), self._keys_of(partition)
+        whole = rows[_WHOLE].to_numpy() if _WHOLE in rows.column_names else None
         if self._approximate is not None and self.is_approximate(partition):
             index = self._index_of(partition, keys, self._approximate.probes)
-            return index.search(query, hashes, own, k, ranks)
-        return neighbours(query, hashes, own, self._documents(partition), keys, k)
+            return index.search(query, hashes, own, k, ranks, whole)
+        return neighbours(query, hashes, own, self._documents(partition), keys, k, whole)
 
     def is_approximate(self, partition: int) -> bool:
         """Return whether the partition is searched approximately."""
@@ -175,8 +192,10 @@ class Gathered:
     def _keys_of(self, partition: int) -> GroupKeys:
         """Return the keys of a partition, kept for the next block, which is often of the same one."""
         if self._keys is None or self._keys[0] != partition:
+            names = ("query_hash", "document_hash", _WHOLE)
             pieces = [
-                (piece["query_hash"].to_numpy(), piece["document_hash"].to_numpy()) for piece in self.pieces(partition)
+                [piece[name].to_numpy() for name in names if name in piece.column_names]
+                for piece in self.pieces(partition)
             ]
             self._keys = partition, GroupKeys(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
         return self._keys[1]

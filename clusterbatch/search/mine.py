@@ -12,6 +12,7 @@ import torch
 
 from clusterbatch.config import MineConfig, RunConfig, fingerprint
 from clusterbatch.corpus.partitions import source_partitions
+from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.stage import embedding_pool
 from clusterbatch.embedding.vectors import tasks
 from clusterbatch.errors import InfrastructureError, UsageError
@@ -23,6 +24,7 @@ from clusterbatch.search.neighbours import Approximation
 from clusterbatch.store import Artifact, Counts, Manifest, Part, Stopwatch
 from clusterbatch.store.details import MinedDetails, details_of, has_vectors
 from clusterbatch.store.shuffle import iterate_bucket, read_bucket, read_buckets, write_buckets
+from clusterbatch.store.tables import parquet_columns
 from clusterbatch.store.workspace import Workspace
 
 _EXCHANGE = "_exchange"
@@ -40,7 +42,11 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
         raise UsageError("mine: set mine.negatives or mine.consistency")
     workspace, embedded = Workspace(config), generation if embedded is None else embedded
     corpus, embeddings = workspace.corpus.require(), workspace.embeddings(embedded).require()
-    identity = fingerprint("mined", config.mine, corpus.fingerprint, embeddings.fingerprint)
+    groups = row_groups_of(corpus)
+    document_ids = bool(groups) and "document_id" in parquet_columns(workspace.corpus.folder, groups[0].path)
+    # Corpora with ids were once mined without a look at them.
+    more = ["document ids"] if document_ids else []
+    identity = fingerprint("mined", config.mine, corpus.fingerprint, embeddings.fingerprint, *more)
     artifact = workspace.mined(generation)
     if artifact.is_done(identity) and not force:
         artifact.remove(_EXCHANGE)
@@ -56,7 +62,7 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
             exchange,
             identity,
             GatherWorker,
-            {"config": config, "generation": embedded, "partitions": partitions},
+            {"config": config, "generation": embedded, "partitions": partitions, "document_ids": document_ids},
             pool if has_vectors(embeddings) else embedding_pool(config.embed),
             temporary=True,
         )

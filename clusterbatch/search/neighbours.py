@@ -26,10 +26,12 @@ _QUERY_BLOCK = 1024
 class GroupKeys:
     """Rows of a group with the same document, and documents that answer the same query, by 64-bit text hashes.
 
-    first: (N,) bool, whether a row is the first with its document; document: (N,) int64, the row that is.
+    first: (N,) bool, whether a row is the first with its document; document: (N,) int64, the row that is; whole: (N,)
+    hashes of what each row's document is a part of, None if the corpus does not say.
     """
 
-    def __init__(self, query_hash: np.ndarray, document_hash: np.ndarray) -> None:
+    def __init__(self, query_hash: np.ndarray, document_hash: np.ndarray, whole: np.ndarray | None = None) -> None:
+        self.whole = whole
         _, first, group = np.unique(document_hash, return_index=True, return_inverse=True)
         self.document = first[group]
         self.first = self.document == np.arange(len(document_hash))
@@ -63,11 +65,13 @@ def neighbours(
     chunks: Iterable[np.ndarray],
     keys: GroupKeys,
     k: int,
+    whole: np.ndarray | None = None,
 ) -> Neighbours:
     """The k nearest documents of each query.
 
     query: (Q, D) unit vectors; query_hash: (Q,); own: (Q, D) vectors of their own documents; chunks: (M, D) document
-    vectors of all rows of the group, in order.
+    vectors of all rows of the group, in order; whole: (Q,) what their own documents are parts of, comparable with that
+    of `keys`: other parts of it are not ranked.
     """
     queries = torch.from_numpy(np.ascontiguousarray(query, dtype=np.float32))
     positive = np.einsum("qd,qd->q", query.astype(np.float32), own.astype(np.float32))
@@ -88,6 +92,9 @@ def neighbours(
             rank[rows] += (scores_QM > bound[rows]).sum(dim=1).numpy()
             here = inside & (asked >= rows.start) & (asked < rows.stop)
             scores_QM[torch.from_numpy(asked[here] - first), torch.from_numpy(answer[here] - start)] = -torch.inf
+            if whole is not None and keys.whole is not None:
+                parts = whole[rows, None] == keys.whole[None, start : start + len(chunk)]
+                scores_QM[torch.from_numpy(parts)] = -torch.inf
             found = best_of(scores_QM, k)
             blocks.append(Ranking(found.scores, np.where(found.documents < 0, -1, found.documents + start)))
         whole = Ranking(*(np.concatenate([getattr(b, name) for b in blocks]) for name in ("scores", "documents")))
@@ -165,17 +172,27 @@ class ApproximateIndex:
     def probes(self, count: int) -> None:
         self._index.nprobe = min(count, int(self._index.nlist))
 
-    def search(self, query: np.ndarray, query_hash: np.ndarray, own: np.ndarray, k: int, ranks: int = 0) -> Neighbours:
+    def search(
+        self,
+        query: np.ndarray,
+        query_hash: np.ndarray,
+        own: np.ndarray,
+        k: int,
+        ranks: int = 0,
+        whole: np.ndarray | None = None,
+    ) -> Neighbours:
         """Search as `neighbours` does, among the rows that faiss finds.
 
         Ranks are counted up to `ranks` or k, whichever is more.
 
-        If a query has more than 256 answers, fewer than k documents may be left.
+        If a query has more than 256 answers, parts of its document counted, fewer than k documents may be left.
         """
         query = np.ascontiguousarray(query, np.float32)
         positive = np.einsum("qd,qd->q", query, own.astype(np.float32))
         asked, answer = self._keys.answers(query_hash)
         most = int(np.bincount(asked, minlength=1).max())
+        if whole is not None and self._keys.whole is not None:
+            most += int(np.unique(self._keys.whole, return_counts=True)[1].max())
         wanted = min(max(k, ranks) + min(most, _MOST_ANSWERS), int(self._index.ntotal))
         scores, documents = self._index.search(query, wanted)
         rank = ((scores > positive[:, None] + ROUNDING) & (documents >= 0)).sum(axis=1).astype(np.int64)
@@ -184,5 +201,7 @@ class ApproximateIndex:
         rows = len(self._keys.document)
         pairs = np.arange(len(query))[:, None] * rows + documents
         scores[np.isin(pairs, asked * rows + answer) & (documents >= 0)] = -np.inf
+        if whole is not None and self._keys.whole is not None:
+            scores[self._keys.whole[documents] == whole[:, None]] = -np.inf
         documents[np.isneginf(scores)] = -1
         return Neighbours(merge([Ranking(scores, documents)], k), positive, rank)

@@ -174,3 +174,21 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(InfrastructureError, match=r"cannot keep the texts of a source in .*nowhere.* TMPDIR"):
         LocalTexts(iter([pa.table({"document": ["one"]})]))
+
+
+@pytest.mark.parametrize("settings", [{}, {"approximate_above": 50, "probes": 10**6}])
+def test_no_negative_is_a_part_of_the_query_s_own_document(tmp_path: Path, settings: dict[str, int]) -> None:
+    # Few other books: what is nearest is mostly of the query's own.
+    config = _workspace(tmp_path, ["document_id"], consistency=None, first=0, negatives=4, **settings)
+    cluster(config)
+    mined = Workspace(config).mined().require()
+    assert mined.details["negatives"] > sum(SOURCES.values())
+    corpus = Workspace(config).corpus
+    rows = pa.concat_tables([read_parquet(corpus.folder, part) for part in corpus.require().parts]).to_pylist()
+    # A text is searched as that of the first row that has it.
+    book: dict[tuple[str, str], str] = {}
+    of_pair = {row["pair_id"]: row["document_id"] for row in rows}
+    for row in rows:
+        book.setdefault((row["source"], row["document"]), row["document_id"])
+    for row in text_rows(Workspace(config).clusters()).to_pylist():
+        assert of_pair[row["pair_id"]] not in {book[row["source"], text] for text in row["negatives"]}
