@@ -29,6 +29,9 @@ CORPUS_OPTIONAL = {
     "group": pa.field("group", pa.string()),
     # The document that the row's text is a part of, inside its source.
     "document_id": pa.field("document_id", pa.string()),
+    # By a judge of the user's; of the pair, and of each of its negatives. Null where nothing was judged.
+    "score": pa.field("score", pa.float32()),
+    "negative_scores": pa.field("negative_scores", pa.list_(pa.float32())),
 }
 # Unit vectors that the user brought; the same names as in the embeddings.
 VECTORS = ("query_vector", "document_vector")
@@ -81,6 +84,9 @@ def training_schema(
     images: Sequence[str] = (),
     margins: bool = False,
     document_id: bool = False,
+    score: bool = False,
+    negative_scores: bool = False,
+    duplicates: bool = False,
 ) -> pa.Schema:
     """Schema of the training columns. vocabulary: of the model to be trained, which decides the type of token ids.
 
@@ -108,6 +114,15 @@ def training_schema(
     if document_id:
         # XXH3-64 of source and document_id.
         fields.append(pa.field("document_id_hash", pa.uint64(), nullable=False))
+    if duplicates:
+        # Equal in rows that are semantic duplicates: the hash of the first of them.
+        fields.append(pa.field("duplicate_group", pa.uint64(), nullable=False))
+    if score:
+        # NaN for a pair without one.
+        fields.append(pa.field("score", pa.float32(), nullable=False))
+    if negative_scores:
+        # One for each negative, mined ones included; NaN for those without one.
+        fields.append(pa.field("negative_scores", pa.list_(pa.float32()), nullable=False))
     if surrogate_dimensions:
         fields.append(pa.field("query_vector", vectors_type(surrogate_dimensions), nullable=False))
         fields.append(pa.field("document_vector", vectors_type(surrogate_dimensions), nullable=False))

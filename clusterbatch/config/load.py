@@ -92,6 +92,26 @@ class RunConfig(Section):
         return self.train.needs_teacher(self.score.is_on)
 
     @model_validator(mode="after")
+    def _hard_negatives(self) -> RunConfig:
+        negatives = self.train.negatives
+        hard = "hard" in negatives.values() if isinstance(negatives, dict) else negatives == "hard"
+        given = self.reuse.clusters or self.reuse.corpus
+        if hard and not (self.corpus.columns.negatives or self.mine.negatives or given):
+            raise ValueError("train.negatives: hard needs corpus.columns.negatives or mine.negatives")
+        return self
+
+    @model_validator(mode="after")
+    def _scores(self) -> RunConfig:
+        columns, thresholds = self.corpus.columns, self.train.filter.all
+        if self.reuse.clusters or self.reuse.corpus:
+            return self
+        if any(each.is_on for each in thresholds) and columns.score is None:
+            raise ValueError("train.filter needs corpus.columns.score")
+        if any(each.min_margin is not None for each in thresholds) and not columns.negative_scores:
+            raise ValueError("train.filter.min_margin needs corpus.columns.negative_scores")
+        return self
+
+    @model_validator(mode="after")
     def _images(self) -> RunConfig:
         if self.corpus.columns.images:
             # Whether a named model has a tower for images shows when it is looked up.

@@ -46,6 +46,12 @@ class ColumnsConfig(Section):
     document_id: str | None = added(None)
     """Column with the document that a row's text is a part of, for example of a book cut into chunks. Chunks of one
     document of a source are no negatives of each other (`train.mask.same_document`). Every row must have one."""
+    score: str | None = added(None)
+    """Column with a score of the pair by any judge, for example a cross-encoder. No row is left out for it:
+    `train.filter` chooses at training. A row may have none."""
+    negative_scores: Paths = added([])
+    """Scores of the negatives by the same judge: list columns, or several columns with one number each, in the order
+    of `negatives`. A negative may have none."""
     vector: str | None = None
     """Column with existing vectors of any length; nothing is embedded then. It holds the document's vector, or the
     row's if there is no `query_vector`."""
@@ -57,6 +63,8 @@ class ColumnsConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> ColumnsConfig:
+        if self.negative_scores and not self.negatives:
+            raise ValueError("negative_scores are those of negatives; name their columns too")
         if self.query_vector is not None and self.vector is None:
             raise ValueError("query_vector needs vector, the document's")
         if "document" in self.images and self.negatives:
@@ -256,6 +264,19 @@ class ScoreConfig(Section):
         return self.teacher is not None
 
 
+class DuplicatesConfig(Section):
+    """Rows of one cluster that say nearly the same, by the surrogate (SemDeDup). Off unless a threshold is set."""
+
+    threshold: float | None = Field(None, gt=0, le=1)
+    """Cosine of two rows' queries, or of their documents, from which on they are semantic duplicates. Rows that are
+    duplicates of one row are one group. Unset: none are looked for."""
+    action: Literal["mask", "apart", "drop"] = "mask"
+    """`mask`: the loss ignores them as negatives of each other (`train.mask.semantic_duplicates`). `apart`: in addition
+    batches have one row of a group at most, until what is left of a source does not fill a batch; a group's rows beyond
+    the eighth may meet. `drop`: a row that is near to an earlier one in query and document is set aside, counted and
+    kept beside the outliers; nothing is masked."""
+
+
 class ClusterConfig(Section):
     """Clusters of each source, and the shards that training reads."""
 
@@ -303,6 +324,8 @@ class ClusterConfig(Section):
     hardware multiplies it."""
     drop_outliers: float | None = Field(None, gt=0, le=0.5)
     """Share of each source's rows to set aside: those farthest from their centroid. Unset: none."""
+    duplicates: DuplicatesConfig = added(DuplicatesConfig())
+    """Semantic duplicates inside clusters."""
     surrogate: Literal["float16", "int8", "none"] = "float16"
     """How the surrogate's vectors are stored for masks: as float16, in 8 bits, or not at all."""
     surrogate_dimensions: int | None = Field(None, ge=8)

@@ -122,6 +122,7 @@ class BatchesConfig(Section):
 # CLIP's limit: below it training gets unstable.
 LEAST_LEARNED_TEMPERATURE = 0.01
 
+Negatives = Literal["in_batch", "hard", "both"]
 Direction = Literal["query_to_document", "document_to_query", "query_to_query"]
 
 
@@ -144,6 +145,9 @@ class MaskConfig(Section):
     same_document: bool = added(True)
     """Ignores the texts of other rows of the same document, if the corpus says which rows these are
     (`corpus.columns.document_id`)."""
+    semantic_duplicates: bool = added(True)
+    """Ignores the texts of other rows of the same group of semantic duplicates, if clusters were made with
+    `cluster.duplicates`."""
     same_query_is_positive: bool = False
     """Count the documents of all rows with the same query as positives of that query."""
     surrogate_margin: float | None = Field(None, ge=-2, le=2)
@@ -164,6 +168,35 @@ class MaskConfig(Section):
     @property
     def needs_teacher(self) -> bool:
         return self.teacher_margin is not None or self.teacher_ranks > 0
+
+
+class ThresholdsConfig(Section):
+    """Least scores (`corpus.columns.score`, `negative_scores`) of what is trained on. What has no score stays."""
+
+    min_score: float | None = None
+    """Leaves out pairs that score less. Unset: none."""
+    min_margin: float | None = None
+    """Leaves out hard negatives that score less than this below their pair. Unset: none."""
+
+    @property
+    def is_on(self) -> bool:
+        return self.min_score is not None or self.min_margin is not None
+
+
+class FilterConfig(ThresholdsConfig):
+    """Choice of pairs and hard negatives by their scores, at training: the corpus and the shards keep all of them."""
+
+    sources: dict[str, ThresholdsConfig] = {}
+    """Thresholds by source, in place of both of the others."""
+
+    def of(self, source: str) -> ThresholdsConfig:
+        """Return the thresholds of a source."""
+        return self.sources.get(source, self)
+
+    @property
+    def all(self) -> list[ThresholdsConfig]:
+        """All thresholds."""
+        return [self, *self.sources.values()]
 
 
 class PromptsConfig(Section):
@@ -240,6 +273,12 @@ class TrainConfig(Section):
     """Sizes of nested vectors that are trained too, including the full size. Unset: the full size only."""
     mask: MaskConfig = MaskConfig()
     """Pairs of a batch that the loss ignores as likely false negatives."""
+    negatives: Negatives | dict[str, Negatives] = added("both")
+    """Negatives of a query: the other documents of the batch (`in_batch`), its own hard negatives alone (`hard`, for
+    example for a source of class labels), or the batch's documents and all of its hard negatives (`both`). A map gives
+    sources their own; those not named have both. In mixed batches each row follows its own source."""
+    filter: FilterConfig = added(FilterConfig())
+    """Pairs and hard negatives to train on, by their scores."""
     margin_mse: float = added(0.0, ge=0)
     """Weight of the Margin-MSE loss (Hofstaetter 2020) added to the contrastive loss: the model learns to score each
     mined negative as far below the positive as the surrogate did. Needs `mine.margins`, or `score.teacher`: then the
@@ -321,6 +360,8 @@ class TrainConfig(Section):
             raise ValueError("matryoshka: expected sizes of at least 1")
         if self.matryoshka is not None and len(set(self.matryoshka)) < len(self.matryoshka):
             raise ValueError("matryoshka: one size is named twice")
+        if self.margin_mse and self.negatives == "in_batch":
+            raise ValueError("margin_mse compares hard negatives, which negatives: in_batch leaves out")
         if (self.evaluate_path is None) != (self.evaluate_every is None):
             raise ValueError("evaluate_path and evaluate_every go together")
         if self.encoder == "static" and (self.lora or self.gradient_checkpointing):

@@ -15,6 +15,7 @@ import pyarrow as pa
 from clusterbatch.config import ColumnsConfig, CorpusConfig
 from clusterbatch.corpus.inputs import source_of
 from clusterbatch.errors import DataError
+from clusterbatch.schema import CORPUS_OPTIONAL
 from clusterbatch.store.artifact import Receipt
 
 _MOST_CONTENT = 2_000
@@ -30,6 +31,8 @@ COLUMN_TYPES: dict[str, pa.DataType] = {
     "weight": pa.float32(),
     "group": pa.string(),
     "document_id": pa.string(),
+    "score": pa.float32(),
+    "negative_scores": pa.list_(pa.float32()),
     "document_vector": pa.list_(pa.float32()),
     "query_vector": pa.list_(pa.float32()),
 }
@@ -84,8 +87,9 @@ class Chunk:
 class InputColumns:
     """The columns of an input file, by their names there.
 
-    names: of each canonical column that is one column there; offered: those that need not be there; negatives: one or
-    several columns; constants: columns that folders (`key=value`) give to all rows, unless the file has them.
+    names: of each canonical column that is one column there; offered: those that need not be there; negatives,
+    negative_scores: one or several columns each; constants: columns that folders (`key=value`) give to all rows, unless
+    the file has them.
     """
 
     names: Mapping[str, str]
@@ -93,20 +97,20 @@ class InputColumns:
     images: Sequence[str]
     offered: frozenset[str] = frozenset()
     constants: Mapping[str, str | None] = field(default_factory=dict)
+    negative_scores: Sequence[str] = ()
 
     @property
     def left_out(self) -> list[str]:
         """Columns that a single record of JSON Lines may lack: all but the texts."""
         named = [given for name, given in self.names.items() if name not in TEXT_COLUMNS]
-        return [
-            given for given in [*named, *self.negatives] if given not in self.offered and given not in self.constants
-        ]
+        listed = [*self.negatives, *self.negative_scores]
+        return [given for given in [*named, *listed] if given not in self.offered and given not in self.constants]
 
     @staticmethod
     def of(config: CorpusConfig, constants: Mapping[str, str | None] | None = None) -> InputColumns:
         """Return what a configuration asks of a file below folders that give `constants`."""
         columns = config.columns
-        keys = ("query", "document", "source", "pair_id", "weight", "group", "document_id")
+        keys = ("query", "document", "source", "pair_id", "weight", "group", "document_id", "score")
         names = {name: getattr(columns, name) for name in keys if getattr(columns, name) is not None}
         if columns.vector is not None:
             names |= {"document_vector": columns.vector, "query_vector": columns.query_vector or columns.vector}
@@ -117,17 +121,17 @@ class InputColumns:
         elif columns.source is None:
             names["source"] = "source"
             offered = frozenset({"source"})
-        return InputColumns(names, columns.negatives, columns.images, offered, constants or {})
+        return InputColumns(names, columns.negatives, columns.images, offered, constants or {}, columns.negative_scores)
 
 
 def optional_columns(columns: ColumnsConfig) -> list[str]:
     """Return the optional corpus columns that a configuration fills; the same for all files, so that parts agree."""
-    return [name for name in ("negatives", "weight", "group", "document_id") if getattr(columns, name)]
+    return [name for name in CORPUS_OPTIONAL if getattr(columns, name)]
 
 
 def check_columns(present: Sequence[str], columns: InputColumns) -> None:
     """Raise BrokenFileError if a file lacks a column that the configuration names, or has it twice."""
-    wanted = [*columns.names.values(), *columns.negatives]
+    wanted = [*columns.names.values(), *columns.negatives, *columns.negative_scores]
     missing = [
         name
         for name in dict.fromkeys(wanted)

@@ -68,6 +68,8 @@ def validate(chunk: Chunk, config: CorpusConfig, default_source: str) -> Validat
         weight = columns["weight"].fill_null(1.0).to_numpy(False)
         refuse(~(np.isfinite(weight) & (weight >= 0)), "weight: not a finite number of at least 0")
         columns["weight"] = pa.array(weight)
+    if "score" in columns:
+        refuse(~np.isfinite(columns["score"].fill_null(0.0).to_numpy(False)), "score: not a finite number")
     if config.columns.document_id is not None:
         ids = columns.get("document_id", pa.nulls(count, pa.string()))
         refuse(pc.equal(ids.fill_null(""), "").to_numpy(False), "document_id: null or empty")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from clusterbatch.corpus.images import data_uri
 from clusterbatch.corpus.inputs import Slice
-from clusterbatch.corpus.readers.records import RowError, canonical_value, negative_texts, passage_text
+from clusterbatch.corpus.readers.records import RowError, canonical_value, negatives_of, passage_text
 from clusterbatch.corpus.rows import COLUMN_TYPES, BrokenFileError, Chunk, InputColumns, Reject, check_columns
 from clusterbatch.schema import VECTORS
 
@@ -30,6 +30,8 @@ _FILE_MARK = b"ARROW1"
 _LABELS = ("pair_id", "source", "group", "document_id")
 _EXPECTED = {
     "weight": "a number",
+    "score": "a number",
+    "negative_scores": "numbers or lists of numbers",
     **dict.fromkeys(VECTORS, "a list of numbers"),
     "negatives": "text or lists of texts",
 }
@@ -44,7 +46,7 @@ def read_parquet_slice(file: BinaryIO, piece: Slice, columns: InputColumns) -> I
     parquet = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
     names = _checked(parquet.schema_arrow, columns)
     row = 0
-    wanted = list(dict.fromkeys([*names.values(), *columns.negatives]))
+    wanted = _wanted(names, columns)
     for number in range(parquet.num_row_groups):
         group = parquet.metadata.row_group(number)
         if piece.start <= _first_byte(group) < piece.end:
@@ -67,7 +69,7 @@ def read_arrow(file: BinaryIO, columns: InputColumns) -> Iterator[Chunk]:
     row = 0
     for batch in batches:
         # Only the columns that are read: others may be twice there, or of types that cannot be sliced.
-        chosen = batch.select(list(dict.fromkeys([*names.values(), *columns.negatives])))
+        chosen = batch.select(_wanted(names, columns))
         rows = max(1, min(_CHUNK_ROWS, chosen.num_rows * _CHUNK_BYTES // max(1, chosen.nbytes)))
         for start in range(0, chosen.num_rows, rows):
             piece = chosen.slice(start, rows)
@@ -82,9 +84,15 @@ def _checked(schema: pa.Schema, columns: InputColumns) -> dict[str, str]:
     for name, given in names.items():
         if not (name in columns.images and _is_image(schema.field(given).type)):
             _check_type(name, given, schema.field(given).type, columns)
-    for given in columns.negatives:
-        _check_type("negatives", given, schema.field(given).type, columns)
+    for name, listed in (("negatives", columns.negatives), ("negative_scores", columns.negative_scores)):
+        for given in listed:
+            _check_type(name, given, schema.field(given).type, columns)
     return names
+
+
+def _wanted(names: dict[str, str], columns: InputColumns) -> list[str]:
+    """Return the columns that are read, by their names in the file."""
+    return list(dict.fromkeys([*names.values(), *columns.negatives, *columns.negative_scores]))
 
 
 def _first_byte(group: Any) -> int:
@@ -105,8 +113,10 @@ def _check_type(name: str, given: str, kind: pa.DataType, columns: InputColumns)
     item = _value_type(value.value_type) if _is_list(value) else None
     if name in VECTORS:
         right = item is not None and _is_number(item)
-    elif name == "weight":
+    elif name in ("weight", "score"):
         right = _is_number(value) or pa.types.is_null(value)
+    elif name == "negative_scores":
+        right = _is_number(item or value) or pa.types.is_null(item or value)
     elif name == "negatives":
         right = _is_text(item or value) or _is_passage(item or value)
     elif name in _LABELS:
@@ -185,10 +195,12 @@ def _chunk(batch: pa.RecordBatch, first: int, names: dict[str, str], settings: I
             invalid = row_of_pair[invalid].tolist()
         refuse(invalid, f"{name}: invalid UTF-8")
     if settings.negatives:
-        columns["negatives"], invalid = merge_negatives(
-            {given: _passages(_stored(batch.column(given))) for given in settings.negatives}
-        )
-        refuse(invalid, "negatives: invalid UTF-8")
+        texts = {given: _passages(_stored(batch.column(given))) for given in settings.negatives}
+        scores = {given: _stored(batch.column(given)) for given in settings.negative_scores}
+        found, problems = merge_negatives(texts, scores)
+        columns |= found
+        for position, reason in problems.items():
+            refuse([position], reason)
     for name, given in settings.names.items():
         if name not in names and given in settings.constants:
             columns[name] = _constant(name, settings.constants[given], batch.num_rows)
@@ -287,7 +299,7 @@ def _cast(array: pa.Array, name: str) -> tuple[pa.Array, list[int]]:
         lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), mask=None)
         return pa.ListArray.from_arrays(offsets, numbers, mask=lists.is_null()), []
-    if name == "weight":
+    if name in ("weight", "score"):
         return _as_floats(array), []
     if _is_uuid(array.type):
         values = [_uuid_text(value) for value in array.to_pylist()]
@@ -333,28 +345,38 @@ def _decode_each(binary: pa.Array) -> tuple[pa.Array, list[int]]:
     return pa.array(texts, pa.string()), invalid
 
 
-def merge_negatives(columns: dict[str, pa.Array]) -> tuple[pa.Array, list[int]]:
-    """Return one list<string> per row from columns of lists and of texts, and the positions that are not UTF-8.
+def merge_negatives(
+    columns: dict[str, pa.Array], scores: dict[str, pa.Array] | None = None
+) -> tuple[dict[str, pa.Array], dict[int, str]]:
+    """Return one list<string> per row from columns of lists and of texts, by the name `negatives`, and why some cannot
+    be taken, by position.
 
-    Nulls and blank texts are left out; a text that is a list in JSON's notation is that list.
+    Nulls and blank texts are left out; a text that is a list in JSON's notation is that list. If there are `scores`,
+    `negative_scores` has one for each.
     """
     arrays = list(columns.values())
-    if len(arrays) == 1 and _is_list(arrays[0].type):
+    if len(arrays) == 1 and _is_list(arrays[0].type) and not scores:
         with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
             lists = arrays[0].cast(pa.list_(pa.string()))
             texts = lists.flatten()
             blank = pc.any(pc.equal(pc.utf8_trim_whitespace(texts), "")).as_py()
             if not (lists.null_count or texts.null_count or blank):
-                return lists, []
-    merged: list[list[str]] = [[] for _ in range(len(arrays[0]))]
-    invalid: list[int] = []
-    for given, array in columns.items():
-        for position, value in enumerate(array.to_pylist()):
-            try:
-                merged[position] += negative_texts(_decoded(value), given)
-            except UnicodeDecodeError:
-                invalid.append(position)
-    return pa.array(merged, pa.list_(pa.string())), invalid
+                return {"negatives": lists}, {}
+    problems: dict[int, str] = {}
+    merged: list[tuple[list[str], list[float | None]]] = []
+    cells = [zip(*(array.to_pylist() for array in given.values()), strict=True) for given in (columns, scores or {})]
+    of_scores = cells[1] if scores else [()] * len(arrays[0])
+    for position, (texts, judged) in enumerate(zip(cells[0], of_scores, strict=True)):
+        try:
+            row = dict(zip(columns, map(_decoded, texts), strict=True))
+            merged.append(negatives_of(row, dict(zip(scores or {}, judged, strict=True))))
+        except (UnicodeDecodeError, RowError) as error:
+            problems[position] = str(error) if isinstance(error, RowError) else "negatives: invalid UTF-8"
+            merged.append(([], []))
+    found = {"negatives": pa.array([texts for texts, _ in merged], pa.list_(pa.string()))}
+    if scores:
+        found["negative_scores"] = pa.array([judged for _, judged in merged], pa.list_(pa.float32()))
+    return found, problems
 
 
 def _decoded(value: Any) -> Any:

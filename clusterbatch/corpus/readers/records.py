@@ -55,34 +55,56 @@ class Extractor:
             several = name == "document" and isinstance(value, list) and name not in columns.images
             values[name] = _documents(value, columns) if several else canonical_value(name, value)
         if columns.negatives:
-            values["negatives"] = self._negatives(record)
+            cells = {given: record.get(given) for given in columns.negatives}
+            scores = {given: record.get(given) for given in columns.negative_scores}
+            values["negatives"], judged = negatives_of(cells, scores)
+            if scores:
+                values["negative_scores"] = judged
         return values
 
-    def _negatives(self, record: Mapping[str, Any]) -> list[str]:
-        merged: list[str] = []
-        for given in self._columns.negatives:
-            merged += negative_texts(record.get(given), given)
-        return merged
 
+def negatives_of(cells: Mapping[str, Any], scores: Mapping[str, Any]) -> tuple[list[str], list[float | None]]:
+    """Return a row's negatives and the score of each, from cells by column; nulls and blank texts are left out.
 
-def negative_texts(value: Any, column: str) -> list[str]:
-    """Return the negatives of a cell: a text or passage, a list of them, or such a list in JSON's notation.
-
-    Nulls and blank texts are left out. Raises RowError for anything but text.
+    Raises RowError for a negative that is no text, a score that is no number, and if there are scores, but not as many
+    as negatives.
     """
+    texts = [text for column, value in cells.items() for text in _negative_texts(value, column)]
+    judged = [score for value in scores.values() for score in _scores(value)]
+    if len(cells) == 1 and next(iter(cells.values())) in (None, ""):
+        texts = []
+    if all(score is None for score in judged):
+        judged = [None] * len(texts)
+    if len(judged) != len(texts):
+        raise RowError(f"negative_scores: {len(judged)} for {len(texts)} negatives")
+    pairs = [(text, score) for text, score in zip(texts, judged, strict=True) if text and not text.isspace()]
+    return [text for text, _ in pairs], [score for _, score in pairs]
+
+
+def _negative_texts(value: Any, column: str) -> list[str | None]:
+    """Return the negatives of a cell: a text or passage, a list of them, or such a list in JSON's notation."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         listed = _parsed(value)
         # CSV has no lists; JSON's notation is what tools write there.
         if isinstance(listed, list) and all(text is None or isinstance(text, str) for text in listed):
             value = listed
-    texts = []
+    texts: list[str | None] = []
     for item in value if isinstance(value, list) else [value]:
         text = passage_text(item)
         if not (text is None or isinstance(text, str)):
             raise RowError(f"negatives: {type(text).__name__} instead of text in {column!r}")
-        if text and not text.isspace():
-            texts.append(text)
+        texts.append(text)
     return texts
+
+
+def _scores(value: Any) -> list[float | None]:
+    """Return the scores of a cell: a number, a list of them, or such a list in JSON's notation."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _parsed(value)
+        if not isinstance(value, list):
+            raise RowError("negative_scores: not a list of numbers")
+    items = value if isinstance(value, list) else [value]
+    return [None if item is None or item == "" else _score("negative_scores", item) for item in items]
 
 
 class ChunkBuilder:
@@ -156,6 +178,8 @@ def canonical_value(name: str, value: Any) -> str | float | list[float] | None:
         return _vector(value)
     if name == "weight":
         return _weight(value)
+    if name == "score":
+        return _score(name, value)
     if name == "document":
         value = passage_text(value)
     if isinstance(value, str):
@@ -167,17 +191,29 @@ def canonical_value(name: str, value: Any) -> str | float | list[float] | None:
 
 
 def _weight(value: Any) -> float:
-    if isinstance(value, bool):
-        raise RowError(f"weight: {value!r} is not a number")
-    try:
-        weight = float(value)
-    except (TypeError, ValueError):
-        raise RowError(f"weight: {value!r} is not a number") from None
-    except OverflowError:
-        raise RowError("weight: an integer that is too large") from None
+    weight = _number("weight", value)
     if not math.isfinite(weight) or weight < 0:
         raise RowError(f"weight: {value!r} is not a finite number of at least 0")
     return weight
+
+
+def _score(name: str, value: Any) -> float:
+    score = _number(name, value)
+    # Beyond float32's range it would become infinite.
+    if not abs(score) <= float(np.finfo(np.float32).max):
+        raise RowError(f"{name}: {value!r} is not a finite number")
+    return score
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool):
+        raise RowError(f"{name}: {value!r} is not a number")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise RowError(f"{name}: {value!r} is not a number") from None
+    except OverflowError:
+        raise RowError(f"{name}: an integer that is too large") from None
 
 
 def _vector(value: Any) -> list[float]:
