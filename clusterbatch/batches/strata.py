@@ -7,6 +7,9 @@ lists both for each strategy.
 
 With `uniform_clusters` every cluster that fills a batch is a stratum of its own, drawn as often as any other.
 
+If semantic duplicates are kept apart (`cluster.duplicates.action: apart`), the first rows of their groups and all rows
+without duplicates are a stratum, the second rows another, and so on, as far as these fill a batch.
+
 Batches of one cluster teach nothing if most of its rows have the same document (or query): all their negatives are
 copies of the positive. Such crowded clusters are mixed, row by row, with each other and with as many rows of the
 clusters next to them in packing order: a stratum of one group.
@@ -116,7 +119,11 @@ def build_strata(index: ClusterIndex, config: BatchesConfig, layout: str) -> tup
         raise UsageError(f"batches.size: a batch of {config.size} pairs, but there are only {total} to choose from")
     if not STRATEGIES[config.stratify].by_source:
         everything = range(len(index.sources))
-        return [_stratum(index, config, layout, 0, WHOLE_CORPUS, everything, np.arange(len(index)), False)], []
+        layers = _by_layer(index, config, np.arange(len(index)))
+        return [
+            _stratum(index, config, layout, number, WHOLE_CORPUS, everything, pieces, False)
+            for number, pieces in enumerate(layers)
+        ], []
     drawn = np.flatnonzero(weights > 0)
     large, small = drawn[rows_of_source[drawn] >= config.size], drawn[rows_of_source[drawn] < config.size]
     left_out = weights <= 0
@@ -130,8 +137,9 @@ def build_strata(index: ClusterIndex, config: BatchesConfig, layout: str) -> tup
     sets: list[tuple[str, Sequence[int], np.ndarray, bool]] = []
     for name, sources in members:
         rest, mixed = _without_crowded(index, config, _pieces(index, sources))
-        cuts = _by_cluster(index, config, rest) if config.uniform_clusters and name != POOL else [rest]
-        sets += [(name, sources, cut, False) for cut in cuts if len(cut)]
+        for layer in _by_layer(index, config, rest):
+            cuts = _by_cluster(index, config, layer) if config.uniform_clusters and name != POOL else [layer]
+            sets += [(name, sources, cut, False) for cut in cuts if len(cut)]
         sets += [(name, sources, mixed, True)] if len(mixed) else []
     strata = [_stratum(index, config, layout, number, *each) for number, each in enumerate(sets)]
     return strata, [index.sources[source] for source in np.flatnonzero(left_out)]
@@ -167,6 +175,27 @@ def _without_crowded(index: ClusterIndex, config: BatchesConfig, pieces: np.ndar
     if rows[~is_taken].sum() < config.size:
         is_taken[:] = True
     return pieces[~is_taken[number]], pieces[is_taken[number]]
+
+
+def _by_layer(index: ClusterIndex, config: BatchesConfig, pieces: np.ndarray) -> list[np.ndarray]:
+    """Return the pieces of a stratum, a set for each layer of semantic duplicates.
+
+    A layer that does not fill a batch stays with the one before it.
+    """
+    if not len(index.layer) or not len(pieces):
+        return [pieces]
+    layer, rows = index.layer[pieces], index.rows[pieces]
+    sets: list[np.ndarray] = []
+    filled = 0
+    for number in np.unique(layer).tolist():
+        here = np.flatnonzero(layer == number)
+        if sets and min(filled, int(rows[here].sum())) < config.size:
+            sets[-1] = np.sort(np.concatenate([sets[-1], here]))
+            filled += int(rows[here].sum())
+        else:
+            sets.append(here)
+            filled = int(rows[here].sum())
+    return [pieces[places] for places in sets]
 
 
 def _by_cluster(index: ClusterIndex, config: BatchesConfig, pieces: np.ndarray) -> list[np.ndarray]:

@@ -25,6 +25,22 @@ def with_negatives(rows: pa.Table, mined: pa.ChunkedArray) -> pa.Table:
     return rows.set_column(place, "negatives", pa.array(both, pa.list_(pa.string())))
 
 
+def with_scores(rows: pa.Table) -> pa.Table:
+    """`rows` with NaN for each missing score, of a pair or of one of its negatives, mined ones included."""
+    if "score" in rows.column_names:
+        place = rows.schema.get_field_index("score")
+        rows = rows.set_column(place, "score", rows["score"].fill_null(math.nan))
+    if "negative_scores" in rows.column_names:
+        place = rows.schema.get_field_index("negative_scores")
+        counts = rows["negatives"].combine_chunks().value_lengths().fill_null(0).to_pylist()
+        scores = []
+        for count, given in zip(counts, rows["negative_scores"].to_pylist(), strict=True):
+            known = [math.nan if score is None else score for score in given or []]
+            scores.append(known + [math.nan] * (count - len(known)))
+        rows = rows.set_column(place, "negative_scores", pa.array(scores, pa.list_(pa.float32())))
+    return rows
+
+
 def with_margins(rows: pa.Table, mined: pa.ChunkedArray) -> pa.Table:
     """`rows`, before they got their mined negatives, with a column of margins for all that they will have then; NaN for
     those of the corpus, which nobody scored."""

@@ -26,7 +26,7 @@ _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0eff\u
 _UNSPACED_SHARE = 0.2
 # Examples of each kind, and characters of a text that are kept.
 EXAMPLES = 3
-_CHARACTERS = 200
+CHARACTERS = 200
 # Rows whose words are counted, and how much of each.
 _TERM_ROWS = 64
 _TERM_CHARACTERS = 400
@@ -82,7 +82,7 @@ def cluster_facts(table: pa.Table, pieces: Sequence[dict[str, Any]], features: F
 def _examples(rows: pa.Table, order: np.ndarray) -> list[dict[str, Any]]:
     chosen = rows.select(["pair_id", "query", "document", "cosine"]).take(pa.array(order[:EXAMPLES])).to_pylist()
     return [
-        {**row, "query": readable(row["query"], _CHARACTERS), "document": readable(row["document"], _CHARACTERS)}
+        {**row, "query": readable(row["query"], CHARACTERS), "document": readable(row["document"], CHARACTERS)}
         for row in chosen
     ]
 

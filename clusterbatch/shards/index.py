@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
+
+from clusterbatch.corpus.partitions import WHOLE_CORPUS
+from clusterbatch.errors import UsageError
 
 # Pieces with less crowding than this are taken to have none: ordinary corpora then have indexes without that column.
 LEAST_CROWDING = 0.1
@@ -16,6 +21,60 @@ def repeated_share(hashes: np.ndarray) -> float:
     rows = len(hashes)
     counts = np.unique(hashes, return_counts=True)[1].astype(np.float64)
     return float((counts * (counts - 1)).sum() / (rows * (rows - 1))) if rows > 1 else 0.0
+
+
+# Rows of a group of semantic duplicates that batches keep apart; those beyond share the last layer.
+LAYERS = 8
+
+# Rows of one entry of the table below.
+_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """The rows of pieces that were not left out, one bit for each row and an integer for 256 of them.
+
+    bits: (blocks, 32) uint8, the rows of all pieces one after the other; before: (blocks + 1,) kept rows before each
+    block; first, first_kept: (pieces,) each piece's first row among all rows and among those kept.
+    """
+
+    bits: np.ndarray
+    before: np.ndarray
+    first: np.ndarray
+    first_kept: np.ndarray
+
+    @staticmethod
+    def of(kept: np.ndarray, rows: np.ndarray) -> KeptRows:
+        """kept: (N,) bool of all rows; rows: (pieces,) of each piece, N together."""
+        padded = np.pad(kept, (0, -len(kept) % _BLOCK))
+        counts = np.concatenate([[0], np.cumsum(padded.reshape(-1, _BLOCK).sum(1))])
+        first = np.concatenate([[0], np.cumsum(rows)])
+        first_kept = np.concatenate([[0], np.cumsum(kept)])[first[:-1]]
+        return KeptRows(np.packbits(padded).reshape(-1, _BLOCK // 8), counts, first[:-1], first_kept)
+
+    def take(self, pieces: np.ndarray) -> KeptRows:
+        """Return the same of some of the pieces."""
+        return replace(self, first=self.first[pieces], first_kept=self.first_kept[pieces])
+
+    def rows(self, piece: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """Return the (n,) rows inside their pieces that are the `row`-th kept ones there."""
+        wanted = self.first_kept[piece] + row
+        block = np.searchsorted(self.before, wanted, side="right") - 1
+        so_far = np.cumsum(np.unpackbits(self.bits[block], axis=1), axis=1, dtype=np.uint16)
+        # The first place at which that many are reached.
+        place = (so_far == (wanted - self.before[block] + 1)[:, None]).argmax(1)
+        return block * _BLOCK + place - self.first[piece]
+
+
+class LeftOut(TypedDict):
+    """Rows and hard negatives of one source, how many of them thresholds leave out, and how many have no score."""
+
+    rows: int
+    rows_left_out: int
+    rows_without_score: int
+    negatives: int
+    negatives_left_out: int
+    negatives_without_score: int
 
 
 @dataclass(frozen=True)
@@ -41,6 +100,12 @@ class ClusterIndex:
     # float32, the probability that two rows of a piece have the same query, or the same document, whichever is larger;
     # empty if it is small in all pieces, or not known.
     crowding: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    # int8, how many rows of the same group of semantic duplicates come before each of a piece's rows; empty if all 0.
+    layer: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))
+    # If some rows are left out, `rows` counts the others; None if none are.
+    kept: KeptRows | None = None
+    # What was left out of each source.
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if np.any(np.diff(self.source) < 0):
@@ -54,6 +119,15 @@ class ClusterIndex:
     @property
     def total_rows(self) -> int:
         return int(self.rows.sum())
+
+    def require_source(self, name: str, key: str) -> None:
+        """Raise UsageError, which names the configuration's `key`, if there is no source of that name."""
+        if self.sources == [WHOLE_CORPUS]:
+            raise UsageError(
+                f"{key}: these shards do not tell sources apart (batches.stratify: random or cluster.scope: corpus)"
+            )
+        if name not in self.sources:
+            raise UsageError(f"{key}: the shards have no such source")
 
     @staticmethod
     def from_table(table: pa.Table, run_rows: int, fingerprint: str) -> ClusterIndex:
@@ -72,4 +146,5 @@ class ClusterIndex:
             fingerprint=fingerprint,
             mean_cosine=table["mean_cosine"].to_numpy(),
             crowding=table["crowding"].to_numpy() if "crowding" in table.column_names else np.empty(0, np.float32),
+            layer=table["layer"].to_numpy() if "layer" in table.column_names else np.empty(0, np.int8),
         )

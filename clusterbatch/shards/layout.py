@@ -25,7 +25,8 @@ class ShardSchema:
 
     surrogate_dimensions: width of the stored vectors, None if there are none; surrogate: how they are stored; images:
     sides that are images; margins: whether each negative has its margin to the positive beside it, by the surrogate;
-    document_id: whether rows say of which document they are a part.
+    document_id: whether rows say of which document they are a part; score, negative_scores: whether pairs, and their
+    negatives, have scores that came with the corpus; duplicates: whether rows have a group of semantic duplicates.
     """
 
     vocabulary: int
@@ -37,6 +38,9 @@ class ShardSchema:
     images: Sequence[str] = ()
     margins: bool = False
     document_id: bool = False
+    score: bool = False
+    negative_scores: bool = False
+    duplicates: bool = False
 
     @property
     def training(self) -> pa.Schema:
@@ -48,6 +52,9 @@ class ShardSchema:
             images=self.images,
             margins=self.margins,
             document_id=self.document_id,
+            score=self.score,
+            negative_scores=self.negative_scores,
+            duplicates=self.duplicates,
         )
 
     @property

@@ -54,6 +54,9 @@ class ShardPasses:
             margins=config.mine.margins,
             weight="weight" in columns,
             document_id="document_id" in columns,
+            score="score" in columns,
+            negative_scores="negative_scores" in columns,
+            duplicates=config.cluster.duplicates.threshold is not None and config.cluster.duplicates.action != "drop",
             images=config.corpus.columns.images,
         )
 
@@ -91,7 +94,9 @@ class ShardPasses:
             "columns": [name for name in self.corpus.columns if name not in VECTORS],
             "clusters": clusters,
             "plan": plan,
-            "with_vectors": bool(clusters.stored) or self.schema.vectors is not None,
+            "with_vectors": bool(clusters.stored)
+            or self.schema.vectors is not None
+            or self.corpus.config.cluster.duplicates.threshold is not None,
             "mined": self.mined,
         }
         return self.passes.run("assign", self.corpus.items, AssignWorker, arguments, self.corpus.assigning_pool)

@@ -271,14 +271,15 @@ class RunTables:
 
 
 def index_table(pieces: Sequence[dict[str, Any]]) -> pa.Table:
-    """Return the table of schema.CLUSTER_INDEX, one row per piece, and the column `crowding` if some piece has any."""
+    """Return the table of schema.CLUSTER_INDEX, one row per piece; `crowding` and `layer` only if a piece has any."""
     columns = {name: [piece[name] for piece in pieces] for name in CLUSTER_INDEX.names}
     # JSON has no NaN: a receipt gives None instead.
     columns["mean_cosine"] = [math.nan if value is None else value for value in columns["mean_cosine"]]
     table = pa.table(columns, schema=CLUSTER_INDEX)
-    if not any("crowding" in piece for piece in pieces):
-        return table
-    return table.append_column("crowding", pa.array([piece.get("crowding", 0.0) for piece in pieces], pa.float32()))
+    for name, kind in (("crowding", pa.float32()), ("layer", pa.int8())):
+        if any(name in piece for piece in pieces):
+            table = table.append_column(name, pa.array([piece.get(name, 0) for piece in pieces], kind))
+    return table
 
 
 def read_index(artifact: Artifact, manifest: Manifest) -> ClusterIndex:

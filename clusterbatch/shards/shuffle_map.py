@@ -17,7 +17,7 @@ from clusterbatch.errors import DataError
 from clusterbatch.hashing import document_id_hashes, row_hashes
 from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.search.mine import Mined
-from clusterbatch.search.negatives import with_margins, with_negatives
+from clusterbatch.search.negatives import with_margins, with_negatives, with_scores
 from clusterbatch.shards.bucket_plan import BucketPlan
 from clusterbatch.shards.tokenise import Tokenisation
 from clusterbatch.store import Artifact, Counts
@@ -73,6 +73,7 @@ class AssignWorker:
             if self._mined.config.margins:
                 rows = with_margins(rows, mined["margins"])
             rows = with_negatives(rows, mined["negatives"])
+        rows = with_scores(rows)
         vectors = self._vectors.read(unit, SIDES) if self._vectors else None
         if vectors is not None and not vectors["pair_id"].equals(rows["pair_id"]):
             part = unit.embeddings.path if unit.embeddings else "(computed)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -19,7 +19,9 @@ from clusterbatch.errors import DataError
 from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.shards.bucket_plan import BucketPlan
 from clusterbatch.shards.cluster_facts import cluster_facts
+from clusterbatch.shards.index import LAYERS
 from clusterbatch.shards.layout import ShardSchema, VectorEncoder, squared_errors
+from clusterbatch.shards.semantic_duplicates import Found, find_duplicates
 from clusterbatch.shards.size_bounds import merge_small, split_large
 from clusterbatch.shards.writer import ShardWriter
 from clusterbatch.store import Artifact, Counts, Part
@@ -31,6 +33,7 @@ OUTLIERS = "outliers"
 # Before the names of columns as they are stored, beside those that came.
 _STORED = "stored:"
 _TEXT = ["pair_id", "source", "query", "document", "negatives"]
+_SCORES = ["score", "negative_scores"]
 # Bytes of a text column in one piece: the offsets of its type reach 2 GiB.
 _PIECE_BYTES = 2**30
 
@@ -68,26 +71,29 @@ class ReduceWorker:
 
     def _shards(self, bucket: int, table: pa.Table, output: Artifact) -> Result:
         table = _sorted(table.append_column("part", pa.array(np.zeros(table.num_rows, np.int64))))
+        read = table.num_rows
         table = self._bounded(bucket, table)
-        table, errors = self._with_surrogate(table)
         parts: list[Part] = []
+        found: Found | None = None
+        if self._config.duplicates.threshold is not None:
+            table, found, parts = self._without_duplicates(bucket, table, output)
+        table, errors = self._with_surrogate(table)
         pieces: list[dict[str, Any]] = []
         for shard, writer in enumerate(self._written(table)):
             parts += writer.write(output, f"bucket-{bucket:05d}-{shard}", shard=shard)
             pieces += [{**piece, "shard": shard} for piece in writer.pieces]
         facts = cluster_facts(_widened(table), pieces, self._config.features)
         facts_part = write_parquet(self._facts, f"facts-{bucket:05d}", facts)
-        return Result(
-            parts,
-            Counts(read=table.num_rows, written=sum(piece["rows"] for piece in pieces)),
-            {"pieces": pieces, "facts": facts_part.model_dump(), "surrogate_errors": errors},
-        )
+        details = {"pieces": pieces, "facts": facts_part.model_dump(), "surrogate_errors": errors}
+        if found is not None:
+            details |= {"duplicates": found.counts, "duplicate_examples": found.examples}
+        written = sum(piece["rows"] for piece in pieces)
+        aside = {"semantic duplicate": read - written} if read > written else {}
+        return Result(parts, Counts(read=read, written=written, set_aside=aside), details)
 
     def _outliers(self, bucket: int, table: pa.Table, output: Artifact) -> Result:
         table = _sorted(table)
-        cluster = table["cluster"].to_numpy()
-        centroid = cluster - self._plan.first_cluster[self._plan.partition_of(cluster)]
-        part = write_parquet(output, f"outliers-{bucket:05d}", _text(table, centroid), 8192, content=OUTLIERS)
+        part = self._aside(f"outliers-{bucket:05d}", table, output)
         # A pair may be both; it is counted for the first reason.
         inconsistent = pc.sum(table["inconsistent"]).as_py() if "inconsistent" in table.column_names else 0
         reasons = {"inconsistent": inconsistent, "outlier": table.num_rows - inconsistent}
@@ -120,6 +126,28 @@ class ReduceWorker:
             table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
         return _sorted(table)
 
+    def _without_duplicates(self, bucket: int, table: pa.Table, output: Artifact) -> tuple[pa.Table, Found, list[Part]]:
+        """Return the sorted rows with their semantic duplicates marked, or apart from those that are dropped, with what
+        was found and the part with the dropped rows."""
+        found = find_duplicates(table, self._source_of, self._config.duplicates)
+        if self._config.duplicates.action == "drop":
+            dropped = table.filter(pa.array(found.rank > 0))
+            parts = [self._aside(f"dropped-{bucket:05d}", dropped, output)] if dropped.num_rows else []
+            return table.filter(pa.array(found.rank == 0)), found, parts
+        table = table.append_column("duplicate_group", pa.array(table["hash"].to_numpy()[found.first]))
+        if self._config.duplicates.action == "apart":
+            table = _sorted(table.append_column("layer", pa.array(np.minimum(found.rank, LAYERS - 1))))
+        return table, found, []
+
+    def _source_of(self, cluster: int) -> str:
+        return self._partitions.names[int(self._plan.partition_of(np.array([cluster]))[0])]
+
+    def _aside(self, stem: str, table: pa.Table, output: Artifact) -> Part:
+        """Write rows that are set aside, for people."""
+        cluster = table["cluster"].to_numpy()
+        centroid = cluster - self._plan.first_cluster[self._plan.partition_of(cluster)]
+        return write_parquet(output, stem, _text(table, centroid), 8192, content=OUTLIERS)
+
     def _with_surrogate(self, table: pa.Table) -> tuple[pa.Table, list[float]]:
         """Return the rows with the vectors as they are stored, in columns `stored:...`, and [sum, number] of the
         squared errors of their cosines."""
@@ -140,9 +168,10 @@ class ReduceWorker:
         each = (training.nbytes + vectors.nbytes) / table.num_rows
         target_rows = max(self._schema.run_rows, int(self._config.shard_bytes / each))
         cluster, part = table["cluster"].to_numpy(), table["part"].to_numpy()
+        layer = table["layer"].to_numpy() if "layer" in table.column_names else np.zeros_like(part)
         read = pa.table({**_columns(training), **_columns(vectors)})
         writer, filled = ShardWriter(self._schema), 0
-        for start, stop in _pieces(cluster, part, target_rows):
+        for start, stop in _pieces((cluster, part, layer), target_rows):
             rows = stop - start
             if filled and filled + rows > 1.25 * target_rows:
                 yield writer
@@ -155,6 +184,7 @@ class ReduceWorker:
                 source=self._partitions.names[partition],
                 centroid=centroid,
                 part=int(part[start]),
+                **({"layer": int(layer[start])} if layer[start] else {}),
                 mean_cosine=float(np.mean(table["cosine"].slice(start, rows).to_numpy(), dtype=np.float64)),
             )
             filled += rows
@@ -172,8 +202,8 @@ def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
 
 
 def _sorted(table: pa.Table) -> pa.Table:
-    """Return the rows sorted by cluster, part, hash and, as hashes may collide, pair_id."""
-    keys = [name for name in ("cluster", "part", "hash", "pair_id") if name in table.column_names]
+    """Return the rows sorted by cluster, part, layer, hash and, as hashes may collide, pair_id."""
+    keys = [name for name in ("cluster", "part", "layer", "hash", "pair_id") if name in table.column_names]
     order = pc.sort_indices(table, [(name, "ascending") for name in keys])
     text = [name for name in _TEXT if name in table.column_names]
     ordered = table.drop_columns(text).take(order).combine_chunks()
@@ -211,10 +241,10 @@ def _wide(kind: pa.DataType) -> pa.DataType:
     return pa.large_string()
 
 
-def _pieces(cluster: np.ndarray, part: np.ndarray, target_rows: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of each piece in sorted rows; clusters much larger than a shard are cut evenly."""
-    changes = (np.diff(cluster, prepend=-1) != 0) | (np.diff(part, prepend=-1) != 0)
-    for start, stop in pairwise([*np.flatnonzero(changes).tolist(), len(cluster)]):
+def _pieces(keys: Sequence[np.ndarray], target_rows: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of each piece in rows sorted by `keys`; one much larger than a shard is cut evenly."""
+    changes = np.any([np.diff(key, prepend=-1) != 0 for key in keys], axis=0)
+    for start, stop in pairwise([*np.flatnonzero(changes).tolist(), len(changes)]):
         cuts = -(-(stop - start) // int(1.25 * target_rows))
         yield from pairwise(np.linspace(start, stop, cuts + 1).astype(int).tolist())
 
@@ -222,5 +252,5 @@ def _pieces(cluster: np.ndarray, part: np.ndarray, target_rows: int) -> Iterator
 def _text(rows: pa.Table, centroid: np.ndarray) -> pa.Table:
     """Return the columns for people and other tools; `centroid`: (rows,) numbers of the fit's centroids, inside each
     partition."""
-    text = rows.select([name for name in _TEXT if name in rows.column_names])
+    text = rows.select([name for name in (*_TEXT, *_SCORES) if name in rows.column_names])
     return text.append_column("centroid", pa.array(centroid.astype(np.int32))).append_column("cosine", rows["cosine"])

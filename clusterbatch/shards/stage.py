@@ -6,7 +6,7 @@ costs the work items that were under way. All passes are removed once the cluste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -25,10 +25,11 @@ from clusterbatch.runtime import current_executor, ray_session
 from clusterbatch.search.mine import Mined, mine
 from clusterbatch.shards.passes import ShardPasses
 from clusterbatch.shards.reader import INDEX, index_table
+from clusterbatch.shards.semantic_duplicates import DUPLICATES, lowest_examples
 from clusterbatch.shards.statistics import StatisticsJob
 from clusterbatch.shards.tokenise import Tokenisation
 from clusterbatch.store import Artifact, Manifest, Part, Receipt, Stopwatch
-from clusterbatch.store.details import ClustersDetails, ReducedBucket, ShardLayout, details_of
+from clusterbatch.store.details import ClustersDetails, ReducedBucket, SemanticDuplicates, ShardLayout, details_of
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.workspace import Workspace
 
@@ -52,6 +53,10 @@ def cluster(
     """
     if config.cluster.method == "communities":
         require_partitioner()
+    if config.cluster.duplicates.threshold is not None and grouping_of(config) in ("source", "random"):
+        raise UsageError(
+            f"cluster.duplicates are those of a cluster, and batches.stratify: {config.batches.stratify} makes none"
+        )
     workspace, vectors = Workspace(config), generation if vectors is None else vectors
     corpus, embeddings = workspace.corpus.require(), workspace.embeddings(vectors).require()
     if embeddings.inputs.get("corpus") in corpus.earlier:
@@ -147,6 +152,21 @@ def _commit(
     # In a worker: what it holds is not in the driver's memory.
     parts, summary = current_executor().call(StatisticsJob.run, statistics, embedded.pool)
     flat = [piece for of_bucket in pieces for piece in of_bucket]
+    details = ClustersDetails(
+        layout=cast(ShardLayout, asdict(shards.schema)),
+        tokens=Tokenisation.of(config).identity,
+        # The generation whose embeddings these clusters are of.
+        vectors=embedded.generation,
+        shards=1 + flat[-1]["shard"] if flat else 0,
+        sources=summary,
+        fit=clusters.describe(),
+        surrogate_cosine_error=_surrogate_error(shard_receipts),
+    )
+    if config.cluster.duplicates.threshold is not None:
+        found = [details_of(receipt, ReducedBucket) for receipt in shard_receipts]
+        details["duplicates"] = _sum_by_source(of_bucket["duplicates"] for of_bucket in found)
+        examples = lowest_examples(example for of_bucket in found for example in of_bucket["duplicate_examples"])
+        parts.append(write_parquet(artifact, DUPLICATES, examples, content=DUPLICATES))
     return artifact.commit(
         shards.passes.identity,
         receipts,
@@ -154,16 +174,7 @@ def _commit(
         inputs={"corpus": embedded.corpus.fingerprint, "embeddings": embedded.embeddings.fingerprint},
         seconds=watch.seconds,
         passes_seconds=_worker_seconds(shards.passes),
-        details=ClustersDetails(
-            layout=cast(ShardLayout, asdict(shards.schema)),
-            tokens=Tokenisation.of(config).identity,
-            # The generation whose embeddings these clusters are of.
-            vectors=embedded.generation,
-            shards=1 + flat[-1]["shard"] if flat else 0,
-            sources=summary,
-            fit=clusters.describe(),
-            surrogate_cosine_error=_surrogate_error(shard_receipts),
-        ),
+        details=details,
         extra_parts=[
             *_keep(artifact, clusters.stored),
             *parts,
@@ -200,9 +211,20 @@ def number_pieces(receipts: Sequence[Receipt]) -> list[list[dict[str, Any]]]:
             of_bucket.append(entry)
         entries.append(of_bucket)
         for part in receipt.parts:
-            part.details["shard"] += first_shard
+            # Rows that were dropped are in no shard.
+            if "shard" in part.details:
+                part.details["shard"] += first_shard
         first_shard = 1 + of_bucket[-1]["shard"]
     return entries
+
+
+def _sum_by_source(found: Iterable[dict[str, SemanticDuplicates]]) -> dict[str, SemanticDuplicates]:
+    total: dict[str, SemanticDuplicates] = {}
+    for of_bucket in found:
+        for source, counts in of_bucket.items():
+            before = total.get(source, SemanticDuplicates(groups=0, rows=0, pairs=0, dropped=0))
+            total[source] = cast(SemanticDuplicates, {key: before[key] + counts[key] for key in counts})  # type: ignore[literal-required]
+    return dict(sorted(total.items()))
 
 
 def _surrogate_error(receipts: Sequence[Receipt]) -> float | None:

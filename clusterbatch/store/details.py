@@ -129,6 +129,18 @@ class ShardLayout(TypedDict):
     weight: bool
     images: NotRequired[Sequence[str]]
     margins: NotRequired[bool]
+    score: NotRequired[bool]
+    negative_scores: NotRequired[bool]
+    duplicates: NotRequired[bool]
+
+
+class SemanticDuplicates(TypedDict):
+    """Semantic duplicates of one source: groups of two rows or more, rows in them, pairs of near rows, dropped rows."""
+
+    groups: int
+    rows: int
+    pairs: int
+    dropped: int
 
 
 class ScoresDetails(TypedDict):
@@ -162,6 +174,10 @@ class ReducedBucket(TypedDict):
     facts: dict[str, Any]
     # Sum and number of the squared errors of the stored vectors' cosines.
     surrogate_errors: tuple[float, int]
+    # By source; only with `cluster.duplicates`.
+    duplicates: NotRequired[dict[str, SemanticDuplicates]]
+    # Rows of shards.semantic_duplicates.EXAMPLE.
+    duplicate_examples: NotRequired[list[dict[str, Any]]]
 
 
 class SourceClusters(TypedDict):
@@ -196,6 +212,8 @@ class ClustersDetails(TypedDict):
     fit: dict[str, dict[str, Any]]
     # Root mean square error of the stored vectors' cosines; None if no vectors are stored.
     surrogate_cosine_error: NotRequired[float | None]
+    # By source; only with `cluster.duplicates`.
+    duplicates: NotRequired[dict[str, SemanticDuplicates]]
 
 
 class TrainDetails(TypedDict):

@@ -77,5 +77,6 @@ CATALOGUE = [
         "runs/grid-quick --corpora mitre --sizes 256 --arms source,cluster-4x --seeds 1",
         DATA,
     ),
+    Benchmark("duplicates", "bench_duplicates", "runs/duplicates", "runs/duplicates --corpora mitre --rounds 1", DATA),
     Benchmark("samples", "bench_samples", "{comparison}", "{comparison}", COMPARISON),
 ]

@@ -39,7 +39,7 @@ class Arm:
     @property
     def uses_clusters(self) -> bool:
         """Return whether embedding and clustering are part of its price."""
-        return _strategy(self.config).needs_clusters or self.config.cluster.drop_outliers is not None
+        return _strategy(self.config).needs_clusters or _knows_rows_by_clusters(self.config)
 
     @property
     def uses_embeddings(self) -> bool:
@@ -67,8 +67,7 @@ def arms_of(config: RunConfig) -> tuple[list[Arm], dict[str, RunConfig]]:
     names: dict[str, str] = {}
     # Arms with a layout of their own first: random and source batches can then be read from any of theirs.
     for name, arm in configs.items():
-        if arm.cluster.drop_outliers is not None:
-            # Only clusters can tell which rows are outliers.
+        if _knows_rows_by_clusters(arm):
             names[name] = _add(layouts, config, arm, "cluster")
         elif _strategy(arm).layouts:
             names[name] = _add(layouts, config, arm, _strategy(arm).layouts[0])
@@ -155,11 +154,16 @@ def _serves(layout: RunConfig, arm: RunConfig) -> bool:
     """Return whether an arm whose strategy takes any layout can read shards made for clusters."""
     return (
         layout.batches.stratify == "cluster"
-        and layout.cluster.drop_outliers is None
+        and not _knows_rows_by_clusters(layout)
         and layout.mine == arm.mine
         and (not _strategy(arm).by_source or layout.cluster.scope == "source")
         and _tokenised_alike(layout, arm)
     )
+
+
+def _knows_rows_by_clusters(config: RunConfig) -> bool:
+    """Return whether clusters are needed to tell which rows are outliers or semantic duplicates."""
+    return config.cluster.drop_outliers is not None or config.cluster.duplicates.threshold is not None
 
 
 def _tokenised_alike(one: RunConfig, other: RunConfig) -> bool:

@@ -65,6 +65,16 @@ def test_arms_without_outliers_have_clusters_of_their_own():
     assert layouts[layout["random-no-outliers"]].batches.stratify == "cluster"
 
 
+def test_arms_with_semantic_duplicates_have_clusters_that_know_them():
+    duplicates = "cluster.duplicates: {threshold: 0.9}"
+    config = configured(f"{{random: {{}}, cluster: {{}}, other: {{batches.stratify: random, {duplicates}}}}}")
+    arms, layouts = arms_of(config)
+    layout = {arm.name: arm.layout for arm in arms}
+    assert layout["random"] == layout["cluster"] != layout["other"]
+    assert layouts[layout["other"]].batches.stratify == "cluster"
+    assert arms_by_name(config)["other"].uses_clusters
+
+
 def test_clusters_do_not_grow_with_the_batches_of_an_arm():
     arms = arms_by_name(configured("[random,cluster,random-4x,random-8x]"))
     assert [arms[name].config.batches.size for name in ("random", "random-4x", "random-8x")] == [128, 512, 1024]
