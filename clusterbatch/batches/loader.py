@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.batches.curriculum import Plan
+from clusterbatch.batches.negatives import NegativeChoice, filtered
 from clusterbatch.batches.plan import GlobalBatch
 from clusterbatch.batches.row_reader import RowReader
 from clusterbatch.encoder.images import ImageProcessor, Pixels
@@ -69,7 +70,9 @@ class SliceBatch:
     negative_counts (n,) says how many each has, negative_margins (all of them,) float32 how far the surrogate scores
     each below its row's document, NaN if it did not. slice_rows: (world_size,) int64, the rows of every rank.
     query_vector, document_vector: (n, m), as stored. document_id_hash: (n,), None if rows do not say of which document
-    they are a part. teacher: None unless the shards are read with scores.
+    they are a part. teacher: None unless the shards are read with scores. mode: (n,) uint8 (negatives.py), None if all
+    rows train with all negatives. duplicate_group: (n,), equal in rows that are semantic duplicates, None if none were
+    looked for.
     """
 
     step: int
@@ -88,6 +91,8 @@ class SliceBatch:
     negative_margins: np.ndarray | None = None
     document_id_hash: np.ndarray | None = None
     teacher: TeacherScores | None = None
+    mode: np.ndarray | None = None
+    duplicate_group: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.query_tokens)
@@ -98,7 +103,8 @@ class SliceLoader:
 
     At most `prefetch_bytes` of decoded runs are read ahead, never less than one batch. If the plan moves single rows
     (a strategy on a layout not made for it), decoded runs are kept up to `cache_bytes`: they are needed again soon.
-    `images` decodes them; without it they stay as they are stored, one byte for a token.
+    `images` decodes them; without it they stay as they are stored, one byte for a token. negatives: which of the hard
+    negatives are used; None: all.
     `wait_seconds` is the time that the consumer waited, `bytes_read` the bytes that came from storage.
     """
 
@@ -115,6 +121,7 @@ class SliceLoader:
         prefetch_bytes: int = 64 * 2**20,
         cache_bytes: int = 256 * 2**20,
         images: ImageProcessor | None = None,
+        negatives: NegativeChoice | None = None,
     ) -> None:
         assert 0 <= rank < world_size
         self._plan, self._plan_lock = plan, threading.Lock()
@@ -123,6 +130,7 @@ class SliceLoader:
         self._prefetch_bytes = prefetch_bytes
         self._rows = RowReader(reader, vectors=vectors, cache_bytes=cache_bytes if plan.moves_rows else None)
         self._images, self._largest_pixels = images, 0
+        self._negatives = negatives
         self.wait_seconds = 0.0
 
     @property
@@ -165,15 +173,24 @@ class SliceLoader:
         piece, row = batch.piece[mine], batch.row[mine]
         run = index.first_run[piece] + row // index.run_rows
         table = self._rows.read(index.shard[piece], run, row % index.run_rows)
-        decoded = _decode(table, batch, np.diff(bounds), self._images)
+        decoded = _decode(table, batch, np.diff(bounds), self._images, index.source[piece], self._negatives)
         kinds = (decoded.query_tokens, decoded.document_tokens, decoded.negative_tokens)
         pixels = sum(kind.values.nbytes for kind in kinds if isinstance(kind, Pixels))
         self._largest_pixels = max(self._largest_pixels, pixels)
         return decoded
 
 
-def _decode(table: pa.Table, batch: GlobalBatch, slice_rows: np.ndarray, images: ImageProcessor | None) -> SliceBatch:
+def _decode(
+    table: pa.Table,
+    batch: GlobalBatch,
+    slice_rows: np.ndarray,
+    images: ImageProcessor | None,
+    source: np.ndarray,
+    negatives: NegativeChoice | None,
+) -> SliceBatch:
     columns: dict[str, Any] = {name: table[name].combine_chunks() for name in table.column_names}
+    if negatives is not None:
+        _choose_negatives(columns, source, negatives)
     negative_tokens = negative_counts = None
     column = columns.get("negative_image", columns.get("negative_tokens"))
     if column is not None:
@@ -193,9 +210,11 @@ def _decode(table: pa.Table, batch: GlobalBatch, slice_rows: np.ndarray, images:
         document_vector=_matrix(columns.get("document_vector")),
         slice_rows=slice_rows.astype(np.int64),
         composition=Composition.of(batch),
-        negative_margins=_margins(columns.get("negative_margins")),
+        negative_margins=_floats(columns.get("negative_margins")),
         document_id_hash=columns["document_id_hash"].to_numpy() if "document_id_hash" in columns else None,
         teacher=_teacher(columns) if "teacher_positive" in columns else None,
+        duplicate_group=columns["duplicate_group"].to_numpy() if "duplicate_group" in columns else None,
+        mode=None if negatives is None else negatives.mode[source],
     )
 
 
@@ -210,6 +229,22 @@ def _teacher(columns: dict[str, Any]) -> TeacherScores:
     )
 
 
+def _choose_negatives(columns: dict[str, Any], source: np.ndarray, negatives: NegativeChoice) -> None:
+    """Leave out of `columns`, in place, the hard negatives that are not used."""
+    # Each is a list of one item for each negative of the row.
+    names = [name for name in columns if name.startswith("negative_")]
+    if not names:
+        return
+    counts = columns[names[0]].value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    score = columns["score"].to_numpy() if "score" in columns else None
+    kept = negatives.kept(source, counts, score, _floats(columns.get("negative_scores")))
+    for name in names:
+        if kept is None:
+            del columns[name]
+        else:
+            columns[name] = filtered(columns[name], kept)
+
+
 def _inputs(column: pa.Array, images: ImageProcessor | None) -> Tokens | Pixels:
     if not pa.types.is_binary(column.type):
         return Tokens.from_arrow(column)
@@ -219,7 +254,7 @@ def _inputs(column: pa.Array, images: ImageProcessor | None) -> Tokens | Pixels:
     return Tokens.from_lists([np.frombuffer(image, np.uint8) for image in encoded], np.uint8)
 
 
-def _margins(column: pa.ListArray | None) -> np.ndarray | None:
+def _floats(column: pa.ListArray | None) -> np.ndarray | None:
     return None if column is None else column.flatten().to_numpy(zero_copy_only=False)
 
 

@@ -181,6 +181,8 @@ class BatchPlan:
             # Groups of another stratum get numbers of their own.
             blocks.append((piece, row, group if lender is stratum else -1 - group, packed))
         piece, row, group, packed = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
+        if self.index.kept is not None:
+            row = self.index.kept.rows(piece, row)
         return GlobalBatch(
             step, epoch, stratum, piece, row, self._cluster_of_piece[piece], group, packed, repeated=missing
         )

@@ -5,7 +5,7 @@ Computed from stretches of groups instead of rows, so that 10^9 rows in 10^5 clu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.batches.sequence import HARDLY_LARGER, Stretches
 from clusterbatch.batches.strata import POOL, Stratum, packed_rows
 from clusterbatch.batches.strategies import STRATEGIES
+from clusterbatch.shards.index import LeftOut
 
 # Parts of batches that are looked at together: bounds the memory.
 _PARTS_AT_ONCE = 2**19
@@ -54,6 +55,8 @@ def plan_report(plan: Plan, epochs: int = 1) -> dict[str, Any]:
     repeats             rows that come twice in one pass over the source
     read_amplification  rows fetched / rows used, by one worker that keeps nothing it has read
 
+    If thresholds leave something out: `filtered`, counts by source (shards.index.LeftOut).
+
     For a curriculum: the last phase's report with `phases`, {first_step, strategy, purity, packed_share,
     read_amplification} of each; warnings name the phase that they are about.
     """
@@ -82,7 +85,25 @@ def plan_report(plan: Plan, epochs: int = 1) -> dict[str, Any]:
         "mixed": [stratum.name for stratum in plan.strata if stratum.mixed],
         "sources": _by_source([stratum.name for stratum in plan.strata], strata),
     }
+    if plan.index.left_out:
+        report["filtered"] = plan.index.left_out
     return {**report, "warnings": _warnings(plan, report)}
+
+
+def left_out_sentences(left_out: Mapping[str, LeftOut]) -> list[str]:
+    """Return a sentence for each source of what thresholds leave out of it."""
+    sentences = []
+    for source, counts in left_out.items():
+        of_rows = f"{counts['rows_left_out']:,} of {counts['rows']:,} pairs"
+        if counts["rows_without_score"]:
+            of_rows += f" ({counts['rows_without_score']:,} have no score)"
+        sentence = f"leaves out {of_rows}"
+        if counts["negatives"]:
+            sentence += f" and {counts['negatives_left_out']:,} of {counts['negatives']:,} hard negatives of the others"
+            if counts["negatives_without_score"]:
+                sentence += f" ({counts['negatives_without_score']:,} have no score)"
+        sentences.append(f"{sentence} of {source}")
+    return sentences
 
 
 def _curriculum_report(plan: CurriculumPlan, epochs: int) -> dict[str, Any]:

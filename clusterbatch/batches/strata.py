@@ -8,7 +8,8 @@ lists both for each strategy.
 With `uniform_clusters` every cluster that fills a batch is a stratum of its own, drawn as often as any other.
 
 If semantic duplicates are kept apart (`cluster.duplicates.action: apart`), the first rows of their groups and all rows
-without duplicates are a stratum, the second rows another, and so on, as far as these fill a batch.
+without duplicates are a stratum, the second rows another, and so on.
+Those that do not fill a batch stay with the first.
 
 Batches of one cluster teach nothing if most of its rows have the same document (or query): all their negatives are
 copies of the positive. Such crowded clusters are mixed, row by row, with each other and with as many rows of the
@@ -180,22 +181,16 @@ def _without_crowded(index: ClusterIndex, config: BatchesConfig, pieces: np.ndar
 def _by_layer(index: ClusterIndex, config: BatchesConfig, pieces: np.ndarray) -> list[np.ndarray]:
     """Return the pieces of a stratum, a set for each layer of semantic duplicates.
 
-    A layer that does not fill a batch stays with the one before it.
+    Layers that do not fill a batch stay with the first, where their rows are few among many.
     """
     if not len(index.layer) or not len(pieces):
         return [pieces]
     layer, rows = index.layer[pieces], index.rows[pieces]
-    sets: list[np.ndarray] = []
-    filled = 0
-    for number in np.unique(layer).tolist():
-        here = np.flatnonzero(layer == number)
-        if sets and min(filled, int(rows[here].sum())) < config.size:
-            sets[-1] = np.sort(np.concatenate([sets[-1], here]))
-            filled += int(rows[here].sum())
-        else:
-            sets.append(here)
-            filled = int(rows[here].sum())
-    return [pieces[places] for places in sets]
+    fills = np.bincount(layer, weights=rows) >= config.size
+    layer = np.where(fills[layer], layer, 0)
+    if rows[layer == 0].sum() < config.size:
+        return [pieces]
+    return [pieces[layer == number] for number in np.unique(layer)]
 
 
 def _by_cluster(index: ClusterIndex, config: BatchesConfig, pieces: np.ndarray) -> list[np.ndarray]:

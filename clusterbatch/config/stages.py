@@ -272,9 +272,9 @@ class DuplicatesConfig(Section):
     duplicates of one row are one group. Unset: none are looked for."""
     action: Literal["mask", "apart", "drop"] = "mask"
     """`mask`: the loss ignores them as negatives of each other (`train.mask.semantic_duplicates`). `apart`: in addition
-    batches have one row of a group at most, until what is left of a source does not fill a batch; a group's rows beyond
-    the eighth may meet. `drop`: a row that is near to an earlier one in query and document is set aside, counted and
-    kept beside the outliers; nothing is masked."""
+    batches have one row of a group at most; only the second (third, ...) rows of a source that do not fill a batch may
+    meet the first, and rows beyond the eighth of a group each other. `drop`: a row that is near to an earlier one in
+    query and document is set aside, counted and kept beside the outliers; nothing is masked."""
 
 
 class ClusterConfig(Section):

@@ -36,14 +36,16 @@ from clusterbatch.reporting.cluster_views import (
     batch_example,
     cluster_map,
     cluster_rows,
+    near_pairs,
 )
 from clusterbatch.reporting.figures import Plot, cluster_sizes
 from clusterbatch.reporting.figures import cluster_map as cluster_map_figure
 from clusterbatch.reporting.page import environment
 from clusterbatch.reporting.phrases import workspace_phrases
+from clusterbatch.shards.index import LeftOut
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.store import Artifact, Manifest
-from clusterbatch.store.details import EvaluationDetails, details_of
+from clusterbatch.store.details import ClustersDetails, EvaluationDetails, SemanticDuplicates, TrainDetails, details_of
 from clusterbatch.store.workspace import Workspace
 
 _CONFIDENCE = 0.95
@@ -137,6 +139,10 @@ class Views:
     plots: list[Plot] = field(default_factory=list)
     mapped: list[MappedCluster] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
+    # Counts by source of semantic duplicates, some pairs of them, and what thresholds leave out.
+    duplicates: dict[str, SemanticDuplicates] = field(default_factory=dict)
+    near_pairs: list[dict[str, Any]] = field(default_factory=list)
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
 
 
 def write_report(config: RunConfig) -> str:
@@ -170,6 +176,9 @@ def write_report(config: RunConfig) -> str:
             plots={plot.name: plot for plot in plots},
             mapped=views.mapped,
             examples=views.examples,
+            duplicates=views.duplicates,
+            near_pairs=views.near_pairs,
+            left_out=views.left_out,
             texts=[f"{each.source} {each.cluster}: {', '.join(each.terms)}" for each in views.mapped],
             scoreboard=scoreboard(summary["quality"]),
             models=list(dict.fromkeys(row["model"] for row in summary["quality"])),
@@ -195,6 +204,7 @@ def run_views(config: RunConfig, words: Mapping[str, str]) -> Views:
     for generation in reversed(generations(config)):
         training, trained = workspace.train(generation), workspace.train(generation).manifest()
         if trained is not None:
+            views.left_out.update(details_of(trained, TrainDetails)["plan"].get("filtered", {}))
             lines = run_figures.training_lines(training, trained)
             # Of two points there is no curve.
             if len(lines) > 2:
@@ -215,6 +225,8 @@ def _add_clusters(
         views.mapped.extend(cluster_map(clusters, manifest, config.cluster))
         if views.mapped:
             views.plots.append(cluster_map_figure(views.mapped, words))
+    views.duplicates.update(details_of(manifest, ClustersDetails).get("duplicates", {}))
+    views.near_pairs.extend(near_pairs(clusters, manifest))
     text = ShardText(clusters, manifest)
     for stratify in dict.fromkeys(("random", config.batches.stratify)):
         batches = config.batches.model_copy(update={"stratify": stratify, "curriculum": [], "source_weights": None})

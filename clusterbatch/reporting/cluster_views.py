@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from clusterbatch.config import ClusterConfig
 from clusterbatch.corpus.images import readable
 from clusterbatch.shards.cluster_means import cluster_means
 from clusterbatch.shards.reader import ROWS
+from clusterbatch.shards.semantic_duplicates import DUPLICATES
 from clusterbatch.shards.shuffle_reduce import OUTLIERS
 from clusterbatch.shards.statistics import FARTHEST, STATISTICS
 from clusterbatch.store import Artifact, Manifest, Part
@@ -24,6 +26,8 @@ from clusterbatch.store.tables import read_parquet
 
 _SHOWN = 10
 _EXCERPT = 160
+# Pairs of semantic duplicates that are shown of each source, and of all.
+_PAIRS, _MOST_PAIRS = 3, 30
 # Clusters on the map, the largest first, and the words that are shown of each.
 _MAPPED, _TERMS = 300, 5
 
@@ -60,6 +64,21 @@ def outliers(artifact: Artifact, manifest: Manifest) -> list[Outlier]:
         Outlier(row["source"], excerpt(row["query"]), excerpt(row["document"]), row["cosine"], row["aside"])
         for row in rows[:_SHOWN]
     ]
+
+
+def near_pairs(artifact: Artifact, manifest: Manifest) -> list[dict[str, Any]]:
+    """Return some pairs of semantic duplicates of each source, excerpts of their texts; none if they were not sought.
+
+    Keys: source, query_cosine, document_cosine, and query, document of both rows (`other_...`).
+    """
+    stored = _content(artifact, manifest, DUPLICATES)
+    shown: dict[str, list[dict[str, Any]]] = {}
+    for row in [] if stored is None else stored.to_pylist():
+        of_source = shown.setdefault(row["source"], [])
+        if len(of_source) < _PAIRS:
+            texts = {key: excerpt(row[key]) for key in ("query", "document", "other_query", "other_document")}
+            of_source.append({**row, **texts})
+    return [row for of_source in shown.values() for row in of_source][:_MOST_PAIRS]
 
 
 class ShardText:

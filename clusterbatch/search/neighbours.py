@@ -97,8 +97,8 @@ def neighbours(
                 scores_QM[torch.from_numpy(parts)] = -torch.inf
             found = best_of(scores_QM, k)
             blocks.append(Ranking(found.scores, np.where(found.documents < 0, -1, found.documents + start)))
-        whole = Ranking(*(np.concatenate([getattr(b, name) for b in blocks]) for name in ("scores", "documents")))
-        best = whole if best is None else merge([best, whole], k)
+        found = Ranking(*(np.concatenate([getattr(b, name) for b in blocks]) for name in ("scores", "documents")))
+        best = found if best is None else merge([best, found], k)
         start += len(chunk)
     assert best is not None, "a group without rows"
     return Neighbours(best, positive, rank)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pyarrow.compute as pc
+
 from clusterbatch.batches.curriculum import CurriculumPlan, Plan
+from clusterbatch.batches.negatives import HARD, NegativeChoice
 from clusterbatch.config import RunConfig
+from clusterbatch.corpus.partitions import WHOLE_CORPUS
 from clusterbatch.errors import UsageError
+from clusterbatch.shards.index import ClusterIndex
+from clusterbatch.shards.layout import ROWS
 from clusterbatch.shards.tokenise import Tokenisation
-from clusterbatch.store import Artifact, Manifest
+from clusterbatch.store import Artifact, Manifest, Part
 from clusterbatch.store.details import ClustersDetails, details_of
+from clusterbatch.store.tables import read_parquet
 
 
 def check_workers(config: RunConfig) -> None:
@@ -53,6 +61,34 @@ def check_scores(config: RunConfig, scores: Artifact, clusters: Manifest) -> Man
     if found.inputs.get("clusters") != clusters.fingerprint:
         raise UsageError(f"score.teacher: {scores.folder.uri} holds scores of other clusters; run `clusterbatch score`")
     return found
+
+
+def check_negatives(config: RunConfig, clusters: Artifact, manifest: Manifest, index: ClusterIndex) -> None:
+    """Raise UsageError if `train.negatives` names no source, or one that is to train with hard ones alone has none.
+
+    The texts of such a source are read until one is found.
+    """
+    choice = NegativeChoice.of(config.train, index)
+    if choice is None or not choice.names_hard:
+        return
+    has_lists = details_of(manifest, ClustersDetails)["layout"]["negatives"]
+    rows = {part.details["shard"]: part for part in manifest.parts if part.details.get("content") == ROWS}
+    for number in np.flatnonzero(choice.mode == HARD).tolist():
+        shards = np.unique(index.shard[index.source == number]).tolist()
+        name = index.sources[number]
+        if not (has_lists and any(_has_negatives(clusters, rows[shard], name) for shard in shards)):
+            raise UsageError(f"train.negatives: hard, but the source {name} has no hard negatives")
+
+
+def _has_negatives(clusters: Artifact, part: Part, source: str) -> bool:
+    """Return whether a row of `source` in a shard's text has a hard negative."""
+    for group in range(len(part.details["row_groups"])):
+        rows = read_parquet(clusters.folder, part, ["source", "negatives"], [group])
+        if source != WHOLE_CORPUS:
+            rows = rows.filter(pc.equal(rows["source"], source))
+        if (pc.sum(pc.list_value_length(rows["negatives"])).as_py() or 0) > 0:
+            return True
+    return False
 
 
 def check_phases(plan: Plan, steps: int) -> None:

@@ -169,20 +169,30 @@ def gather_batch(batch: SliceBatch, world: World, device: torch.device, config: 
         # A copy: arrays that Arrow owns are not writable, and torch has no such tensors.
         return world.gather(torch.from_numpy(np.array(array)).to(device), rows_of_rank)
 
-    columns = [batch.query_hash, batch.document_hash]
+    columns = {"query_hash": batch.query_hash, "document_hash": batch.document_hash}
     negative_hash, negatives_of_rank = None, [0] * world.size
     if batch.negative_tokens is not None:
-        columns.append(batch.document_tokens.hashes)
+        columns["document_token_hash"] = batch.document_tokens.hashes
         negatives_of_rank = world.counts(len(batch.negative_tokens), device)
         own = torch.from_numpy(batch.negative_tokens.hashes.view(np.int64)).to(device)
         negative_hash = world.gather(own, negatives_of_rank)
-    if batch.document_id_hash is not None:
-        columns.append(batch.document_id_hash)
-    hashes = everywhere(np.stack([column.astype(np.uint64).view(np.int64) for column in columns], axis=1))
-    assert hashes is not None
+    negative_row = None
+    if batch.mode is not None and negative_hash is not None:
+        assert batch.negative_counts is not None
+        owner = sum(rows_of_rank[: world.rank]) + np.repeat(np.arange(len(batch)), batch.negative_counts)
+        negative_row = world.gather(torch.from_numpy(owner).to(device), negatives_of_rank)
+    optional = {
+        "document_id": batch.document_id_hash,
+        "mode": batch.mode,
+        "duplicate_group": batch.duplicate_group,
+    }
+    columns |= {name: column for name, column in optional.items() if column is not None}
+    integers = everywhere(np.stack([each.astype(np.uint64).view(np.int64) for each in columns.values()], axis=1))
+    assert integers is not None
+    gathered = {name: integers[:, place].contiguous() for place, name in enumerate(columns)}
     scored, answers = None, None
     if batch.teacher is not None:
-        scored = _scored(batch, hashes[:, 1], negatives_of_rank, world, device)
+        scored = _scored(batch, gathered["document_hash"], negatives_of_rank, world, device)
         if config.mask.needs_teacher:
             row, column = scored.answers(config.mask)
             answers = row + sum(rows_of_rank[: world.rank]), column
@@ -191,13 +201,11 @@ def gather_batch(batch: SliceBatch, world: World, device: torch.device, config: 
                 answers_of_rank = world.counts(len(column), device)
                 answers = world.gather(answers[0], answers_of_rank), world.gather(column, answers_of_rank)
     facts = BatchFacts(
-        query_hash=hashes[:, 0].contiguous(),
-        document_hash=hashes[:, 1].contiguous(),
+        **gathered,
         negative_hash=negative_hash,
-        document_token_hash=hashes[:, 2].contiguous() if negative_hash is not None else None,
+        negative_row=negative_row,
         query_vector=everywhere(batch.query_vector),
         document_vector=everywhere(batch.document_vector),
-        document_id=hashes[:, -1].contiguous() if batch.document_id_hash is not None else None,
         answers=answers,
     )
     weight = everywhere(batch.weight)

@@ -33,7 +33,7 @@ from clusterbatch.config import TrainConfig
 from clusterbatch.config.training import LEAST_LEARNED_TEMPERATURE
 from clusterbatch.training.collectives import GatheredBatch
 from clusterbatch.training.margin_mse import margin_mse
-from clusterbatch.training.masks import NEGATIVE, POSITIVE, Relation
+from clusterbatch.training.masks import IGNORED, NEGATIVE, POSITIVE, Relation
 from clusterbatch.training.teacher import distillation
 
 # Elements of the score block that is in memory at a time: 32 MiB in float32, a few times that with its gradient.
@@ -54,7 +54,7 @@ class LossStatistics:
     correct: Tensor  # rows whose positive scores above every kept negative
     hardest: Tensor  # sum of the cosines of the hardest kept negative
     ignored: Tensor  # (query, document) pairs left out
-    considered: Tensor  # (query, document) pairs that are not positive
+    considered: Tensor  # candidates that are not positive
 
     def stack(self) -> Tensor:
         return torch.stack([self.rows, self.correct, self.hardest, self.ignored, self.considered])
@@ -178,7 +178,8 @@ class ContrastiveLoss(nn.Module):
                 blocks.append(relation.block(rows, slice(pairs, documents), scores[:, pairs:documents]))
             if with_queries:
                 blocks.append(relation.queries_block(rows, slice(0, pairs), scores[:, documents:]))
-            return torch.cat(blocks, 1) if len(blocks) > 1 else blocks[0]
+            whole = torch.cat(blocks, 1) if len(blocks) > 1 else blocks[0]
+            return relation.restrict_(rows, whole, slice(pairs, documents))
 
         loss, statistics = info_nce(query_QE, columns, scale, weight_Q, of_queries)
         if "document_to_query" in directions:
@@ -186,7 +187,8 @@ class ContrastiveLoss(nn.Module):
 
             def of_documents(start: int, end: int, scores: Tensor) -> Tensor:
                 rows = slice(own.start + start, own.start + end)
-                return relation.block(slice(0, pairs), rows, scores.T).T
+                block = relation.block(slice(0, pairs), rows, scores.T).T
+                return relation.restrict_(rows, block, slice(0, 0))
 
             backward, _ = info_nce(document_QE, query_BE, scale, weight_Q, of_documents)
             loss = (loss + backward) / 2
@@ -224,7 +226,7 @@ class _InfoNCE(torch.autograd.Function):
             relation_QD = relation(start, end, score_QD)
             positive_QD = relation_QD == POSITIVE
             negative_QD = relation_QD == NEGATIVE
-            statistics += _statistics(score_QD, positive_QD, negative_QD)
+            statistics += _statistics(score_QD, positive_QD, negative_QD, relation_QD == IGNORED)
             logit_QD = score_QD * scale
             # -inf for a row that has no negative left: its loss and gradient are then zero.
             rest_Q = logit_QD.masked_fill(~negative_QD, -torch.inf).logsumexp(1, keepdim=True)
@@ -252,17 +254,17 @@ class _InfoNCE(torch.autograd.Function):
         return row_gradient * upstream, column_gradient * upstream, scale_gradient * upstream, None, None
 
 
-def _statistics(score_QD: Tensor, positive_QD: Tensor, negative_QD: Tensor) -> Tensor:
+def _statistics(score_QD: Tensor, positive_QD: Tensor, negative_QD: Tensor, ignored_QD: Tensor) -> Tensor:
     hardest_Q = score_QD.masked_fill(~negative_QD, -1.0).amax(1)
     best_positive_Q = score_QD.masked_fill(~positive_QD, -torch.inf).amax(1)
-    positives = positive_QD.sum()
+    ignored = ignored_QD.sum()
     return torch.stack(
         [
             torch.tensor(float(len(score_QD)), device=score_QD.device),
             (best_positive_Q > hardest_Q).sum(),
             hardest_Q.sum(),
-            positive_QD.numel() - positives - negative_QD.sum(),
-            positive_QD.numel() - positives,
+            ignored,
+            ignored + negative_QD.sum(),
         ]
     ).double()
 

@@ -7,6 +7,8 @@ duplicates   same normalised query text or same normalised document text, by has
              those differ)
 same document
              rows that are parts of one document, if the corpus says so
+semantic duplicates
+             rows that the surrogate scores nearly equal, if they were looked for when the data was clustered
 surrogate    pairs that the embedding model that clustered the data scores above the pair's own positive, plus a margin
              (absolute) or times one (relative); NV-Retriever's "positive-aware" mining as a mask
 teacher      the same with the scores of a teacher (teacher.py), of the documents that it has scored for the query; or
@@ -28,9 +30,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clusterbatch.batches.negatives import HARD, IN_BATCH
 from clusterbatch.config import MaskConfig
 
-NEGATIVE, POSITIVE, IGNORED = 0, 1, 2
+# ABSENT: no candidate of this row at all, by `train.negatives`.
+NEGATIVE, POSITIVE, IGNORED, ABSENT = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ class BatchFacts:
     document_id: Tensor | None = None  # (B,), of the documents that the rows are parts of
     # Two (S,): rows and columns within [0, B + N) of the pairs that the teacher takes for answers.
     answers: tuple[Tensor, Tensor] | None = None
+    duplicate_group: Tensor | None = None  # (B,), equal in semantic duplicates
+    mode: Tensor | None = None  # (B,), batches.negatives.BOTH, IN_BATCH or HARD; None: all rows have both
+    negative_row: Tensor | None = None  # (N,), the row that each hard negative belongs to, present if `mode` is
 
     @property
     def pairs(self) -> int:
@@ -99,7 +106,7 @@ class Relation:
         if self._config.duplicates:
             ignored |= same_query
             ignored |= facts.document_hash[queries][:, None] == facts.document_hash[documents][None, :]
-        ignored |= self._of_one_document(queries, documents)
+        ignored |= self._of_one_key(queries, documents)
         if self._surrogate_limit is not None:
             surrogate_QD = self._query_vector[queries] @ self._document_vector[documents].T
             ignored |= surrogate_QD > self._surrogate_limit[queries][:, None]
@@ -116,11 +123,29 @@ class Relation:
         if self._config.duplicates:
             ignored |= facts.query_hash[queries][:, None] == facts.query_hash[others][None, :]
             ignored |= facts.document_hash[queries][:, None] == facts.document_hash[others][None, :]
-        ignored |= self._of_one_document(queries, others)
+        ignored |= self._of_one_key(queries, others)
         if self._surrogate_limit is not None:
             surrogate_QQ = self._query_vector[queries] @ self._query_vector[others].T
             ignored |= surrogate_QQ > self._surrogate_limit[queries][:, None]
         return ignored.to(torch.int8).mul_(IGNORED)
+
+    def restrict_(self, rows: slice, block_QD: Tensor, hard: slice) -> Tensor:
+        """Mark what `train.negatives` leaves out for these rows as ABSENT, in place, and return the block.
+
+        block_QD: (Q, D) int8, the relation of loss rows (queries, or documents if the roles are exchanged) with their
+        candidates; hard: the columns among them that are hard negatives, all N of the batch or none.
+        """
+        facts = self._facts
+        if facts.mode is None:
+            return block_QD
+        mode_Q = facts.mode[rows, None]
+        absent_QD = (mode_Q == HARD).expand(block_QD.shape).clone()
+        if hard.start < hard.stop:
+            assert facts.negative_row is not None
+            row = torch.arange(rows.start, rows.stop, device=block_QD.device)
+            others_QN = row[:, None] != facts.negative_row[None, :]
+            absent_QD[:, hard] = (mode_Q == IN_BATCH) | ((mode_Q == HARD) & others_QN)
+        return block_QD.masked_fill_(absent_QD & (block_QD != POSITIVE), ABSENT)
 
     def _negatives_block(self, queries: slice, negatives: slice, scores_QD: Tensor) -> Tensor:
         facts = self._facts
@@ -140,10 +165,17 @@ class Relation:
         self._add_answers(ignored, queries, slice(negatives.start + facts.pairs, negatives.stop + facts.pairs))
         return ignored.to(torch.int8).mul_(IGNORED)
 
-    def _of_one_document(self, queries: slice, others: slice) -> Tensor | bool:
-        """Return (Q, D) bool: rows that are parts of one document; False if none is known to be."""
-        identity = self._facts.document_id if self._config.same_document else None
-        return False if identity is None else identity[queries][:, None] == identity[others][None, :]
+    def _of_one_key(self, queries: slice, others: slice) -> Tensor | bool:
+        """Return (Q, D) bool: rows of one document, or semantic duplicates; False if neither is known or masked."""
+        config, facts = self._config, self._facts
+        found: Tensor | bool = False
+        for is_on, key in (
+            (config.same_document, facts.document_id),
+            (config.semantic_duplicates, facts.duplicate_group),
+        ):
+            if is_on and key is not None:
+                found = found | (key[queries][:, None] == key[others][None, :])
+        return found
 
     def _add_answers(self, ignored_QD: Tensor, queries: slice, columns: slice) -> None:
         """Set what the teacher takes for an answer in a block of all columns."""

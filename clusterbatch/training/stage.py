@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from clusterbatch.batches.curriculum import Plan
-from clusterbatch.batches.plan_report import plan_report
+from clusterbatch.batches.plan_report import left_out_sentences, plan_report
 from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import OtherWorkError
@@ -17,7 +17,14 @@ from clusterbatch.runtime import ray_session
 from clusterbatch.store import Artifact, Counts, Manifest, Receipt, Stopwatch
 from clusterbatch.store.details import TrainDetails, details_of
 from clusterbatch.store.workspace import Workspace, live_generation, publish
-from clusterbatch.training.checks import check_margins, check_phases, check_scores, check_tokens, check_workers
+from clusterbatch.training.checks import (
+    check_margins,
+    check_negatives,
+    check_phases,
+    check_scores,
+    check_tokens,
+    check_workers,
+)
 from clusterbatch.training.driver import MASKED, RAY_FOLDER, fit
 from clusterbatch.training.metrics import SEGMENTS, check_trackers, read_metrics
 from clusterbatch.training.prepare_model import check_adapters
@@ -55,7 +62,8 @@ def train(
     check_tokens(config, clusters.folder.uri, inputs)
     check_margins(config, clusters.folder.uri, inputs)
     scores = check_scores(config, workspace.scores(continued.clusters if continued else 0), inputs)
-    plan = open_plan(config, clusters, inputs)
+    plan = open_plan(config, clusters, inputs, count_negatives=True)
+    check_negatives(config, clusters, inputs, plan.index)
     if continued is None:
         steps = config.train.steps or plan.steps_of(config.train.epochs or 1)
         check_phases(plan, steps)
@@ -76,6 +84,8 @@ def train(
     check_adapters(config.train)
     check_trackers(config.train.trackers)
     report = plan_report(plan)
+    for sentence in left_out_sentences(plan.index.left_out):
+        say(f"train.filter: {sentence}")
     for warning in report["warnings"]:
         say(f"plan: {warning}", level="warning")
     if continued is None:

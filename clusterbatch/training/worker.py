@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clusterbatch.batches.curriculum import Plan, make_plan
 from clusterbatch.batches.loader import SliceLoader
+from clusterbatch.batches.negatives import NegativeChoice
 from clusterbatch.config import RunConfig, TrainConfig
 from clusterbatch.encoder.clip import TowersEncoder
 from clusterbatch.encoder.load import load_encoder
@@ -22,6 +23,7 @@ from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.save import save_model
 from clusterbatch.errors import UsageError
 from clusterbatch.shards.reader import ShardReader
+from clusterbatch.shards.row_filter import filter_rows
 from clusterbatch.store import Artifact, Folder, Manifest, Part, Receipt
 from clusterbatch.store.checksum import checksum
 from clusterbatch.store.workspace import MODEL, TrainingRun, Workspace
@@ -109,9 +111,14 @@ def checkpoints_of(config: RunConfig, generation: int) -> Checkpoints:
     return Checkpoints(folder, config.train.keep_checkpoints)
 
 
-def open_plan(config: RunConfig, clusters: Artifact, manifest: Manifest) -> Plan:
-    """Return the batch plan over committed clusters."""
-    return make_plan(ShardReader(clusters).index, config.batches, manifest.config["stratify"])
+def open_plan(config: RunConfig, clusters: Artifact, manifest: Manifest, *, count_negatives: bool = False) -> Plan:
+    """Return the batch plan over the rows of committed clusters that `train.filter` keeps.
+
+    count_negatives: whether to count the hard negatives that it leaves out, which takes a look at all of their scores.
+    """
+    index = ShardReader(clusters).index
+    index = filter_rows(clusters, manifest, index, config.train.filter, negatives=count_negatives)
+    return make_plan(index, config.batches, manifest.config["stratify"])
 
 
 def run_worker(
@@ -149,6 +156,7 @@ def run_worker(
         prefetch_bytes=config.batches.prefetch_bytes,
         cache_bytes=config.batches.cache_bytes,
         images=encoder.images,
+        negatives=NegativeChoice.of(config.train, plan.index),
     )
     settings = LoopSettings(
         first_step,

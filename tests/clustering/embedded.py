@@ -41,14 +41,16 @@ def embedded_workspace(
     optional: Sequence[str] = (),
     spread: float = 0.2,
     weightless: Sequence[str] = (),
+    without_negatives: Sequence[str] = (),
     settings: dict[str, Any] | None = None,
 ) -> RunConfig:
     """Writes corpus and embeddings with `rows` per source, sources mixed; returns the run's configuration.
 
-    spread: how far queries lie from their documents; weightless: sources whose rows all have weight 0.
+    spread: how far queries lie from their documents; weightless: sources whose rows all have weight 0;
+    without_negatives: sources whose rows have no negatives.
     """
     config = RunConfig.model_validate({"workspace": uri, **(settings or {})})
-    table, queries, documents = _rows(rows, centres, dimensions, optional, spread, weightless)
+    table, queries, documents = _rows(rows, centres, dimensions, optional, spread, weightless, without_negatives)
     workspace = Workspace(config)
     corpus_parts, embeddings_parts = [], []
     edges = np.linspace(0, table.num_rows, parts + 1).astype(int)
@@ -85,6 +87,7 @@ def _rows(
     optional: Sequence[str],
     spread: float,
     weightless: Sequence[str],
+    without_negatives: Sequence[str],
 ) -> tuple[pa.Table, np.ndarray, np.ndarray]:
     random = np.random.default_rng(7)
     source = random.permutation(np.repeat(list(rows), list(rows.values())))
@@ -108,7 +111,19 @@ def _rows(
         )
     if "negatives" in optional:
         columns["negatives"] = [
-            [f"not {WORDS[row % 10]}"] * int(row % 3) if row % 4 else None for row in range(len(source))
+            [f"not {WORDS[row % 10]}"] * int(row % 3) if row % 4 and source[row] not in without_negatives else None
+            for row in range(len(source))
+        ]
+    if "score" in optional:
+        # Some of the first source have none.
+        columns["score"] = [
+            None if row % 9 == 4 and source[row] == next(iter(rows)) else float(row * 37 % 101) / 100
+            for row in range(len(source))
+        ]
+    if "negative_scores" in optional:
+        columns["negative_scores"] = [
+            given and [float(row * 53 % 97 + place) / 100 for place in range(len(given))]
+            for row, given in enumerate(columns["negatives"])
         ]
     if "weight" in optional:
         weights = np.where(np.isin(source, list(weightless)), 0, 1 + np.arange(len(source)) % 3)

@@ -12,6 +12,7 @@ from clusterbatch.config import RunConfig, load_config
 from clusterbatch.errors import DataError
 from clusterbatch.evaluation.results import scores_table
 from clusterbatch.pipeline.report import (
+    Views,
     headlines,
     paired_interval,
     query_gains,
@@ -22,7 +23,9 @@ from clusterbatch.pipeline.report import (
 from clusterbatch.pipeline.run_figures import running_mean, segments_before_after, training_curves
 from clusterbatch.pipeline.summary import gains
 from clusterbatch.reporting.phrases import workspace_phrases
+from clusterbatch.shards.index import LeftOut
 from clusterbatch.store import Counts, Receipt
+from clusterbatch.store.details import SemanticDuplicates
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.workspace import Workspace
 
@@ -242,3 +245,27 @@ def test_the_figure_of_segments_shows_those_with_the_most_queries():
     drawn = plot.inline()
     assert "s49 (49)" in drawn
     assert "s29 (29)" not in drawn
+
+
+def test_the_page_lists_what_is_left_out_and_what_says_the_same(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    texts = {"query": HOSTILE, "document": "one", "other_query": "two", "other_document": "three"}
+    pair = {"source": "forum", "query_cosine": 0.9512, "document_cosine": 0.25, **texts}
+    left_out = LeftOut(
+        rows=7001,
+        rows_left_out=1203,
+        rows_without_score=4,
+        negatives=90,
+        negatives_left_out=31,
+        negatives_without_score=2,
+    )
+    counts = SemanticDuplicates(groups=11, rows=2300, pairs=54, dropped=17)
+    views = Views(duplicates={"forum": counts}, near_pairs=[pair], left_out={HOSTILE: left_out})
+    monkeypatch.setattr("clusterbatch.pipeline.report.run_views", lambda config, words: views)
+    page = Path(write_report(config)).read_text(encoding="utf-8")
+    assert HOSTILE not in page
+    cells = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", page)
+    start = cells.index("&lt;b&gt;bold&lt;/b&gt;")
+    assert cells[start + 1 : start + 7] == ["7,001", "1,203", "4", "90", "31", "2"]
+    start = cells.index("forum")
+    assert cells[start + 1 : start + 5] == ["11", "2,300", "54", "17"]
+    assert "0.951, 0.250" in cells

@@ -19,6 +19,7 @@ import torch
 
 from clusterbatch.batches.curriculum import Plan
 from clusterbatch.batches.loader import SliceLoader
+from clusterbatch.batches.negatives import NegativeChoice
 from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.char_ngrams import SURROGATES
@@ -184,7 +185,11 @@ def _seconds_a_step(config: RunConfig, plan: Plan, reader: ShardReader) -> float
     encoder = starting_encoder(config, visible_device(config.train.device))
     training = TrainingStep(encoder, config.train, _TIMED_STEPS, World())
     vectors = config.train.mask.surrogate_margin is not None
-    batches = iter(SliceLoader(plan, reader, 0, 1, 0, _TIMED_STEPS, vectors=vectors, images=encoder.images))
+    negatives = NegativeChoice.of(config.train, plan.index)
+    loader = SliceLoader(
+        plan, reader, 0, 1, 0, _TIMED_STEPS, vectors=vectors, images=encoder.images, negatives=negatives
+    )
+    batches = iter(loader)
     # The first steps set kernels up and fill caches of what was read.
     for _ in range(_TIMED_STEPS // 2):
         training.run(next(batches))

@@ -40,6 +40,7 @@ from clusterbatch.store import Artifact, Manifest, Receipt, Stopwatch
 from clusterbatch.store.details import ArmDetails, ComparisonDetails, TrialDetails
 from clusterbatch.store.tables import read_parquet, write_parquet
 from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.checks import check_negatives
 from clusterbatch.training.worker import open_plan
 
 _PURITY_STEPS = 50
@@ -83,6 +84,8 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
         steps = _steps(config, plans[config.compare.reference])
         arms = [with_phases(arm, steps) for arm in arms]
         plans = {arm.name: open_plan(arm.config, *_clusters(layouts[arm.layout])) for arm in arms}
+        for arm in arms:
+            check_negatives(arm.config, *_clusters(layouts[arm.layout]), plans[arm.name].index)
         reference = plans[config.compare.reference]
         if steps < reference.steps_per_epoch:
             say(
