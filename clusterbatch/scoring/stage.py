@@ -31,6 +31,9 @@ from clusterbatch.store.details import ScoredUnit, ScoresDetails, details_of
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 
+# Rows of small clusters that make up one unit of work: a cross-encoder takes minutes for them on a CPU.
+_UNIT_ROWS = 1024
+
 
 def score(config: RunConfig, *, generation: int = 0, force: bool = False) -> Manifest:
     """Score the rows of the clusters of `generation` with `score.teacher`; return at once if that is done.
@@ -43,7 +46,7 @@ def score(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     workspace = Workspace(config)
     clusters = workspace.clusters(generation)
     inputs, artifact = clusters.require(), workspace.scores(generation)
-    identity = _identity(config, inputs.fingerprint)
+    identity = planned_fingerprint(config, inputs.fingerprint)
     if artifact.is_done(identity) and not force:
         return artifact.require()
     check_teacher(config)
@@ -90,10 +93,6 @@ def score(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
 
 def planned_fingerprint(config: RunConfig, clusters: str) -> str:
     """Return the fingerprint of the scores if they are made as `config` says, of clusters with that fingerprint."""
-    return _identity(config, clusters)
-
-
-def _identity(config: RunConfig, clusters: str) -> str:
     model = model_fingerprint(teacher_folder(config.score, config.storage))
     return fingerprint("scores", config.score, model, clusters)
 
@@ -112,7 +111,10 @@ class ScoreUnit:
 
 
 def score_units(index: ClusterIndex, window: int) -> list[WorkItem]:
-    """Cut all rows into units of at most `window` rows, or one run; payload: `ScoreUnit`."""
+    """Cut all rows into units of about `_UNIT_ROWS` rows, or one window of more; payload: `ScoreUnit`.
+
+    A window has at most `window` rows, or one run.
+    """
     # A window begins with a run, so it holds whole ones.
     largest = max(1, window // index.run_rows) * index.run_rows
     items: list[WorkItem] = []
@@ -125,7 +127,7 @@ def score_units(index: ClusterIndex, window: int) -> list[WorkItem]:
 
     for opening in _windows(index, largest):
         [count] = opening.windows
-        if opening.shard != first.shard or rows + count > largest:
+        if opening.shard != first.shard or rows + count > _UNIT_ROWS:
             close()
             windows, first, rows = [], opening, 0
         windows.append(count)

@@ -21,6 +21,7 @@ from clusterbatch.pipeline.inspect_workspace import inspect_workspace
 from clusterbatch.pipeline.run import SCORE, run_stage, stages_of
 from clusterbatch.pipeline.summary import finished_stages
 from clusterbatch.runtime import executor
+from clusterbatch.scoring import stage
 from clusterbatch.scoring.stage import ScoreWorker, score, score_units
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.shards.stage import cluster
@@ -38,7 +39,13 @@ SOURCES = {"forum": 300, "wiki": 200, "tiny": 9}
 CLUSTER = {"mean_size": 60, "run_rows": 16, "shard_bytes": 2**16, "device": "cpu"}
 NEAREST = 4
 
-pytestmark = pytest.mark.usefixtures("in_process")
+pytestmark = pytest.mark.usefixtures("in_process", "small_units")
+
+
+@pytest.fixture
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let small clusters make up several units."""
+    monkeypatch.setattr(stage, "_UNIT_ROWS", 128)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +65,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def _workspace(folder: Path, teacher: Path, **settings: Any) -> RunConfig:
-    given = {"teacher": str(teacher), "nearest": NEAREST, "dtype": "float32", "device": "cpu", "window": 128}
+    given = {"teacher": str(teacher), "nearest": NEAREST, "dtype": "float32", "device": "cpu"}
     return embedded_workspace(
         str(folder), SOURCES, optional=["negatives"], settings={"cluster": CLUSTER, "score": {**given, **settings}}
     )
@@ -198,7 +205,8 @@ def test_a_large_cluster_is_searched_in_windows_of_whole_runs(tmp_path: Path, te
     units = [item.payload for item in score_units(reader.index, 72)]
     assert sum(sum(unit.windows) for unit in units) == sum(SOURCES.values())
     # 72 rows are four runs of 16 and a half, so windows have 64 at most.
-    assert max(sum(unit.windows) for unit in units) == 64
+    assert max(rows for unit in units for rows in unit.windows) == 64
+    assert max(sum(unit.windows) for unit in units) <= 128
     for shard in np.unique(reader.index.shard).tolist():
         of_shard = [unit for unit in units if unit.shard == shard]
         runs = [sum(-(-rows // 16) for rows in unit.windows) for unit in of_shard]
@@ -277,13 +285,13 @@ def test_training_masks_and_learns_by_the_scores(tmp_path: Path, teachers: dict[
 
 def test_a_run_scores_only_if_a_teacher_is_named(tmp_path: Path, teachers: dict[str, Path]) -> None:
     config = _workspace(tmp_path, teachers["embedding model"])
-    assert [stage.name for stage in stages_of(config)] == ["ingest", "embed", "cluster", "score", "train", "evaluate"]
-    assert "score" not in [stage.name for stage in stages_of(with_changes(config, {"score.teacher": None}))]
+    assert [each.name for each in stages_of(config)] == ["ingest", "embed", "cluster", "score", "train", "evaluate"]
+    assert "score" not in [each.name for each in stages_of(with_changes(config, {"score.teacher": None}))]
     cluster(config)
     run_stage(SCORE, config)
     [row] = [row for row in inspect_workspace(config) if row["stage"] == "score"]
     assert (row["state"], row["written"]) == ("done", sum(SOURCES.values()))
-    assert "score" in [stage for stage, _, _ in finished_stages(config)]
+    assert "score" in [name for name, _, _ in finished_stages(config)]
     with pytest.raises(OtherWorkError, match=r"score\.nearest was 4, is 5"):
         run_stage(SCORE, with_changes(config, {"score.nearest": NEAREST + 1}))
 
