@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,14 +16,19 @@ _GIT_SECONDS = 5
 
 def software_versions() -> dict[str, str]:
     """Versions of the software that can change a result; `commit` if it is known."""
+    commit = source_commit()
+    return {**_package_versions(), **({"commit": commit} if commit else {})}
+
+
+@cache
+def _package_versions() -> Mapping[str, str]:
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    commit = source_commit()
-    return {**found, "commit": commit} if commit else found
+    return found
 
 
 @cache
