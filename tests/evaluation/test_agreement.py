@@ -15,10 +15,18 @@ from tests.evaluation.parity import COLLECTIONS, made_up_run, measured, open_col
 BM25 = {"covidqa": 0.643, "cranfield": 0.333, "squad_dev": 0.856}
 
 
+@pytest.fixture(scope="module")
+def _interpreted_ranx() -> None:
+    """Compile nothing: numba would take half a minute for every length of ids, the arithmetic takes seconds."""
+    numba = pytest.importorskip("numba", reason="install ranx to compare with it")
+    numba.config.DISABLE_JIT = True
+    pytest.importorskip("ranx", reason="install ranx to compare with it")
+
+
 @pytest.mark.data
+@pytest.mark.usefixtures("_interpreted_ranx")
 @pytest.mark.parametrize("name", COLLECTIONS)
 def test_agrees_with_pytrec_eval_and_ranx(name, data_folder: Path):
-    pytest.importorskip("ranx", reason="install ranx to compare with it")
     collection = open_collection(data_folder, name)
     judgements = collection.read_judgements()
     values = measured(judgements, made_up_run(collection, judgements))
