@@ -61,7 +61,7 @@ def shared_stages(config: RunConfig) -> None:
 
 @pytest.mark.usefixtures("ray_local", "shared_stages")
 def test_a_comparison_from_corpus_to_report(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
-    # The first attempt ends after the first trials.
+    # The first attempt, without Ray, ends after the first trials.
     original = Pass.run
 
     def interrupted(self: Pass, items: Sequence[WorkItem], **options: Any) -> None:
@@ -69,8 +69,10 @@ def test_a_comparison_from_corpus_to_report(config: RunConfig, monkeypatch: pyte
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Pass, "run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        compare(config)
+    with pytest.MonkeyPatch.context() as patch:
+        run_in_process(patch)
+        with pytest.raises(KeyboardInterrupt):
+            compare(config)
     artifact = comparison_artifact(config)
     assert artifact.manifest() is None
     kept = {name: artifact.folder.read(f"_receipts/{name}") for name in artifact.folder.list("_receipts")}
