@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 
 from clusterbatch.config.compare import DecideConfig
@@ -20,17 +23,28 @@ from clusterbatch.store.traffic import Traffic
 METRIC = "NDCG@10"
 
 
-def made_up_comparison(
-    effects: dict[str, float],
+def made_up_comparison(effects: dict[str, float], hours: dict[str, float] | None = None, **options: Any) -> Comparison:
+    """Arms by name with their true gains over the first, on two collections; ids name the sources `one` and `two`.
+
+    hours: of training, by arm. options: those of `_made_up`. Made once for the same arguments, as the statistics take
+    a second.
+    """
+    return _made_up(tuple(effects.items()), tuple((hours or {}).items()), **options)
+
+
+@cache
+def _made_up(
+    of_arms: tuple[tuple[str, float], ...],
+    of_training: tuple[tuple[str, float], ...],
+    *,
     seeds: int = 3,
     queries: int = 400,
     rule: DecideConfig | None = None,
-    hours: dict[str, float] | None = None,
     noise: float = 1.0,
     training: Training | None = None,
     priced: bool = True,
 ) -> Comparison:
-    """Arms by name with their true gains over the first, on two collections; ids name the sources `one` and `two`."""
+    effects, hours = dict(of_arms), dict(of_training)
     rng = np.random.default_rng(0)
     collections = ["indoors", "outdoors"]
     # Without noise no difference varies, not even in its last bits.
@@ -83,9 +97,9 @@ def made_up_comparison(
             cost=Cost(
                 60.0,
                 0.0 if arm == reference else 30.0,
-                (hours or {}).get(arm, 0.02),
+                hours.get(arm, 0.02),
                 0.0,
-                0.05 * (hours or {}).get(arm, 0.02) if priced else None,
+                0.05 * hours.get(arm, 0.02) if priced else None,
                 0.0008 if priced else None,
                 Traffic(reads=900, writes=40, bytes_read=3 * 2**20),
                 "cpu",
