@@ -27,11 +27,11 @@ _STEPS = 120
 _SECONDS = 400
 
 
-def _config(tmp_path: Path, name: str, workers: int = 2) -> RunConfig:
+def _config(tmp_path: Path, name: str, workers: int = 2, steps: int = _STEPS) -> RunConfig:
     config = small_config(
         tmp_path,
         workspace=str(tmp_path / name),
-        train={"steps": _STEPS, "workers": workers, "trackers": ["tensorboard"], "cpus_per_worker": 0.5},
+        train={"steps": steps, "workers": workers, "trackers": ["tensorboard"], "cpus_per_worker": 0.5},
     )
     write_clusters(config)
     return config
@@ -85,7 +85,7 @@ class _Disturber(threading.Thread):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """One worker, in this process."""
-    config = _config(tmp_path_factory.mktemp("finished"), "workspace", workers=1)
+    config = _config(tmp_path_factory.mktemp("finished"), "workspace", workers=1, steps=12)
     with pytest.MonkeyPatch.context() as patch:
         run_in_process(patch)
         train(config)
@@ -168,7 +168,7 @@ def test_the_model_loads_in_sentence_transformers_and_has_a_card(finished: RunCo
     assert SentenceTransformer(folder, device="cpu").encode(["word1 word2"]).shape == (1, 32)
     card = Path(folder, "README.md").read_text()
     assert "830 (query, document) pairs of 2 sources" in card
-    assert "120 steps of 32 pairs" in card
+    assert "12 steps of 32 pairs" in card
 
 
 @pytest.mark.slow

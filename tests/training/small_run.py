@@ -71,15 +71,21 @@ def small_config(folder: Path, **sections: Any) -> RunConfig:
     )
 
 
-def write_clusters(config: RunConfig, *, negatives: bool = False, weight: bool = False, **details: Any) -> None:
-    """Two sources of a few clusters each, 27 batches of 32 an epoch; a cluster's rows share some of their words."""
+def write_clusters(
+    config: RunConfig, *, negatives: bool = False, weight: bool = False, share: float = 1.0, **details: Any
+) -> None:
+    """Two sources of a few clusters each, 27 batches of 32 an epoch; a cluster's rows share some of their words.
+
+    share: of the rows, for a shorter epoch.
+    """
     layout = ShardSchema(VOCABULARY, run_rows=8, surrogate_dimensions=SURROGATE, negatives=negatives, weight=weight)
     artifact = Workspace(config).clusters()
     random = np.random.default_rng(1)
     parts, pieces = [], []
     for shard, (source, sizes) in enumerate({"first": [200, 120, 70], "second": [310, 100, 30]}.items()):
         writer = ShardWriter(layout)
-        for cluster, rows in enumerate(sizes):
+        for cluster, size in enumerate(sizes):
+            rows = int(share * size)
             table = _rows(random, rows, shard * 3 + cluster, layout)
             text = pa.table({"pair_id": [f"{source}-{cluster}-{row}" for row in range(rows)]})
             writer.add(table, text, source=source, cluster=cluster, piece=0, mean_cosine=0.5)
