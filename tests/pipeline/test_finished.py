@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,25 +21,33 @@ from clusterbatch.pipeline.run import run
 from clusterbatch.store.workspace import Workspace
 from tests.encoder.models import make_static
 from tests.in_process import OVERRIDES as ONE_PROCESS
+from tests.in_process import run_in_process
 
-COMMAND = """
-import json, sys
+COMMANDS = """
+import contextlib, io, json, sys
 from clusterbatch.cli import main
 
-code = main(sys.argv[1:])
-heavy = [name for name in ("ray", "torch", "transformers", "matplotlib") if name in sys.modules]
-print(json.dumps([code, heavy]))
+found = []
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()) as output:
+        code = main(words)
+    heavy = [name for name in ("ray", "torch", "transformers", "matplotlib") if name in sys.modules]
+    found.append([code, heavy, output.getvalue() + errors.getvalue()])
+print(json.dumps(found))
 """
 
 
-def in_own_process(*words: str) -> tuple[list[object], str]:
-    """Return [exit code, heavy modules] of a command, and all that it printed."""
-    done = subprocess.run([sys.executable, "-c", COMMAND, *words], capture_output=True, text=True, timeout=120)
-    return json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
+def in_own_process(*commands: list[str]) -> list[list[Any]]:
+    """Return [exit code, heavy modules, all that it printed] of each command; they follow each other in one process."""
+    command = [sys.executable, "-c", COMMANDS, json.dumps(commands)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found: list[list[Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-@pytest.fixture
-def finished(tmp_path: Path, in_process: None) -> RunConfig:
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    tmp_path = tmp_path_factory.mktemp("finished")
     words = ["harbour", "volcano", "guitar", "orchard"]
     make_static(words, tmp_path / "model")
     pairs = [{"query": f"{words[n % 4]} {n}", "document": f"{words[n // 4 % 4]} {n}"} for n in range(200)]
@@ -56,16 +66,28 @@ def finished(tmp_path: Path, in_process: None) -> RunConfig:
             *ONE_PROCESS,
         ],
     )
-    run(config)
+    with pytest.MonkeyPatch.context() as patch:
+        run_in_process(patch)
+        run(config)
     return config
+
+
+@pytest.fixture
+def finished(finished_once: RunConfig, tmp_path: Path) -> Iterator[RunConfig]:
+    """A whole run over pairs and a model in the folder above its workspace; what the test changes is put back."""
+    folder = Path(finished_once.workspace).parent
+    shutil.copytree(folder, tmp_path / "kept")
+    yield finished_once
+    shutil.rmtree(folder)
+    shutil.move(tmp_path / "kept", folder)
 
 
 def test_a_finished_run_imports_neither_ray_nor_torch(finished: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(finished.model_dump_json())
-    result, printed = in_own_process("run", f"{tmp_path}/run.yaml")
-    assert result == [0, []], printed
+    [[code, heavy, printed]] = in_own_process(["run", f"{tmp_path}/run.yaml"])
+    assert (code, heavy) == (0, []), printed
     assert printed.count("done already") == 5
-    assert f"{tmp_path}/own/report/index.html" in printed
+    assert f"{finished.workspace}/report/index.html" in printed
 
 
 def _append_pair(folder: Path) -> None:
@@ -91,43 +113,42 @@ CHANGES: list[Callable[[Path], object]] = [
 ]
 
 
-def test_whatever_has_changed_is_looked_at(finished: RunConfig, tmp_path: Path) -> None:
+def test_whatever_has_changed_is_looked_at(finished: RunConfig) -> None:
+    folder = Path(finished.workspace).parent
     assert finished_report(with_changes(finished, {"report.language": "ja"})) is None
     for change in CHANGES:
         assert finished_report(finished) == f"{Workspace(finished).report.uri}/index.html"
-        change(tmp_path)
+        change(folder)
         assert finished_report(finished) is None
         if change is CHANGES[-2]:
-            (tmp_path / "own/generation=000/clusters/_exchange/fit").rmdir()
-            (tmp_path / "own/generation=000/clusters/_exchange").rmdir()
+            (folder / "own/generation=000/clusters/_exchange/fit").rmdir()
+            (folder / "own/generation=000/clusters/_exchange").rmdir()
         record_finished(finished, read_state(finished))
     assert finished_report(finished) is None
 
 
-def test_what_changes_during_a_run_is_not_recorded_as_read(finished: RunConfig, tmp_path: Path) -> None:
+def test_what_changes_during_a_run_is_not_recorded_as_read(finished: RunConfig) -> None:
     read = read_state(finished)
-    _append_pair(tmp_path)
+    _append_pair(Path(finished.workspace).parent)
     record_finished(finished, read)
     assert finished_report(finished) is None
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["corpus.paths={}/nothing.jsonl"], "nothing.jsonl: no such file"),
-        (["corpus.paths={}/pairs.csv", "corpus.columns.query=title"], "no column title"),
-        (["corpus.paths=[{}/pairs.csv,{}/empty.csv]"], "empty.csv: empty file"),
-        (["corpus.paths={}/pairs.jsonl", "corpus.columns.query=title"], "pairs.jsonl: query: no column 'title'"),
-        (["corpus.paths={}/pairs.csv", "evaluate.path=[{}/nowhere]"], "nowhere is not a collection"),
-        (["corpus.paths={}/pairs.csv", "evaluate.path=[{}/topics]"], r"topics has no judgements called test"),
-        (["corpus.paths={}/pairs.csv", "train.model={}/nowhere"], "train.model: .*nowhere: no such model folder"),
-        (["corpus.paths={}/pairs.csv", "embed.model={}/topics"], "embed.model: .*topics: no model here"),
-        (["corpus.paths={}/pairs.csv", "embed.model={}/bare"], "embed.model: .*bare: no weights in the safetensors"),
-    ],
-)
-def test_inputs_that_cannot_be_read_are_refused_before_heavy_imports(
-    words: list[str], message: str, tmp_path: Path
-) -> None:
+# The words of a command, and what it says of them.
+UNREADABLE = [
+    (["corpus.paths={}/nothing.jsonl"], "nothing.jsonl: no such file"),
+    (["corpus.paths={}/pairs.csv", "corpus.columns.query=title"], "no column title"),
+    (["corpus.paths=[{}/pairs.csv,{}/empty.csv]"], "empty.csv: empty file"),
+    (["corpus.paths={}/pairs.jsonl", "corpus.columns.query=title"], "pairs.jsonl: query: no column 'title'"),
+    (["corpus.paths={}/pairs.csv", "evaluate.path=[{}/nowhere]"], "nowhere is not a collection"),
+    (["corpus.paths={}/pairs.csv", "evaluate.path=[{}/topics]"], r"topics has no judgements called test"),
+    (["corpus.paths={}/pairs.csv", "train.model={}/nowhere"], "train.model: .*nowhere: no such model folder"),
+    (["corpus.paths={}/pairs.csv", "embed.model={}/topics"], "embed.model: .*topics: no model here"),
+    (["corpus.paths={}/pairs.csv", "embed.model={}/bare"], "embed.model: .*bare: no weights in the safetensors"),
+]
+
+
+def test_inputs_that_cannot_be_read_are_refused_before_heavy_imports(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("query,document\na question,an answer\n")
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "pairs.jsonl").write_text('{"query": "a question", "document": "an answer"}\n' * 2)
@@ -136,10 +157,15 @@ def test_inputs_that_cannot_be_read_are_refused_before_heavy_imports(
         (tmp_path / "topics" / f"{name}.jsonl").write_text('{"_id": "1", "text": "a text"}\n')
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/config.json").write_text('{"model_type": "bert"}')
-    words = [f"workspace={tmp_path}/own", *(word.format(tmp_path, tmp_path) for word in words)]
-    with pytest.raises(ClusterbatchError, match=message):
-        check_named_files(load_config(None, words))
-    result, printed = in_own_process("run", *words)
-    assert result in ([2, []], [3, []]), printed
-    assert re.search(message, printed)
+    commands = []
+    for words, message in UNREADABLE:
+        words = [f"workspace={tmp_path}/own", *(word.format(tmp_path, tmp_path) for word in words)]
+        with pytest.raises(ClusterbatchError, match=message):
+            check_named_files(load_config(None, words))
+        commands.append(["run", *words])
+    found = in_own_process(*commands)
+    for (_, message), (code, heavy, printed) in zip(UNREADABLE, found, strict=True):
+        assert code in (2, 3), printed
+        assert heavy == [], printed
+        assert re.search(message, printed), (message, printed)
     assert not (tmp_path / "own").exists()
