@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +20,7 @@ from clusterbatch.schema import corpus_schema, embeddings_schema
 from clusterbatch.store import Counts, Receipt
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.workspace import Workspace
+from tests.encoder.models import make_static
 
 WORDS = ["river", "stone", "market", "engine", "garden", "theory", "winter", "signal", "bread", "voyage"]
 
@@ -49,7 +55,9 @@ def embedded_workspace(
     spread: how far queries lie from their documents; weightless: sources whose rows all have weight 0;
     without_negatives: sources whose rows have no negatives.
     """
-    config = RunConfig.model_validate({"workspace": uri, **(settings or {})})
+    settings = settings or {}
+    train = {"model": str(_model()), **settings.get("train", {})}
+    config = RunConfig.model_validate({"workspace": uri, **settings, "train": train})
     table, queries, documents = _rows(rows, centres, dimensions, optional, spread, weightless, without_negatives)
     workspace = Workspace(config)
     corpus_parts, embeddings_parts = [], []
@@ -78,6 +86,14 @@ def embedded_workspace(
         receipt = Receipt(unit=0, fingerprint="given", parts=made, counts=counts)
         artifact.commit("given", [receipt], config={}, inputs=inputs, seconds=0.0, details=details)
     return config
+
+
+@cache
+def _model() -> Path:
+    """Return a static model of the corpus's words: every pass loads its tokenizer, and that of a real one is large."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return make_static([*WORDS, "what", "about", "not"], folder / "model")
 
 
 def _rows(

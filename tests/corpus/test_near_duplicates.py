@@ -44,7 +44,7 @@ def ingested(folder: Path, name: str, **corpus: Any) -> tuple[RunConfig, Manifes
     return config, ingest(config)
 
 
-@pytest.mark.parametrize("unit_bytes", [4096, 2**25])
+@pytest.mark.parametrize("unit_bytes", [2**15, 2**25])
 def test_near_duplicates_are_set_aside_and_kept_with_their_reason(
     tmp_path: Path, in_process: None, unit_bytes: int
 ) -> None:

@@ -25,6 +25,7 @@ from clusterbatch.evaluation.stage import configured_collections, evaluate
 from clusterbatch.pipeline.run import run
 from clusterbatch.store import Artifact, Folder, Part, Receipt
 from clusterbatch.store.workspace import Workspace
+from tests.encoder.models import make_static
 
 TOPICS = ["harbour", "volcano", "guitar", "orchard", "glacier", "tractor", "lantern", "falcon", "compass", "bakery"]
 DOCUMENTS = {f"d{i:03d}": f"{TOPICS[i % 10]} number {i} beside the {TOPICS[(i * 7 + 3) % 10]}" for i in range(120)}
@@ -32,6 +33,7 @@ QUERIES = {f"q{i}": f"a {topic}" for i, topic in enumerate(TOPICS)}
 QUERIES |= {"d007": "an id that a document has too", "d008": "an id of a document that answers"}
 JUDGEMENTS = {f"q{i}": {f"d{i:03d}": 2, f"d{i + 10:03d}": 1} for i in range(10)}
 JUDGEMENTS |= {"d007": {"d001": 1}, "d008": {"d008": 1, "d001": 1}}
+WORDS = dict.fromkeys(" ".join([*DOCUMENTS.values(), *QUERIES.values(), "one two three"]).split())
 
 
 @pytest.fixture
@@ -39,7 +41,9 @@ def config(tmp_path: Path, write_collection) -> RunConfig:
     """A workspace whose trained model is the first one with its vectors turned and half of its vocabulary forgotten."""
     write_collection("topics", DOCUMENTS, QUERIES, JUDGEMENTS)
     settings = ["evaluate.unit_bytes=2048", "evaluate.top_k=20", "evaluate.metrics=[NDCG@10,Recall@20,HitRate@1]"]
-    config = load_config(None, [f"workspace={tmp_path}/ws", f"evaluate.path={tmp_path}/topics", *settings])
+    model = make_static(WORDS, tmp_path / "start")
+    words = [f"workspace={tmp_path}/ws", f"evaluate.path={tmp_path}/topics", f"train.model={model}"]
+    config = load_config(None, [*words, *settings])
     encoder = load_encoder(resolve_model(config.train.model), "static")
     with torch.no_grad():
         encoder.backbone.weight[::2] = 0.01 * encoder.backbone.weight[::2].flip(1)

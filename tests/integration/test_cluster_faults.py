@@ -27,7 +27,7 @@ from clusterbatch.store.workspace import Workspace
 from tests.clustering.embedded import blobs, embedded_workspace
 from tests.in_process import DRIVER
 
-SOURCES = {"forum": 4000, "wiki": 900}
+SOURCES = {"forum": 1600, "wiki": 400}
 SETTINGS = {"cluster": {"mean_size": 200, "run_rows": 16, "shard_bytes": 2**16, "workers": 2, "device": "cpu"}}
 
 
