@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from clusterbatch.corpus.judgements import is_header, parse_judgement
 from clusterbatch.errors import DataError
+from clusterbatch.evaluation import collection as collection_module
 from clusterbatch.evaluation.collection import Collection, open_collections
 from clusterbatch.store import Folder
 
@@ -112,6 +113,16 @@ def test_judgements_of_all_forms_mean_the_same(lines: str, write_collection, tmp
     # Pairs of a corpus are read from the same files.
     read = [parse_judgement(line) for line in lines.splitlines() if not is_header(line)]
     assert [(query, document) for query, document, grade in read if grade > 0] == [("q1", "a")]
+
+
+def test_a_query_has_a_bounded_number_of_judgements(write_collection, monkeypatch: pytest.MonkeyPatch):
+    documents = dict.fromkeys("abc", "x")
+    read = write_collection("c", documents, {"q1": "one"}, {"q1": dict.fromkeys(documents, 1)}).read_judgements
+    monkeypatch.setattr(collection_module, "_MOST_JUDGED", 3)
+    assert len(read()["q1"]) == 3
+    monkeypatch.setattr(collection_module, "_MOST_JUDGED", 2)
+    with pytest.raises(DataError, match="query q1 has more than 2 judgements"):
+        read()
 
 
 def test_grades_that_are_fractions_keep_their_ratios(write_collection, tmp_path: Path):
