@@ -21,7 +21,7 @@ import pickle
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -48,12 +48,13 @@ from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.save import save_model
 from clusterbatch.encoder.tokens import Tokens
+from clusterbatch.experiments.compare.hardness import spaced
 from clusterbatch.experiments.compare.statistics import difference
 from clusterbatch.training.collectives import World
 from clusterbatch.training.prepare_model import finish
 from clusterbatch.training.step import TrainingStep
 from tests.benchmarks.figures import emit
-from tests.benchmarks.static_trainer import Mask, Pairs, encode, rates_of, train
+from tests.benchmarks.static_trainer import Corpus, Mask, Pairs, encode, rates_of, train
 from tests.data_folder import require_data_folder
 from tests.training.batches import plain_batch
 
@@ -148,22 +149,6 @@ def read_pairs(path: Path) -> pa.Table:
     return pa.table([queries, documents, [path.name] * len(found)], names=columns)
 
 
-@dataclass
-class Corpus:
-    """A corpus of the study: N pairs to train on, and a search collection of Q held-out queries.
-
-    source: (N,) names; documents: tokens of the P documents to search; relevant: (Q,) arrays of their numbers.
-    """
-
-    name: str
-    pairs: Pairs
-    source: np.ndarray
-    texts: list[str]
-    queries: Tokens
-    documents: Tokens
-    relevant: list[np.ndarray]
-
-
 def read_corpus(folder: Path, name: str) -> Corpus:
     """Read a corpus, hold queries out and tokenise."""
     paths, by = {**CORPORA, **TUNING}[name]
@@ -245,7 +230,7 @@ class Study:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
-        kept = folder / f"corpora/{name}.pickle"
+        kept = folder / f"read/{name}.pickle"
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_bytes(pickle.dumps(read_corpus(folder, name)))
@@ -258,8 +243,8 @@ class Study:
             self._labels[size, vectors] = clusters_of(self.corpus, own, size)
         return self._labels[size, vectors]
 
-    def batches(self, arm: str, batch: int, seed: int) -> np.ndarray | None:
-        """Return (steps, B) rows of the run; None if the corpus has no such clusters, or one source only.
+    def batches(self, arm: str, batch: int, seed: int, most: int | None = None) -> np.ndarray | None:
+        """Return (steps, B) rows of the run, or of `most` steps of it; None if the corpus has no such arm.
 
         STRATEGY[-TIMESx][-half][-MASK][@minilm]; times: batches that a cluster holds, rows of super-batches.
         """
@@ -281,9 +266,11 @@ class Study:
         if clustered and 2 * size > len(source) / sources:
             return None
         labels = self.labels(size, vectors or "own") if clustered else np.zeros(len(source), np.int64)
-        return self._planned(strategy.replace("-", "_"), batch, seed, labels, 0.5 if half else 0.0)
+        return self._planned(strategy.replace("-", "_"), batch, seed, labels, 0.5 if half else 0.0, most)
 
-    def _planned(self, stratify: str, batch: int, seed: int, labels: np.ndarray, random_share: float = 0) -> np.ndarray:
+    def _planned(
+        self, stratify: str, batch: int, seed: int, labels: np.ndarray, random_share: float = 0, most: int | None = None
+    ) -> np.ndarray:
         """Return (steps, B) rows of the batches of clusterbatch.batches."""
         clusters = None if stratify in ("random", "source") else 1
         config = BatchesConfig(
@@ -291,7 +278,8 @@ class Study:
         )
         index, row_of = index_labels(labels, self.corpus.source)
         plan = make_plan(index, config)
-        planned = map(plan.batch, range(plan.steps_of(EPOCHS)))
+        steps = plan.steps_of(EPOCHS)
+        planned = map(plan.batch, range(steps) if most is None else spaced(steps, most))
         return np.array([row_of[index.first_row[found.piece] + found.row] for found in planned])
 
     def _packed_batches(self, rows: int, batch: int, seed: int) -> np.ndarray:

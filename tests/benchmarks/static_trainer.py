@@ -34,6 +34,22 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class Corpus:
+    """A corpus of the study: N pairs to train on, and a search collection of Q held-out queries.
+
+    source: (N,) names; documents: tokens of the P documents to search; relevant: (Q,) arrays of their numbers.
+    """
+
+    name: str
+    pairs: Pairs
+    source: np.ndarray
+    texts: list[str]
+    queries: Tokens
+    documents: Tokens
+    relevant: list[np.ndarray]
+
+
+@dataclass(frozen=True)
 class Mask:
     """Documents that a query's loss leaves out, by the surrogate's cosines.
 

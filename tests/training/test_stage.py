@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from clusterbatch.config import with_changes
+from clusterbatch.config import BatchesConfig, with_changes
 from clusterbatch.errors import UsageError
 from clusterbatch.shards.tokenise import Tokenisation
-from clusterbatch.training.stage import train
+from clusterbatch.training.stage import expected_gain, train
 from tests.training.small_run import small_config, write_clusters
 
 
@@ -58,3 +58,19 @@ def test_more_workers_than_a_batch_has_rows_are_refused(tmp_path: Path) -> None:
     write_clusters(config)
     with pytest.raises(UsageError, match=r"train\.workers: 33 workers.*32 pairs"):
         train(config)
+
+
+@pytest.mark.parametrize(
+    ("batches", "is_said"),
+    [
+        ({"size": 256}, True),
+        ({"size": 1024}, True),
+        ({"size": 128}, False),
+        ({"size": 256, "stratify": "source"}, False),
+    ],
+)
+def test_batches_that_are_too_large_to_gain_from_clusters_are_named(batches: dict[str, Any], is_said: bool) -> None:
+    found = expected_gain(BatchesConfig(**batches))
+    assert (found is not None) == is_said
+    if found is not None:
+        assert f"{batches['size']:,}" in found

@@ -195,7 +195,7 @@ def overall(groups: Mapping[str, Mapping[str, Any]], mixed: BatchFigures) -> dic
     source = sum(rows[name] * group["source"]["difficulty"] for name, group in groups.items()) / total
     if share >= 0.5:
         answer = f"Clusters make batches harder in sources that hold {share:.0%} of the rows"
-        answer += "; whether that pays, `compare` tells."
+        answer += "; `compare` measures whether results gain."
     elif share + unknown >= 0.5:
         answer = f"Cannot tell: sources with {unknown:.0%} of the rows need a larger sample or larger clusters"
         answer += " (predict.rows, predict.sizes)."
