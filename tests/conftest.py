@@ -66,7 +66,7 @@ def ray_local() -> Iterator[None]:
     """One local Ray instance with two CPUs for the whole session; stages that open a session join it."""
     from clusterbatch.runtime import ray_session
 
-    with ray_session(RayConfig(num_cpus=2, object_store_memory=300 * 2**20)):
+    with ray_session(RayConfig(mode="cluster", num_cpus=2, object_store_memory=300 * 2**20)):
         yield
 
 

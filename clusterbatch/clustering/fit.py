@@ -17,7 +17,7 @@ from clusterbatch.clustering.model import FittedClusters, KMeansClusters, NamedF
 from clusterbatch.clustering.partial_sums import LocalRows
 from clusterbatch.clustering.sample import SampleChunks, SampledChunk, SampleWorker
 from clusterbatch.clustering.warm_start import KeptClusters, WarmStart
-from clusterbatch.runtime import Result, WorkItem, bundle_items, current_executor
+from clusterbatch.runtime import Result, WorkItem, bundle_items, current_executor, ray_session
 from clusterbatch.store import Artifact, Counts, Stopwatch
 
 
@@ -68,7 +68,9 @@ def _fit_level(corpus: EmbeddedCorpus, passes: PassFactory, above: KMeansCluster
         if spread and cell_bytes[item.number] > distributed.LOCAL_BYTES and item.number not in done:
             watch = Stopwatch()
             output = passes.artifact(f"fit{suffix}")
-            result = distributed.fit_distributed(level, item.number, output, corpus.computing_pool)
+            # Also where passes do without Ray: such a sample takes longer than starting it.
+            with ray_session(corpus.config.ray.model_copy(update={"mode": "cluster"})):
+                result = distributed.fit_distributed(level, item.number, output, corpus.computing_pool)
             done[item.number] = fit.finish(item, result, watch.seconds)
     manifest = fit.commit(items, done=done)
     # A projection that came from above is stored there.

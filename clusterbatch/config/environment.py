@@ -13,9 +13,10 @@ from clusterbatch.config.base import Address, Section, operational
 class RayConfig(Section):
     """The Ray cluster that stages run on. No key here changes a result."""
 
-    mode: Literal["cluster", "in-process"] = operational("cluster")
-    """`cluster` runs stages on Ray; `in-process` runs them in this process without Ray, for debugging and small data.
-    """
+    mode: Literal["auto", "cluster", "local", "in-process"] = operational("cluster")
+    """`cluster` runs stages on Ray; `local` in processes of this machine, without Ray; `in-process` in this process
+    alone, for debugging. `auto` is `local` on Linux without a GPU if no cluster, runtime environment or object store is
+    named, otherwise `cluster`."""
     address: str | None = operational(None)
     """Address of the cluster to join. Unset: RAY_ADDRESS, otherwise a cluster started on this machine for this run."""
     runtime_env: dict[str, Any] = operational({})
@@ -23,7 +24,7 @@ class RayConfig(Section):
     startup_timeout: float = operational(0.0, ge=0)
     """Seconds that the cluster's autoscaler has to start the nodes a stage needs. 0: existing nodes must suffice."""
     num_cpus: int | None = operational(None, ge=1)
-    """CPU cores of a cluster started on this machine. Unset: all."""
+    """CPU cores that workers on this machine may use. Unset: all."""
     object_store_memory: int | None = operational(None, ge=80 * 2**20)
     """Bytes of the object store of a cluster started on this machine. Unset: Ray's default."""
 

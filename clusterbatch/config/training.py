@@ -322,8 +322,7 @@ class TrainConfig(Section):
     """Where metrics go besides the JSON lines. mlflow and wandb need their packages and read their settings from their
     own environment variables."""
     workers: WorkerRange | None = operational(None)
-    """Number of workers, or [fewest, most]: Ray then takes what the cluster has (elastic). Unset: one per GPU, or two.
-    """
+    """Number of workers, or [fewest, most]: as many as there is room for (elastic). Unset: one per GPU, or two."""
     cpus_per_worker: float = operational(0.9, gt=0)
     """CPU cores that each worker asks for; it computes with as many threads, at least one."""
     failures: int = operational(3, ge=-1)

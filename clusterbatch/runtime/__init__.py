@@ -1,6 +1,7 @@
 """Sessions, executors, and passes over work items."""
 
 from clusterbatch.runtime.executor import Executor, InProcessExecutor, current_executor
+from clusterbatch.runtime.local_executor import LocalExecutor
 from clusterbatch.runtime.passes import Pass
 from clusterbatch.runtime.progress import ProgressLine
 from clusterbatch.runtime.resources import check_resources
@@ -11,6 +12,7 @@ __all__ = [
     "Ahead",
     "Executor",
     "InProcessExecutor",
+    "LocalExecutor",
     "Pass",
     "Pool",
     "ProgressLine",

@@ -7,12 +7,11 @@ rules and deploy/README.md use these names only; a test compares them.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
-
-from ray.util.metrics import Counter, Gauge, Histogram
 
 from clusterbatch.store import retries
 from clusterbatch.store.artifact import Receipt
@@ -118,23 +117,32 @@ def step_finished(line: Mapping[str, Any]) -> None:
 
 def _add(name: str, value: float, **tags: str) -> None:
     # Ray refuses to add nothing.
-    if value > 0:
-        _instrument(name).inc(value, tags=tags)
+    if value > 0 and (instrument := _instrument(name)):
+        instrument.inc(value, tags=tags)
 
 
 def _set(name: str, value: float, **tags: str) -> None:
-    _instrument(name).set(value, tags=tags)
+    if instrument := _instrument(name):
+        instrument.set(value, tags=tags)
 
 
 def _observe(name: str, value: float, **tags: str) -> None:
     # Ray's histograms refuse what is not a number.
-    if math.isfinite(value):
-        _instrument(name).observe(value, tags=tags)
+    if math.isfinite(value) and (instrument := _instrument(name)):
+        instrument.observe(value, tags=tags)
+
+
+def _instrument(name: str) -> Any:
+    """Return the instrument of that name; None without Ray, which alone gives metrics away."""
+    # Without Ray it is not imported for this: that takes longer than a small pass.
+    return _ray_instrument(name) if "ray" in sys.modules else None
 
 
 @cache
-def _instrument(name: str) -> Any:
-    """Return the instrument of that name, one per process: a second one would start again from zero."""
+def _ray_instrument(name: str) -> Any:
+    """Return Ray's instrument of that name, one per process: a second one would start again from zero."""
+    from ray.util.metrics import Counter, Gauge, Histogram
+
     measure = MEASURES[name]
     if measure.kind == "counter":
         return Counter(name, measure.description, measure.tags)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,23 +14,31 @@ from typing import Any
 import numpy as np
 import ray
 
-from clusterbatch import errors
 from clusterbatch.errors import ClusterbatchError, InfrastructureError, root_cause
 from clusterbatch.log import say
 from clusterbatch.runtime import metrics
-from clusterbatch.runtime.work import Bundle, ItemRunner, Pool, Work, WorkItem, packed, unpacked
+from clusterbatch.runtime.work import (
+    MOST_LOST,
+    TRIES,
+    Bundle,
+    ItemRunner,
+    Pool,
+    Work,
+    WorkItem,
+    attempt,
+    in_words,
+    lost_items,
+    named,
+    packed,
+    raise_error,
+    shortage,
+    unpacked,
+)
 from clusterbatch.store.artifact import Receipt
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 _SECONDS_BEFORE_FIRST_WORD = 10.0
 _SECONDS_BETWEEN_WORDS = 60.0
-# How often an item is tried whose worker dies of it. Ray Data's default is unlimited.
-_TRIES = 3
-# Items that may be lost with their workers before the pass stops: the others are finished first, so that the message
-# names those that are to blame.
-_MOST_LOST = 16
-_NAMED = 8
-_BUG = "bug"
 
 
 class RayExecutor:
@@ -107,21 +113,18 @@ class RayExecutor:
             if isinstance(cause, ClusterbatchError):
                 raise cause from error
             raise InfrastructureError(
-                f"{work.title}: {_last_line(error)} (not finished: {_named(unfinished)})"
+                f"{work.title}: {_last_line(error)} (not finished: {named(unfinished)})"
             ) from error
         if unfinished:
-            raise InfrastructureError(
-                f"{work.title}: {_named(unfinished)} lost with the worker in each of {_TRIES} tries (out of memory, or "
-                "a crash in native code); all others are done"
-            )
+            raise InfrastructureError(lost_items(work.title, unfinished))
 
 
 def _dataset(work: Work, items: Sequence[WorkItem], workers: int, preparers: int) -> Any:
     rows = [{"item": packed(item)} for item in items]
     dataset = ray.data.from_items(rows, override_num_blocks=len(items))
     # A lost actor is always replaced, as losses are normal on spot machines; its item is tried a limited number of
-    # times.
-    options = {"batch_size": 1, "max_restarts": -1, "max_task_retries": _TRIES - 1}
+    # times (Ray Data's default is unlimited).
+    options = {"batch_size": 1, "max_restarts": -1, "max_task_retries": TRIES - 1}
     with warnings.catch_warnings():
         # Ray 2.60 deprecates options without a name of their own; it has no other way to limit the tries.
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
@@ -153,7 +156,7 @@ def _lost_items_left_out() -> Iterator[None]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     before = context.max_errored_blocks
-    context.max_errored_blocks = _MOST_LOST
+    context.max_errored_blocks = MOST_LOST
     try:
         yield
     finally:
@@ -161,12 +164,8 @@ def _lost_items_left_out() -> Iterator[None]:
 
 
 def _read_row(title: str, row: Mapping[str, Any]) -> Receipt:
-    if not row["error"]:
-        return Receipt.model_validate_json(row["receipt"])
-    kind, _, message = row["error"].partition(": ")
-    if kind == _BUG:
-        raise RuntimeError(f"{title}: a worker failed\n{message}")
-    raise getattr(errors, kind, ClusterbatchError)(message)
+    raise_error(title, row["error"])
+    return Receipt.model_validate_json(row["receipt"])
 
 
 class _AheadAdapter:
@@ -174,12 +173,12 @@ class _AheadAdapter:
 
     def __init__(self, preparer: type, arguments: dict[str, Any]) -> None:
         metrics.count_retries()
-        self._preparer, self._error = _attempt(lambda: preparer(**arguments))
+        self._preparer, self._error = attempt(lambda: preparer(**arguments))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         item, prepared, error = batch["item"][0], None, self._error
         if not error:
-            prepared, error = _attempt(lambda: packed(self._preparer.prepare(unpacked(item))))
+            prepared, error = attempt(lambda: packed(self._preparer.prepare(unpacked(item))))
         return {"item": [item], "prepared": [prepared or b""], "error": [error]}
 
 
@@ -188,31 +187,15 @@ class _Adapter:
 
     def __init__(self, work: Work) -> None:
         metrics.count_retries()
-        self._runner, self._error = _attempt(lambda: ItemRunner(work))
+        self._runner, self._error = attempt(lambda: ItemRunner(work))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         receipt: Receipt | None = None
         error = (batch["error"][0] if "error" in batch else "") or self._error
         if not error:
             prepared = [unpacked(batch["prepared"][0])] if "prepared" in batch else []
-            receipt, error = _attempt(lambda: self._runner.run(unpacked(batch["item"][0]), *prepared))
+            receipt, error = attempt(lambda: self._runner.run(unpacked(batch["item"][0]), *prepared))
         return {"receipt": [receipt.model_dump_json() if receipt else ""], "error": [error]}
-
-
-def _attempt(work: Callable[[], Any]) -> tuple[Any, str]:
-    """Return the result, or the error as data: through Ray's own wrapping it would lose its type and message."""
-    try:
-        return work(), ""
-    except ClusterbatchError as error:
-        return None, f"{type(error).__name__}: {error}"
-    except Exception:
-        return None, f"{_BUG}: {traceback.format_exc()}"
-
-
-def _named(numbers: set[int]) -> str:
-    shown = ", ".join(map(str, sorted(numbers)[:_NAMED]))
-    more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
-    return f"{'unit' if len(numbers) == 1 else 'units'} {shown}{more}"
 
 
 def _last_line(error: BaseException) -> str:
@@ -253,7 +236,7 @@ def _watch(title: str, bundles: Sequence[Bundle], ended: threading.Event) -> Non
                 return
             continue
         next_word = elapsed + _SECONDS_BETWEEN_WORDS
-        wanted = " or ".join(_words(bundle) for bundle in _distinct(bundles))
+        wanted = " or ".join(in_words(bundle) for bundle in _distinct(bundles))
         say(
             f"{title}: {waiting} of {len(bundles)} workers waiting since {since:%H:%M:%S} for {wanted}, "
             "which the cluster has but others hold"
@@ -282,38 +265,6 @@ def _distinct(bundles: Sequence[Bundle]) -> list[Bundle]:
     return [bundle for number, bundle in enumerate(bundles) if bundle not in bundles[:number]]
 
 
-def _words(bundle: Bundle) -> str:
-    return " and ".join(f"{amount:g} {name}" for name, amount in bundle.items())
-
-
 def _shortage(bundles: Sequence[Bundle]) -> str | None:
     """Return what is missing, in words; None if all workers find a place on the existing nodes."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for bundle in bundles:
-        for name, amount in bundle.items():
-            if not any(node.get(name, 0) >= amount for node in nodes):
-                return f"a worker needs {amount:g} {name}, no node of the cluster has that"
-    places = _places(bundles, nodes)
-    if places == len(bundles):
-        return None
-    kinds = Counter(map(_words, bundles))
-    wanted = " beside ".join(f"{workers} workers of {kind} each" for kind, workers in kinds.items())
-    return f"{wanted}, the cluster has room for {places}; ask for fewer workers"
-
-
-def _places(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> int:
-    """Count the bundles that find a place, each on the first node that has what it wants.
-
-    The largest first: those that want GPUs, which few nodes have, then those that want many CPUs.
-    """
-    free = [dict(node) for node in nodes]
-    places = 0
-    for bundle in sorted(bundles, key=lambda bundle: (bundle.get("GPU", 0), bundle.get("CPU", 0)), reverse=True):
-        # Shares of a CPU or a GPU that add up to a whole one may do so only nearly.
-        fits = (node for node in free if all(node.get(name, 0) >= amount - 1e-9 for name, amount in bundle.items()))
-        node = next(fits, None)
-        if node is not None:
-            places += 1
-            for name, amount in bundle.items():
-                node[name] -= amount
-    return places
+    return shortage(bundles, [node["Resources"] for node in ray.nodes() if node["Alive"]], "the cluster")

@@ -1,4 +1,7 @@
-"""Sessions: joining a Ray cluster, starting one on this machine, or doing without."""
+"""Sessions: joining a Ray cluster, starting one on this machine, or doing without.
+
+Ray is imported only by sessions that use it: that takes longer than a small command.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
-
-import ray
 
 from clusterbatch.config import RayConfig
 from clusterbatch.errors import InfrastructureError
 from clusterbatch.log import say
 from clusterbatch.runtime.executor import InProcessExecutor, installed_executor, using
-from clusterbatch.runtime.ray_executor import RayExecutor
+from clusterbatch.runtime.local_executor import LocalExecutor
 
 # Workers of a local cluster share the cores: one thread each is what two workers on two cores need, and a fixed
 # number of threads is also what makes sums come out the same every time.
@@ -39,25 +42,56 @@ _WORDS_FOR_ADDRESSES = ("auto", "local")
 _RAY_CLIENT_PORT = 10001
 _CONNECT_TRIES, _CONNECT_SECONDS = 3, 5.0
 
+# Present if this machine has a GPU that this process may use (NVIDIA, AMD, Windows' subsystem for Linux).
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
 _kept_by_caller = False
+_kept_local: LocalExecutor | None = None
+
+
+def chosen_mode(config: RayConfig) -> Literal["cluster", "local", "in-process"]:
+    """Return `ray.mode`, or what `auto` means here: processes of this machine, if there is no reason for Ray.
+
+    Ray is needed to reach other machines, to share GPUs, and to make a `ray.runtime_env`.
+    """
+    if config.mode != "auto":
+        return config.mode
+    wants_ray = config.address or os.environ.get("RAY_ADDRESS") or config.runtime_env or config.object_store_memory
+    # Forking is safe on Linux alone.
+    if wants_ray or _is_connected() or sys.platform != "linux" or any(Path(path).exists() for path in _GPU_DEVICES):
+        return "cluster"
+    return "local"
 
 
 @contextmanager
 def ray_session(config: RayConfig) -> Iterator[None]:
     """Open a session for the duration of the block, with an executor as `ray.mode` says.
 
-    An existing Ray connection is used and left as it is; so is an in-process session that is open already.
+    An existing Ray connection is used and left as it is; so is a session without Ray that is open already, unless it
+    is one of several processes and this one asks for a cluster.
 
     Raises InfrastructureError if a cluster cannot be started or joined.
     """
     existing = installed_executor()
-    if existing is not None and not existing.several_processes:
+    if isinstance(existing, InProcessExecutor) or (
+        isinstance(existing, LocalExecutor) and chosen_mode(config) != "cluster"
+    ):
         yield
         return
-    if config.mode == "in-process":
+    mode = chosen_mode(config)
+    if mode == "in-process":
         with _one_thread(), using(InProcessExecutor()):
             yield
         return
+    _set_environment()
+    if mode == "local":
+        with _local(config) as local, using(local):
+            yield
+        return
+    import ray
+
+    from clusterbatch.runtime.ray_executor import RayExecutor
+
     executor = RayExecutor(config.startup_timeout)
     if ray.is_initialized():
         with using(executor):
@@ -74,9 +108,9 @@ def ray_session(config: RayConfig) -> Iterator[None]:
 
 @contextmanager
 def lasting_session() -> Iterator[None]:
-    """Keep any Ray that the block starts until its end, so that several stages share one start. Starts none itself."""
-    global _kept_by_caller
-    if _kept_by_caller or ray.is_initialized():
+    """Keep what sessions in the block start until its end, so that several stages share one start. Starts nothing."""
+    global _kept_by_caller, _kept_local
+    if _kept_by_caller or _is_connected():
         yield
         return
     _kept_by_caller = True
@@ -84,7 +118,37 @@ def lasting_session() -> Iterator[None]:
         yield
     finally:
         _kept_by_caller = False
-        ray.shutdown()
+        if _kept_local is not None:
+            _kept_local.close()
+            _kept_local = None
+        if _is_connected():
+            sys.modules["ray"].shutdown()
+
+
+def _is_connected() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+@contextmanager
+def _local(config: RayConfig) -> Iterator[LocalExecutor]:
+    global _kept_local
+    if _kept_local is not None:
+        yield _kept_local
+        return
+    executor = LocalExecutor(config.num_cpus)
+    if _kept_by_caller:
+        _kept_local = executor
+    try:
+        yield executor
+    finally:
+        if _kept_local is None:
+            executor.close()
+
+
+def _set_environment() -> None:
+    for name, value in _LOCAL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 @contextmanager
@@ -93,8 +157,7 @@ def _one_thread() -> Iterator[None]:
     # Imported here, as every worker imports this file and those that only move rows need no torch.
     import torch
 
-    for name, value in _LOCAL_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    _set_environment()
     before = torch.get_num_threads()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     try:
@@ -109,8 +172,6 @@ def _start(config: RayConfig) -> None:
         key = "ray.address" if config.address else "RAY_ADDRESS"
         say(f"ray: joining the cluster at {address} ({key})")
         _check_port(key, address)
-    for name, value in _LOCAL_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     on_termination = signal.getsignal(signal.SIGTERM)
     with _without_native_stderr():
         _init(config, address)
@@ -121,6 +182,8 @@ def _start(config: RayConfig) -> None:
 
 
 def _init(config: RayConfig, address: str | None) -> None:
+    import ray
+
     try:
         if address:
             ray.init(address, runtime_env=config.runtime_env or None, log_to_driver=False, logging_level="error")
@@ -188,6 +251,8 @@ def _quieten() -> None:
 
 
 def _reason(error: BaseException) -> str:
+    import ray
+
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if isinstance(error, ray.exceptions.AuthenticationError) or "auth" in str(error).lower():
         return f"{lines[0]}; the cluster asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"

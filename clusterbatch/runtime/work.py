@@ -8,18 +8,30 @@ the outcome does not depend on which worker did what when.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from clusterbatch import errors
+from clusterbatch.errors import ClusterbatchError
 from clusterbatch.store.artifact import Artifact, Counts, Part, Receipt, Stopwatch
 from clusterbatch.store.shuffle import BUNDLE_BYTES, bundle_buckets
 from clusterbatch.store.traffic import since_last
 
 # What one worker asks for, by Ray's names.
 Bundle = dict[str, float]
+
+# How often an item is tried whose worker dies of it.
+TRIES = 3
+# Items that may be lost with their workers before the pass stops: the others are finished first, so that the message
+# names those that are to blame.
+MOST_LOST = 16
+_NAMED = 8
+_BUG = "bug"
 
 
 @dataclass(frozen=True)
@@ -162,3 +174,75 @@ def packed(value: Any) -> bytes:
 def unpacked(data: bytes) -> Any:
     """Return what `packed` was given."""
     return pickle.loads(data)
+
+
+def attempt(work: Callable[[], Any]) -> tuple[Any, str]:
+    """Return the result, or the error as data: between processes its type and message would be wrapped or lost."""
+    try:
+        return work(), ""
+    except ClusterbatchError as error:
+        return None, f"{type(error).__name__}: {error}"
+    except Exception:
+        return None, f"{_BUG}: {traceback.format_exc()}"
+
+
+def raise_error(title: str, error: str) -> None:
+    """Raise what `attempt` has caught, if anything; a bug as RuntimeError with its traceback."""
+    if not error:
+        return
+    kind, _, message = error.partition(": ")
+    if kind == _BUG:
+        raise RuntimeError(f"{title}: a worker failed\n{message}")
+    raise getattr(errors, kind, ClusterbatchError)(message)
+
+
+def lost_items(title: str, numbers: set[int]) -> str:
+    """Return the message for items whose workers died in every try."""
+    return (
+        f"{title}: {named(numbers)} lost with the worker in each of {TRIES} tries (out of memory, or a crash in native "
+        "code); all others are done"
+    )
+
+
+def named(numbers: set[int]) -> str:
+    """Return the numbers of items in words, the first few of many."""
+    shown = ", ".join(map(str, sorted(numbers)[:_NAMED]))
+    more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
+    return f"{'unit' if len(numbers) == 1 else 'units'} {shown}{more}"
+
+
+def in_words(bundle: Bundle) -> str:
+    """Return what a worker asks for, in words."""
+    return " and ".join(f"{amount:g} {name}" for name, amount in bundle.items())
+
+
+def shortage(bundles: Sequence[Bundle], nodes: Sequence[Bundle], place: str) -> str | None:
+    """Return what is missing on `nodes` of `place`, in words; None if all workers find room at once."""
+    for bundle in bundles:
+        for name, amount in bundle.items():
+            if not any(node.get(name, 0) >= amount for node in nodes):
+                return f"a worker needs {amount:g} {name}, no node of {place} has that"
+    room = _room(bundles, nodes)
+    if room == len(bundles):
+        return None
+    kinds = Counter(map(in_words, bundles))
+    wanted = " beside ".join(f"{workers} workers of {kind} each" for kind, workers in kinds.items())
+    return f"{wanted}, {place} has room for {room}; ask for fewer workers"
+
+
+def _room(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> int:
+    """Count the bundles that find a place, each on the first node that has what it wants.
+
+    The largest first: those that want GPUs, which few nodes have, then those that want many CPUs.
+    """
+    free = [dict(node) for node in nodes]
+    room = 0
+    for bundle in sorted(bundles, key=lambda bundle: (bundle.get("GPU", 0), bundle.get("CPU", 0)), reverse=True):
+        # Shares of a CPU or a GPU that add up to a whole one may do so only nearly.
+        fits = (node for node in free if all(node.get(name, 0) >= amount - 1e-9 for name, amount in bundle.items()))
+        node = next(fits, None)
+        if node is not None:
+            room += 1
+            for name, amount in bundle.items():
+                node[name] -= amount
+    return room

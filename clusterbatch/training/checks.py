@@ -24,7 +24,7 @@ def check_workers(config: RunConfig) -> None:
     if workers is not None and max(workers) > size:
         raise UsageError(f"train.workers: {max(workers)} workers, but a batch has {size} pairs (batches.size)")
     if workers is not None and config.ray.mode == "in-process" and min(workers) > 1:
-        raise UsageError(f"train.workers: {min(workers)} workers need ray.mode=cluster; ray.mode=in-process has one")
+        raise UsageError(f"train.workers: {min(workers)} workers need ray.mode=local or cluster; in-process has one")
 
 
 def check_tokens(config: RunConfig, place: str, clusters: Manifest) -> None:

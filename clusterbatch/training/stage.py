@@ -25,11 +25,12 @@ from clusterbatch.training.checks import (
     check_tokens,
     check_workers,
 )
-from clusterbatch.training.driver import MASKED, RAY_FOLDER, fit
+from clusterbatch.training.driver import fit
 from clusterbatch.training.metrics import SEGMENTS, check_trackers, read_metrics
 from clusterbatch.training.prepare_model import check_adapters
+from clusterbatch.training.progress import MASKED
 from clusterbatch.training.starting_model import FORMER_LEARNING_RATE, with_learning_rate
-from clusterbatch.training.worker import CHECKPOINTS, Continuation, TrainingJob, checkpoints_of, open_plan
+from clusterbatch.training.worker import CHECKPOINTS, RAY_FOLDER, Continuation, TrainingJob, checkpoints_of, open_plan
 
 # Steps below which a run warns, and steps after which a model has changed noticeably.
 _FEW_STEPS, _ENOUGH_STEPS = 100, 300

@@ -39,6 +39,8 @@ from clusterbatch.training.step import LOG_SCALE, TrainingStep
 from clusterbatch.training.validation import Validation
 
 CHECKPOINTS = "checkpoints"
+# What Ray Train keeps of its own state during a run.
+RAY_FOLDER = "_ray"
 # If the configuration does not say when to write checkpoints: about this many in a run, no two of them nearer to each
 # other than the first number of seconds nor farther apart than the second.
 _CHECKPOINTS_PER_RUN = 10

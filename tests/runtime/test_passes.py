@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from clusterbatch.errors import DataError, InfrastructureError, OtherWorkError, UsageError
-from clusterbatch.runtime import Ahead, InProcessExecutor, Pass, Pool, Result, WorkItem, ray_executor
+from clusterbatch.runtime import Ahead, InProcessExecutor, Pass, Pool, Result, WorkItem
 from clusterbatch.runtime.executor import using
 from clusterbatch.runtime.ray_executor import RayExecutor, _Adapter, _AheadAdapter, _read_row
-from clusterbatch.runtime.work import Work, packed
+from clusterbatch.runtime.work import TRIES, Work, packed
 from clusterbatch.store import Artifact, Counts, Folder, Manifest, Receipt
 from clusterbatch.store.traffic import since_last
 
@@ -299,7 +299,7 @@ def test_an_item_that_kills_every_worker_is_named_after_a_few_tries(tmp_path: Pa
     step = squares(tmp_path, always_deadly=3)
     with using(RayExecutor()), pytest.raises(InfrastructureError, match=r"^squares: units? .*3.* lost with") as caught:
         step.run(items(6))
-    assert len((tmp_path / "died").read_bytes()) <= ray_executor._TRIES
+    assert len((tmp_path / "died").read_bytes()) <= TRIES
     # All others are kept; those that shared the worker with it may be lost, too.
     named = {int(number) for number in re.findall(r"\b\d\b", str(caught.value).split(" lost ")[0])}
     assert step.begin().keys() == set(range(6)) - named

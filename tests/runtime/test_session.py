@@ -13,7 +13,7 @@ import ray
 
 from clusterbatch.config import RayConfig, RunConfig, fingerprint, load_config
 from clusterbatch.errors import InfrastructureError, UsageError
-from clusterbatch.runtime import current_executor, lasting_session, ray_executor, ray_session, session
+from clusterbatch.runtime import LocalExecutor, current_executor, lasting_session, ray_executor, ray_session, session
 from clusterbatch.runtime.executor import InProcessExecutor, using
 from clusterbatch.runtime.ray_executor import RayExecutor, announced_wait
 from clusterbatch.runtime.resources import device_for, gpus_for
@@ -89,17 +89,18 @@ def test_in_process_sessions_start_nothing_and_nest() -> None:
 
 
 _WITHOUT_RAY = """
-import ray
+import sys
 from clusterbatch.config import RayConfig
 from clusterbatch.runtime import lasting_session, ray_session
 
-with lasting_session(), ray_session(RayConfig(mode="in-process")):
-    assert not ray.is_initialized()
-assert not ray.is_initialized()
+for mode in ("in-process", "local"):
+    with lasting_session(), ray_session(RayConfig(mode=mode)):
+        # Nor is it imported: that takes longer than a small pass.
+        assert "ray" not in sys.modules
 """
 
 
-def test_in_process_sessions_leave_ray_alone() -> None:
+def test_sessions_without_ray_leave_it_alone() -> None:
     # Not even a cluster that is named is joined.
     environment = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{_free_port()}"}
     subprocess.run([sys.executable, "-c", _WITHOUT_RAY], check=True, env=environment)
@@ -109,6 +110,60 @@ def test_the_mode_changes_no_fingerprint() -> None:
     config = RunConfig(workspace="w")
     assert fingerprint(RayConfig()) == fingerprint(RayConfig(mode="in-process"))
     assert config.ray.mode == "cluster"
+
+
+@pytest.mark.parametrize(
+    ("keys", "mode"),
+    [
+        ({}, "cluster"),
+        ({"mode": "auto"}, "local"),
+        ({"mode": "auto", "num_cpus": 3}, "local"),
+        ({"mode": "auto", "address": "head:6379"}, "cluster"),
+        ({"mode": "auto", "runtime_env": {"pip": ["x"]}}, "cluster"),
+        ({"mode": "auto", "object_store_memory": 2**30}, "cluster"),
+        ({"mode": "local", "address": "head:6379"}, "local"),
+        ({"mode": "in-process"}, "in-process"),
+    ],
+)
+@pytest.mark.usefixtures("not_connected")
+def test_ray_is_used_where_there_is_a_reason_for_it(
+    keys: dict[str, object], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(session, "_GPU_DEVICES", ())
+    monkeypatch.setattr("sys.platform", "linux")
+    config = RayConfig.model_validate(keys)
+    assert session.chosen_mode(config) == mode
+    if config.mode == "auto":
+        monkeypatch.setattr(session, "_GPU_DEVICES", ("/dev/null",))
+        assert session.chosen_mode(config) == "cluster"
+        monkeypatch.setattr(session, "_GPU_DEVICES", ())
+        monkeypatch.setenv("RAY_ADDRESS", "auto")
+        assert session.chosen_mode(config) == "cluster"
+        monkeypatch.delenv("RAY_ADDRESS")
+        monkeypatch.setattr("ray.is_initialized", lambda: True)
+        assert session.chosen_mode(config) == "cluster"
+
+
+@pytest.mark.usefixtures("not_connected")
+def test_stages_of_a_lasting_session_share_one_local_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[LocalExecutor] = []
+    monkeypatch.setattr(LocalExecutor, "close", lambda executor: closed.append(executor))
+    monkeypatch.setattr("clusterbatch.runtime.executor._current", None)
+    config = RayConfig(mode="local", num_cpus=3)
+    executors = []
+    with lasting_session():
+        for _ in range(2):
+            with ray_session(config), ray_session(config):
+                executors.append(current_executor())
+        assert closed == []
+    first, second = executors
+    assert first is second
+    assert closed == [first]
+    assert first.resources() == {"CPU": 3.0}
+    with ray_session(config):
+        assert current_executor() is not first
+    assert len(closed) == 2
 
 
 def test_several_training_workers_need_a_cluster() -> None:

@@ -13,7 +13,7 @@ from clusterbatch.config import RayConfig
 from clusterbatch.runtime import ray_session
 
 def action(options):
-    with ray_session(RayConfig(num_cpus=1)):
+    with ray_session(RayConfig(mode="cluster", num_cpus=1)):
         print("ready", flush=True)
         time.sleep(120)
 
