@@ -9,7 +9,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check 'pyarrow==26.0.1' numpy 'duckdb==2.0.1'
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check 'pyarrow==26.0.1' 'numpy==2.4.6' 'duckdb==2.0.1'
 "$folder/venv/bin/python" - "$folder" <<'PY'
 import sys
 
