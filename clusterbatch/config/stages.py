@@ -268,7 +268,7 @@ class DuplicatesConfig(Section):
     """Rows of one cluster that say nearly the same, by the surrogate (SemDeDup). Off unless a threshold is set."""
 
     threshold: float | None = Field(None, gt=0, le=1)
-    """Cosine of two rows' queries, or of their documents, from which on they are semantic duplicates. Rows that are
+    """Cosine of two rows' queries, or of their documents, at which they count as semantic duplicates. Rows that are
     duplicates of one row are one group. Unset: none are looked for."""
     action: Literal["mask", "apart", "drop"] = "mask"
     """`mask`: the loss ignores them as negatives of each other (`train.mask.semantic_duplicates`). `apart`: in addition
