@@ -29,6 +29,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name parameters of bytes by their length: gzip writes the second into its header, and processes compare names."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 # First, as pytest-xdist reads the groups in its own hook.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -54,10 +54,10 @@ TABLE = pa.table({"query": [query for query, _ in PAIRS], "document": [document 
         ("pairs.parquet", as_parquet(TABLE)),
         ("pairs.jsonl", LINES),
         ("pairs.ndjson", b"\xef\xbb\xbf" + LINES.replace(b"\n", b"\r\n\r\n")),
-        ("pairs.jsonl.gz", gzip.compress(LINES[:100]) + gzip.compress(LINES[100:])),
+        ("pairs.jsonl.gz", gzip.compress(LINES[:100], mtime=0) + gzip.compress(LINES[100:], mtime=0)),
         ("pairs.json.zst", zstandard.ZstdCompressor().compress(LINES)),
         ("pairs.csv", as_csv(",")),
-        ("pairs.csv.gz", gzip.compress(as_csv(";"))),
+        ("pairs.csv.gz", gzip.compress(as_csv(";"), mtime=0)),
         ("excel.csv", as_csv(",", "utf-8-sig")),
         ("unicode.csv", as_csv("\t", "utf-16")),
         ("no_extension", LINES),
@@ -329,7 +329,7 @@ def test_parquet_text_that_is_not_utf_8_is_rejected_by_row(tmp_path: Path) -> No
 
 
 PARQUET = as_parquet(pa.table({"query": ["a"] * 2000, "document": [f"text {n}" for n in range(2000)]}))
-ZIPPED = gzip.compress(LINES)
+ZIPPED = gzip.compress(LINES, mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ ZIPPED = gzip.compress(LINES)
         ("e.jsonl", ZIPPED, "not what its name says: not compressed by name, gzip by content"),
         ("f.jsonl.gz", ZIPPED[: len(ZIPPED) // 2], "Compressed file ended before the end"),
         ("g.jsonl.zst", ZIPPED, "not what its name says: zstd by name, gzip by content"),
-        ("h.jsonl.gz", gzip.compress(ZIPPED), "compressed twice"),
+        ("h.jsonl.gz", gzip.compress(ZIPPED, mtime=0), "compressed twice"),
         ("i.jsonl", b"", "empty file"),
         ("j.json", b'\n [{"query": "a", "document": "b"}]', "one JSON array"),
         ("k.csv", b"question,answer\na,b\n", "no column query, document (has: question, answer)"),
@@ -351,7 +351,7 @@ ZIPPED = gzip.compress(LINES)
         ("n.csv", b"query,document,query\na,b,c\n", "column query occurs twice"),
         ("o.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "not what its name says: binary data"),
         ("p.jsonl", LINES.decode().encode("utf-16"), "UTF-16 text"),
-        ("q.parquet.gz", gzip.compress(PARQUET), "a compressed Parquet file"),
+        ("q.parquet.gz", gzip.compress(PARQUET, mtime=0), "a compressed Parquet file"),
     ],
 )
 def test_each_broken_file_has_a_reason(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
