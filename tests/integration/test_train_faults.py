@@ -15,7 +15,9 @@ import psutil
 import pytest
 
 from clusterbatch.config import RunConfig, with_changes
-from clusterbatch.errors import DataError, UsageError
+from clusterbatch.errors import DataError, InfrastructureError, UsageError
+from clusterbatch.runtime import executor
+from clusterbatch.store.artifact import Manifest
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.metrics import read_metrics
 from clusterbatch.training.stage import train
@@ -42,8 +44,11 @@ def _job(config: RunConfig) -> TrainingJob:
 
 
 def _workers() -> list[psutil.Process]:
-    """Training workers of this test's own Ray, no other's on this machine."""
-    return [process for process in psutil.Process().children(recursive=True) if "RayTrainWorker" in _title(process)]
+    """Training workers of this test's own Ray or of its own processes, no other's on this machine."""
+    found = psutil.Process().children(recursive=True)
+    on_ray = [process for process in found if "RayTrainWorker" in _title(process)]
+    servers = [process for process in found if "fork_server" in _title(process)]
+    return on_ray or [worker for server in servers for worker in server.children()]
 
 
 def _title(process: psutil.Process) -> str:
@@ -92,10 +97,46 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return config
 
 
+def _lines_of_metrics(config: RunConfig, manifest: Manifest) -> int:
+    [metrics] = [part for part in manifest.parts if part.path.startswith("metrics")]
+    return len(Workspace(config).train().read_part(metrics).splitlines())
+
+
+def _on_this_machine(config: RunConfig) -> RunConfig:
+    return with_changes(config, {"ray.mode": "local", "ray.num_cpus": 2})
+
+
+@pytest.mark.slow
+def test_a_lost_local_worker_is_replaced_and_nothing_else_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tests before this one may have left a session open for others to join.
+    monkeypatch.setattr(executor, "_current", None)
+    undisturbed, config = (_on_this_machine(_config(tmp_path, name)) for name in ("undisturbed", "disturbed"))
+    train(undisturbed)
+    disturber = _Disturber(config, [(30, signal.SIGKILL)])
+    manifest = train(config)
+    disturber.join()
+    assert 30 <= disturber.steps[0][0] < _STEPS
+    assert same_bits(model_weights(_job(undisturbed)), model_weights(_job(config)))
+    assert _lines_of_metrics(config, manifest) == _STEPS
+
+
+@pytest.mark.slow
+def test_local_workers_that_are_lost_too_often_fail_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_current", None)
+    config = with_changes(_on_this_machine(_config(tmp_path, "lost")), {"train.failures": 0})
+    disturber = _Disturber(config, [(10, signal.SIGKILL)])
+    with pytest.raises(InfrastructureError, match=r"^train: a worker was lost|^train: .*(closed|reset|gloo)"):
+        train(config)
+    disturber.join()
+
+
 @pytest.mark.slow
 def test_lost_workers_are_replaced_and_nothing_else_changes(tmp_path: Path, ray_local: None) -> None:
     undisturbed, config = _config(tmp_path, "undisturbed"), _config(tmp_path, "disturbed")
-    train(undisturbed)
+    # In processes of this machine, and on Ray: the same weights.
+    train(_on_this_machine(undisturbed))
     disturber = _Disturber(config, [(30, signal.SIGKILL), (70, signal.SIGTERM)])
     manifest = train(config)
     disturber.join()
@@ -103,9 +144,7 @@ def test_lost_workers_are_replaced_and_nothing_else_changes(tmp_path: Path, ray_
     # Told to go, a worker finishes its step and leaves a checkpoint of it.
     assert after > before
     assert same_bits(model_weights(_job(undisturbed)), model_weights(_job(config)))
-    [metrics] = [part for part in manifest.parts if part.path.startswith("metrics")]
-    lines = Workspace(config).train().read_part(metrics).splitlines()
-    assert len(lines) == _STEPS
+    assert _lines_of_metrics(config, manifest) == _STEPS
     names = Workspace(config).train().folder.list("tensorboard")
     # Three attempts, three event files.
     assert len(names) == 3
@@ -115,7 +154,7 @@ def test_lost_workers_are_replaced_and_nothing_else_changes(tmp_path: Path, ray_
 @pytest.mark.parametrize(
     ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-@pytest.mark.parametrize("mode", ["cluster", "in-process"])
+@pytest.mark.parametrize("mode", ["cluster", "local", "in-process"])
 def test_an_interrupted_run_says_so_and_leaves_a_checkpoint_of_its_last_step(
     tmp_path: Path, number: int, code: int, said: str, mode: str
 ) -> None:
@@ -171,9 +210,21 @@ def test_the_model_loads_in_sentence_transformers_and_has_a_card(finished: RunCo
     assert "12 steps of 32 pairs" in card
 
 
-@pytest.mark.slow
-def test_a_damaged_shard_is_named_at_once_and_not_retried(tmp_path: Path, ray_local: None) -> None:
-    config = _config(tmp_path, "damaged")
+@pytest.fixture(
+    params=["local", pytest.param("cluster", marks=[pytest.mark.slow, pytest.mark.xdist_group("ray_local")])]
+)
+def several(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Keys for several workers on two cores, in processes of this machine or on Ray."""
+    if request.param == "local":
+        # Tests before this one may have left a session open for others to join.
+        monkeypatch.setattr(executor, "_current", None)
+    else:
+        request.getfixturevalue("ray_local")
+    return {"ray.mode": request.param, "ray.num_cpus": 2}
+
+
+def test_a_damaged_shard_is_named_at_once_and_not_retried(tmp_path: Path, several: dict[str, object]) -> None:
+    config = with_changes(_config(tmp_path, "damaged"), several)
     clusters = Workspace(config).clusters()
     part = next(part for part in clusters.require().parts if part.details.get("content") == "training")
     clusters.folder.write(part.path, bytes(part.bytes))
@@ -181,9 +232,9 @@ def test_a_damaged_shard_is_named_at_once_and_not_retried(tmp_path: Path, ray_lo
         train(config)
 
 
-@pytest.mark.slow
-def test_an_elastic_run_takes_the_workers_that_there_is_room_for(tmp_path: Path, ray_local: None) -> None:
+def test_an_elastic_run_takes_the_workers_that_there_is_room_for(tmp_path: Path, several: dict[str, object]) -> None:
     config = small_config(tmp_path, train={"steps": 3, "workers": [1, 4], "cpus_per_worker": 0.9})
+    config = with_changes(config, several)
     write_clusters(config)
     train(config)
     latest = _job(config).checkpoints.latest()
