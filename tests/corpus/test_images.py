@@ -129,7 +129,7 @@ def test_addresses_of_what_is_no_file_are_rejected(tmp_path: Path, monkeypatch: 
         "more": "not a file",
         ".": "not a file",
         "pipe": "not a file",
-        "a.png/b.png": "cannot be read (NotADirectoryError)",
+        "a.png/b.png": "cannot be read (FileNotFoundError)",
         "a\0b.png": "characters that cannot be part of an address",
         "x" * 300: "cannot be read (File name too long)",
         "loop.png": "cannot be read (Too many levels of symbolic links)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ BM25 = {"covidqa": 0.643, "cranfield": 0.333, "squad_dev": 0.856}
 
 
 @pytest.fixture(scope="module")
-def _interpreted_ranx() -> None:
+def _interpreted_ranx() -> Iterator[None]:
     """Compile nothing: numba would take half a minute for every length of ids, the arithmetic takes seconds."""
     numba = pytest.importorskip("numba", reason="install ranx to compare with it")
-    numba.config.DISABLE_JIT = True
-    pytest.importorskip("ranx", reason="install ranx to compare with it")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba.config, "DISABLE_JIT", True)
+        pytest.importorskip("ranx", reason="install ranx to compare with it")
+        yield
 
 
 @pytest.mark.data

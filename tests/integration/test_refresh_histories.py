@@ -52,7 +52,6 @@ class _Fakes:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.promotes = True
         patch.setattr(run_module, "STAGES", self.stages())
-        patch.setattr(refresh_module, "STAGES", self.stages())
         for module in (run_module, refresh_module):
             patch.setattr(module, "lasting_session", _nothing)
         for name in ("check_workers", "check_models", "check_collections"):

@@ -90,10 +90,10 @@ def test_matryoshka_sizes_must_end_with_the_models_own(tmp_path: Path) -> None:
 
 
 def _collection(folder: Path) -> str:
-    """30 documents of three words; the query of each is two of them."""
+    """30 documents of three words from a few; the query of each is two of them, which others share."""
     (folder / "qrels").mkdir(parents=True)
     random = np.random.default_rng(0)
-    documents = [random.choice(WORDS, 3, replace=False).tolist() for _ in range(30)]
+    documents = [random.choice(WORDS[:8], 3, replace=False).tolist() for _ in range(30)]
     lines = [json.dumps({"_id": f"d{number:02d}", "text": " ".join(words)}) for number, words in enumerate(documents)]
     (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
     lines = [json.dumps({"_id": f"q{number}", "text": " ".join(words[:2])}) for number, words in enumerate(documents)]
