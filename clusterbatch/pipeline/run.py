@@ -174,8 +174,9 @@ def run(config: RunConfig, *, force: bool = False) -> str:
 
 def _check_rows_for_a_batch(config: RunConfig) -> None:
     """Raise UsageError if the corpus has fewer rows than a batch: otherwise only the plan of the batches would."""
-    rows = sum(details_of(Workspace(config).corpus.require(), CorpusDetails)["sources"].values())
-    if rows < config.batches.size:
+    sources = details_of(Workspace(config).corpus.require(), CorpusDetails).get("sources", {})
+    rows = sum(sources.values())
+    if sources and rows < config.batches.size:
         raise UsageError(f"batches.size: a batch of {config.batches.size} pairs, but the corpus has only {rows}")
 
 
