@@ -119,7 +119,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def awkward_texts() -> list[str]:
-    """What real corpora hold sooner or later; the longest has 20,000 tokens, far over any limit."""
+    """Texts such as real corpora hold sooner or later; the longest has 20,000 tokens, far over any limit."""
     return [
         "",
         "a",

@@ -48,7 +48,7 @@ class NegativeChoice:
 
     @property
     def names_hard(self) -> bool:
-        """Whether a source trains with hard negatives alone."""
+        """True if a source trains with hard negatives alone."""
         return bool((self.mode == HARD).any())
 
     def kept(

@@ -88,7 +88,7 @@ class RunConfig(Section):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether training reads the scores of `score.teacher`."""
+        """True if training reads the scores of `score.teacher`."""
         return self.train.needs_teacher(self.score.is_on)
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ from clusterbatch.training.masks import limit
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """What the teacher says of this rank's rows in a global batch, sorted by row.
+    """The teacher's scores of this rank's rows in a global batch, sorted by row.
 
     positive: (Q,) scores of the rows' own documents; row: (S,) int64, within [0, Q); column: (S,) int64, within
     [0, B + N); score: (S,); rank: (S,) int64, the document's place among all that were scored for the row, 0 for the

@@ -73,7 +73,7 @@ class Words:
 
 
 class AdaptersExecutor(RayExecutor):
-    """What Ray's workers do and the driver reads, without the starts of workers."""
+    """The calls of Ray's workers and of the driver, without the starts of workers."""
 
     def run(self, work: Work, items: Sequence[WorkItem]) -> Iterator[Receipt]:
         prepare = _AheadAdapter(work.ahead.preparer, dict(work.ahead.arguments)) if work.ahead else None
