@@ -63,3 +63,9 @@ def root_cause(error: BaseException) -> BaseException:
         if type(current).__module__.split(".")[0] == "ray" and not current.__suppress_context__:
             remembered.append(current.__context__)
     return error
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of the message of what an error was raised from, or the error's type if it has none."""
+    lines = [line for line in str(root_cause(error)).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

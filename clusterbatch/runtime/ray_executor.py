@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from clusterbatch.errors import ClusterbatchError, InfrastructureError, root_cause
+from clusterbatch.errors import ClusterbatchError, InfrastructureError, last_line, root_cause
 from clusterbatch.log import say
 from clusterbatch.runtime import metrics
 from clusterbatch.runtime.work import (
@@ -113,7 +113,7 @@ class RayExecutor:
             if isinstance(cause, ClusterbatchError):
                 raise cause from error
             raise InfrastructureError(
-                f"{work.title}: {_last_line(error)} (not finished: {named(unfinished)})"
+                f"{work.title}: {last_line(error)} (not finished: {named(unfinished)})"
             ) from error
         if unfinished:
             raise InfrastructureError(lost_items(work.title, unfinished))
@@ -196,11 +196,6 @@ class _Adapter:
             prepared = [unpacked(batch["prepared"][0])] if "prepared" in batch else []
             receipt, error = attempt(lambda: self._runner.run(unpacked(batch["item"][0]), *prepared))
         return {"receipt": [receipt.model_dump_json() if receipt else ""], "error": [error]}
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(root_cause(error)).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from clusterbatch import errors
 from clusterbatch.encoder.devices import resolve_device
-from clusterbatch.errors import ClusterbatchError, InfrastructureError
+from clusterbatch.errors import ClusterbatchError, InfrastructureError, last_line
 from clusterbatch.log import say
 from clusterbatch.runtime import LocalExecutor, Pool, ProgressLine, check_resources
 from clusterbatch.runtime.fork_server import ForkedProcess
@@ -151,7 +151,7 @@ def _rank(job: TrainingJob, world: World, rendezvous: Path, connection: Connecti
         pass
     except (InfrastructureError, RuntimeError, OSError) as error:
         # A collective without its peer or a machine without memory: a fresh set of workers may do better.
-        _tell(connection, "lost", _last_line(error))
+        _tell(connection, "lost", last_line(error))
         return
     except ClusterbatchError as error:
         _tell(connection, type(error).__name__, str(error))
@@ -173,8 +173,3 @@ def _listen(connection: Connection, stop: threading.Event) -> None:
     except (EOFError, OSError):
         os._exit(1)
     stop.set()
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

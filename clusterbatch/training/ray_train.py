@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clusterbatch import errors
-from clusterbatch.errors import ClusterbatchError, InfrastructureError, root_cause
+from clusterbatch.errors import ClusterbatchError, InfrastructureError, last_line
 from clusterbatch.log import say
 from clusterbatch.runtime import Pool, ProgressLine, check_resources
 from clusterbatch.runtime.metrics import count_retries, step_finished
@@ -64,7 +64,7 @@ def fit_on_ray(job: TrainingJob, fewest: int, most: int, *, use_gpu: bool) -> No
             _fit_or_stop(trainer, job, status)
         except Exception as error:
             _raise_fatal(status)
-            raise InfrastructureError(f"train: {_last_line(error)}") from error
+            raise InfrastructureError(f"train: {last_line(error)}") from error
         carry_over(ray.get(status.traffic.remote()))
         _raise_fatal(status)
 
@@ -95,7 +95,7 @@ def _fit_or_stop(trainer: TorchTrainer, job: TrainingJob, status: Any) -> None:
             ended.result(_SECONDS_TO_STOP)
         except Exception as error:
             # The interrupt counts, whatever else went wrong; the run resumes from its last whole checkpoint.
-            say(f"train: stopped without a checkpoint of the last step ({_last_line(error)})", level="warning")
+            say(f"train: stopped without a checkpoint of the last step ({last_line(error)})", level="warning")
         else:
             say_stopped(job)
         raise
@@ -243,8 +243,3 @@ def _progress(job: TrainingJob, status: Any) -> Iterator[None]:
         finally:
             ended.set()
             watcher.join()
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(root_cause(error)).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
