@@ -1,10 +1,14 @@
-"""The loss of a batch with several chunks of one document, at any number of ranks, against a dense one in float64."""
+"""The loss of a batch with rows that are no negatives of each other, at any number of ranks, against a dense one.
+
+They are chunks of one document, or semantic duplicates; the reference is in float64.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -27,14 +31,14 @@ def _vectors() -> tuple[Tensor, Tensor]:
     return normalize(query, dim=1), normalize(document, dim=1)
 
 
-def _loss_and_gradients(world: World) -> tuple[float, np.ndarray, np.ndarray]:
+def _loss_and_gradients(world: World, key: str) -> tuple[float, np.ndarray, np.ndarray]:
     bounds = np.linspace(0, _ROWS, world.size + 1).astype(int)
     bounds[1:-1] += 1
     own = slice(bounds[world.rank], bounds[world.rank + 1])
     number = np.arange(_ROWS, dtype=np.uint64)[own]
     tokens = Tokens.from_lists([np.array([1])] * len(number), np.uint8)
     batch = plain_batch(0, tokens, tokens, number, np.diff(bounds))
-    batch = replace(batch, document_id_hash=_DOCUMENTS[own])
+    batch = replace(batch, **{key: _DOCUMENTS[own]})
     query, document = (vectors[own].clone().requires_grad_() for vectors in _vectors())
     gathered = gather_batch(batch, world, torch.device("cpu"), TrainConfig())
     loss, _ = ContrastiveLoss(_CONFIG).double()(query, document, None, gathered)
@@ -59,10 +63,11 @@ def _reference() -> tuple[float, Tensor, Tensor]:
     return float(loss.detach()), query.grad, document.grad
 
 
-def test_chunks_of_one_document_are_left_out_at_any_number_of_ranks() -> None:
+@pytest.mark.parametrize("key", ["document_id_hash", "duplicate_group"])
+def test_rows_of_one_key_are_left_out_at_any_number_of_ranks(key: str) -> None:
     loss, query, document = _reference()
     for size in (1, 2, 4):
-        results = run_world(size, _loss_and_gradients)
+        results = run_world(size, _loss_and_gradients, key)
         assert abs(sum(result[0] for result in results) - loss) < 1e-9
         np.testing.assert_allclose(np.concatenate([result[1] for result in results]), query, atol=1e-9)
         np.testing.assert_allclose(np.concatenate([result[2] for result in results]), document, atol=1e-9)
