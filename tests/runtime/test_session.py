@@ -200,9 +200,16 @@ def test_a_wait_for_what_others_hold_is_said(monkeypatch: pytest.MonkeyPatch) ->
     function = ray.remote(num_cpus=1)(lambda: "done")
     with using(RayExecutor()), announced_wait("fit", [{"CPU": 1.0}]):
         assert ray.get(function.remote()) == "done"
-    [line] = said
-    assert "fit: 1 of 1 workers waiting since" in line
-    assert "for 1 CPU, which the cluster has but others hold" in line
+    # More than once where Ray took its time to end the holder.
+    assert said
+    for line in said:
+        assert "fit: 1 of 1 workers waiting since" in line
+        assert "for 1 CPU, which the cluster has but others hold" in line
+    # Ray's view of its demands is a little old.
+    deadline = time.monotonic() + 30
+    while ray_executor._pending({"CPU": 1.0}) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    said.clear()
     with announced_wait("fit", [{"CPU": 1.0}]):
         time.sleep(1)
-    assert len(said) == 1
+    assert not said
