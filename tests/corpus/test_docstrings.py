@@ -76,8 +76,8 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pairs_are_distinct_balanced_and_repeatable(packages: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Threads, as starting processes takes seconds each time; the next test has processes.
-    monkeypatch.setattr(docstrings, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
+    # Threads, as starting processes takes seconds each time; the next test has processes, which alone are initialized.
+    monkeypatch.setattr(docstrings, "ProcessPoolExecutor", lambda workers, context, **_: ThreadPoolExecutor(workers))
     pairs = mine(60, seed=0)
     assert len(pairs) == 50
     by_source = {source: sum(pair.source == source for pair in pairs) for source in ("large", "small", "copy")}
