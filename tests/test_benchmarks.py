@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -79,6 +80,13 @@ def test_every_benchmark_is_in_the_catalogue() -> None:
     # The command itself, tools that prepare a workspace and a corpus, and one that reads what another has left.
     tools = {"__main__", "real_workspace", "generated_corpus", "grid_predictors"}
     assert {benchmark.module for benchmark in CATALOGUE} == scripts - tools
+
+
+@pytest.mark.parametrize("name", sorted(benchmark.module for benchmark in CATALOGUE))
+def test_every_benchmark_can_be_started(name: str) -> None:
+    """Nothing else notices that what it imports from others has moved."""
+    pytest.importorskip("ranx", reason="needs the extra `bench`")
+    assert callable(importlib.import_module(f"tests.benchmarks.{name}").main)
 
 
 def test_every_promise_has_a_figure() -> None:

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_duplicates FOLDER [--corpora medquad,...] [--threshold 0.95] [key=value ...]
 
-Corpora, surrogate and configuration are those of bench_grid; workspaces lie below FOLDER, and corpus and vectors are
+Corpora and surrogate are those of bench_grid; workspaces lie below FOLDER, and corpus and vectors are
 made once. JSON lines of each corpus: CPU seconds of the stage `cluster` with duplicates and without (peer), in turn;
 pairs near in query and document by the surrogate, all of the corpus and those in one cluster; near copies by MinHash
 (corpus.near_threshold) and how many of each the other finds too, with some examples that only one of them finds.
@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.clustering.features import unit_length
-from clusterbatch.config import RunConfig, with_changes
+from clusterbatch.config import RunConfig, load_config, with_changes
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.corpus.minhash import PERMUTATIONS, bands, signature
 from clusterbatch.corpus.row_groups import read_row_group, row_groups_of
@@ -32,8 +32,9 @@ from clusterbatch.shards.reader import ROWS, ShardReader
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
-from tests.benchmarks.bench_grid import configuration
+from tests.benchmarks.bench_grid import CORPORA, static_model
 from tests.benchmarks.figures import emit
+from tests.data_folder import require_data_folder
 
 _SIZE, _BLOCK, _SHOWN = 32, 1024, 2
 Pairs = set[tuple[int, int]]
@@ -42,6 +43,27 @@ Pairs = set[tuple[int, int]]
 def cpu_seconds() -> float:
     times = os.times()
     return times.user + times.system
+
+
+def configuration(folder: Path, name: str, overrides: list[str]) -> RunConfig:
+    """Return the configuration of one corpus, with its workspace below `folder`."""
+    paths, held_out_by = CORPORA[name]
+    static_model(folder / "static")
+    model = folder / "static"
+    words = [
+        f"workspace={folder / name}",
+        f"corpus.paths=[{','.join(str(require_data_folder() / path) for path in paths)}]",
+        f"embed.model={'char-ngrams' if name.startswith('japanese') else model}",
+        "embed.max_tokens=64",
+        "embed.device=cpu",
+        f"cluster.mean_size={4 * _SIZE}",
+        "cluster.device=cpu",
+        f"batches.size={_SIZE}",
+        f"train.model={model}",
+        "train.max_document_tokens=64",
+        f"evaluate.holdout_by={held_out_by}",
+    ]
+    return load_config(None, [*words, *overrides])
 
 
 def corpus_of(config: RunConfig) -> tuple[pa.Table, list[np.ndarray]]:
@@ -174,8 +196,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     for name in options.corpora.split(","):
-        config = configuration(options.folder.resolve(), name, _SIZE, options.overrides)
-        config = with_changes(config, {"batches.size": _SIZE, "compare.batch_sizes": []})
+        config = configuration(options.folder.resolve(), name, options.overrides)
         with using(InProcessExecutor()):
             report(name, config, options.threshold, options.rounds)
 
