@@ -10,7 +10,7 @@ from typing import Any
 from clusterbatch.clustering.cells import partitions_of
 from clusterbatch.clustering.model import PartitionModel, StoredParts
 from clusterbatch.clustering.warm_start import Previous
-from clusterbatch.config import RunConfig
+from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.stage import embedding_pool
@@ -126,22 +126,29 @@ class EmbeddedCorpus:
 class PassFactory:
     """Make passes whose outputs are artifacts of their own in `folder`, until the caller removes that.
 
-    identity: the fingerprint of the result that the passes lead to; force: replace the outputs of another one.
+    identity: the fingerprint of the result that the passes lead to; tasks: what a pass over the rows runs. Outputs of
+    another result or of other tasks are replaced: whose result the folder belongs to was asked before.
     """
 
     folder: Folder
     identity: str
-    force: bool = False
+    tasks: Sequence[WorkItem]
 
     def artifact(self, name: str) -> Artifact:
         return Artifact(self.folder.child(name.replace(" ", "-")), f"clustering pass {name}")
 
     def create(self, name: str, worker: type, arguments: Mapping[str, Any], pool: Pool) -> Pass:
-        return Pass(name, self.artifact(name), self.identity, worker, arguments, pool, temporary=True)
+        return Pass(name, self.artifact(name), self._identity_of_passes, worker, arguments, pool, temporary=True)
 
     def run(
         self, name: str, items: Sequence[WorkItem], worker: type, arguments: Mapping[str, Any], pool: Pool
     ) -> StoredParts:
         """Commit a pass over `items`, at once if an earlier attempt did; return its parts."""
-        manifest = self.create(name, worker, arguments, pool).commit(items, force=self.force)
+        manifest = self.create(name, worker, arguments, pool).commit(items, force=True)
         return StoredParts(self.artifact(name), manifest.parts)
+
+    @cached_property
+    def _identity_of_passes(self) -> str:
+        # Rows go from one pass to the next by the number of their task.
+        covered = [item.covers for item in self.tasks]
+        return fingerprint("passes", self.identity, covered) if any(covered) else self.identity

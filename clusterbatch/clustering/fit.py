@@ -62,7 +62,7 @@ def _fit_level(corpus: EmbeddedCorpus, passes: PassFactory, above: KMeansCluster
     cell_bytes = stored * cells.sampled / max(1.0, cells.sampled.sum())
     # The larger first, so that no worker ends long after the others.
     items = sorted(bundle_items(cells.sampled, stored, distributed.LOCAL_BYTES / 2), key=lambda item: -item.rows)
-    done = {} if fit.is_whole else fit.begin(force=passes.force)
+    done = {} if fit.is_whole else fit.begin(force=True)
     spread = not fit.is_whole and current_executor().several_processes
     for item in items:
         if spread and cell_bytes[item.number] > distributed.LOCAL_BYTES and item.number not in done:

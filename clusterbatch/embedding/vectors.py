@@ -5,6 +5,7 @@ Passes over the corpus work on *tasks*: consecutive row groups, as many as memor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["SIDES", "Side", "TaskUnit", "VectorSource", "task_rows", "tasks", "vector_column", "vector_values"]
 
-# Each bucket is read from every task's file, so large corpora are better cut into few large tasks. But a worker holds a
-# task's rows, with text, tokens and vectors, about twice: a few hundred megabytes, whatever the corpus' size.
-_MOST_TASKS, _MOST_ROWS = 4096, 2**17
+# Every bucket is read from every task's file: a shuffle asks storage for as many ranges as tasks times buckets, and
+# buckets grow with the rows. Tasks grow with their square root: enough of them for many workers and for a crash to cost
+# little. A worker holds a task's rows, with text, tokens and vectors, about twice: a few hundred megabytes at most.
+_ROWS_FACTOR, _MOST_ROWS = 4, 2**17
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,11 @@ class TaskUnit:
 
 def task_rows(rows: int) -> float:
     """Return the least rows of a task in a corpus of `rows`; a task ends with the row group that completes them."""
-    return min(rows / _MOST_TASKS, _MOST_ROWS)
+    return min(_ROWS_FACTOR * math.sqrt(rows), _MOST_ROWS)
 
 
 def tasks(corpus: Manifest, embeddings: Manifest | None) -> list[WorkItem]:
-    """Return all tasks; they follow from the two manifests alone. Payload: list[TaskUnit].
+    """Return all tasks; they follow from the two manifests alone. Payload: list[TaskUnit]; covers: their row groups.
 
     embeddings: None if there are none. Raises DataError if row groups of the corpus have no vectors.
     """
@@ -65,7 +67,8 @@ def tasks(corpus: Manifest, embeddings: Manifest | None) -> list[WorkItem]:
         waiting.append(TaskUnit(group, part))
         rows += group.rows
         if rows >= least_rows or group is groups[-1]:
-            items.append(WorkItem(len(items), rows, waiting))
+            first = waiting[0].unit.number
+            items.append(WorkItem(len(items), rows, waiting, (first, group.number + 1) if first < group.number else ()))
             waiting, rows = [], 0
     return items
 

@@ -23,7 +23,7 @@ from clusterbatch.search.negatives import choose_negatives
 from clusterbatch.search.neighbours import Approximation
 from clusterbatch.store import Artifact, Counts, Manifest, Part, Stopwatch
 from clusterbatch.store.details import MinedDetails, details_of, has_vectors
-from clusterbatch.store.shuffle import iterate_bucket, read_bucket, read_buckets, write_buckets
+from clusterbatch.store.shuffle import iterate_bucket, read_buckets, write_buckets
 from clusterbatch.store.tables import parquet_columns
 from clusterbatch.store.workspace import Workspace
 
@@ -219,27 +219,36 @@ def _draws(keys: np.ndarray, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Mined:
-    """Results of a committed `mine` stage, by task. Picklable."""
+    """Results of a committed `mine` stage, by task. Picklable. tasks: of the corpus that was mined."""
 
     artifact: Artifact
     parts: Sequence[Part]
     config: MineConfig
     fingerprint: str
     inconsistent_share: float
+    tasks: int
 
     @staticmethod
     def of(config: RunConfig, generation: int) -> Mined:
         """Open the results of `generation`. Raises DataError if the stage is not finished."""
-        artifact = Workspace(config).mined(generation)
+        workspace = Workspace(config)
+        artifact = workspace.mined(generation)
         manifest = artifact.require()
         share = details_of(manifest, MinedDetails)["inconsistent"] / max(1, manifest.counts.written)
-        return Mined(artifact, manifest.parts, config.mine, manifest.fingerprint, share)
+        count = len(tasks(workspace.corpus.require(), None))
+        return Mined(artifact, manifest.parts, config.mine, manifest.fingerprint, share, count)
 
-    def rows_of(self, task: int) -> pa.Table:
+    def rows_of(self, task: WorkItem) -> pa.Table:
         """Return unit, row, rank and, if they were asked for, negatives and margins of all rows of a task, in order."""
-        table = read_bucket(self.artifact, self.parts, task)
+        found: list[pa.Table] = []
+        by_task = [part for part in self.parts if part.details["buckets"] == self.tasks]
+        # An earlier version had a task for each row group.
+        by_row_group = [part for part in self.parts if part.details["buckets"] != self.tasks]
+        numbers = range(task.number, task.number + 1)
+        for parts, buckets in ((by_task, numbers), (by_row_group, range(*task.covers) if task.covers else numbers)):
+            found += [table for table in read_buckets(self.artifact, parts, buckets) if table is not None]
         # A task has no rows if all of them were deleted from the corpus.
-        table = self._schema.empty_table() if table is None else table
+        table = pa.concat_tables(found) if found else self._schema.empty_table()
         return table.sort_by([("unit", "ascending"), ("row", "ascending")])
 
     @property

@@ -52,7 +52,7 @@ class AssignWorker:
         self._seed = rows.config.cluster.seed
 
     def process(self, item: WorkItem, output: Artifact) -> Result:
-        mined = self._mined.rows_of(item.number) if self._mined else None
+        mined = self._mined.rows_of(item) if self._mined else None
         parts, first = [], 0
         for unit in item.payload:
             of_unit = None if mined is None else mined.slice(first, unit.unit.rows)

@@ -85,7 +85,7 @@ def cluster(
     for sentence in Tokenisation.of(config).too_long:
         say(sentence, level="warning")
     embedded = EmbeddedCorpus(config, vectors, corpus, embeddings, previous)
-    passes = PassFactory(artifact.folder.child(_EXCHANGE), identity, force)
+    passes = PassFactory(artifact.folder.child(_EXCHANGE), identity, embedded.items)
     with ray_session(config.ray):
         clusters = _fit(embedded, passes)
         shards = ShardPasses(embedded, passes, mined)

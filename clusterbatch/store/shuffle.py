@@ -31,7 +31,7 @@ _ENTRIES, _KEPT = 64, 8192
 _MOST_WINDOWS = 2
 # Stored bytes of the buckets that are read together, at most and, if there are more, at least; and ranges of them, if
 # they are large enough: all workers have something to do, and none much at the end.
-BUNDLE_BYTES, _LEAST_BYTES, _BUNDLES = 2**27, 2**22, 64
+BUNDLE_BYTES, _LEAST_BYTES, _BUNDLES = 2**27, 2**24, 64
 # A bucket's entry in the table, little-endian unsigned 64-bit integers: first byte, byte after its last, rows, and
 # XXH3-64 of the bytes followed by the three numbers before, so that a damaged entry is noticed as well.
 _ENTRY = np.dtype([("start", "<u8"), ("end", "<u8"), ("rows", "<u8"), ("checksum", "<u8")])

@@ -82,7 +82,7 @@ def test_rows_find_their_source_and_strangers_are_named() -> None:
 
 @pytest.mark.parametrize(("units", "rows_of_unit"), [(10, 1024), (9000, 1024), (40, 65_536), (5000, 65_536)])
 def test_tasks_are_few_and_bounded_in_rows(units: int, rows_of_unit: int) -> None:
-    """However large the corpus is, a worker holds no more than 2^17 rows and a unit."""
+    """However large the corpus is, a worker holds no more than 2^17 rows and a unit; ten times the rows, 3.2 times."""
     groups = {"role": PAIRS, "row_groups": [rows_of_unit] * units}
     part = Part(path="p", rows=units * rows_of_unit, bytes=0, checksum="", details=groups)
     corpus = Manifest(kind="corpus", fingerprint="f", created="", seconds=0, counts=Counts(), parts=[part])
@@ -91,4 +91,8 @@ def test_tasks_are_few_and_bounded_in_rows(units: int, rows_of_unit: int) -> Non
     assert [item.unit.number for task in found for item in task.payload] == list(range(units))
     assert sum(task.rows for task in found) == units * rows_of_unit
     assert max(task.rows for task in found) <= 2**17 + rows_of_unit
-    assert len(found) <= max(4096, units * rows_of_unit / 2**17)
+    rows = units * rows_of_unit
+    assert min(units, rows**0.5 / 4 / 2) <= len(found) <= 1 + max(rows**0.5 / 4, rows / 2**17)
+    for task in found:
+        numbers = [item.unit.number for item in task.payload]
+        assert task.covers == ((numbers[0], numbers[-1] + 1) if len(numbers) > 1 else ())

@@ -6,8 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from clusterbatch.embedding import vectors
 from clusterbatch.errors import UsageError
 from clusterbatch.shards.reader import ROWS, ShardReader
+from clusterbatch.shards.shuffle_map import AssignWorker
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact
 from clusterbatch.store.tables import read_parquet
@@ -96,3 +98,25 @@ def test_the_result_does_not_depend_on_workers_or_order(clustered, tmp_path, in_
     config = embedded_workspace(str(tmp_path), SOURCES, optional=["negatives", "weight"], settings=SETTINGS)
     again = cluster(config)
     assert [part.checksum for part in again.parts] == [part.checksum for part in manifest.parts]
+
+
+def test_passes_whose_tasks_were_cut_otherwise_are_made_anew(tmp_path, in_process, monkeypatch) -> None:
+    """An earlier version had a task for each row group; it was interrupted when it had found communities by task."""
+    pytest.importorskip("pymetis")
+    settings = {"cluster": {**SETTINGS["cluster"], "method": "communities", "neighbour_ranks": [1, 9]}}
+    runs = []
+    for name in ("whole", "interrupted"):
+        config = embedded_workspace(str(tmp_path / name), SOURCES, row_group_rows=32, settings=settings)
+        with monkeypatch.context() as patch:
+            if name == "interrupted":
+                patch.setattr(vectors, "task_rows", lambda rows: 1)
+                patch.setattr(AssignWorker, "process", _stop)
+                with pytest.raises(KeyboardInterrupt):
+                    cluster(config)
+        cluster(config)
+        runs.append(all_runs(ShardReader(Workspace(config).clusters()), vectors=True))
+    assert runs[0].equals(runs[1])
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -119,3 +119,30 @@ def test_requests_do_not_grow_with_the_sources(
     # Each source less than a request for every fourth part, or an object for every fourth source.
     assert many["reads"] < few["reads"] + (MANY - FEW) * TASKS / 4
     assert many["writes"] < few["writes"] + (MANY - FEW) / 4
+
+
+def test_requests_grow_with_the_rows_and_no_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row groups and buckets both grow eight times: were each row group asked for each bucket, requests would 64."""
+    asked = {"reads": 0, "writes": 0}
+
+    def count(*, reads: int = 0, writes: int = 0, **_: int) -> None:
+        asked["reads"] += reads
+        asked["writes"] += writes
+
+    monkeypatch.setattr(storage, "count", count)
+    found = []
+    for rows in (ROWS, 8 * ROWS):
+        config = embedded_workspace(
+            str(tmp_path / str(rows)),
+            {f"site-{number}": rows // 8 for number in range(8)},
+            row_group_rows=32,
+            parts=4,
+            spread=1.0,
+            settings={"cluster": {"mean_size": 32, "run_rows": 16, "device": "cpu", "shard_bytes": 2**16}},
+        )
+        asked.update(reads=0, writes=0)
+        cluster(config)
+        found.append(dict(asked))
+    few, many = found
+    assert many["reads"] <= 8 * few["reads"]
+    assert many["writes"] <= 8 * few["writes"]

@@ -12,7 +12,9 @@ import pyarrow as pa
 import pytest
 
 from clusterbatch.config import RunConfig
+from clusterbatch.embedding import vectors
 from clusterbatch.errors import InfrastructureError, UsageError
+from clusterbatch.runtime import WorkItem
 from clusterbatch.search import gather
 from clusterbatch.search import mine as module
 from clusterbatch.search.mine import LocalTexts, Mined, mine
@@ -39,6 +41,10 @@ def _workspace(
     return embedded_workspace(
         str(folder), SOURCES, spread=1.2, optional=optional, row_group_rows=row_group_rows, settings=settings
     )
+
+
+def _tasks(config: RunConfig) -> list[WorkItem]:
+    return vectors.tasks(Workspace(config).corpus.require(), None)
 
 
 def test_negatives_are_documents_of_the_source_that_do_not_answer(tmp_path: Path) -> None:
@@ -85,9 +91,25 @@ def test_what_was_mined_does_not_depend_on_the_order_of_work(tmp_path: Path, mon
         manifest = mine(config)
         assert mine(config).created == manifest.created
         mined = Mined.of(config, 0)
-        found.append(pa.concat_tables([mined.rows_of(task) for task in range(manifest.parts[0].details["buckets"])]))
+        found.append(pa.concat_tables([mined.rows_of(task) for task in _tasks(config)]))
     assert found[0].equals(found[1])
     assert np.all(np.diff(found[0]["unit"].to_numpy()) >= 0)
+
+
+def test_what_was_mined_by_row_group_is_read_by_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier version had a task for each row group; its results, finished or not, are still used."""
+    found = []
+    for name in ("now", "before"):
+        config = _workspace(tmp_path / name, row_group_rows=32)
+        with monkeypatch.context() as patch:
+            if name == "before":
+                patch.setattr(vectors, "task_rows", lambda rows: 1)
+            mine(config)
+            assert len({len(item.payload) for item in _tasks(config)}) == (1 if name == "before" else 2)
+        mined = Mined.of(config, 0)
+        found.append([mined.rows_of(task) for task in _tasks(config)])
+        assert len(found[-1]) < mined.parts[0].details["buckets"] or name == "now"
+    assert all(now.num_rows and now.equals(before) for now, before in zip(*found, strict=True))
 
 
 def test_an_approximate_search_of_all_lists_mines_the_same(tmp_path: Path) -> None:
@@ -96,7 +118,7 @@ def test_an_approximate_search_of_all_lists_mines_the_same(tmp_path: Path) -> No
         config = _workspace(tmp_path / name, **settings)
         manifest = mine(config)
         mined = Mined.of(config, 0)
-        rows = pa.concat_tables([mined.rows_of(task) for task in range(manifest.parts[0].details["buckets"])])
+        rows = pa.concat_tables([mined.rows_of(task) for task in _tasks(config)])
         rank = np.minimum(rows["rank"].to_numpy(), MINE["last"])
         found.append(([part.rows for part in manifest.parts], rank.tolist(), rows["negatives"].to_pylist()))
     assert found[0] == found[1]
@@ -162,8 +184,7 @@ def test_texts_of_a_large_source_are_read_once_however_many_blocks_it_has(tmp_pa
         config = _workspace(tmp_path / str(rows_of_block), approximate_above=100, row_group_rows=64)
         mine(config)
         mined = Mined.of(config, 0)
-        tasks = mined.parts[0].details["buckets"]
-        found.append(pa.concat_tables([mined.rows_of(task) for task in range(tasks)]))
+        found.append(pa.concat_tables([mined.rows_of(task) for task in _tasks(config)]))
         # Sources of one block are read together with their neighbours, larger ones once.
         assert sorted(bucket for bucket, _ in read) == ([] if rows_of_block > 1000 else [0, 2])
     assert len(mined.parts) > 10

@@ -254,7 +254,7 @@ def test_rows_of_buckets_are_counted_without_reading_them(tmp_path: Path) -> Non
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=400), st.booleans())
 def test_buckets_are_bundled_by_bytes(megabytes: list[int], large: bool) -> None:
     sizes = np.array(megabytes, float) * (2**20 if large else 2**10)
-    limit = min(shuffle.BUNDLE_BYTES, max(2**22, sizes.sum() / 64))
+    limit = min(shuffle.BUNDLE_BYTES, max(2**24, sizes.sum() / 64))
     bundles = bundle_buckets(sizes)
     assert [bucket for bundle in bundles for bucket in bundle] == list(range(len(sizes)))
     for bundle in bundles:
@@ -272,6 +272,6 @@ def test_buckets_that_are_read_together_are_those_read_one_by_one(tmp_path, monk
         write_buckets(it, unit, TABLE.slice(unit, 900), buckets[unit : unit + 900] // 2 * 2, 40) for unit in range(3)
     ]
     single = [read_bucket(it, parts, bucket) for bucket in range(40)]
-    for least in (0, 2**22):
+    for least in (0, 2**24):
         monkeypatch.setattr(shuffle, "_LEAST_BYTES", least)
         assert list(iterate_buckets(it, parts, np.ones(40))) == single

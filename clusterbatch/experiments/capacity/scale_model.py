@@ -299,8 +299,8 @@ class CapacityModel:
         of_task = self._task_rows * (3 * self.workload.characters + 16.0 * self.surrogate.hidden)
         activations = 20.0 * config.embed.batch_tokens * self.surrogate.hidden
         centroids = 4.0 * self.clusters * self.surrogate.hidden
-        # Unset, training takes 2 GiB on a CPU.
-        activations_of_step = config.train.activation_bytes or 2 * 2**30
+        # Unset, training takes 2.5 GiB on a CPU.
+        activations_of_step = config.train.activation_bytes or 5 * 2**29
         # Weights, gradients and two moments in float32.
         state = 16.0 * self._parameters + activations_of_step + config.batches.prefetch_bytes
         return {
