@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.bench_grid FOLDER [--corpora code,japanese-by-query] [--sizes 32,256] [--arms source,...]
     python -m tests.benchmarks.bench_grid FOLDER --layers 2 --rates 5e-5 --steps 100 ...     # a transformer
+    python -m tests.benchmarks.bench_grid FOLDER --report    # Markdown tables of what is finished; trains nothing
 
 Corpora of CLUSTERBATCH_DATA, at most about 12,000 pairs of each. The model is small, so that one core trains a run in
 seconds: the first 128 principal components of MiniLM's token vectors, averaged (static_trainer). Its untrained vectors
@@ -20,7 +21,6 @@ import json
 import pickle
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -49,11 +49,11 @@ from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.save import save_model
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.experiments.compare.hardness import spaced
-from clusterbatch.experiments.compare.statistics import difference
 from clusterbatch.training.collectives import World
 from clusterbatch.training.prepare_model import finish
 from clusterbatch.training.step import TrainingStep
 from tests.benchmarks.figures import emit
+from tests.benchmarks.grid_report import cells, finished, report
 from tests.benchmarks.static_trainer import Corpus, Mask, Pairs, encode, rates_of, train
 from tests.data_folder import require_data_folder
 from tests.training.batches import plain_batch
@@ -84,17 +84,8 @@ RATES = {batch: 0.003 * (batch / 32) ** 0.5 for batch in (16, 32, 64, 128, 256)}
 # masked: documents that the surrogate scores near or above the query's own; uncopied: those near its own document;
 # skip: the four that score highest.
 MASKS = {"masked": Mask(margin=-0.05), "uncopied": Mask(copies=0.9), "skip": Mask(nearest=4)}
-ARMS = [
-    "source",
-    "cluster-4x",
-    "random",
-    "cluster-16x",
-    "random-groups-4x",
-    "cluster-8x",
-    "cluster-32x",
-    "source-masked",
-    "cluster-4x-masked",
-]
+# Others: clusters of other sizes (cluster-16x), random-groups-4x, super-4x, diverse, each with a mask (source-masked).
+ARMS = ["source", "cluster-4x", "cluster-4x-half", "random"]
 EPOCHS, SEEDS = 2, 3
 _PAIRS, _QUERIES, _TOKENS, _DIMENSIONS = 12_000, 1500, 64, 128
 # Documents that a transformer searches, the relevant ones among them: embedding all of them would take longest.
@@ -421,35 +412,6 @@ def _hardness(pairs: Pairs, batches: np.ndarray) -> float:
     return float(np.mean(np.concatenate(found)))
 
 
-def finished(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the runs that are finished."""
-    path = folder / "runs.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else ():
-        yield json.loads(line)
-
-
-def cells(folder: Path) -> list[dict[str, Any]]:
-    """Return the gain of each arm over `source` at the same batch size and rate, from seeds that both have."""
-    runs: dict[tuple[str, int, float], dict[str, dict[int, dict[str, Any]]]] = {}
-    for run in finished(folder):
-        of_cell = runs.setdefault((run["corpus"], run["batch"], run["rate"]), {})
-        of_cell.setdefault(run["arm"], {})[run["seed"]] = run
-    found = []
-    for (corpus, batch, rate), arms in runs.items():
-        baseline = arms.get("source", {})
-        for arm, own in arms.items():
-            seeds = sorted(own.keys() & baseline.keys())
-            if arm == "source" or not seeds:
-                continue
-            scores, base = (np.array([of[seed]["scores"] for seed in seeds]) for of in (own, baseline))
-            gain = difference([scores], [base])
-            low, high = gain.interval(0.95) if gain.is_known else (None, None)
-            key = {"corpus": corpus, "batch": batch, "arm": arm, "rate": rate, "seeds": len(seeds)}
-            means = {"mean": float(scores.mean()), "source": float(base.mean()), "queries": scores.shape[1]}
-            found.append({**key, **means, "gain": gain.mean, "low": low, "high": high, "error": gain.error})
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -460,16 +422,24 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="train these first layers of MiniLM instead of the static model")
     parser.add_argument("--steps", type=int, default=200, help="of a run with --layers; 0 measures the untrained model")
     parser.add_argument("--rates", default="", help="learning rates to try instead of those that were chosen")
+    parser.add_argument("--report", action="store_true", help="print tables of the finished runs and train nothing")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     folder = options.folder.resolve()
+    corpora, arms = options.corpora.split(","), options.arms.split(",")
+    sizes = [int(size) for size in options.sizes.split(",")]
+    rates = [float(rate) for rate in options.rates.split(",") if rate]
+    if options.report:
+        try:
+            print(report(folder, corpora, sizes, arms, rates))
+        except ValueError as error:
+            parser.error(str(error))
+        return
+    torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     done = {(run["corpus"], run["batch"], run["arm"], run["seed"], run["rate"]) for run in finished(folder)}
     study_of = cache(lambda corpus: Study(folder, corpus))
-    rates = [float(rate) for rate in options.rates.split(",") if rate]
-    wanted = product(map(int, options.sizes.split(",")), options.corpora.split(","), options.arms.split(","))
     with (folder / "runs.jsonl").open("a") as file:
-        for batch, corpus, arm in wanted:
+        for batch, corpus, arm in product(sizes, corpora, arms):
             for rate, seed in product(rates or [RATES[batch]], range(options.seeds)):
                 if (corpus, batch, arm, seed, rate) in done:
                     continue
@@ -484,8 +454,10 @@ def main() -> None:
                 file.write(json.dumps({**key, **found}) + "\n")
                 file.flush()
     for cell in cells(folder):
-        case = f"{cell.pop('corpus')}, batch {cell.pop('batch')}, {cell.pop('arm')}"
-        emit("grid, gain over source", cell.pop("gain"), "NDCG@10", case=case, **cell)
+        low, high = cell.interval or (None, None)
+        details = {name: getattr(cell, name) for name in ("rate", "seeds", "queries", "mean", "source")}
+        case = f"{cell.corpus}, batch {cell.batch}, {cell.arm}"
+        emit("grid, gain over source", cell.gain.mean, "NDCG@10", case=case, low=low, high=high, **details)
 
 
 if __name__ == "__main__":

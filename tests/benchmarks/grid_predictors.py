@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from tests.benchmarks.bench_grid import CORPORA, Study, cells
+from tests.benchmarks.bench_grid import CORPORA, Study
 from tests.benchmarks.figures import emit
+from tests.benchmarks.grid_report import cells
 from tests.benchmarks.static_trainer import Pairs
 
 ARM = "cluster-4x"
