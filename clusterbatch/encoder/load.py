@@ -98,18 +98,19 @@ def load_encoder(
             raise DataError(f"{module.folder}: in_features {module.in_features}, but gets {width}")
         width = module.out_features
     if packed:
-        drop_padding(encoder)
+        drop_padding(encoder, dtype)
     if kind == "backbone" and not encoder.unpadded:
         _check_runs(encoder, layout)
     return encoder
 
 
-def drop_padding(encoder: Encoder) -> None:
-    """Make an encoder compute without padding if device and architecture allow it; for inference only.
+def drop_padding(encoder: Encoder, dtype: torch.dtype = torch.float32) -> None:
+    """Make an encoder compute in `dtype` and without padding if device and architecture allow it; for inference only.
 
     Its weights must not change afterwards: on a CPU copies of them are used.
     """
     if encoder.kind == "backbone":
+        encoder.backbone.to(dtype)
         tokenizer = encoder.tokenizer
         first_position = read_layout(tokenizer.folder).first_position
         encoder.packed = pack(encoder.backbone, tokenizer.vocabulary, first_position)
@@ -231,9 +232,7 @@ def _keep_first_layers(backbone: nn.Module, layers: int, folder: str) -> None:
     count = int(config.num_hidden_layers)
     if layers > count:
         raise UsageError(f"{folder}: has {count} layers, fewer than the {layers} to use")
-    lists = [
-        name for name, each in backbone.named_modules() if isinstance(each, nn.ModuleList) and len(each) == count
-    ]
+    lists = [name for name, each in backbone.named_modules() if isinstance(each, nn.ModuleList) and len(each) == count]
     if len(lists) != 1:
         raise UsageError(f"{folder}: models of type {config.model_type} are used with all their layers")
     whole: Any = backbone.get_submodule(lists[0])
