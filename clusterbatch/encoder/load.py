@@ -40,21 +40,19 @@ def load_encoder(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     packed: bool = False,
-    layers: int | None = None,
 ) -> Encoder:
     """Load the model in `folder`, in evaluation mode.
 
     kind: None: what the folder holds; 'static' of a transformer takes only its input token embeddings, mean-pooled (as
     Sentence Transformers' StaticEmbedding: no special tokens). dtype: of a backbone's weights; pooling, Dense modules,
     normalisation and a static encoder are in fp32. torch.int8: products of 8-bit integers, for inference only. packed:
-    for inference only, without padding if device and architecture allow it. layers: only the first so many layers of a
-    backbone, with the pooling and the Dense modules of the whole.
+    for inference only, without padding if device and architecture allow it.
 
     Raises DataError if files are missing, damaged, or do not hold all weights; UsageError if the model is of a kind
     that is not supported, or cannot compute in `dtype`.
     """
     if dtype == torch.int8:
-        return _quantised(load_encoder(folder, kind, device=device, packed=True, layers=layers))
+        return _quantised(load_encoder(folder, kind, device=device, packed=True))
     layout = read_layout(folder)
     kind = kind or layout.kind
     if kind == "backbone" and layout.kind == "static":
@@ -63,8 +61,6 @@ def load_encoder(
     if layout.kind == "towers":
         if kind == "static":
             raise UsageError(f"{folder}: has a tower for images, which a static encoder cannot take over")
-        if layers is not None:
-            raise UsageError(f"{folder}: a model with a tower for images is used with all its layers")
         return _load_towers(layout, dtype, device)
     tokenizer = Tokenizer(folder, special_tokens=kind == "backbone")
     if kind == "static":
@@ -75,8 +71,6 @@ def load_encoder(
         dtype = torch.float32
     else:
         backbone = _load_transformer(layout, dtype)
-        if layers is not None:
-            _keep_first_layers(backbone, layers, folder)
         if getattr(backbone, "pooler", None) is not None:
             # Its output is not used; without gradients nothing waits for it when they are reduced.
             backbone.pooler.requires_grad_(False)  # type: ignore[union-attr]
@@ -104,7 +98,7 @@ def load_encoder(
     return encoder
 
 
-def drop_padding(encoder: Encoder, dtype: torch.dtype = torch.float32) -> None:
+def drop_padding(encoder: Encoder, dtype: torch.dtype) -> None:
     """Make an encoder compute in `dtype` and without padding if device and architecture allow it; for inference only.
 
     Its weights must not change afterwards: on a CPU copies of them are used.
@@ -224,20 +218,6 @@ def _load_transformer(layout: Layout, dtype: torch.dtype) -> nn.Module:
             f"decoders and the encoders of {', '.join(_ENCODERS)} are)"
         )
     return load_weights(layout.module, architecture or "AutoModel", dtype)
-
-
-def _keep_first_layers(backbone: nn.Module, layers: int, folder: str) -> None:
-    """Drop all but the first layers. Raises UsageError if there are fewer, or if they are not in one list."""
-    config: Any = backbone.config
-    count = int(config.num_hidden_layers)
-    if layers > count:
-        raise UsageError(f"{folder}: has {count} layers, fewer than the {layers} to use")
-    lists = [name for name, each in backbone.named_modules() if isinstance(each, nn.ModuleList) and len(each) == count]
-    if len(lists) != 1:
-        raise UsageError(f"{folder}: models of type {config.model_type} are used with all their layers")
-    whole: Any = backbone.get_submodule(lists[0])
-    backbone.set_submodule(lists[0], whole[:layers])
-    config.num_hidden_layers = layers
 
 
 def load_weights(module: Path, loader: str, dtype: torch.dtype) -> nn.Module:

@@ -38,7 +38,8 @@ from clusterbatch.clustering.partial_sums import LocalRows
 from clusterbatch.config import BatchesConfig
 from clusterbatch.corpus.normalise import text_hashes
 from clusterbatch.encoder.devices import inference_dtype
-from clusterbatch.encoder.load import load_encoder
+from clusterbatch.encoder.load import drop_padding, load_encoder
+from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.resolve import resolve_model
 from tests.benchmarks.figures import emit
 from tests.data_folder import require_data_folder
@@ -160,10 +161,7 @@ def embed_all(table: pa.Table) -> dict[str, np.ndarray]:
     """Return vectors (N, D) float32 and CPU seconds (without the first FITTED_ROWS rows) of everything that embeds."""
     dtype = inference_dtype("auto", torch.device("cpu"))
     folder = resolve_model(MODEL)
-    models = {
-        layers: load_encoder(folder, dtype=dtype, packed=True, layers=layers)
-        for layers in dict.fromkeys(layers for layers, _ in PARTS)
-    }
+    models = {layers: first_layers(folder, layers, dtype) for layers in dict.fromkeys(layers for layers, _ in PARTS)}
     documents, queries = table["document"].to_pylist(), table["query"].to_pylist()
     static = load_encoder(folder, "static")
     ids = static.tokenizer.encode(documents[:FITTED_ROWS], TOKENS).values
@@ -268,6 +266,17 @@ def hardness(
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def first_layers(folder: str, layers: int | None, dtype: torch.dtype) -> Encoder:
+    """Load an encoder built like BERT with only its first `layers`."""
+    encoder = load_encoder(folder, dtype=dtype)
+    if layers is not None:
+        whole: Any = encoder.backbone.get_submodule("encoder.layer")
+        encoder.backbone.set_submodule("encoder.layer", whole[:layers])
+        encoder.backbone.config.num_hidden_layers = layers
+    drop_padding(encoder, dtype)
+    return encoder
 
 
 def _name(layers: int | None, tokens: int) -> str:
