@@ -79,9 +79,7 @@ class SearchWorker:
         parts = [_write(output, item.number, task, model, candidates) for model, candidates in best.items()]
         # The reference reads documents that other items count already.
         counts = Counts() if task.lexical else Counts(read=read, written=read)
-        dtypes = sorted({str(each.dtype).removeprefix("torch.") for each in self._encoders.values()})
-        ranges = [list(pair) for pair in task.ranges]
-        return Result(parts, counts, {"judged": judged, "ranges": ranges, "dtypes": dtypes})
+        return Result(parts, counts, {"judged": judged, "ranges": [list(pair) for pair in task.ranges]})
 
     def _search(
         self, task: ShardTask, model: EvaluatedModel, queries: _Queries, documents: Texts, ids: Sequence[str]

@@ -81,12 +81,7 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
         config={"evaluate": config.evaluate.identity()},
         inputs=inputs,
         seconds=watch.seconds,
-        details=EvaluationDetails(
-            table=table,
-            collections=described,
-            models=[model.label for model in models],
-            dtypes=sorted({name for receipt in finished for name in receipt.details.get("dtypes", [])}),
-        ),
+        details=EvaluationDetails(table=table, collections=described, models=[model.label for model in models]),
         extra_parts=parts,
     )
     artifact.remove(CANDIDATES)

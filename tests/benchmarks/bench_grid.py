@@ -7,7 +7,8 @@
 Corpora of CLUSTERBATCH_DATA, at most about 12,000 pairs of each. The model is small, so that one core trains a run in
 seconds: the first 128 principal components of MiniLM's token vectors, averaged (static_trainer). Its untrained vectors
 also cluster the documents and mask (those of Japanese: character n-grams); arms that end in `@minilm` take MiniLM's own
-vectors. Hold-out, tokens, clusters, batch plans and statistics are those of the package.
+vectors, and MiniLM is the teacher of masks (grid_masks). Hold-out, tokens, clusters, batch plans, masks and statistics
+are those of the package.
 
 FOLDER/runs.jsonl has a line for each run, {corpus, batch, arm, seed, scores (NDCG@10 of each query), ...}. What is
 there is not run again: an interrupted study continues with the same command. JSON lines: of every cell with `source`
@@ -49,10 +50,12 @@ from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.save import save_model
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.experiments.compare.hardness import spaced
+from clusterbatch.shards.index import LAYERS
 from clusterbatch.training.collectives import World
 from clusterbatch.training.prepare_model import finish
 from clusterbatch.training.step import TrainingStep
 from tests.benchmarks.figures import emit
+from tests.benchmarks.grid_masks import MASKS, RowFacts, kept_of_batches
 from tests.benchmarks.grid_report import cells, finished, report
 from tests.benchmarks.static_trainer import Corpus, Mask, Pairs, encode, rates_of, train
 from tests.data_folder import require_data_folder
@@ -81,9 +84,9 @@ TUNING = {name: ([f"pairs/{name}.parquet"], "document") for name in ("movies", "
 # Of .001, .002, .004 and .008 the best lay between .002 and .004 at 32 pairs, and at .008 at 256, for batches of
 # sources and of clusters alike.
 RATES = {batch: 0.003 * (batch / 32) ** 0.5 for batch in (16, 32, 64, 128, 256)}
-# masked: documents that the surrogate scores near or above the query's own; uncopied: those near its own document;
-# skip: the four that score highest.
-MASKS = {"masked": Mask(margin=-0.05), "uncopied": Mask(copies=0.9), "skip": Mask(nearest=4)}
+# Masks that the package does not have, by the surrogate. uncopied: documents near the query's own; skip: the four that
+# score highest.
+OTHER_MASKS = {"uncopied": Mask(copies=0.9), "skip": Mask(nearest=4)}
 # Others: clusters of other sizes (cluster-16x), random-groups-4x, super-4x, diverse, each with a mask (source-masked).
 ARMS = ["source", "cluster-4x", "cluster-4x-half", "random"]
 EPOCHS, SEEDS = 2, 3
@@ -227,6 +230,7 @@ class Study:
             kept.write_bytes(pickle.dumps(read_corpus(folder, name)))
         self.corpus: Corpus = pickle.loads(kept.read_bytes())
         self._labels: dict[tuple[int, str], np.ndarray] = {}
+        self._facts = RowFacts(self.corpus, self.folder / "teacher", lambda size: self.labels(size, "own"))
 
     def labels(self, size: int, vectors: str) -> np.ndarray:
         if (size, vectors) not in self._labels:
@@ -257,17 +261,28 @@ class Study:
         if clustered and 2 * size > len(source) / sources:
             return None
         labels = self.labels(size, vectors or "own") if clustered else np.zeros(len(source), np.int64)
-        return self._planned(strategy.replace("-", "_"), batch, seed, labels, 0.5 if half else 0.0, most)
+        layer = self._facts.duplicates(size)[1] if _mask_name(name) == "apart" else None
+        return self._planned(strategy.replace("-", "_"), batch, seed, labels, 0.5 if half else 0.0, most, layer)
 
     def _planned(
-        self, stratify: str, batch: int, seed: int, labels: np.ndarray, random_share: float = 0, most: int | None = None
+        self,
+        stratify: str,
+        batch: int,
+        seed: int,
+        labels: np.ndarray,
+        random_share: float = 0,
+        most: int | None = None,
+        layer: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Return (steps, B) rows of the batches of clusterbatch.batches."""
+        """Return (steps, B) rows of the batches of clusterbatch.batches; layer: (N,) int64, those of ClusterIndex."""
         clusters = None if stratify in ("random", "source") else 1
         config = BatchesConfig(
             stratify=stratify, size=batch, seed=seed, clusters_per_batch=clusters, random_share=random_share
         )
-        index, row_of = index_labels(labels, self.corpus.source)
+        index, row_of = index_labels(labels if layer is None else labels * LAYERS + layer, self.corpus.source)
+        if layer is not None:
+            labels, layer = labels[row_of[index.first_row]], layer[row_of[index.first_row]]
+            index = replace(index, cluster=labels.astype(np.int32), layer=layer.astype(np.int8))
         plan = make_plan(index, config)
         steps = plan.steps_of(EPOCHS)
         planned = map(plan.batch, range(steps) if most is None else spaced(steps, most))
@@ -313,12 +328,15 @@ class Study:
         batches = self.batches(arm, batch, seed)
         if batches is None:
             return None
-        begun = time.process_time()
-        mask, pairs = MASKS.get(_mask_name(arm.partition("@")[0])), self.corpus.pairs
-        table, losses = train(_weights(self.folder), pairs, batches, rates_of(rate, len(batches)), mask=mask)
+        mask, pairs, kept, share = _mask_name(arm.partition("@")[0]), self.corpus.pairs, None, 0.0
+        if mask in MASKS:
+            kept, share = kept_of_batches(pairs, batches, MASKS[mask], self._facts.known(mask, 4 * batch))
+        begun, rates, other = time.process_time(), rates_of(rate, len(batches)), OTHER_MASKS.get(mask)
+        table, losses = train(_weights(self.folder), pairs, batches, rates, mask=other, kept=kept)
         seconds = time.process_time() - begun
         return {
             "steps": len(batches),
+            "masked": round(share, 6),
             "hardness": _hardness(pairs, batches),
             "loss": float(losses[-max(1, len(losses) // 10) :].mean()),
             "seconds": round(seconds, 3),
@@ -350,7 +368,7 @@ class Study:
                 losses.append(training.run(replace(plain, **hashes)).loss)
             finish(encoder)
         seconds = time.process_time() - begun
-        drop_padding(encoder, torch.float32)
+        drop_padding(encoder)
         relevant = np.unique(np.concatenate(corpus.relevant))
         others = np.setdiff1d(np.arange(len(corpus.documents)), relevant)
         drawn = np.random.default_rng(0).permutation(others)[: max(0, _SEARCHED - len(relevant))]
@@ -395,9 +413,9 @@ class Study:
 
 
 def _mask_name(arm: str) -> str:
-    """Return the name of the arm's mask, one of MASKS, or nothing."""
+    """Return the name of the arm's mask, or nothing."""
     last = arm.rpartition("-")[2]
-    return last if last in MASKS else ""
+    return last if last in MASKS or last in OTHER_MASKS else ""
 
 
 def _hardness(pairs: Pairs, batches: np.ndarray) -> float:

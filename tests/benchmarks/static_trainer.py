@@ -1,9 +1,9 @@
 """A fast trainer of mean-pooled token embeddings on one core, for studies of hundreds of small runs.
 
-The same loss, duplicate and surrogate masks, clipping, AdamW and learning rates as clusterbatch.training; a step of 32
-pairs takes a millisecond or two, for it is one compiled function without graph, loader or log. The moves of a row
-between two batches that need it are made up for at once, as in training.lazy_rows, with one denominator for all of
-them (test_static_trainer.py compares the weights with those of clusterbatch.training).
+The same loss, duplicate mask, clipping, AdamW and learning rates as clusterbatch.training; its other masks are given
+(grid_masks.py). A step of 32 pairs takes a millisecond or two, for it is one compiled function without graph, loader or
+log. The moves of a row between two batches that need it are made up for at once, as in training.lazy_rows, with one
+denominator for all of them (test_static_trainer.py compares the weights with those of clusterbatch.training).
 """
 
 from __future__ import annotations
@@ -51,14 +51,12 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Mask:
-    """Documents that a query's loss leaves out, by the surrogate's cosines.
+    """Documents that a query's loss leaves out, by the surrogate's cosines, in ways that the package does not know.
 
-    margin: those that score above the query's own document by this share of its score (train.mask.surrogate_margin,
-    relative); copies: those whose cosine with the query's own document is at least this; nearest: how many of the
-    highest scored ones of the batch, beside its own.
+    copies: those whose cosine with the query's own document is at least this; nearest: how many of the highest scored
+    ones of the batch, beside its own.
     """
 
-    margin: float = 1e9
     copies: float = 2.0
     nearest: int = 0
 
@@ -77,12 +75,14 @@ def train(
     *,
     temperature: float = 0.05,
     mask: Mask | None = None,
+    kept: np.ndarray | None = None,
     weight_decay: float = 0.01,
     clip_norm: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (V, D) trained token embeddings and (steps,) losses; table: those to begin with, which stay.
 
-    batches: (steps, B) rows of `pairs`; rates: (steps,) learning rates.
+    batches: (steps, B) rows of `pairs`; rates: (steps,) learning rates; kept: (steps, B, B) bool, the documents that
+    are negatives of each query (grid_masks), None: all but those of rows with the same query or document.
     """
     mask = mask or Mask()
     table = np.array(table, np.float32)
@@ -100,8 +100,9 @@ def train(
         np.ascontiguousarray(batches, np.int64),
         rates,
         temperature,
+        kept is not None,
+        np.zeros((1, 1, 1), np.bool_) if kept is None else kept,
         uses_vectors,
-        mask.margin,
         mask.copies,
         mask.nearest,
         weight_decay,
@@ -218,8 +219,9 @@ def _train(
     batches,
     rates,
     temperature,
+    uses_kept,
+    kept_of_step,
     uses_vectors,
-    margin,
     copies,
     nearest,
     weight_decay,
@@ -266,11 +268,9 @@ def _train(
         for i in range(batch):
             for j in range(batch):
                 same = document_hash[rows[i]] == document_hash[rows[j]] or query_hash[rows[i]] == query_hash[rows[j]]
-                kept[i, j] = i != j and not same
-                if uses_vectors and kept[i, j]:
-                    limit = cosine[i, i] + margin * abs(cosine[i, i])
-                    if cosine[i, j] > limit or alike[i, j] >= copies:
-                        kept[i, j] = False
+                kept[i, j] = kept_of_step[step, i, j] if uses_kept else i != j and not same
+                if uses_vectors and alike[i, j] >= copies:
+                    kept[i, j] = False
             if uses_vectors and nearest > 0:
                 for _ in range(nearest):
                     best = -1

@@ -15,7 +15,8 @@ from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.training.collectives import World
 from clusterbatch.training.step import TrainingStep
-from tests.benchmarks.static_trainer import Mask, Pairs, encode, rates_of, train
+from tests.benchmarks.grid_masks import Known, kept_of_batches
+from tests.benchmarks.static_trainer import Pairs, encode, rates_of, train
 from tests.training.batches import plain_batch
 from tests.training.small_run import VOCABULARY, tiny_model
 
@@ -55,9 +56,8 @@ def test_ends_with_the_weights_of_the_training_step(tmp_path: Path, margin: floa
             document_vector=pairs.document_vector[rows],
         )
         losses.append(training.run(batch).loss)
-    found, own_losses = train(
-        table, pairs, batches, rates_of(5e-3, _STEPS), mask=None if margin is None else Mask(margin=margin)
-    )
+    kept = None if margin is None else kept_of_batches(pairs, batches, mask, Known())[0]
+    found, own_losses = train(table, pairs, batches, rates_of(5e-3, _STEPS), kept=kept)
     wanted = encoder.backbone.weight.detach().numpy()
     moved = np.abs(wanted - table)
     assert moved.max() > 0.05
