@@ -242,7 +242,9 @@ COMMANDS = {
     ),
     "embed": Command("embed it with the surrogate", _stage, estimate=True),
     "cluster": Command("cluster it and write the shards that training reads", _stage, estimate=True),
-    "score": Command("score pairs and likely false negatives with a teacher, for masks and distillation", _stage),
+    "score": Command(
+        "score pairs and likely false negatives with a teacher, for masks and distillation", _stage, estimate=True
+    ),
     "train": Command("pretrain the model on same-cluster batches", _stage, estimate=True),
     "evaluate": Command("measure the model on the test collections", _stage, estimate=True, collections=True),
     "run": Command(

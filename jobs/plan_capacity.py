@@ -23,7 +23,9 @@ def main() -> int:
     parser.add_argument("--sources", type=int, help="number of sources")
     parser.add_argument("--query-characters", type=float, help="mean length")
     parser.add_argument("--document-characters", type=float, help="mean length")
-    parser.add_argument("--gpu", choices=sorted(GPUS), help="one for each worker that embeds, trains, evaluates")
+    parser.add_argument(
+        "--gpu", choices=sorted(GPUS), help="one for each worker that embeds, scores, trains, evaluates"
+    )
     parser.add_argument(
         "--gpu-hour", type=float, help="price of an hour of one GPU worker (otherwise compare.prices.gpu_hour)"
     )

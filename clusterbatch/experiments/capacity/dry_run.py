@@ -11,6 +11,7 @@ from rich.table import Table
 
 from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.config.compare import PricesConfig
+from clusterbatch.errors import UsageError
 from clusterbatch.experiments.capacity.calibrate import GPUS, load, on_gpu
 from clusterbatch.experiments.capacity.scale_model import CapacityModel, StageEstimate
 from clusterbatch.experiments.capacity.workload import model_of
@@ -29,8 +30,11 @@ def dry_run(
 ) -> None:
     """Print the estimate of `stages` (all of them by default), with costs if `compare.prices` has any.
 
-    gpu_hour: in place of `compare.prices.gpu_hour`. known: fields of capacity.Workload.
+    gpu_hour: in place of `compare.prices.gpu_hour`. known: fields of capacity.Workload. Raises UsageError if `stages`
+    has `score` and no teacher is named.
     """
+    if not config.score.is_on and "score" in (stages or ()):
+        raise UsageError("score: set score.teacher")
     if gpu_hour is not None:
         config = with_changes(config, {"compare.prices.gpu_hour": gpu_hour})
     model, prices = model_of(config, **known), config.compare.prices

@@ -27,6 +27,8 @@ BM25 = "bm25"
 _RECEIPT_BYTES = 3_000
 # Bytes of the cluster index for one cluster, as arrays.
 _INDEX_BYTES = 44
+# Rows of a work item of `score`, if clusters are smaller.
+_SCORED_ROWS = 1024
 # Above so many clusters of one source they are found in two levels.
 _FLAT_CLUSTERS = 4096
 
@@ -48,6 +50,14 @@ class Shape:
     @property
     def table(self) -> int:
         return self.vocabulary * self.hidden
+
+
+@dataclass(frozen=True)
+class TeacherShape:
+    """A teacher by its sizes; reads_pairs: a cross-encoder, otherwise it embeds each text by itself."""
+
+    shape: Shape
+    reads_pairs: bool
 
 
 @dataclass(frozen=True)
@@ -114,12 +124,20 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class CapacityModel:
-    """A configuration on a workload, with the sizes of its two models."""
+    """A configuration on a workload, with the sizes of its models; teacher: None if nothing is scored."""
 
     config: RunConfig
     workload: Workload
     surrogate: Shape
     trained: Shape
+    teacher: TeacherShape | None = None
+
+    @property
+    def stages(self) -> list[str]:
+        """Return the stages of a run in order."""
+        names = list(STAGE_ARTIFACTS)
+        place = names.index("train")
+        return names if self.teacher is None else [*names[:place], "score", *names[place:]]
 
     @property
     def units(self) -> int:
@@ -178,11 +196,36 @@ class CapacityModel:
             return _FORWARD * self.surrogate.weights * self.workload.tokens(longest, longest) * rows
         if stage == "cluster":
             return float(rows)
+        if stage == "score":
+            return self._teacher_flops()
         if stage == "evaluate":
             return float(self.workload.evaluation_bytes)
         # A static encoder has no arithmetic to speak of: a step moves rows of the token table.
         each = 1.0 if self.config.train.encoder == "static" else _TRAINING * self.trained.weights
         return each * self._trained_tokens * trained_rows
+
+    def _teacher_flops(self) -> float:
+        """Return the FLOP of the teacher; hard negatives of the corpus are not counted."""
+        assert self.teacher is not None
+        score, rows = self.config.score, self.workload.rows
+        longest, weights = score.max_tokens or 512, self.teacher.shape.weights
+        if not self.teacher.reads_pairs:
+            return _FORWARD * weights * self.workload.tokens(longest, longest) * rows
+        pairs = rows * (1 + min(score.nearest, self._cluster_rows - 1))
+        return _FORWARD * weights * pairs * min(longest, self.workload.tokens(longest, longest))
+
+    @property
+    def _cluster_rows(self) -> float:
+        return max(1.0, self.workload.rows / self.clusters)
+
+    @property
+    def _window_rows(self) -> float:
+        """Rows among which `score` looks for the nearest documents: a cluster, or an even part of a large one."""
+        return self._cluster_rows / math.ceil(self._cluster_rows / self.config.score.window)
+
+    def _nearest_flops(self) -> float:
+        searched = self._window_rows if self.config.score.nearest else 0.0
+        return 2.0 * self.surrogate.hidden * self.workload.rows * searched
 
     def clustering_flops(self) -> float:
         """Return the FLOP of k-means on the sample and of the product of every row with the centroids that it is
@@ -214,24 +257,27 @@ class CapacityModel:
         return 2 if most is None else most
 
     def rate_name(self, stage: str) -> str:
-        return f"train {self.config.train.encoder}" if stage == "train" else stage
+        # The teacher computes what the surrogate does, at its rate.
+        names = {"train": f"train {self.config.train.encoder}", "score": "embed"}
+        return names.get(stage, stage)
 
     def seconds(self, stage: str, coefficients: Coefficients) -> float:
         workers, name = self.workers(stage), self.rate_name(stage)
         seconds = coefficients.fixed[name] + self.work(stage) / (coefficients.rate[name] * workers)
-        if stage == "cluster":
-            seconds += self.clustering_flops() / (coefficients.matrix_flops * workers)
+        products = {"cluster": self.clustering_flops, "score": self._nearest_flops}
+        if stage in products:
+            seconds += products[stage]() / (coefficients.matrix_flops * workers)
         return seconds
 
     def estimate(self, coefficients: Coefficients, prices: PricesConfig, on_gpu: bool = False) -> list[StageEstimate]:
-        """Return one estimate per stage; on_gpu: embed, train and evaluate have GPUs."""
-        return [self._stage(stage, coefficients, prices, on_gpu) for stage in STAGE_ARTIFACTS]
+        """Return one estimate per stage; on_gpu: embed, score, train and evaluate have GPUs."""
+        return [self._stage(stage, coefficients, prices, on_gpu) for stage in self.stages]
 
     def _stage(self, stage: str, coefficients: Coefficients, prices: PricesConfig, on_gpu: bool) -> StageEstimate:
         workers, seconds = self.workers(stage), self.seconds(stage, coefficients)
         objects, stored, puts, gets = self._storage()[stage]
         worker_bytes, driver_bytes = self._memory()[stage]
-        gpu = on_gpu and stage in ("embed", "train", "evaluate")
+        gpu = on_gpu and stage in ("embed", "score", "train", "evaluate")
         # Bytes read are not modelled: a bucket in the workers' region charges none.
         cost = prices.of(seconds * workers, gpu=gpu, reads=gets, writes=puts) if prices.known else None
         worker_hours = seconds * workers / 3600
@@ -273,9 +319,22 @@ class CapacityModel:
                 4 * units + 4 * buckets + 4,
                 6 * units + 2 * pieces,
             ),
+            "score": self._scoring(),
             "train": (2 * files + 5, 2 * checkpoint, checkpoints * (files + 2), runs * files_of_a_run),
             "evaluate": self._searching(),
         }
+
+    @property
+    def _scored_rows(self) -> float:
+        """Rows of a work item of `score`: as many windows as it holds whole, one at least."""
+        return self._window_rows * max(1, _SCORED_ROWS // self._window_rows)
+
+    def _scoring(self) -> tuple[float, float, float, float]:
+        """Return what `_storage` does for `score`, whose units write scores and a table of their runs."""
+        units = math.ceil(self.workload.rows / self._scored_rows)
+        # A score and a hash for each document, and some bytes of a row's share in its run.
+        each = 24 + 12 * min(self.config.score.nearest, self._cluster_rows - 1)
+        return 2 * units, self.workload.rows * each, 3 * units + 1, 4 * units
 
     def _searching(self) -> tuple[float, float, float, float]:
         """Return what `_storage` does for `evaluate`, whose items leave candidates that the driver merges."""
@@ -310,9 +369,22 @@ class CapacityModel:
                 max(centroids + of_task, 3.0 * config.cluster.shard_bytes),
                 3.0 * _RECEIPT_BYTES * self._tasks,
             ),
+            "score": self._scoring_memory(),
             "train": (state, _INDEX_BYTES * self.clusters),
             "evaluate": (self._weights(self.trained) + 3.0 * config.evaluate.unit_bytes, 0.0),
         }
+
+    def _scoring_memory(self) -> tuple[float, float]:
+        """Return what `_memory` does for `score`: texts of a unit, its vectors by both models, and the teacher."""
+        if self.teacher is None:
+            return 0.0, 0.0
+        # At most: a unit may be one window, the largest there is.
+        largest = max(_SCORED_ROWS, min(self._cluster_rows, self.config.score.window))
+        rows, shape = min(self.workload.rows, largest), self.teacher.shape
+        vectors = 8.0 * self.surrogate.hidden + (0.0 if self.teacher.reads_pairs else 8.0 * shape.hidden)
+        activations = 20.0 * self.config.score.batch_tokens * shape.hidden
+        worker = self._weights(shape) + activations + rows * (3 * self.workload.characters + vectors)
+        return worker, _INDEX_BYTES * self.clusters + _RECEIPT_BYTES * self.workload.rows / self._scored_rows
 
     @staticmethod
     def _weights(shape: Shape) -> float:

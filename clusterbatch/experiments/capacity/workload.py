@@ -25,9 +25,10 @@ from clusterbatch.corpus.readers.formats import Compression, format_of_name
 from clusterbatch.corpus.readers.text import decompressed, detect_encoding
 from clusterbatch.corpus.row_groups import read_row_group, row_groups_of
 from clusterbatch.corpus.rows import BrokenFileError, Chunk, InputColumns
+from clusterbatch.encoder.cross_encoder import is_cross_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.errors import ClusterbatchError
-from clusterbatch.experiments.capacity.scale_model import CapacityModel, Shape, Workload
+from clusterbatch.experiments.capacity.scale_model import CapacityModel, Shape, TeacherShape, Workload
 from clusterbatch.schema import corpus_schema
 from clusterbatch.store import Folder, Manifest
 from clusterbatch.store.details import CorpusDetails, details_of
@@ -66,7 +67,8 @@ def model_of(config: RunConfig, **known: Any) -> CapacityModel:
         )
     if not workload.input_bytes:
         workload = replace(workload, input_bytes=round(workload.rows * workload.characters))
-    return CapacityModel(config, workload, shape_of(config.embed.model, config), shape_of(config.train.model, config))
+    surrogate, trained = (shape_of(name, config) for name in (config.embed.model, config.train.model))
+    return CapacityModel(config, workload, surrogate, trained, _teacher_of(config))
 
 
 def shape_of(name: str, config: RunConfig) -> Shape:
@@ -78,6 +80,17 @@ def shape_of(name: str, config: RunConfig) -> Shape:
         )
     except (ClusterbatchError, OSError, KeyError, ValueError):
         return Shape()
+
+
+def _teacher_of(config: RunConfig) -> TeacherShape | None:
+    """Return the sizes of `score.teacher`, None if there is none; an embedding model if its files are out of reach."""
+    name = config.score.teacher
+    if name is None:
+        return None
+    reads_pairs = False
+    with suppress(ClusterbatchError, OSError, ValueError):
+        reads_pairs = is_cross_encoder(resolve_model(name, config.storage))
+    return TeacherShape(shape_of(name, config), reads_pairs)
 
 
 def _of_corpus(config: RunConfig, manifest: Manifest) -> Workload:

@@ -20,10 +20,14 @@ from clusterbatch.evaluation import stage as evaluation
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.models import EvaluatedModel
 from clusterbatch.experiments.capacity.calibrate import GPUS, Measured, fit, load, on_gpu, save
-from clusterbatch.experiments.capacity.scale_model import CapacityModel, Coefficients, Shape, Workload
+from clusterbatch.experiments.capacity.scale_model import CapacityModel, Coefficients, Shape, TeacherShape, Workload
 from clusterbatch.experiments.capacity.workload import model_of, shape_of
+from clusterbatch.scoring.stage import score
+from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Folder
 from clusterbatch.store.workspace import STAGE_ARTIFACTS
+from tests.clustering.embedded import embedded_workspace
+from tests.encoder.models import make_model, make_static
 
 WORDS = ["workspace=w", "corpus.row_group_rows=1000", "cluster.mean_size=500", "batches.size=100", "train.epochs=2"]
 TRUE = Coefficients(
@@ -71,6 +75,55 @@ def test_objects_of_a_search_are_those_that_the_stage_makes(tmp_path: Path) -> N
     assert found[2] <= 3 * 256 + 1 + 1 + stay
 
 
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("size", [60, 1500])
+def test_objects_of_scores_are_those_that_the_stage_makes(tmp_path: Path, size: int) -> None:
+    rows = {"forum": 3000, "wiki": 3000}
+    teacher = make_static(["about"], tmp_path / "teacher")
+    settings = {
+        "cluster": {"mean_size": size, "device": "cpu"},
+        "score": {"teacher": str(teacher), "device": "cpu", "window": 1280},
+    }
+    config = embedded_workspace(str(tmp_path / "w"), rows, centres=100, settings=settings)
+    cluster(config)
+    made = score(config)
+    workload = Workload(sum(rows.values()), len(rows), 0, 40.0, 400.0)
+    estimate = CapacityModel(config, workload, Shape(), Shape(), TeacherShape(Shape(), reads_pairs=False))
+    objects, stored, puts, _ = estimate._storage()["score"]
+    # Clusters are of different sizes, so units are not filled alike.
+    assert objects == pytest.approx(len(made.parts), rel=0.35)
+    assert puts == 1.5 * objects + 1
+    assert stored == pytest.approx(sum(part.bytes for part in made.parts), rel=0.3)
+
+
+def test_a_cross_encoder_reads_every_pair_and_an_embedding_model_every_text() -> None:
+    plan = model(10**6, "score.teacher=any", "score.nearest=9")
+    by_text, by_pair = (
+        replace(plan, teacher=TeacherShape(Shape(), reads_pairs=reads_pairs)) for reads_pairs in (False, True)
+    )
+    assert by_text.work("score") == plan.work("embed")
+    assert by_pair.work("score") == 10 * by_text.work("score")
+    assert [each.stage for each in plan.estimate(TRUE, PricesConfig())] == list(STAGE_ARTIFACTS)
+    seconds = {each.stage: each.seconds for each in by_pair.estimate(TRUE, PricesConfig())}
+    assert list(seconds) == ["ingest", "embed", "cluster", "score", "train", "evaluate"]
+    assert seconds["score"] > 9 * seconds["embed"]
+
+
+def test_a_dry_run_of_score_estimates_it_and_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"query": "q" * 40, "document": "d" * 400}) + "\n")
+    words = [f"workspace={tmp_path}/w", f"corpus.paths={tmp_path}/pairs.jsonl", "--dry-run", "--json"]
+    teacher = f"score.teacher={make_model('bert', tmp_path / 'teacher')}"
+    assert main(["score", *words, teacher]) == 0
+    [found] = json.loads(capsys.readouterr().out)["stages"]
+    assert (found["stage"], found["workers"]) == ("score", 2)
+    assert found["seconds"] > 0
+    assert main(["run", *words, teacher]) == 0
+    assert "score" in [row["stage"] for row in json.loads(capsys.readouterr().out)["stages"]]
+    assert main(["score", *words]) == 2
+    assert "set score.teacher" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
 def test_which_strategies_need_clusters_is_said_by_their_table(monkeypatch: pytest.MonkeyPatch) -> None:
     clustered = model(100_000).clusters
     assert model(100_000, "batches.stratify=source").clusters == 4 < clustered
@@ -89,8 +142,9 @@ def test_a_larger_run_that_took_no_longer_leaves_no_negative_time() -> None:
 
 
 def test_everything_grows_with_the_rows_and_nothing_of_a_worker_does() -> None:
-    words = ["cluster.clusters=16", "train.epochs=1"]
-    few = CapacityModel(load_config(None, [WORDS[0], *words]), model(10**5).workload, Shape(), Shape())
+    words = ["cluster.clusters=16", "train.epochs=1", "score.window=1000"]
+    teacher = TeacherShape(Shape(), reads_pairs=False)
+    few = CapacityModel(load_config(None, [WORDS[0], *words]), model(10**5).workload, Shape(), Shape(), teacher)
     many = replace(few, workload=replace(few.workload, rows=10**7, input_bytes=few.workload.input_bytes * 100))
     for small, large in zip(few.estimate(TRUE, PricesConfig()), many.estimate(TRUE, PricesConfig()), strict=True):
         assert large.worker_bytes == small.worker_bytes
