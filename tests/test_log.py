@@ -23,6 +23,17 @@ def test_plain_lines_are_for_people(capsys: pytest.CaptureFixture[str], monkeypa
     assert capsys.readouterr().err == "embed: 3 rows\n"
 
 
+def test_one_is_not_called_many(capsys: pytest.CaptureFixture[str]) -> None:
+    for unit in ("rows", "parts", "KiB of documents"):
+        with ProgressLine("embed", total=1, unit=unit) as line:
+            line.advance(1)
+    assert [line.split(" in ")[0] for line in capsys.readouterr().err.splitlines()[::2]] == [
+        "embed: 1 row",
+        "embed: 1 part",
+        "embed: 1 KiB of documents",
+    ]
+
+
 def test_structured_lines_carry_their_context(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

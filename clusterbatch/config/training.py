@@ -406,6 +406,9 @@ class EvaluateConfig(Section):
     `train.max_document_tokens` does not apply."""
     unit_bytes: int = Field(2 * 2**20, ge=2**10)
     """Bytes of corpus.jsonl that one unit of work embeds and searches."""
+    dtype: Literal["auto", "float32", "bfloat16"] = added("auto")
+    """Number type that models compute in. `auto`: bfloat16 if the hardware multiplies it, otherwise float32; scores
+    differ in the fourth digit. The evaluation's manifest names the type."""
     workers: int = operational(2, ge=1)
     """Processes that embed and search."""
     device: str = operational("auto")

@@ -222,7 +222,7 @@ class IngestPasses:
         }
         title = "ingest: hold out"
         collecting = Pass(title, None, self.identity, CollectionWorker, arguments, self._pool, temporary=True)
-        [receipt] = collecting.run([WorkItem(0, 1, None)])
+        [receipt] = collecting.run([WorkItem(0, sum(part.rows for part in left), None)])
         return receipt.parts
 
     @cached_property

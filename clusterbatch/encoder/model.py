@@ -133,6 +133,11 @@ class Encoder(nn.Module):
         return next(self.backbone.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Type of the backbone's weights."""
+        return next(self.backbone.parameters()).dtype
+
+    @property
     def preparation(self) -> str:
         """Fingerprint of `prepare`: encoders with the same one prepare alike."""
         return self.tokenizer.fingerprint

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
+
 from clusterbatch.config import RunConfig
-from clusterbatch.encoder.devices import resolve_device
+from clusterbatch.encoder.devices import inference_dtype, resolve_device
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
@@ -68,10 +70,18 @@ def identities(models: Sequence[EvaluatedModel]) -> list[list[Any]]:
     ]
 
 
+def measuring_dtype(config: RunConfig, encoder: Encoder) -> torch.dtype:
+    """Return the type in which an encoder on its device is measured; static encoders add up in float32."""
+    of_backbone = encoder.kind != "static"
+    return inference_dtype(config.evaluate.dtype, encoder.device) if of_backbone else torch.float32
+
+
 def load(model: EvaluatedModel, config: RunConfig) -> Encoder:
-    """Load a model for measuring: in float32, without padding if its architecture allows it."""
+    """Load a model for measuring: in the type of `evaluate.dtype`, without padding if its architecture allows it."""
     folder = resolve_model(model.name, config.storage)
-    encoder = load_encoder(folder, model.encoder, device=resolve_device(config.evaluate.device), packed=True)
+    device = resolve_device(config.evaluate.device)
+    dtype = inference_dtype(config.evaluate.dtype, device)
+    encoder = load_encoder(folder, model.encoder, dtype=dtype, device=device, packed=True)
     encoder.prompts.update(model.prompts)
     return encoder
 

@@ -79,7 +79,9 @@ class SearchWorker:
         parts = [_write(output, item.number, task, model, candidates) for model, candidates in best.items()]
         # The reference reads documents that other items count already.
         counts = Counts() if task.lexical else Counts(read=read, written=read)
-        return Result(parts, counts, {"judged": judged, "ranges": [list(pair) for pair in task.ranges]})
+        dtypes = sorted({str(each.dtype).removeprefix("torch.") for each in self._encoders.values()})
+        ranges = [list(pair) for pair in task.ranges]
+        return Result(parts, counts, {"judged": judged, "ranges": ranges, "dtypes": dtypes})
 
     def _search(
         self, task: ShardTask, model: EvaluatedModel, queries: _Queries, documents: Texts, ids: Sequence[str]

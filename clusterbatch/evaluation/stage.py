@@ -81,7 +81,12 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
         config={"evaluate": config.evaluate.identity()},
         inputs=inputs,
         seconds=watch.seconds,
-        details=EvaluationDetails(table=table, collections=described, models=[model.label for model in models]),
+        details=EvaluationDetails(
+            table=table,
+            collections=described,
+            models=[model.label for model in models],
+            dtypes=sorted({name for receipt in finished for name in receipt.details.get("dtypes", [])}),
+        ),
         extra_parts=parts,
     )
     artifact.remove(CANDIDATES)

@@ -18,7 +18,7 @@ from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.corpus.row_groups import read_row_group, row_groups_of
 from clusterbatch.embedding.char_ngrams import SURROGATES
 from clusterbatch.embedding.stage import is_embedded
-from clusterbatch.encoder.devices import visible_device
+from clusterbatch.encoder.devices import inference_dtype, visible_device
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.errors import DataError, UsageError
@@ -312,8 +312,10 @@ def _document_seconds(config: RunConfig, workspace: Workspace, generation: int) 
         raise DataError(f"{workspace.corpus.folder.uri}: the corpus has no rows")
     texts = read_row_group(workspace.corpus, units[0], ["document"])["document"].slice(0, _TIMED_DOCUMENTS).to_pylist()
     folder = resolve_model(workspace.trained_model(generation).uri, config.storage)
-    # Without padding, as evaluations embed.
-    encoder = load_encoder(folder, device=visible_device(config.embed.device), packed=True)
+    # As evaluations embed.
+    device = visible_device(config.embed.device)
+    dtype = inference_dtype(config.evaluate.dtype, device)
+    encoder = load_encoder(folder, dtype=dtype, device=device, packed=True)
     begun = time.perf_counter()
     tokens = encoder.prepare(texts, config.evaluate.max_document_tokens, encoder.prompts["document"])
     encoder.encode(tokens, config.embed.batch_tokens)

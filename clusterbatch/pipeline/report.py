@@ -184,6 +184,7 @@ def write_report(config: RunConfig) -> str:
             models=list(dict.fromkeys(row["model"] for row in summary["quality"])),
             intervals=intervals,
             last_generation=max(evaluated, default=0),
+            dtypes=_dtypes(workspace, max(evaluated)) if evaluated else [],
             segments=segments,
             least_queries=LEAST_QUERIES,
             incomplete=judged_by_pairs(config),
@@ -195,6 +196,11 @@ def write_report(config: RunConfig) -> str:
     )
     workspace.report.write(REPORT, page.encode())
     return f"{workspace.report.uri}/{REPORT}"
+
+
+def _dtypes(workspace: Workspace, generation: int) -> list[str]:
+    """Return the number types that a generation's models were measured in; older evaluations do not say."""
+    return details_of(workspace.evaluation(generation).require(), EvaluationDetails).get("dtypes", [])
 
 
 def run_views(config: RunConfig, words: Mapping[str, str]) -> Views:

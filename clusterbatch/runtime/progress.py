@@ -21,7 +21,8 @@ class ProgressLine:
     """
 
     def __init__(self, title: str, total: int, unit: str = "rows") -> None:
-        self._title, self._total, self._unit = title, total, unit
+        self._title, self._total = title, total
+        self._unit = unit.removesuffix("s") if total == 1 and unit.isalpha() else unit
         self._console = Console(stderr=True)
         self._done = 0
         self._initial = 0

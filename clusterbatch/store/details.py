@@ -238,6 +238,8 @@ class EvaluationDetails(TypedDict):
     collections: dict[str, dict[str, int]]
     # Labels of the models.
     models: list[str]
+    # Number types that models computed in, mostly one; absent from older evaluations.
+    dtypes: NotRequired[list[str]]
 
 
 class MtebDetails(TypedDict):

@@ -368,7 +368,7 @@ class Study:
                 losses.append(training.run(replace(plain, **hashes)).loss)
             finish(encoder)
         seconds = time.process_time() - begun
-        drop_padding(encoder)
+        drop_padding(encoder, torch.float32)
         relevant = np.unique(np.concatenate(corpus.relevant))
         others = np.setdiff1d(np.arange(len(corpus.documents)), relevant)
         drawn = np.random.default_rng(0).permutation(others)[: max(0, _SEARCHED - len(relevant))]

@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.grid_predictors FOLDER
 
-Figures of batches in the surrogate's space, those of `cluster-4x` less those of `source`, and their rank correlation
-with the measured gain; the same for linear fits that leave each corpus out, with the share of the signs beyond noise
-that they have right and their error beside the gains' own deviation. JSON lines.
+Figures of batches in the surrogate's space, those of clusters (`cluster-4x`, then `cluster-4x-half`) less those of
+`source`, and their rank correlation with the measured gain, over all cells and with each corpus left out; the same for
+linear fits that leave each corpus out, with the share of the signs beyond noise that they have right and their error
+beside the gains' own deviation. JSON lines.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from scipy.stats import spearmanr
 
 from tests.benchmarks.bench_grid import CORPORA, Study
 from tests.benchmarks.figures import emit
-from tests.benchmarks.grid_report import cells
+from tests.benchmarks.grid_report import BASELINE, BY_QUERY, Cell, cells
 from tests.benchmarks.static_trainer import Pairs
 
-ARM = "cluster-4x"
+ARMS = ("cluster-4x", "cluster-4x-half")
 # Near copies: cosines from here on.
 _COPIES = 0.9
 _ROWS, _TEMPERATURE = 4000, 0.05
@@ -57,11 +58,11 @@ def batch_figures(pairs: Pairs, batches: np.ndarray) -> dict[str, float]:
     return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
 
 
-def differences(study: Study, batch: int) -> dict[str, float]:
-    """Return the figures of batches of clusters less those of batches of sources, and facts of the corpus."""
+def differences(study: Study, arm: str, batch: int) -> dict[str, float]:
+    """Return the figures of batches of an arm less those of batches of sources, and facts of the corpus."""
     both = []
-    for arm in (ARM, "source"):
-        batches = study.batches(arm, batch, 0, most=_ROWS // batch)
+    for each in (arm, BASELINE):
+        batches = study.batches(each, batch, 0, most=_ROWS // batch)
         assert batches is not None
         both.append(batch_figures(study.corpus.pairs, batches))
     corpus = study.corpus
@@ -85,50 +86,74 @@ def left_out(figures: np.ndarray, gains: np.ndarray, corpora: np.ndarray) -> np.
     return found
 
 
+def correlation(foretold: np.ndarray, gains: np.ndarray) -> float:
+    """Return Spearman's rank correlation of (N,) and (N,)."""
+    return float(spearmanr(foretold, gains).statistic)
+
+
+def judge(arm: str, cells_of_arm: list[Cell], names: list[str], figures: np.ndarray) -> None:
+    """Print how well figures (N, K) of these names, and fits to them, foretell the gains of the arm's N cells."""
+    gains = np.array([cell.gain.mean for cell in cells_of_arm])
+    corpora = np.array([cell.corpus.removesuffix(BY_QUERY) for cell in cells_of_arm])
+    for place, name in enumerate(names):
+        figure = figures[:, place]
+        without = [correlation(figure[corpora != each], gains[corpora != each]) for each in np.unique(corpora)]
+        emit(
+            "grid, rank correlation of a figure and the measured gain",
+            correlation(figure, gains),
+            "Spearman",
+            case=f"{arm}, {name}",
+            cells=len(gains),
+            lowest_without_a_corpus=min(without),
+            highest_without_a_corpus=max(without),
+        )
+    beyond_noise = np.array([cell.is_beyond_noise for cell in cells_of_arm])
+    best = max(
+        (choice for count in (1, 2, 3) for choice in combinations(range(len(names)), count)),
+        key=lambda choice: correlation(left_out(figures[:, choice], gains, corpora), gains),
+    )
+    for case, choice in (
+        ("all figures", tuple(range(len(names)))),
+        ("loss", (names.index("loss"),)),
+        ("wrong", (names.index("wrong"),)),
+        ("the best three", best),
+    ):
+        foretold = left_out(figures[:, choice], gains, corpora)
+        emit(
+            "grid, gain foretold by a fit to the other corpora",
+            correlation(foretold, gains),
+            "Spearman",
+            case=f"{arm}, {case}",
+            figures=[names[place] for place in choice],
+            signs_right=float(np.mean(np.sign(foretold[beyond_noise]) == np.sign(gains[beyond_noise]))),
+            cells_beyond_noise=int(beyond_noise.sum()),
+            gains_among_them=int((gains[beyond_noise] > 0).sum()),
+            error=float(np.sqrt(np.mean((foretold - gains) ** 2))),
+            deviation=float(gains.std()),
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder.resolve()
     kept = folder / "figures.json"
     known = json.loads(kept.read_text()) if kept.exists() else {}
-    measured = [cell for cell in cells(folder) if cell["arm"] == ARM and cell["seeds"] > 1]
+    measured = [cell for cell in cells(folder) if cell.arm in ARMS and cell.seeds > 1]
     study_of = lru_cache(maxsize=1)(lambda corpus: Study(folder, corpus))
-    for cell in sorted(measured, key=lambda cell: cell["corpus"]):
-        key = f"{cell['corpus']}, batch {cell['batch']}"
-        if key not in known:
-            known[key] = differences(study_of(cell["corpus"]), cell["batch"])
+    for cell in sorted(measured, key=lambda cell: cell.corpus):
+        if _key(cell) not in known:
+            known[_key(cell)] = differences(study_of(cell.corpus), cell.arm, cell.batch)
             kept.write_text(json.dumps(known))
-    names = list(next(iter(known.values())))
-    figures = np.array(
-        [[known[f"{cell['corpus']}, batch {cell['batch']}"][name] for name in names] for cell in measured]
-    )
-    gains, errors = (np.array([cell[key] for cell in measured]) for key in ("gain", "error"))
-    corpora = np.array([cell["corpus"].removesuffix("-by-query") for cell in measured])
-    for place, name in enumerate(names):
-        rho = float(spearmanr(figures[:, place], gains).statistic)
-        emit("grid, rank correlation of a figure and the measured gain", rho, "Spearman", case=name, cells=len(gains))
-    beyond_noise = np.abs(gains) > 1.96 * errors
-    best = max(
-        (choice for count in (1, 2, 3) for choice in combinations(range(len(names)), count)),
-        key=lambda choice: spearmanr(left_out(figures[:, choice], gains, corpora), gains).statistic,
-    )
-    for case, choice in (
-        ("all figures", tuple(range(len(names)))),
-        ("loss", (0,)),
-        ("wrong", (2,)),
-        ("the best three", best),
-    ):
-        foretold = left_out(figures[:, choice], gains, corpora)
-        emit(
-            "grid, gain foretold by a fit to the other corpora",
-            float(spearmanr(foretold, gains).statistic),
-            "Spearman",
-            case=case,
-            figures=[names[place] for place in choice],
-            signs_right=float(np.mean(np.sign(foretold[beyond_noise]) == np.sign(gains[beyond_noise]))),
-            error=float(np.sqrt(np.mean((foretold - gains) ** 2))),
-            deviation=float(gains.std()),
-        )
+    for arm in ARMS:
+        own = [cell for cell in measured if cell.arm == arm]
+        if own:
+            names = list(known[_key(own[0])])
+            judge(arm, own, names, np.array([[known[_key(cell)][name] for name in names] for cell in own]))
+
+
+def _key(cell: Cell) -> str:
+    return f"{cell.corpus}, batch {cell.batch}, {cell.arm}"
 
 
 if __name__ == "__main__":

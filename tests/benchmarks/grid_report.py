@@ -43,6 +43,11 @@ class Cell:
         """Return the 95 % interval of this cell alone; None from one seed."""
         return self.gain.interval(0.95) if self.gain.is_known else None
 
+    @property
+    def is_beyond_noise(self) -> bool:
+        """Return whether there is an interval, and it excludes 0."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
 
 def finished(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the runs that are finished."""
@@ -161,7 +166,7 @@ def _cell(cell: Cell | None) -> str:
     if cell is None:
         return ""
     words = _signed(cell.gain.mean, cell.interval, 3)
-    return f"**{words}**" if cell.interval and not cell.interval[0] <= 0 <= cell.interval[1] else words
+    return f"**{words}**" if cell.is_beyond_noise else words
 
 
 def _confirmed(wanted: list[Cell]) -> str:
@@ -173,7 +178,7 @@ def _confirmed(wanted: list[Cell]) -> str:
         for p, cell in sorted(zip(adjusted, known, strict=True), key=lambda pair: pair[0])
         if p <= 0.05
     ]
-    beyond = [cell.gain.mean > 0 for cell in known if cell.gain.p_value() < 0.05]
+    beyond = [cell.gain.mean > 0 for cell in known if cell.is_beyond_noise]
     title = (
         f"Of {len(known)} cells {sum(beyond)} gain and {len(beyond) - sum(beyond)} lose beyond their own intervals; "
         f"with all of them together (Holm, p <= .05) {len(rows)} do"
@@ -214,7 +219,8 @@ def _means(wanted: list[Cell], arms: Sequence[str]) -> str:
 def _larger_batches(
     folder: Path, wanted: list[Cell], rate_of: dict[int, float], arms: Sequence[str], corpora: Sequence[str]
 ) -> str:
-    """Return what the largest batches of `source` gain over arms at 32 (or the smallest size), at equal pairs."""
+    """Return what the largest batches of `source` gain over every arm at 32 (or the smallest size), at equal pairs."""
+    arms = [BASELINE, *arms]
     runs, large = read_runs(folder), max(rate_of)
     small = 32 if 32 in rate_of and large > 32 else min(rate_of)
     rows: list[Sequence[str]] = []
@@ -233,7 +239,7 @@ def _larger_batches(
             row.append(_signed(gain.mean, interval, 3))
         rows.append(row)
     means = ["mean, t interval over corpora", "", *(str(OverCorpora.of(column) or "") for column in columns)]
-    title = f"{BASELINE} at batch {large} less each arm at batch {small}, NDCG@10 at equal pairs"
+    title = f"{BASELINE} at batch {large} less each at batch {small}, NDCG@10 at equal pairs"
     return f"{title}\n\n" + _table(["corpus", "new in the test", *arms], [*rows, means])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def test_held_out_pairs_are_apart_and_the_collection_holds_all_documents(
-    tmp_path: Path, pairs: Path, in_process: None
+    tmp_path: Path, pairs: Path, in_process: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = RunConfig.model_validate(
         {
@@ -106,6 +107,9 @@ def test_held_out_pairs_are_apart_and_the_collection_holds_all_documents(
     parts = {part.path: part for part in manifest.parts if part.details["role"] == "collection"}
     assert parts["holdout/corpus.jsonl"].rows == len(documents)
     assert len(parts) == 4
+    # The line of progress counts what is written, not the one item that writes it.
+    [shown] = [line for line in capsys.readouterr().err.splitlines() if re.match("ingest: hold out: .* in ", line)]
+    assert int(shown.split()[3].replace(",", "")) >= len(documents)
 
 
 def test_held_out_queries_ask_for_documents_that_others_train(tmp_path: Path, pairs: Path, in_process: None) -> None:

@@ -71,7 +71,7 @@ def test_padding_is_dropped_after_the_weights_have_changed(
             parameter.add_(0.05 * torch.sin(torch.arange(parameter.numel(), dtype=torch.float32)).view_as(parameter))
     changed = encoder.encode(tokens, 512)
     assert np.abs(changed - before).max() > 0.01
-    drop_padding(encoder)
+    drop_padding(encoder, torch.float32)
     assert encoder.unpadded == (architecture in _CAN)
     assert np.abs(encoder.encode(tokens, 512) - changed).max() < 1e-5
 

@@ -65,7 +65,9 @@ def test_more_workers_than_a_batch_has_rows_are_refused(tmp_path: Path) -> None:
     [
         ({"size": 256}, True),
         ({"size": 1024}, True),
-        ({"size": 128}, False),
+        ({"size": 128}, True),
+        ({"size": 128, "random_share": 0.5}, True),
+        ({"size": 64}, False),
         ({"size": 256, "stratify": "source"}, False),
     ],
 )

@@ -28,6 +28,7 @@ from clusterbatch.encoder.devices import visible_device
 from clusterbatch.encoder.load import drop_padding
 from clusterbatch.evaluation.measure import LoadedCollection
 from clusterbatch.evaluation.metrics import parse_metric
+from clusterbatch.evaluation.models import measuring_dtype
 from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.experiments.compare.arms import Arm
 from clusterbatch.experiments.compare.plan import plan_comparison
@@ -169,7 +170,7 @@ def _timed_measurement(config: RunConfig) -> tuple[float, float]:
     ]
     start = time.perf_counter()
     model = starting_encoder(config, visible_device(config.train.device))
-    drop_padding(model)
+    drop_padding(model, measuring_dtype(config, model))
     starting, measuring = time.perf_counter() - start, 0.0
     for collection in loaded:
         measure = partial(collection.measure, model, batch_tokens=config.embed.batch_tokens)

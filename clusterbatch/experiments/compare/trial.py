@@ -22,6 +22,7 @@ from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.measure import LoadedCollection
 from clusterbatch.evaluation.metrics import Metric, parse_metric
+from clusterbatch.evaluation.models import measuring_dtype
 from clusterbatch.experiments.compare.arms import Arm
 from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.store import Artifact, Counts, Stopwatch
@@ -169,7 +170,7 @@ class TrialWorker:
             job.artifact.remove(CHECKPOINTS)
         else:
             encoder = starting_encoder(trial.config, device)
-            drop_padding(encoder)
+            drop_padding(encoder, measuring_dtype(trial.config, encoder))
             scores = self._measure(encoder, trial, self._metrics)
             curve = self._means(scores, 0)
         part = write_parquet(output, f"scores-{trial.name}", self._table(scores), trial=trial.name)
@@ -274,7 +275,7 @@ def _trained_encoder(config: RunConfig, device: torch.device, parameters: Mappin
         for name, parameter in trained.items():
             parameter.copy_(parameters[name])
     finish(encoder)
-    drop_padding(encoder)
+    drop_padding(encoder, measuring_dtype(config, encoder))
     return encoder
 
 
