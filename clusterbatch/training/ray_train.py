@@ -72,6 +72,7 @@ def fit_on_ray(job: TrainingJob, fewest: int, most: int, *, use_gpu: bool) -> No
 def _fit_or_stop(trainer: TorchTrainer, job: TrainingJob, status: Any) -> None:
     """Run the trainer to its end; on an interrupt stop its workers behind a checkpoint and pass the interrupt on.
 
+    Workers that have not begun, as Ray is still starting them or has no room for them, are not waited for.
     The trainer runs in a thread: on the main thread Ray Train takes over SIGINT, to end the process with exit code 1
     and without a word, and turns what a handler of SIGTERM raises into a plain KeyboardInterrupt.
     """
@@ -85,13 +86,14 @@ def _fit_or_stop(trainer: TorchTrainer, job: TrainingJob, status: Any) -> None:
         else:
             ended.set_result(None)
 
-    threading.Thread(target=run, name="ray-train", daemon=True).start()
     try:
+        threading.Thread(target=run, name="ray-train", daemon=True).start()
         ended.result()
     except KeyboardInterrupt:
-        say("train: stopping when the step is done and its checkpoint is written; interrupt again to stop at once")
         try:
-            ray.get(status.stop.remote())
+            if not ray.get(status.stop.remote(), timeout=_SECONDS_TO_STOP):
+                raise
+            say("train: stopping when the step is done and its checkpoint is written; interrupt again to stop at once")
             ended.result(_SECONDS_TO_STOP)
         except Exception as error:
             # The interrupt counts, whatever else went wrong; the run resumes from its last whole checkpoint.
@@ -115,6 +117,7 @@ def _train_loop(config: dict[str, Any]) -> None:
     if ray.get(status.fatal.remote()) is not None or ray.get(status.is_stopping.remote()):
         # Ray restarts whatever fails; returning tells it that there is nothing left to do.
         return
+    ray.get(status.begin.remote())
     count_retries()
     ended = threading.Event()
     threading.Thread(target=_watch_for_stop, args=(status, ended), daemon=True).start()
@@ -191,7 +194,10 @@ class _Status:
         self._line: dict[str, Any] | None = None
         self._traffic = Traffic()
         self._fatal: tuple[str, str] | None = None
-        self._is_stopping = False
+        self._has_begun = self._is_stopping = False
+
+    def begin(self) -> None:
+        self._has_begun = True
 
     def show(self, line: dict[str, Any]) -> None:
         self._line = line
@@ -211,8 +217,10 @@ class _Status:
     def traffic(self) -> Traffic:
         return self._traffic
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
+        """Ask workers to stop; return whether one has begun, and may have something to write."""
         self._is_stopping = True
+        return self._has_begun
 
     def is_stopping(self) -> bool:
         return self._is_stopping
