@@ -64,6 +64,7 @@ CATALOGUE = [
     Benchmark("plan-coverage", "plan_coverage", "", "--cases 50"),
     Benchmark("scale", "bench_scale", "", "--rows 1e6 --clusters 1000 --ranks 16 --steps 4"),
     Benchmark("scale-end-to-end", "bench_scale_end_to_end", "--pairs 1e5 1e6", "--pairs 1e4 --steps 20", DATA),
+    Benchmark("scale-peers", "bench_scale_peers", "--pairs 1e6", "--pairs 2e4 --rounds 1", DATA),
     Benchmark("gradients", "gradient_parity", "", ""),
     Benchmark("ingest", "bench_ingest", "", "--rows 2000 20000"),
     Benchmark("capacity", "bench_capacity", "", "--rows 400 800 1600", DATA),
