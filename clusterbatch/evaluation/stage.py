@@ -110,9 +110,19 @@ def configured_collections(config: RunConfig) -> list[Collection]:
     """Return the collections of `evaluate.path` (the sample's is called `sample`), otherwise what ingest held out."""
     if not config.evaluate.path:
         held_out = Workspace(config).corpus.folder.child(HOLDOUT)
+        collection = Collection(HOLDOUT, held_out, config.evaluate.split)
         if not held_out.exists(DOCUMENTS):
-            raise UsageError("evaluate.path: give at least one collection in BEIR layout (ingest has held out none)")
-        return [Collection(HOLDOUT, held_out, config.evaluate.split)]
+            reason = ": no source has two different documents" if config.evaluate.holdout else ""
+            raise UsageError(
+                f"evaluate.path: give at least one collection in BEIR layout (ingest has held out none{reason})"
+            )
+        # Its first line names the columns.
+        if held_out.read(collection.judgements_file).count(b"\n") < 2:
+            raise UsageError(
+                f"evaluate.path: give at least one collection in BEIR layout (what ingest has held out is too little "
+                f"for the split {config.evaluate.split})"
+            )
+        return [collection]
     own = Collection("sample", Workspace(config).sample.folder.child("collection"), config.evaluate.split)
     given = [Folder(path, config.storage) for path in config.evaluate.path if path != DOCSTRINGS]
     collections = open_collections(given, config.evaluate.split)
