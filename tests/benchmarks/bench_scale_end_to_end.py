@@ -1,12 +1,14 @@
 """The whole pipeline over generated corpora of several sizes, and how each step grows.
 
-    python -m tests.benchmarks.bench_scale_end_to_end [FOLDER] [--pairs 1e5 1e6] [--steps 2000] [--bucket URI] [--kill]
+    python -m tests.benchmarks.bench_scale_end_to_end [FOLDER] [--pairs 1e5 1e6] [--steps 2000] [--bucket URI]
+        [--local] [--kill]
 
-Every command of the pipeline runs in a process of its own, on two workers of a local Ray: ingest with a held-out
-collection and decontamination, embed (static vectors), cluster (mean size 512, two levels), train (static encoder,
-batches of 256), evaluate, append a tenth, one refresh round, report, inspect, clean (which only lists). Printed for
-each: wall seconds, seconds of the workers' own clocks (start-up apart), CPU seconds, the most memory that driver and
-workers held, requests, bytes and objects; then, between sizes, the exponents e of figure ~ pairs^e.
+Every command of the pipeline runs in a process of its own, on two workers of a local Ray, or of this machine without
+Ray (--local): ingest with a held-out collection and decontamination, embed (static vectors), cluster (mean size 512,
+two levels), train (static encoder, batches of 256), evaluate, append a tenth, one refresh round, report, inspect, clean
+(which only lists). Printed for each: wall seconds, seconds of the workers' own clocks (start-up apart), CPU seconds,
+the most memory that driver and workers held, requests, bytes and objects; then, between sizes, the exponents e of
+figure ~ pairs^e.
 
 --kill kills each stage at a random moment, with all its processes, on a second copy, and reports what the resumed run
 did again. Figures of steps that ended are kept in FOLDER, so that an interrupted benchmark continues;
@@ -110,7 +112,7 @@ def static_model(folder: Path) -> str:
     return str(folder)
 
 
-def configuration(folder: Path, workspace: str, steps: int) -> dict[str, Any]:
+def configuration(folder: Path, workspace: str, steps: int, local: bool) -> dict[str, Any]:
     return {
         "workspace": workspace,
         "corpus": {"paths": [str(folder / "pairs")]},
@@ -121,7 +123,7 @@ def configuration(folder: Path, workspace: str, steps: int) -> dict[str, Any]:
         # Of all sizes the same: the search's cost is the product of queries and documents.
         "evaluate": {"holdout": HOLDOUT},
         "refresh": {"every_steps": max(1, steps // 4), "margin": 1.0},
-        "ray": {"num_cpus": 2, "object_store_memory": 2**30},
+        "ray": {"mode": "local"} if local else {"num_cpus": 2, "object_store_memory": 2**30},
     }
 
 
@@ -138,13 +140,15 @@ def commands(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def measure(folder: Path, pairs: int, steps: int, bucket: str | None) -> dict[str, dict[str, Any]]:
+def measure(
+    folder: Path, pairs: int, steps: int, bucket: str | None = None, local: bool = False
+) -> dict[str, dict[str, Any]]:
     """Run what has not run yet of one size; return the records of all its steps."""
     write_corpus(folder / "pairs", pairs)
     write_corpus(folder / "more", pairs // 10, first=pairs)
     workspace = f"{bucket.rstrip('/')}/{folder.name}" if bucket else str(folder / "workspace")
     path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(configuration(folder, workspace, steps)))
+    path.write_text(yaml.safe_dump(configuration(folder, workspace, steps, local)))
     config = load_config(str(path))
     kept = folder / "records.json"
     records: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
@@ -201,13 +205,15 @@ def _of_artifact(name: str, config: RunConfig) -> dict[str, Any]:
     }
 
 
-def resume(folder: Path, pairs: int, steps: int, records: dict[str, dict[str, Any]], seed: int) -> None:
+def resume(
+    folder: Path, pairs: int, steps: int, records: dict[str, dict[str, Any]], seed: int, local: bool = False
+) -> None:
     """Kill each stage once at a random moment and run it again: what was done twice, by the workers' own clocks."""
     copy = folder / "killed"
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
     path = copy / "run.yaml"
-    path.write_text(yaml.safe_dump(configuration(folder, str(copy / "workspace"), steps)))
+    path.write_text(yaml.safe_dump(configuration(folder, str(copy / "workspace"), steps, local)))
     config, moments = load_config(str(path)), random.Random(seed)
     for stage in STAGES:
         whole = records[stage]
@@ -254,6 +260,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=float, nargs="+", default=[1e5])
     parser.add_argument("--steps", type=int, default=2_000)
     parser.add_argument("--bucket", help="s3:// address for the workspaces; the pairs stay on disk")
+    parser.add_argument("--local", action="store_true", help="without Ray")
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -263,9 +270,9 @@ def main() -> None:
         for pairs in map(int, options.pairs):
             folder = (options.folder or Path(temporary)) / f"{pairs}"
             folder.mkdir(parents=True, exist_ok=True)
-            records[pairs] = measure(folder.resolve(), pairs, options.steps, options.bucket)
+            records[pairs] = measure(folder.resolve(), pairs, options.steps, options.bucket, options.local)
             if options.kill:
-                resume(folder.resolve(), pairs, options.steps, records[pairs], options.seed)
+                resume(folder.resolve(), pairs, options.steps, records[pairs], options.seed, options.local)
     show(records)
 
 
