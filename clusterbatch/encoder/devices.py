@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
@@ -45,3 +46,14 @@ def inference_dtype(name: Literal["auto", "float32", "bfloat16", "int8"], device
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def bound_kernel_caches() -> None:
+    """Let oneDNN and torch keep few of the kernels that they compile for products on this process's CPU.
+
+    Texts of all lengths need another kernel for nearly every micro-batch; a thousand of them, the usual bound, are a
+    gigabyte. Those of one micro-batch are still shared by its layers. Without effect if the process has computed such
+    a product before; values that are set already stay.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "32")

@@ -12,7 +12,7 @@ import torch
 from clusterbatch.config import RunConfig, ScoreConfig, StorageConfig
 from clusterbatch.encoder.check import check_model
 from clusterbatch.encoder.cross_encoder import CrossEncoder, is_cross_encoder, read_cross_layout
-from clusterbatch.encoder.devices import inference_dtype, resolve_device
+from clusterbatch.encoder.devices import bound_kernel_caches, inference_dtype, resolve_device
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.sides import SideTokenizer
@@ -91,6 +91,8 @@ def teacher_kind(folder: str) -> Literal["cross-encoder", "embedding model"]:
 def load_teacher(config: ScoreConfig, storage: StorageConfig, device: str) -> Teacher:
     """Load the teacher for the device `cpu` or `cuda`."""
     folder, target = teacher_folder(config, storage), resolve_device(device)
+    if target.type == "cpu":
+        bound_kernel_caches()
     return (PairTeacher if is_cross_encoder(folder) else EmbeddingTeacher)(folder, config, target)
 
 

@@ -1,17 +1,17 @@
 """Cost of a teacher: scoring against embedding, the masked step against the unmasked, and memory.
 
-    python -m tests.benchmarks.bench_score [--pairs 2000] [--rounds 5] [--steps 60] [--rows 20000]
+    python -m tests.benchmarks.bench_score [--pairs 2000] [--rounds 5] [--steps 60] [--rows 2000] [--only memory]
 
 Real pairs (CLUSTERBATCH_DATA), MiniLM as surrogate and as teacher, in this process with one thread; then a static
 encoder's steps at batch 32 and 256 over the shards, with and without the teacher's mask, in turn, reading included;
-then the peak memory of the stage in a process of its own, over rows made up for that and over ten times as many. JSON
-lines; times are CPU time.
+then the peak memory of the stage in local mode (all processes, pages that they share once), over rows made up for that
+and over ten times as many. JSON lines; times are CPU time. `--only memory` (or scoring, steps) prints
+less.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -39,11 +39,12 @@ from clusterbatch.training.worker import open_plan
 from tests.benchmarks.bench_static import WARM, static_training
 from tests.benchmarks.bench_training import MODEL
 from tests.benchmarks.figures import emit
+from tests.benchmarks.memory import PeakMemory
 from tests.clustering.embedded import embedded_workspace
 from tests.data_folder import require_data_folder
-from tests.encoder.models import make_static
 
 PAIRS = "pairs/msdocs.parquet"
+PARTS = ["scoring", "steps", "memory"]
 
 
 def cpu_seconds(work: Callable[[], Any]) -> float:
@@ -132,29 +133,38 @@ def steps(config: RunConfig, size: int, rounds: int, count: int) -> None:
 
 def memory(rows: int) -> None:
     """Print the peak memory of the stage over `rows` rows and over ten times as many."""
-    peaks = {}
+    peaks, seconds = {}, {}
     for times in (1, 10):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "tests.benchmarks.bench_score", "--memory-of", folder]
             subprocess.run([*command, "--rows", str(times * rows), "--prepare"], check=True)
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            peaks[times] = float(done.stdout.split()[-1])
-    emit("scoring, peak memory at ten times the rows", peaks[10] / 2**20, "MiB", peer=peaks[1] / 2**20, rows=10 * rows)
+            peaks[times], seconds[times] = map(float, done.stdout.split()[-2:])
+    emit(
+        "scoring, peak memory at ten times the rows",
+        peaks[10] / 2**20,
+        "MiB",
+        peer=peaks[1] / 2**20,
+        rows=10 * rows,
+        seconds=[seconds[1], seconds[10]],
+    )
 
 
 def _memory_of(folder: Path, rows: int | None) -> None:
-    """Make a workspace of `rows` rows, clustered; or, if None, score it and print the peak memory in bytes."""
+    """Make a workspace of `rows` rows, clustered; or, if None, score it and print the peak memory in bytes and the
+    seconds that it took."""
     settings = {
+        "ray": {"mode": "local"},
         "cluster": {"device": "cpu", "mean_size": 1000},
-        "score": {"teacher": str(folder / "teacher"), "device": "cpu"},
-        "train": {"model": str(folder / "teacher")},
+        "score": {"teacher": MODEL, "device": "cpu"},
+        "train": {"model": MODEL},
     }
     if rows is None:
         config = RunConfig.model_validate({"workspace": str(folder / "workspace"), **settings})
-        score(config)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        with PeakMemory() as peak:
+            manifest = score(config)
+        print(peak.bytes, round(manifest.seconds, 1))
         return
-    make_static([f"word{number}" for number in range(1000)], folder / "teacher", dimensions=384)
     cluster(embedded_workspace(str(folder / "workspace"), {"made-up": rows}, row_group_rows=1024, settings=settings))
 
 
@@ -163,20 +173,23 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=60, help="of a round")
-    parser.add_argument("--rows", type=int, default=20_000, help="of the smaller workspace whose memory is measured")
+    parser.add_argument("--only", choices=PARTS, help="print the figures of this part alone")
+    parser.add_argument("--rows", type=int, default=2000, help="of the smaller workspace whose memory is measured")
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with using(InProcessExecutor()):
-        if options.memory_of:
-            _memory_of(options.memory_of, options.rows if options.prepare else None)
-            return
-        with tempfile.TemporaryDirectory() as folder:
+    if options.memory_of:
+        _memory_of(options.memory_of, options.rows if options.prepare else None)
+        return
+    parts = [options.only] if options.only else PARTS
+    if parts != ["memory"]:
+        with using(InProcessExecutor()), tempfile.TemporaryDirectory() as folder:
             config = real_workspace(Path(folder), options.pairs)
             scoring(config, max(1, options.rounds // 2))
-            for size in (32, 256):
+            for size in (32, 256) if "steps" in parts else ():
                 steps(config, size, options.rounds, options.steps)
+    if "memory" in parts:
         memory(options.rows)
 
 
