@@ -15,6 +15,7 @@ from clusterbatch.errors import InfrastructureError, UsageError
 from clusterbatch.log import say
 from clusterbatch.pipeline.rounds import RECORD, discard_generation, needed_generations, refresh_files
 from clusterbatch.store.artifact import EXCHANGE, MANIFEST, Artifact
+from clusterbatch.store.entry import Entry
 from clusterbatch.store.folder import TEMPORARY, Folder
 from clusterbatch.store.growing import VERSIONS
 from clusterbatch.store.s3 import Upload
@@ -79,7 +80,7 @@ def _removals(workspace: Workspace, keep: int) -> Iterator[Removal]:
             if size:
                 yield Removal(name, size, f"older than the last {keep} finished generations")
             continue
-        yield from _old_checkpoints(root, f"{name}/train/{_CHECKPOINTS}", keep)
+        yield from _unneeded_checkpoints(root, f"{name}/train/{_CHECKPOINTS}", keep)
         for artifact in (workspace.embeddings(number), workspace.clusters(number), workspace.evaluation(number)):
             yield from _orphans(root, artifact)
     yield from _orphans(root, workspace.corpus)
@@ -97,16 +98,24 @@ def _generation_bytes(workspace: Workspace, generation: int) -> int:
     return sum(sizes) + sum(entry.size for each in workspace.artifacts_of(generation) for entry in each.own_files())
 
 
-def _old_checkpoints(root: Folder, path: str, keep: int) -> Iterator[Removal]:
+def _unneeded_checkpoints(root: Folder, path: str, keep: int) -> Iterator[Removal]:
+    """Old checkpoints, and files in others that their manifests do not name: interrupted attempts left them."""
     folder = root.child(path)
     steps = sorted(name for name in folder.list() if _CHECKPOINT.fullmatch(name))
     whole = [name for name in steps if folder.exists(f"{name}/{MANIFEST}")]
     best = _best(folder, whole)
     for name in steps:
-        size = sum(entry.size for entry in Artifact(folder.child(name), "checkpoint").own_files())
+        artifact = Artifact(folder.child(name), "checkpoint")
+        entries = artifact.own_files()
+        size = sum(entry.size for entry in entries)
         if size and whole and name < whole[-keep:][0] and name != best:
             reason = f"older than the last {keep} checkpoints"
             yield Removal(f"{path}/{name}", size, reason, checkpoint=True)
+        elif name in whole:
+            named = {MANIFEST, *(part.path for part in artifact.parts_listed("") or [])}
+            for entry in entries:
+                if entry.name not in named:
+                    yield Removal(f"{path}/{name}/{entry.name}", entry.size, _why_orphaned(entry))
 
 
 def _best(folder: Folder, checkpoints: Sequence[str]) -> str | None:
@@ -135,8 +144,11 @@ def _orphans(root: Folder, artifact: Artifact) -> Iterator[Removal]:
             named |= {entry.name, *(f"{inside}/{part.path}" for part in parts)}
     for entry in entries:
         if entry.name not in named and not _in_work(entry.name, named):
-            reason = "unfinished write" if entry.name.endswith(TEMPORARY) else "not named in the manifest"
-            yield Removal(f"{place}/{entry.name}", entry.size, reason)
+            yield Removal(f"{place}/{entry.name}", entry.size, _why_orphaned(entry))
+
+
+def _why_orphaned(entry: Entry) -> str:
+    return "unfinished write" if entry.name.endswith(TEMPORARY) else "not named in the manifest"
 
 
 def _in_work(name: str, named: set[str]) -> bool:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 
 import safetensors
@@ -115,11 +116,17 @@ class Checkpoints:
     def _write(self, manifest: CheckpointManifest, tensors: dict[str, dict[str, Tensor]]) -> None:
         folder = self.folder.child(f"step={manifest.step:08d}")
         artifact = Artifact(folder, "checkpoint")
-        parts = []
-        for holds, named in tensors.items():
-            for piece in _pieces(named):
-                data = safetensors.torch.save(piece)
-                parts.append(artifact.write_part(holds, "safetensors", data, len(piece), holds=holds))
+        parts: list[Part] = []
+        try:
+            for holds, named in tensors.items():
+                for piece in _pieces(named):
+                    data = safetensors.torch.save(piece)
+                    parts.append(artifact.write_part(holds, "safetensors", data, len(piece), holds=holds))
+        except Exception:
+            # Nobody would ever name them, and on a full disk the next attempt needs their room.
+            with suppress(Exception):
+                folder.remove_files([part.path for part in parts])
+            raise
         whole = manifest.model_copy(update={"parts": parts})
         folder.write(MANIFEST, whole.model_dump_json(indent=1).encode())
         self._remove_superseded()

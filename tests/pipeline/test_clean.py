@@ -80,6 +80,20 @@ def test_cleaning_keeps_what_is_finished_named_or_in_work(config: RunConfig, tmp
     assert clean(config, keep=1, dry_run=True) == []
 
 
+def test_what_an_interrupted_attempt_left_in_a_whole_checkpoint_goes(config: RunConfig, tmp_path: Path) -> None:
+    folder = Workspace(config).train(2).folder.child("checkpoints", "step=00000030")
+    named = {path.name for path in (tmp_path / "generation=002/train/checkpoints/step=00000030").iterdir()}
+    left = Artifact(folder, "checkpoint").write_part("parameters", "safetensors", b"left over", 1)
+    # One without a manifest may be in work.
+    unfinished = Workspace(config).train(2).folder.child("checkpoints", "step=00000040")
+    begun = Artifact(unfinished, "checkpoint").write_part("parameters", "safetensors", b"begun", 1)
+    [removal] = [each for each in clean(config, keep=3, dry_run=False) if "checkpoints" in each.path]
+    assert removal.path.endswith(f"step=00000030/{left.path}")
+    assert (removal.bytes, removal.reason) == (9, "not named in the manifest")
+    assert set(folder.list()) == named
+    assert unfinished.list() == [begun.path]
+
+
 def test_the_best_checkpoint_stays_however_old(config: RunConfig, tmp_path: Path) -> None:
     checkpoints = Workspace(config).train(2).folder.child("checkpoints")
     for step, score in ((10, 0.5), (20, 0.5), (30, 0.4)):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from clusterbatch.errors import DataError
-from clusterbatch.store import Folder
+from clusterbatch.errors import DataError, InfrastructureError
+from clusterbatch.store import Artifact, Folder, Part
 from clusterbatch.store.artifact import MANIFEST
 from clusterbatch.training import checkpoint as checkpoint_module
 from clusterbatch.training.checkpoint import CheckpointManifest, Checkpoints
@@ -47,6 +48,23 @@ def test_comes_back_as_saved_and_not_as_trained_on(tmp_path: Path) -> None:
     loaded, moments = latest.load()
     assert torch.equal(loaded["a"], torch.full((3, 2), 7.0))
     assert torch.equal(moments["exp_avg/a"], torch.full((3, 2), -7.0))
+
+
+def test_an_attempt_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a disk that is full before the last file: the next attempt needs the room."""
+    checkpoints = Checkpoints(Folder(str(tmp_path)), keep=2)
+    write = Artifact.write_part
+
+    def full(self: Artifact, name: str, *arguments: Any, **details: Any) -> Part:
+        if name == "moments":
+            raise InfrastructureError("No space left on device")
+        return write(self, name, *arguments, **details)
+
+    monkeypatch.setattr(Artifact, "write_part", full)
+    _save(checkpoints, 10)
+    with pytest.raises(InfrastructureError, match="No space"):
+        checkpoints.wait()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_without_its_manifest_a_checkpoint_is_not_there(tmp_path: Path) -> None:
