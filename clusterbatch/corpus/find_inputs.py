@@ -108,12 +108,15 @@ def _look(path: str, storage: StorageConfig) -> tuple[Folder, Sequence[Entry] | 
     if not _GLOB.search(uri) or Folder(uri, storage).exists():
         return Folder(uri, storage), None
     parts = uri.split("/")
-    # Folders may have the characters of a glob in their names.
+    # Folders may have the characters of a glob in their names; if all of them exist, no part is a glob.
     first = next(
-        number
-        for number, part in enumerate(parts)
-        if _GLOB.search(part)
-        and (number == len(parts) - 1 or not Folder("/".join(parts[: number + 1]), storage).exists())
+        (
+            number
+            for number, part in enumerate(parts)
+            if _GLOB.search(part)
+            and (number == len(parts) - 1 or not Folder("/".join(parts[: number + 1]), storage).exists())
+        ),
+        len(parts) - 1,
     )
     folder = Folder("/".join(parts[:first]) or "/", storage)
     return folder, folder.find("/".join(parts[first:]))

@@ -138,6 +138,14 @@ def test_what_exists_is_taken_by_its_name(tmp_path: Path, name: str) -> None:
     assert set(names(found(f"{tmp_path}/in [[]old]?/br1.jsonl"), folder)) == {"br1.jsonl"}
 
 
+@pytest.mark.parametrize("path", ["br[1]/there.jsonl", "br[1]/*.jsonl", "what?/deeper/there.jsonl", "none[1]/a.jsonl"])
+def test_what_is_missing_below_a_folder_with_such_a_name_is_no_such_file(tmp_path: Path, path: str) -> None:
+    for name in ("br[1]", "what?/deeper"):
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"corpus\.paths: .*: no such file"):
+        find_inputs(CorpusConfig(), [str(tmp_path / path)], StorageConfig())
+
+
 def test_a_pattern_still_is_one(tmp_path: Path) -> None:
     for name in ("br1.jsonl", "br2.jsonl", "b.csv"):
         write_lines(tmp_path / name, [PAIR])
