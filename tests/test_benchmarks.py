@@ -77,8 +77,8 @@ def test_a_figure_is_judged_by_its_promise(capsys: pytest.CaptureFixture[str]) -
 
 def test_every_benchmark_is_in_the_catalogue() -> None:
     scripts = {file.stem for file in HERE.glob("*.py") if 'if __name__ == "__main__"' in file.read_text()}
-    # The command itself, tools that prepare a workspace and a corpus, and one that reads what another has left.
-    tools = {"__main__", "real_workspace", "generated_corpus", "grid_predictors"}
+    # The command itself, tools that prepare a workspace and a corpus, and those that read what another has left.
+    tools = {"__main__", "real_workspace", "generated_corpus", "grid_predictors", "grid_mask_report"}
     assert {benchmark.module for benchmark in CATALOGUE} == scripts - tools
 
 
