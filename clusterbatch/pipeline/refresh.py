@@ -40,6 +40,7 @@ from clusterbatch.pipeline.rounds import (
 )
 from clusterbatch.pipeline.run import SCORE, Stage, is_trained, run_stage, stages_of
 from clusterbatch.runtime import lasting_session, ray_session
+from clusterbatch.scoring.teacher import check_teacher
 from clusterbatch.store import Artifact, Manifest
 from clusterbatch.store.details import EvaluationDetails, TrainDetails, details_of
 from clusterbatch.store.workspace import Workspace, live_generation, publish
@@ -59,7 +60,8 @@ def refresh(config: RunConfig, *, force: bool = False) -> list[Round]:
     """Make `refresh.rounds` more generations, or those that are left of an interrupted call; return all rounds.
 
     Runs the first generation's stages before if they have never run, and waits in the end for clusters that are built
-    for the next call. Raises UsageError before any work if the metric that decides is not measured.
+    for the next call. Raises UsageError before any work if the metric that decides is not measured, and what
+    `check_teacher` raises.
     """
     _check(config)
     workspace = Workspace(config)
@@ -120,6 +122,8 @@ def _check(config: RunConfig) -> None:
         raise UsageError(
             "cluster.method: refresh continues from centroids, which communities do not follow; take kmeans"
         )
+    # The stage itself would find out only after the corpus has been embedded and clustered.
+    check_teacher(config)
 
 
 def _last_generation(config: RunConfig, workspace: Workspace) -> int:

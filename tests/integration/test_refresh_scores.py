@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from clusterbatch.config import RunConfig
-from clusterbatch.pipeline.refresh import refresh
-from clusterbatch.pipeline.run import stages_of
+from clusterbatch.errors import ClusterbatchError
+from clusterbatch.pipeline.refresh import CALL, refresh
+from clusterbatch.pipeline.run import run_stage, stages_of
 from clusterbatch.store.workspace import Workspace
 from tests.encoder.models import make_static
 from tests.in_process import OVERRIDES, run_in_process
@@ -49,3 +50,16 @@ def test_a_round_on_earlier_clusters_takes_their_scores(tmp_path: Path, monkeypa
     assert record.clusters == 0
     assert workspace.scores(1).manifest() is None
     assert workspace.train(1).require().inputs["scores"] == workspace.scores().require().fingerprint
+
+
+def test_a_teacher_that_cannot_score_is_named_before_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_in_process(monkeypatch)
+    config = _config(tmp_path, "refresh.rounds=1")
+    for stage in stages_of(config):
+        run_stage(stage, config)
+    teacher = tmp_path / "teacher"
+    (teacher / "model.safetensors").write_bytes((teacher / "model.safetensors").read_bytes()[:200])
+    with pytest.raises(ClusterbatchError, match=r"^score\.teacher: "):
+        refresh(config)
+    assert Workspace(config).embeddings(1).manifest() is None
+    assert not Workspace(config).root.exists(CALL)
