@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -173,7 +174,7 @@ def _start(config: RayConfig) -> None:
         say(f"ray: joining the cluster at {address} ({key})")
         _check_port(key, address)
     on_termination = signal.getsignal(signal.SIGTERM)
-    with _without_native_stderr():
+    with _without_native_stderr(), _daemons_in_groups_of_their_own():
         _init(config, address)
     if callable(on_termination) and threading.current_thread() is threading.main_thread():
         # Ray takes the signal over, and prints the stack of its core before it exits.
@@ -235,6 +236,27 @@ def _without_native_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@contextmanager
+def _daemons_in_groups_of_their_own() -> Iterator[None]:
+    """Keep what is sent to the group of this process, as `timeout` and terminals do, from the Ray started in the block.
+
+    If its daemons end, Ray's core ends this process at once, without a word and before training has written its
+    checkpoint. Nothing public says how Ray starts processes; the kernel ends those with this one all the same.
+    """
+    from ray._private import services
+
+    popen = getattr(services, "ConsolePopen", None)
+    # Elsewhere Ray itself ends its processes by their common group.
+    if popen is None or sys.platform != "linux":
+        yield
+        return
+    services.ConsolePopen = partial(popen, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def _quieten() -> None:

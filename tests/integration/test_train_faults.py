@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -154,10 +155,12 @@ def test_lost_workers_are_replaced_and_nothing_else_changes(tmp_path: Path, ray_
 @pytest.mark.parametrize(
     ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["process", "group"])
 @pytest.mark.parametrize("mode", ["cluster", "local", "in-process"])
 def test_an_interrupted_run_says_so_and_leaves_a_checkpoint_of_its_last_step(
-    tmp_path: Path, number: int, code: int, said: str, mode: str
+    tmp_path: Path, number: int, code: int, said: str, mode: str, send: Callable[[int, int], None]
 ) -> None:
+    """Whoever stops it: `kill` signals the process, a terminal and `timeout` all of its group."""
     config = with_changes(
         small_config(tmp_path, train={"steps": 5000, "workers": 1, "cpus_per_worker": 0.5, "checkpoint_every": 10}),
         {"ray.mode": mode},
@@ -171,6 +174,7 @@ def test_an_interrupted_run_says_so_and_leaves_a_checkpoint_of_its_last_step(
         text=True,
         # A shell ignores the interrupt for what it starts in the background, and so would all that comes of it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        start_new_session=True,
     )
     checkpoints = _job(config).checkpoints
     deadline = time.monotonic() + _SECONDS
@@ -178,7 +182,7 @@ def test_an_interrupted_run_says_so_and_leaves_a_checkpoint_of_its_last_step(
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.1)
-    process.send_signal(number)
+    send(process.pid, number)
     _, errors = process.communicate(timeout=_SECONDS)
     assert process.returncode == code, errors
     lines = errors.splitlines()
