@@ -145,7 +145,7 @@ def report(
     parts += [_confirmed(wanted), _means(wanted, arms)]
     if len(rate_of) > 1:
         parts += [_larger_batches(folder, wanted, rate_of, arms, corpora)]
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
 
 
 def _gains(wanted: list[Cell], arm: str, corpora: Sequence[str], sizes: Sequence[int]) -> str:
@@ -183,11 +183,11 @@ def _confirmed(wanted: list[Cell]) -> str:
         f"Of {len(known)} cells {sum(beyond)} gain and {len(beyond) - sum(beyond)} lose beyond their own intervals; "
         f"with all of them together (Holm, p <= .05) {len(rows)} do"
     )
-    return f"{title}\n\n" + _table(["arm", "corpus", "batch", "gain", "adjusted p"], rows)
+    return f"{title}\n\n" + _table(["arm", "corpus", "batch", "gain", "adjusted p"], rows) if rows else title
 
 
 def _means(wanted: list[Cell], arms: Sequence[str]) -> str:
-    """Return the means over corpora of every arm."""
+    """Return the means over corpora of every arm; nothing of a single corpus."""
     gains: dict[tuple[str, int], dict[str, float]] = {}
     for cell in wanted:
         gains.setdefault((cell.arm, cell.batch), {})[cell.corpus] = cell.gain.mean
@@ -196,6 +196,8 @@ def _means(wanted: list[Cell], arms: Sequence[str]) -> str:
         for (name, size), of_corpora in sorted(gains.items(), key=lambda item: item[0][1]):
             if name == arm and (every := OverCorpora.of(of_corpora.values())):
                 lines.append((arm, size, every, of_corpora))
+    if not lines:
+        return ""
     rows = []
     for (arm, size, every, of_corpora), p in zip(lines, holm([line[2].p for line in lines]), strict=True):
         documents = [gain for corpus, gain in of_corpora.items() if not corpus.endswith(BY_QUERY)]
