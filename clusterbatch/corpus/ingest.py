@@ -47,6 +47,8 @@ from clusterbatch.store.workspace import Workspace
 
 # Sources that are named in a message.
 _NAMED_SOURCES = 8
+# Share of pairs whose query is their document, from which on a mistake is likely.
+_MANY_ECHOES = 0.5
 _OTHER = "of other inputs or made with another configuration"
 
 
@@ -252,7 +254,19 @@ def _commit(
     )
     artifact.remove(EXCHANGE)
     _report_sources(details_of(manifest, CorpusDetails)["sources"])
+    # Receipts of an older version do not count them.
+    _warn_of_echoes(sum(receipt.details.get("echoes", 0) for receipt in receipts), counts.written)
     return manifest
+
+
+def _warn_of_echoes(echoes: int, written: int) -> None:
+    """Warn if most queries are the text of their own document, as when one column is named for both."""
+    if echoes > written * _MANY_ECHOES:
+        say(
+            f"ingest    in {echoes:,} of {written:,} pairs the query is its document: next to nothing is learned from "
+            "them, and scores on such pairs mean nothing; look at corpus.columns",
+            level="warning",
+        )
 
 
 def _withdraw(artifact: Artifact, receipts: Sequence[Receipt]) -> None:

@@ -139,6 +139,7 @@ class WriteWorker:
         by_source = Counter({item["values"]: item["counts"] for item in sources.to_pylist()})
         counts = Counts(read=read, written=kept.num_rows, rejected=reasons.total(), set_aside=dict(+aside))
         result = _result(parts, counts, by_source, reasons)
+        result.details["echoes"] = int(pc.sum(pc.equal(kept["query_hash"], kept["document_hash"])).as_py() or 0)
         if self._exclusions.leftovers and not self._exclusions.held_out.is_empty:
             if self._exclusions.held_out.by_query:
                 # Documents that no other pair trains would be as new as their queries.

@@ -320,3 +320,16 @@ def test_an_ingest_without_a_valid_pair_is_not_in_the_way(tmp_path: Path, in_pro
     assert not list((tmp_path / "workspace/corpus").rglob("*.*"))
     config = configuration(tmp_path, [file], columns={"query": "question", "document": "answer"})
     assert ingest(config).counts.written == 1
+
+
+@pytest.mark.parametrize(("document", "warns"), [("query", True), ("document", False)])
+def test_a_query_that_is_its_document_is_warned_of(
+    tmp_path: Path, document: str, warns: bool, in_process: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"query": f"question {n}", "document": f"question {n}" if n < 4 else f"answer {n}"} for n in range(20)]
+    write_lines(tmp_path / "in.jsonl", rows)
+    columns = {"query": "query", "document": document}
+    corpus = {"paths": [str(tmp_path / "in.jsonl")], "columns": columns}
+    ingest(RunConfig.model_validate({"workspace": str(tmp_path / "ws"), "corpus": corpus, "evaluate": {"holdout": 0}}))
+    said = "in 20 of 20 pairs the query is its document" in capsys.readouterr().err
+    assert said == warns
