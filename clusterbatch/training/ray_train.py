@@ -191,7 +191,7 @@ class _Status:
     """Actor through which workers report to the driver, and the driver asks them to stop."""
 
     def __init__(self) -> None:
-        self._line: dict[str, Any] | None = None
+        self._lines: list[dict[str, Any]] = []
         self._traffic = Traffic()
         self._fatal: tuple[str, str] | None = None
         self._has_begun = self._is_stopping = False
@@ -200,10 +200,12 @@ class _Status:
         self._has_begun = True
 
     def show(self, line: dict[str, Any]) -> None:
-        self._line = line
+        self._lines.append(line)
 
-    def line(self) -> dict[str, Any] | None:
-        return self._line
+    def new_lines(self) -> list[dict[str, Any]]:
+        """Return the lines since the last call."""
+        lines, self._lines = self._lines, []
+        return lines
 
     def fail(self, kind: str, message: str) -> None:
         self._fatal = (kind, message)
@@ -228,7 +230,7 @@ class _Status:
 
 @contextmanager
 def _progress(job: TrainingJob, status: Any) -> Iterator[None]:
-    """Show the newest line of the status actor while the block runs."""
+    """Show the lines that reach the status actor while the block runs."""
     ended = threading.Event()
     done = steps_done(job)
 
@@ -236,9 +238,8 @@ def _progress(job: TrainingJob, status: Any) -> Iterator[None]:
         shown = ShownSteps(progress, done)
         while True:
             is_last = ended.wait(_SECONDS_BETWEEN_LOOKS)
-            newest = ray.get(status.line.remote())
-            if newest is not None:
-                shown.show(newest)
+            for line in ray.get(status.new_lines.remote()):
+                shown.show(line)
             if is_last:
                 return
 

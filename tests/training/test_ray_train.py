@@ -1,4 +1,4 @@
-"""The driver of training on Ray: whom an interrupt waits for."""
+"""The driver of training on Ray: whom an interrupt waits for, and what it shows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from clusterbatch.training import ray_train
-from clusterbatch.training.ray_train import _fit_or_stop, _Status
+from clusterbatch.training.ray_train import _fit_or_stop, _progress, _Status
 from clusterbatch.training.worker import TrainingJob
 from tests.training.small_run import small_config
 
@@ -44,3 +44,16 @@ def test_an_interrupt_waits_for_workers_that_have_begun_and_for_no_others(
     said = capsys.readouterr().err
     assert ("stopping when the step is done" in said) == has_workers
     assert "without a checkpoint" not in said
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_step_that_teaches_nothing_is_named_however_soon_others_follow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = _Status.remote()  # type: ignore[attr-defined]
+    figures = dict.fromkeys(["loss", "gradient_norm", "memory_bytes", "tokens_per_second", "data_wait"], 1.0)
+    with _progress(TrainingJob(small_config(tmp_path), 0, 3, "", ""), status):
+        ray.get([status.show.remote({**figures, "mfu": None, "step": n, "mask_rate": n % 2}) for n in range(3)])
+    said = capsys.readouterr().err
+    assert "train: in step 1 the mask ignores 100% of the negatives" in said
+    assert "train: 3 steps in" in said
