@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from clusterbatch.encoder.devices import bound_kernel_caches
 from clusterbatch.encoder.fused import FusedBackbone
 from clusterbatch.encoder.model import Dense, Encoder
 from clusterbatch.encoder.model_files import DenseLayout, Kind, Layout, check_weight_files, read_config, read_layout
@@ -104,6 +105,8 @@ def drop_padding(encoder: Encoder, dtype: torch.dtype) -> None:
     Its weights must not change afterwards: on a CPU copies of them are used.
     """
     if encoder.kind == "backbone":
+        if encoder.device.type == "cpu":
+            bound_kernel_caches()
         encoder.backbone.to(dtype)
         tokenizer = encoder.tokenizer
         first_position = read_layout(tokenizer.folder).first_position

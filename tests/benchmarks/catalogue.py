@@ -78,6 +78,10 @@ CATALOGUE = [
         "runs/grid-quick --corpora mitre --sizes 256 --arms source,cluster-4x --seeds 1",
         DATA,
     ),
+    Benchmark("embedding-peers", "bench_embedding_peers", "", "--documents 64 --rounds 1", DATA),
+    Benchmark(
+        "effort", "bench_effort", "runs/effort", "runs/effort-quick --corpora movies --pairs 200 --seeds 1", DATA
+    ),
     Benchmark("duplicates", "bench_duplicates", "runs/duplicates", "runs/duplicates --corpora mitre --rounds 1", DATA),
     Benchmark("samples", "bench_samples", "{comparison}", "{comparison}", COMPARISON),
 ]

@@ -1,0 +1,48 @@
+"""Memory of a process that embeds or scores does not grow with what it has done."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.encoder.models import make_model
+
+# Prints the resident bytes after each quarter of the calls, whose texts are of many lengths.
+_SCRIPT = """
+import sys
+import numpy as np
+import psutil
+import torch
+from clusterbatch.config import ScoreConfig, StorageConfig
+from clusterbatch.encoder.devices import inference_dtype
+from clusterbatch.encoder.load import load_encoder
+from clusterbatch.scoring.teacher import load_teacher
+
+torch.set_num_threads(1)
+work, folder = sys.argv[1:]
+if work == "score":
+    teacher = load_teacher(ScoreConfig(teacher=folder), StorageConfig(), "cpu")
+else:
+    encoder = load_encoder(folder, dtype=inference_dtype("auto", torch.device("cpu")), packed=True)
+random = np.random.default_rng(0)
+for call in range(100):
+    texts = ["river stone " * int(words) for words in random.integers(1, 50, 40)]
+    if work == "score":
+        rows = np.arange(20)
+        teacher.scores(texts[:20], texts[20:], rows, rows)
+    else:
+        encoder.encode(encoder.prepare(texts, None), 256)
+    if call % 25 == 24:
+        print(psutil.Process().memory_info().rss)
+"""
+
+
+@pytest.mark.parametrize("work", ["embed", "score"])
+def test_no_compiled_product_is_kept_for_every_length(work: str, tmp_path: Path) -> None:
+    folder = make_model("bert", tmp_path / "model")
+    done = subprocess.run([sys.executable, "-c", _SCRIPT, work, folder], check=True, stdout=subprocess.PIPE, text=True)
+    resident = [int(line) for line in done.stdout.split()]
+    assert max(resident) - resident[0] < 30 * 2**20, [each >> 20 for each in resident]
