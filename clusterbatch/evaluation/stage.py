@@ -116,8 +116,9 @@ def configured_collections(config: RunConfig) -> list[Collection]:
             raise UsageError(
                 f"evaluate.path: give at least one collection in BEIR layout (ingest has held out none{reason})"
             )
-        # Its first line names the columns.
-        if held_out.read(collection.judgements_file).count(b"\n") < 2:
+        # Its first line names the columns. Without the file, the check of the collection names the split.
+        judgements = collection.judgements_file
+        if held_out.exists(judgements) and held_out.read(judgements).count(b"\n") < 2:
             raise UsageError(
                 f"evaluate.path: give at least one collection in BEIR layout (what ingest has held out is too little "
                 f"for the split {config.evaluate.split})"

@@ -100,7 +100,7 @@ def _planned(uri: Any, characters: float, *, vectors: bool = False, **mine: Any)
     details = {"sources": {"forum": rows}, "dimensions": dimensions if vectors else None}
     counts = corpus.counts.model_copy(update={"written": rows, "read": rows})
     corpus = corpus.model_copy(update={"parts": parts, "counts": counts, "details": details})
-    factory = PassFactory(workspace.clusters().folder.child("_exchange"), "identity")
+    factory = PassFactory(workspace.clusters().folder.child("_exchange"), "identity", [])
     passes = ShardPasses(EmbeddedCorpus(config, 0, corpus, embeddings), factory)
     longest = 2 * (config.train.max_query_tokens + config.train.max_document_tokens)
     return passes.plan({}), min(1.5 * each, longest) + 4 * dimensions

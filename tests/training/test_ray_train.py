@@ -37,10 +37,15 @@ def test_an_interrupt_waits_for_workers_that_have_begun_and_for_no_others(
 ) -> None:
     monkeypatch.setattr(ray_train, "_SECONDS_TO_STOP", 20)
     config = small_config(tmp_path)
+    # Test processes of pytest-xdist ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     status = _Status.remote()  # type: ignore[attr-defined]
     ray.get(status.is_stopping.remote())
-    with pytest.raises(KeyboardInterrupt):
-        _fit_or_stop(_Trainer(status, has_workers=has_workers), TrainingJob(config, 0, 40, "", ""), status)  # type: ignore[arg-type]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _fit_or_stop(_Trainer(status, has_workers=has_workers), TrainingJob(config, 0, 40, "", ""), status)  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGINT, before)
     said = capsys.readouterr().err
     assert ("stopping when the step is done" in said) == has_workers
     assert "without a checkpoint" not in said
