@@ -1,4 +1,4 @@
-"""What masks of likely false negatives gain in bench_grid: tables of its finished runs, as Markdown. Trains nothing.
+"""Gains of masks of likely false negatives in bench_grid: tables of its finished runs, as Markdown. Trains nothing.
 
     python -m tests.benchmarks.grid_mask_report FOLDER [--corpora medquad,factbook]
 

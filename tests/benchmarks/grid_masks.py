@@ -57,7 +57,7 @@ class Known:
 
 
 class RowFacts:
-    """What masks know of the rows of a corpus, for clusters of each size; vectors of MiniLM are kept below `folder`.
+    """Facts that masks need of a corpus' rows, for clusters of each size; vectors of MiniLM are kept below `folder`.
 
     labels: gives the (N,) cluster numbers inside each source for clusters of so many rows.
     """

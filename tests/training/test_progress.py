@@ -1,4 +1,4 @@
-"""What the driver says of the steps of a run."""
+"""Lines of the driver about the steps of a run."""
 
 from __future__ import annotations
 
