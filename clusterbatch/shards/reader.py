@@ -20,7 +20,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import islice
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -35,11 +37,13 @@ from clusterbatch.store.checksum import checksum64
 from clusterbatch.store.details import ClustersDetails, ScoresDetails, details_of
 from clusterbatch.store.tables import read_parquet
 
-# Requests at once.
+# Requests at once to object storage. A local disk answers sooner than a thread starts.
 _READERS = 8
 # A run takes 12 bytes for each file: 10^9 rows in runs of 64 take 190 MB, twice that if vectors are read as well.
 # Tables that were dropped are read again with their shard's next run.
 _KEPT_BYTES = 256 * 2**20
+# A request, yet to be made, for neighbouring runs of a file.
+_Read: TypeAlias = Callable[[], list[pa.RecordBatch]]
 
 
 class _RunFiles:
@@ -60,23 +64,14 @@ class _RunFiles:
         self._tables = RunTables(self._read_table)
 
     def _bytes(self, number: int, runs: np.ndarray, contents: Sequence[str]) -> np.ndarray:
-        ends = [self._tables.get(int(number), content).ends.astype(np.int64) for content in contents]
-        return sum(of_file[runs + 1] - of_file[runs] for of_file in ends)
+        ends = [self._tables.get(int(number), content).ends for content in contents]
+        return sum(of_file[runs + 1].astype(np.int64) - of_file[runs].astype(np.int64) for of_file in ends)
 
-    def _read(self, shard: int, runs: np.ndarray, files: Sequence[str]) -> dict[str, list[pa.RecordBatch]]:
-        """Return the runs (ascending numbers, at least one) of each of the files."""
+    def _spans(self, number: int, runs: np.ndarray, content: str) -> list[_Read]:
+        """Return what reads the runs (ascending numbers) of one file, a request for each span of neighbouring runs."""
         assert np.all(np.diff(runs) > 0), "runs must ascend"
         spans = np.split(runs, np.flatnonzero(np.diff(runs) > 1) + 1)
-        requests = [(content, span) for content in files for span in spans]
-        if len(requests) == 1:
-            results: Iterable[list[pa.RecordBatch]] = [self._read_span(shard, *requests[0])]
-        else:
-            with ThreadPoolExecutor(min(_READERS, len(requests))) as pool:
-                results = list(pool.map(lambda request: self._read_span(shard, *request), requests))
-        by_file: dict[str, list[pa.RecordBatch]] = {content: [] for content in files}
-        for (content, _), batches in zip(requests, results, strict=True):
-            by_file[content].extend(batches)
-        return by_file
+        return [partial(self._read_span, number, content, span) for span in spans]
 
     def _read_span(self, shard: int, content: str, span: np.ndarray) -> list[pa.RecordBatch]:
         """Read consecutive runs; bytes that do not match their checksum are fetched again before they are damaged."""
@@ -140,13 +135,16 @@ class ShardReader(_RunFiles):
         """Return one record batch per run of `runs` (ascending run numbers).
 
         With `vectors`, their columns come behind those of `schema`; a teacher's scores come last. Neighbouring runs
-        take one request, separate ones are read side by side. Raises DataError that names the shard's file if bytes are
-        missing or damaged.
+        take one request; object storage is asked for separate ones side by side. Raises DataError that names the
+        shard's file if bytes are missing or damaged.
         """
         runs = np.asarray(runs, dtype=np.int64)
         if len(runs) == 0:
             return []
-        by_file = self._read(shard, runs, self._files(vectors))
+        reads = {content: self._spans(shard, runs, content) for content in self._files(vectors)}
+        if self._scores is not None:
+            reads[SCORES] = self._scores.reads(shard, runs)
+        by_file = _read_all(reads, one_by_one=self._artifact.folder.is_local)
         columns = [list(batch.columns) for batch in by_file[TRAINING]]
         names = list(self.schema.names)
         if vectors and self._vectors is not None:
@@ -155,7 +153,7 @@ class ShardReader(_RunFiles):
                 of_run += self._vectors.decode(stored)
         if self._scores is not None:
             names += self._scores.schema.names
-            for of_run, stored in zip(columns, self._scores.read_runs(shard, runs), strict=True):
+            for of_run, stored in zip(columns, by_file[SCORES], strict=True):
                 of_run += stored.columns
         return [pa.RecordBatch.from_arrays(of_run, names=names) for of_run in columns]
 
@@ -191,13 +189,9 @@ class ScoreReader(_RunFiles):
             found[of_unit] = self._bytes(unit, inside, [SCORES])
         return found
 
-    def read_runs(self, shard: int, runs: np.ndarray) -> list[pa.RecordBatch]:
-        """Return one record batch per run of `runs` (ascending run numbers)."""
-        return [
-            batch
-            for unit, inside, _ in self._by_unit(shard, runs)
-            for batch in self._read(unit, inside, [SCORES])[SCORES]
-        ]
+    def reads(self, shard: int, runs: np.ndarray) -> list[_Read]:
+        """Return what reads one record batch per run of `runs` (ascending run numbers), in that order."""
+        return [read for unit, inside, _ in self._by_unit(shard, runs) for read in self._spans(unit, inside, SCORES)]
 
     def _by_unit(self, shard: int, runs: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield each unit that has some of the runs, their numbers inside it, and their positions in `runs`."""
@@ -206,6 +200,21 @@ class ScoreReader(_RunFiles):
         for number in np.unique(place).tolist():
             here = np.flatnonzero(place == number)
             yield int(units[number]), runs[here] - first[number], here
+
+
+def _read_all(reads: Mapping[str, Sequence[_Read]], *, one_by_one: bool) -> dict[str, list[pa.RecordBatch]]:
+    """Return what the requests for each file give, in order; side by side unless told otherwise."""
+    requests = [read for of_file in reads.values() for read in of_file]
+    if one_by_one or len(requests) == 1:
+        results = [read() for read in requests]
+    else:
+        with ThreadPoolExecutor(min(_READERS, len(requests))) as pool:
+            results = list(pool.map(lambda read: read(), requests))
+    following = iter(results)
+    return {
+        content: [batch for batches in islice(following, len(of_file)) for batch in batches]
+        for content, of_file in reads.items()
+    }
 
 
 @dataclass(frozen=True)

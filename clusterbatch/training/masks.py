@@ -181,9 +181,12 @@ class Relation:
         """Set what the teacher takes for an answer in a block of all columns."""
         if self._facts.answers is None:
             return
-        row, column = self._facts.answers
-        here = (row >= queries.start) & (row < queries.stop) & (column >= columns.start) & (column < columns.stop)
-        ignored_QD[row[here] - queries.start, column[here] - columns.start] = True
+        facts, (row, column) = self._facts, self._facts.answers
+        negatives = 0 if facts.negative_hash is None else len(facts.negative_hash)
+        if ignored_QD.shape != (facts.pairs, facts.pairs + negatives):
+            here = (row >= queries.start) & (row < queries.stop) & (column >= columns.start) & (column < columns.stop)
+            row, column = row[here] - queries.start, column[here] - columns.start
+        ignored_QD[row, column] = True
 
     def _above_own_score(self, queries: slice, scores: Tensor) -> Tensor:
         if self._config.own_score_margin is None:
