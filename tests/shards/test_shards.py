@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from clusterbatch.errors import DataError
+from clusterbatch.shards import reader as reader_module
 from clusterbatch.shards.layout import TRAINING
 from clusterbatch.shards.reader import VECTORS, RunTables, ShardReader
 from clusterbatch.store import Folder
@@ -39,12 +40,17 @@ def test_every_run_comes_back_as_written(shards) -> None:
         assert got.select(expected.column_names).to_pylist() == expected.to_pylist()
 
 
-def test_separate_runs_come_in_the_order_asked_and_cost_their_bytes(shards) -> None:
+@pytest.mark.parametrize("one_by_one", [True, False], ids=["local", "object storage"])
+def test_separate_runs_come_in_the_order_asked_and_cost_their_bytes(
+    shards, one_by_one: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     artifact, _ = shards
     reader = pickle.loads(pickle.dumps(ShardReader(artifact)))
+    read_all = reader_module._read_all
+    monkeypatch.setattr(reader_module, "_read_all", lambda reads, **_: read_all(reads, one_by_one=one_by_one))
     wanted = np.array([0, 1, 5, 8, 9])
-    alone = [reader.read_runs(0, np.array([run]))[0] for run in wanted]
-    together = reader.read_runs(0, wanted)
+    alone = [reader.read_runs(0, np.array([run]), vectors=True)[0] for run in wanted]
+    together = reader.read_runs(0, wanted, vectors=True)
     assert all(one.equals(other) for one, other in zip(alone, together, strict=True))
     training = next(p for p in artifact.require().parts if p.details.get("content") == TRAINING)
     every = np.arange(len(reader._tables.get(0, TRAINING).checksums))
