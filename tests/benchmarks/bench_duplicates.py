@@ -32,8 +32,8 @@ from clusterbatch.shards.reader import ROWS, ShardReader
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
-from tests.benchmarks.bench_grid import CORPORA, static_model
 from tests.benchmarks.figures import emit
+from tests.benchmarks.grid_corpora import CORPORA, static_model
 from tests.data_folder import require_data_folder
 
 _SIZE, _BLOCK, _SHOWN = 32, 1024, 2

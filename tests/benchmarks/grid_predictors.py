@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from tests.benchmarks.bench_grid import CORPORA, Study
 from tests.benchmarks.figures import emit
+from tests.benchmarks.grid_arms import Arms
+from tests.benchmarks.grid_corpora import CORPORA
 from tests.benchmarks.grid_report import BASELINE, BY_QUERY, Cell, cells
 from tests.benchmarks.static_trainer import Pairs
 
@@ -58,14 +59,14 @@ def batch_figures(pairs: Pairs, batches: np.ndarray) -> dict[str, float]:
     return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
 
 
-def differences(study: Study, arm: str, batch: int) -> dict[str, float]:
+def differences(arms: Arms, arm: str, batch: int) -> dict[str, float]:
     """Return the figures of batches of an arm less those of batches of sources, and facts of the corpus."""
     both = []
     for each in (arm, BASELINE):
-        batches = study.batches(each, batch, 0, most=_ROWS // batch)
+        batches = arms.batches(each, batch, 0, most=_ROWS // batch)
         assert batches is not None
-        both.append(batch_figures(study.corpus.pairs, batches))
-    corpus = study.corpus
+        both.append(batch_figures(arms.corpus.pairs, batches))
+    corpus = arms.corpus
     return {
         **{name: both[0][name] - both[1][name] for name in both[0]},
         "smaller_batch": -float(np.log2(batch)),
@@ -140,10 +141,10 @@ def main() -> None:
     kept = folder / "figures.json"
     known = json.loads(kept.read_text()) if kept.exists() else {}
     measured = [cell for cell in cells(folder) if cell.arm in ARMS and cell.seeds > 1]
-    study_of = lru_cache(maxsize=1)(lambda corpus: Study(folder, corpus))
+    arms_of = lru_cache(maxsize=1)(lambda corpus: Arms(folder, corpus))
     for cell in sorted(measured, key=lambda cell: cell.corpus):
         if _key(cell) not in known:
-            known[_key(cell)] = differences(study_of(cell.corpus), cell.arm, cell.batch)
+            known[_key(cell)] = differences(arms_of(cell.corpus), cell.arm, cell.batch)
             kept.write_text(json.dumps(known))
     for arm in ARMS:
         own = [cell for cell in measured if cell.arm == arm]

@@ -1,0 +1,113 @@
+"""The command of the study of batch sizes: which runs it makes and in what order, and what a transformer searches."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba", reason="the study's trainer is compiled (pip install '.[bench]')")
+
+from clusterbatch.encoder.tokens import Tokens
+from tests.benchmarks import bench_grid
+from tests.benchmarks.grid_report import read_runs
+from tests.benchmarks.static_trainer import Corpus
+
+ARMS = ["source", "cluster-4x", "none"]
+
+
+class MadeUpRuns:
+    """Runs without training; corpora have no arm `none`. `left` runs are made before an interruption."""
+
+    def __init__(self) -> None:
+        self.left = 1000
+        self.made: list[tuple[Any, ...]] = []
+
+    def __call__(self, folder: Path, name: str) -> Any:
+        def make(arm: str, batch: int, seed: int, *rest: Any) -> dict[str, Any] | None:
+            if arm == "none":
+                return None
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            self.made.append((name, batch, arm, seed, *rest))
+            return {"scores": [0.5, 0.25]}
+
+        return SimpleNamespace(run=make, run_backbone=make)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> MadeUpRuns:
+    made_up = MadeUpRuns()
+    monkeypatch.setattr(bench_grid, "Study", made_up)
+    return made_up
+
+
+def start(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> None:
+    fixed = ["--corpora", "a,b", "--arms", ",".join(ARMS), "--seeds", "3"]
+    monkeypatch.setattr(sys, "argv", ["bench_grid", str(folder), *fixed, *words])
+    bench_grid.main()
+
+
+def test_an_interrupted_study_has_the_same_seeds_of_all_arms_but_one_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: MadeUpRuns
+) -> None:
+    for made in (1, 3, 4, 1000):
+        runs.left = made
+        if made < 1000:
+            with pytest.raises(KeyboardInterrupt):
+                start(monkeypatch, tmp_path, "--sizes", "32,64")
+        else:
+            start(monkeypatch, tmp_path, "--sizes", "32,64")
+        for arms in read_runs(tmp_path).values():
+            seeds = [set(arms.get(arm, ())) for arm in ARMS[:2]]
+            assert len(seeds[0] ^ seeds[1]) <= 1
+    assert len(runs.made) == len(set(runs.made)) == 2 * 2 * 2 * 3
+    assert {run[4] for run in runs.made if run[1] == 64} == {bench_grid.RATES[64]}
+
+
+def test_transformers_see_the_same_pairs_at_every_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: MadeUpRuns
+) -> None:
+    words = ["--layers", "2", "--pairs", "6400", "--rates", "1e-4,3e-4"]
+    start(monkeypatch, tmp_path, "--sizes", "16,64", *words)
+    assert {batch * steps for _, batch, _, _, _, _, steps in runs.made} == {6400}
+    assert {rate for *_, rate, _, _ in runs.made} == {1e-4, 3e-4}
+    assert len(runs.made) == len(set(runs.made)) == 2 * 2 * 2 * 3 * 2
+
+
+def test_a_transformer_searches_relevant_documents_and_some_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against ranking by hand: a document that is not searched counts as if it were not there."""
+    monkeypatch.setattr(bench_grid, "_SEARCHED", 12)
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((40, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    encoded: list[int] = []
+
+    def encode(texts: Tokens, _: int) -> np.ndarray:
+        numbers = [int(texts[row][0]) for row in range(len(texts))]
+        encoded.extend(numbers)
+        return vectors[numbers]
+
+    def tokens(numbers: list[list[int]]) -> Tokens:
+        return Tokens(np.concatenate(numbers).astype(np.int32), np.arange(len(numbers) + 1))
+
+    encoder: Any = SimpleNamespace(tokenizer=SimpleNamespace(surrounded=tokens), encode=encode)
+    # Texts are the numbers of their vectors: 10 queries, then 30 documents.
+    relevant = [random.choice(5, size=1 + query % 2, replace=False) for query in range(10)]
+    corpus = Corpus(
+        "c", None, None, [], tokens([[n] for n in range(10)]), tokens([[n] for n in range(10, 40)]), relevant
+    )  # type: ignore[arg-type]
+    study = SimpleNamespace(corpus=corpus, ndcg=lambda *sides: bench_grid.Study.ndcg(study, *sides))  # type: ignore[arg-type]
+    found = bench_grid.Study.scores_of_some(study, encoder)  # type: ignore[arg-type]
+    searched = np.array(encoded[10:]) - 10
+    assert len(searched) == len(set(searched.tolist())) == 12
+    assert set(np.concatenate(relevant).tolist()) <= set(searched.tolist())
+    for query, own in enumerate(relevant):
+        ranked = searched[np.argsort(-(vectors[10 + searched] @ vectors[query]))][:10]
+        gained = sum(1 / np.log2(rank + 2) for rank, document in enumerate(ranked) if document in own)
+        assert found[query] == pytest.approx(gained / sum(1 / np.log2(rank + 2) for rank in range(len(own))))
