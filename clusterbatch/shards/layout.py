@@ -17,6 +17,8 @@ from clusterbatch.schema import training_schema, vectors_type
 TRAINING, VECTORS, RUNS, ROWS, INDEX = "training", "vectors", "runs", "rows", "index"
 # Content of a part with a teacher's scores.
 SCORES = "scores"
+# Rows whose vectors are worked on at once: those of a whole bucket in float32 would be several times its bytes.
+_BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -100,19 +102,28 @@ class VectorEncoder:
 
     def encode(self, table: pa.Table) -> pa.RecordBatch:
         """Return the columns of the format's schema, from query_vector and document_vector (any float type)."""
+        kept = self._format
         columns: dict[str, pa.Array] = {}
         for side in SIDES:
-            vectors = vector_values(table[f"{side}_vector"])
-            if self._format.dimensions < vectors.shape[1]:
-                basis = np.empty((0, vectors.shape[1]))
-                vectors = project(vectors, projection(basis, self._format.dimensions, "random", self._seed))
-            if self._format.kind == "int8":
-                values, scale = quantise(vectors)
-                columns |= {f"{side}_vector": vector_column(values), f"{side}_scale": pa.array(scale)}
-            else:
-                columns[f"{side}_vector"] = vector_column(vectors.astype(np.float16))
-        schema = self._format.schema
-        return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+            vectors = table[f"{side}_vector"]
+            matrix = self._projection(vectors.type.list_size)
+            values = np.empty((table.num_rows, kept.dimensions), np.int8 if kept.kind == "int8" else np.float16)
+            scale = np.empty(table.num_rows, np.float32)
+            for start in range(0, table.num_rows, _BLOCK_ROWS):
+                rows = slice(start, start + _BLOCK_ROWS)
+                block = project(vector_values(vectors.slice(start, _BLOCK_ROWS)), matrix)
+                if kept.kind == "int8":
+                    values[rows], scale[rows] = quantise(block)
+                else:
+                    values[rows] = block
+            columns |= {f"{side}_vector": vector_column(values), f"{side}_scale": pa.array(scale)}
+        return pa.RecordBatch.from_arrays([columns[name] for name in kept.schema.names], schema=kept.schema)
+
+    def _projection(self, width: int) -> np.ndarray | None:
+        """Return the (width, dimensions) matrix that reduces vectors; None if they are stored as wide as they are."""
+        if self._format.dimensions >= width:
+            return None
+        return projection(np.empty((0, width)), self._format.dimensions, "random", self._seed)
 
 
 def squared_errors(stored_as: VectorFormat, stored: pa.RecordBatch, table: pa.Table) -> np.ndarray:
@@ -120,10 +131,20 @@ def squared_errors(stored_as: VectorFormat, stored: pa.RecordBatch, table: pa.Ta
 
     Rows are sorted by cluster, so these are pairs that masks compare: rows of one batch.
     """
-    query, document = (vector_values(column).astype(np.float32) for column in stored_as.decode(stored))
-    kept = np.einsum("nd,nd->n", query[:-1], document[1:])
-    query, document = (vector_values(table[f"{side}_vector"]).astype(np.float32) for side in SIDES)
-    return (kept - np.einsum("nd,nd->n", query[:-1], document[1:])) ** 2
+    errors = np.empty(max(0, table.num_rows - 1), np.float32)
+    for start in range(0, len(errors), _BLOCK_ROWS):
+        # One row more than there are errors: the last query is compared with the document of the block after.
+        rows = (start, _BLOCK_ROWS + 1)
+        kept = _cosines_of_neighbours(*stored_as.decode(stored.slice(*rows)))
+        true = _cosines_of_neighbours(*(table[f"{side}_vector"].slice(*rows) for side in SIDES))
+        errors[start : start + _BLOCK_ROWS] = (kept - true) ** 2
+    return errors
+
+
+def _cosines_of_neighbours(query: pa.Array | pa.ChunkedArray, document: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return (n - 1,) float32 products of each query's vector with the next document's."""
+    queries, documents = (vector_values(column).astype(np.float32) for column in (query, document))
+    return np.einsum("nd,nd->n", queries[:-1], documents[1:])
 
 
 def quantise(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -72,14 +72,13 @@ def find_duplicates(table: pa.Table, source_of: Callable[[int], str], config: Du
     are to be dropped, a group is a row that stays and those that repeat it, whose rank is 1.
     """
     assert config.threshold is not None
-    sides = [unit_length(vector_values(table[f"{side}_vector"]).astype(np.float32)) for side in SIDES]
     cluster, part = table["cluster"].to_numpy(), table["part"].to_numpy()
     first, rank = np.arange(len(cluster)), np.zeros(len(cluster), np.int64)
     counts: dict[str, SemanticDuplicates] = {}
     shown: dict[str, list[tuple[float, int, int]]] = {}
     changes = (np.diff(cluster, prepend=-1) != 0) | (np.diff(part, prepend=-1) != 0)
     for start, stop in pairwise([*np.flatnonzero(changes).tolist(), len(cluster)]):
-        query, document = (side[start:stop] for side in sides)
+        query, document = _unit_vectors(table.slice(start, stop - start))
         source = source_of(int(cluster[start]))
         if config.action == "drop":
             near = dropped_rows(query, document, config.threshold, _EXAMPLES)
@@ -96,7 +95,7 @@ def find_duplicates(table: pa.Table, source_of: Callable[[int], str], config: Du
         of_source["dropped"] += int((sizes - 1).sum()) if config.action == "drop" else 0
         found = [(cosine, int(row) + start, int(other) + start) for cosine, row, other in near.lowest.tolist()]
         shown[source] = sorted([*shown.get(source, []), *found])[:_EXAMPLES]
-    examples = [_example(table, sides, source, *pair) for source, pairs in shown.items() for _, *pair in pairs]
+    examples = [_example(table, source, *pair) for source, pairs in shown.items() for _, *pair in pairs]
     return Found(first, rank, counts, examples)
 
 
@@ -113,9 +112,15 @@ def lowest_examples(examples: Iterable[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(kept, schema=EXAMPLE)
 
 
-def _example(table: pa.Table, sides: Sequence[np.ndarray], source: str, row: int, other: int) -> dict[str, Any]:
-    texts = table.select(["pair_id", *SIDES]).take(pa.array([row, other])).to_pylist()
-    cosines = {f"{name}_cosine": float(side[row] @ side[other]) for name, side in zip(SIDES, sides, strict=True)}
+def _unit_vectors(rows: pa.Table) -> list[np.ndarray]:
+    """Return the (rows, D) float32 unit vectors of queries and of documents."""
+    return [unit_length(vector_values(rows[f"{side}_vector"]).astype(np.float32)) for side in SIDES]
+
+
+def _example(table: pa.Table, source: str, row: int, other: int) -> dict[str, Any]:
+    both = table.select(["pair_id", *SIDES, *(f"{side}_vector" for side in SIDES)]).take(pa.array([row, other]))
+    cosines = {f"{name}_cosine": float(np.dot(*side)) for name, side in zip(SIDES, _unit_vectors(both), strict=True)}
+    texts = both.select(["pair_id", *SIDES]).to_pylist()
     shown = [{**text, **{side: readable(text[side], CHARACTERS) for side in SIDES}} for text in texts]
     return {"source": source, **cosines, **shown[0], **{f"other_{name}": text for name, text in shown[1].items()}}
 

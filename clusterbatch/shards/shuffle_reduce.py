@@ -70,9 +70,10 @@ class ReduceWorker:
         return table
 
     def _shards(self, bucket: int, table: pa.Table, output: Artifact) -> Result:
-        table = _sorted(table.append_column("part", pa.array(np.zeros(table.num_rows, np.int64))))
         read = table.num_rows
-        table = self._bounded(bucket, table)
+        columns = _columns(table.append_column("part", pa.array(np.zeros(read, np.int64))))
+        del table
+        table = self._bounded(bucket, _sorted(columns))
         parts: list[Part] = []
         found: Found | None = None
         if self._config.duplicates.threshold is not None:
@@ -92,7 +93,9 @@ class ReduceWorker:
         return Result(parts, Counts(read=read, written=written, set_aside=aside), details)
 
     def _outliers(self, bucket: int, table: pa.Table, output: Artifact) -> Result:
-        table = _sorted(table)
+        columns = _columns(table)
+        del table
+        table = _sorted(columns)
         part = self._aside(f"outliers-{bucket:05d}", table, output)
         # A pair may be both; it is counted for the first reason.
         inconsistent = pc.sum(table["inconsistent"]).as_py() if "inconsistent" in table.column_names else 0
@@ -109,7 +112,12 @@ class ReduceWorker:
         if config.min_size is not None and not alone:
             starts = np.flatnonzero(np.diff(cluster, prepend=-1))
             rows = np.diff(np.append(starts, len(cluster)))
-            means = unit_length(np.add.reduceat(feature_vectors(table, config.features), starts, axis=0))
+            # Cluster by cluster: the vectors of all rows in float32 would be twice the bucket.
+            sums = [
+                feature_vectors(table.slice(start, number), config.features).sum(axis=0)
+                for start, number in zip(starts.tolist(), rows.tolist(), strict=True)
+            ]
+            means = unit_length(np.stack(sums))
             merged = merge_small(rows, means, self._plan.partition_of(cluster[starts]), config.min_size)
             # A merged cluster has the number of its first member.
             first = cluster[starts][np.searchsorted(merged, merged)]
@@ -124,7 +132,9 @@ class ReduceWorker:
             part += bucket << 32 if alone else 0
         for name, values in (("cluster", cluster), ("part", part)):
             table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
-        return _sorted(table)
+        columns = _columns(table)
+        del table
+        return _sorted(columns)
 
     def _without_duplicates(self, bucket: int, table: pa.Table, output: Artifact) -> tuple[pa.Table, Found, list[Part]]:
         """Return the sorted rows with their semantic duplicates marked, or apart from those that are dropped, with what
@@ -136,7 +146,9 @@ class ReduceWorker:
             return table.filter(pa.array(found.rank == 0)), found, parts
         table = table.append_column("duplicate_group", pa.array(table["hash"].to_numpy()[found.first]))
         if self._config.duplicates.action == "apart":
-            table = _sorted(table.append_column("layer", pa.array(np.minimum(found.rank, LAYERS - 1))))
+            columns = _columns(table.append_column("layer", pa.array(np.minimum(found.rank, LAYERS - 1))))
+            del table
+            table = _sorted(columns)
         return table, found, []
 
     def _source_of(self, cluster: int) -> str:
@@ -201,17 +213,27 @@ def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
     return {name: table[name] for name in table.column_names}
 
 
-def _sorted(table: pa.Table) -> pa.Table:
-    """Return the rows sorted by cluster, part, layer, hash and, as hashes may collide, pair_id."""
-    keys = [name for name in ("cluster", "part", "layer", "hash", "pair_id") if name in table.column_names]
-    order = pc.sort_indices(table, [(name, "ascending") for name in keys])
-    text = [name for name in _TEXT if name in table.column_names]
-    ordered = table.drop_columns(text).take(order).combine_chunks()
-    for name in text:
-        column = table[name]
-        wide = column.cast(_wide(column.type)).combine_chunks()
-        ordered = ordered.append_column(name, pa.chunked_array(_taken(wide, order, column.type), column.type))
-    return ordered
+def _sorted(columns: dict[str, pa.ChunkedArray]) -> pa.Table:
+    """Return the rows sorted by cluster, part, layer, hash and, as hashes may collide, pair_id.
+
+    `columns` is emptied, one by one, so that no more than one column is in memory twice.
+    """
+    keys = [name for name in ("cluster", "part", "layer", "hash", "pair_id") if name in columns]
+    order = pc.sort_indices(pa.table({name: columns[name] for name in keys}), [(name, "ascending") for name in keys])
+    ordered: dict[str, pa.ChunkedArray] = {}
+    for name in list(columns):
+        ordered[name] = _ordered(columns.pop(name), order, text=name in _TEXT)
+    return pa.table(ordered)
+
+
+def _ordered(column: pa.ChunkedArray, order: pa.Array, text: bool) -> pa.ChunkedArray:
+    kind = column.type
+    if text:
+        column = column.cast(_wide(kind))
+    # The caller has let go of the chunks: they are freed here, before rows are taken.
+    whole = column.combine_chunks()
+    del column
+    return pa.chunked_array(_taken(whole, order, kind) if text else [whole.take(order)], kind)
 
 
 def _taken(wide: pa.Array, order: pa.Array, kind: pa.DataType) -> list[pa.Array]:

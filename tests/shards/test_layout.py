@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,13 +14,15 @@ from clusterbatch.clustering.cells import apportion, first_level, second_level
 from clusterbatch.clustering.features import projection
 from clusterbatch.clustering.packing_order import merge_upward, packing_order
 from clusterbatch.corpus.partitions import Partitions
-from clusterbatch.embedding.vectors import vector_column
+from clusterbatch.embedding.vectors import SIDES, vector_column, vector_values
 from clusterbatch.shards.bucket_plan import plan_buckets
 from clusterbatch.shards.cluster_facts import count_terms, naming_terms
 from clusterbatch.shards.layout import VectorEncoder, VectorFormat, squared_errors
 from clusterbatch.shards.size_bounds import merge_small, split_large
 from tests.clustering.embedded import blobs
 from tests.clustering.test_assign import unit
+
+RANDOM = np.random.default_rng(3)
 
 sizes_lists = st.lists(st.lists(st.integers(0, 5000), min_size=1, max_size=30), min_size=1, max_size=5)
 
@@ -152,6 +156,36 @@ def test_stored_vectors_keep_cosines_within_the_reported_error(kind: str, dimens
     layout, table, batch = stored(kind, dimensions)
     assert batch.schema == layout.schema
     assert squared_errors(layout, batch, table).mean() ** 0.5 < limit
+
+
+@pytest.mark.parametrize(("kind", "dimensions"), [("float16", 64), ("int8", 64), ("int8", 48)])
+def test_vectors_are_stored_block_by_block(kind: str, dimensions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, table, whole = stored(kind, dimensions)
+    of_whole = squared_errors(layout, whole, table)
+    monkeypatch.setattr("clusterbatch.shards.layout._BLOCK_ROWS", 7)
+    encoder = VectorEncoder(layout, seed=0)
+    blocks = encoder.encode(table)
+    if dimensions == 64:
+        assert blocks.equals(whole)
+    for block, column in zip(layout.decode(blocks), layout.decode(whole), strict=True):
+        np.testing.assert_allclose(vector_values(block), vector_values(column), atol=2e-3)
+    np.testing.assert_allclose(squared_errors(layout, blocks, table), of_whole, atol=1e-4)
+    assert encoder.encode(table.slice(0, 0)).num_rows == 0
+    assert len(squared_errors(layout, blocks.slice(0, 1), table.slice(0, 1))) == 0
+
+
+def test_storing_vectors_takes_little_beside_them() -> None:
+    vectors = vector_column(RANDOM.standard_normal((60_000, 64), np.float32).astype(np.float16))
+    table = pa.table({f"{side}_vector": vectors for side in SIDES})
+    layout = VectorFormat(64, "int8")
+    tracemalloc.start()
+    try:
+        squared_errors(layout, VectorEncoder(layout, seed=0).encode(table), table)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # What is stored, half of the vectors' bytes, and float32 copies of some thousand rows.
+    assert peak < 1.3 * table.nbytes
 
 
 def test_projections_are_orthonormal_and_pca_keeps_more() -> None:

@@ -18,7 +18,7 @@ from clusterbatch.shards.bucket_plan import BucketPlan
 from clusterbatch.shards.layout import ShardSchema
 from clusterbatch.shards.passes import ShardPasses
 from clusterbatch.shards.reader import ShardReader
-from clusterbatch.shards.shuffle_reduce import ReduceWorker, _sorted
+from clusterbatch.shards.shuffle_reduce import ReduceWorker, _columns, _sorted
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Folder
 from clusterbatch.store.workspace import Workspace
@@ -51,11 +51,11 @@ def _bucket(rows: int) -> pa.Table:
 def test_rows_are_sorted_in_pieces_that_the_offsets_of_text_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     table = _bucket(600)
     expected = sorted(table.to_pylist(), key=lambda row: (row["cluster"], row["hash"]))
-    whole = _sorted(table)
+    whole = _sorted(_columns(table))
     assert whole.select(table.column_names).to_pylist() == expected
     assert whole["document"].num_chunks == 1
     monkeypatch.setattr(reducing, "_PIECE_BYTES", 4000)
-    pieces = _sorted(_sorted(table))
+    pieces = _sorted(_columns(_sorted(_columns(table))))
     assert pieces.select(table.column_names).to_pylist() == expected
     assert {name: pieces.schema.field(name).type for name in table.column_names} == dict(
         zip(table.column_names, table.schema.types, strict=True)
@@ -63,6 +63,27 @@ def test_rows_are_sorted_in_pieces_that_the_offsets_of_text_reach(monkeypatch: p
     for name in ("document", "negatives"):
         assert pieces[name].num_chunks > 1
         assert max(chunk.nbytes for chunk in pieces[name].chunks) <= 4000
+
+
+def test_sorting_holds_one_column_twice_and_no_more() -> None:
+    vectors = {f"vector_{number}": vector_column(unit(9000, 64, number).astype(np.float16)) for number in range(8)}
+    table = pa.table({"hash": RANDOM.permutation(9000).astype(np.uint64), **vectors})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table, max_chunksize=1000)
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        # As from storage: every column of every piece can be freed alone.
+        columns = _columns(pa.ipc.open_stream(sink.getvalue()).read_all())
+        held = pool.bytes_allocated()
+        assert held > 8 * 9000 * 64 * 2
+        # The pool outlives what was allocated in it.
+        hashes = _sorted(columns)["hash"].to_pylist()
+        assert pool.max_memory() < 1.5 * held
+    finally:
+        pa.set_memory_pool(before)
+    assert hashes == list(range(9000))
 
 
 def test_rows_are_gathered_by_offsets_of_64_bits() -> None:
@@ -128,5 +149,5 @@ def test_fragments_of_a_cluster_in_several_buckets_are_never_one(tmp_path) -> No
     for bucket, rows in enumerate((25, 20, 11)):
         table = _bucket(rows)
         table = table.set_column(0, "cluster", pa.array(np.zeros(rows, np.int64)))
-        found += np.unique(worker._bounded(bucket, _sorted(table))["part"].to_numpy()).tolist()
+        found += np.unique(worker._bounded(bucket, _sorted(_columns(table)))["part"].to_numpy()).tolist()
     assert len(set(found)) == len(found) == 3 + 2 + 2
