@@ -82,6 +82,11 @@ class VectorFormat:
             fields += [pa.field(f"{side}_scale", pa.float32(), nullable=False) for side in SIDES]
         return pa.schema(fields)
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's two vectors, with their scales."""
+        return 2 * (self.dimensions + 4 if self.kind == "int8" else 2 * self.dimensions)
+
     def decode(self, stored: pa.RecordBatch) -> list[pa.Array]:
         """Return query_vector and document_vector as float16 columns."""
         columns = [stored.column(f"{side}_vector") for side in SIDES]

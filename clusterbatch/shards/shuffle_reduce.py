@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -30,8 +31,6 @@ from clusterbatch.store.tables import write_parquet
 
 # Content of a part with rows that were set aside.
 OUTLIERS = "outliers"
-# Before the names of columns as they are stored, beside those that came.
-_STORED = "stored:"
 _TEXT = ["pair_id", "source", "query", "document", "negatives"]
 _SCORES = ["score", "negative_scores"]
 # Bytes of a text column in one piece: the offsets of its type reach 2 GiB.
@@ -78,17 +77,14 @@ class ReduceWorker:
         found: Found | None = None
         if self._config.duplicates.threshold is not None:
             table, found, parts = self._without_duplicates(bucket, table, output)
-        table, errors = self._with_surrogate(table)
-        pieces: list[dict[str, Any]] = []
-        for shard, writer in enumerate(self._written(table)):
-            parts += writer.write(output, f"bucket-{bucket:05d}-{shard}", shard=shard)
-            pieces += [{**piece, "shard": shard} for piece in writer.pieces]
-        facts = cluster_facts(_widened(table), pieces, self._config.features)
+        shards = self._written(bucket, table, output)
+        parts += shards.parts
+        facts = cluster_facts(_widened(table), shards.pieces, self._config.features)
         facts_part = write_parquet(self._facts, f"facts-{bucket:05d}", facts)
-        details = {"pieces": pieces, "facts": facts_part.model_dump(), "surrogate_errors": errors}
+        details = {"pieces": shards.pieces, "facts": facts_part.model_dump(), "surrogate_errors": shards.errors}
         if found is not None:
             details |= {"duplicates": found.counts, "duplicate_examples": found.examples}
-        written = sum(piece["rows"] for piece in pieces)
+        written = sum(piece["rows"] for piece in shards.pieces)
         aside = {"semantic duplicate": read - written} if read > written else {}
         return Result(parts, Counts(read=read, written=written, set_aside=aside), details)
 
@@ -160,47 +156,67 @@ class ReduceWorker:
         centroid = cluster - self._plan.first_cluster[self._plan.partition_of(cluster)]
         return write_parquet(output, stem, _text(table, centroid), 8192, content=OUTLIERS)
 
-    def _with_surrogate(self, table: pa.Table) -> tuple[pa.Table, list[float]]:
-        """Return the rows with the vectors as they are stored, in columns `stored:...`, and [sum, number] of the
-        squared errors of their cosines."""
+    def _written(self, bucket: int, table: pa.Table, output: Artifact) -> WrittenShards:
+        """Write the shards of sorted rows; one at a time is in memory."""
+        done = WrittenShards([], [], [0.0, 0])
         vectors = self._schema.vectors
-        if vectors is None:
-            return table, [0.0, 0]
-        stored = VectorEncoder(vectors, self._config.seed).encode(table)
-        for name in vectors.schema.names:
-            table = table.append_column(f"{_STORED}{name}", stored.column(name))
-        errors = squared_errors(vectors, stored, table)
-        return table, [float(errors.sum()), len(errors)]
-
-    def _written(self, table: pa.Table) -> Iterator[ShardWriter]:
-        """Yield the shards of sorted rows, filled; one at a time is in memory."""
-        stored = [name for name in table.column_names if name.startswith(_STORED)]
-        training = table.select(self._schema.training.names)
-        vectors = table.select(stored).rename_columns([name.removeprefix(_STORED) for name in stored])
-        each = (training.nbytes + vectors.nbytes) / table.num_rows
+        of_vectors = 0 if vectors is None else vectors.row_bytes
+        each = table.select(self._schema.training.names).nbytes / table.num_rows + of_vectors
         target_rows = max(self._schema.run_rows, int(self._config.shard_bytes / each))
         cluster, part = table["cluster"].to_numpy(), table["part"].to_numpy()
         layer = table["layer"].to_numpy() if "layer" in table.column_names else np.zeros_like(part)
-        read = pa.table({**_columns(training), **_columns(vectors)})
         writer, filled = ShardWriter(self._schema), 0
         for start, stop in _pieces((cluster, part, layer), target_rows):
             rows = stop - start
             if filled and filled + rows > 1.25 * target_rows:
-                yield writer
+                done.add(writer, bucket, output)
                 writer, filled = ShardWriter(self._schema), 0
             partition = int(self._plan.partition_of(cluster[start]))
             centroid = int(cluster[start] - self._plan.first_cluster[partition])
+            piece = table.slice(start, rows)
             writer.add(
-                read.slice(start, rows),
-                _text(table.slice(start, rows), np.full(rows, centroid)),
+                self._with_surrogate(piece, done),
+                _text(piece, np.full(rows, centroid)),
                 source=self._partitions.names[partition],
                 centroid=centroid,
                 part=int(part[start]),
                 **({"layer": int(layer[start])} if layer[start] else {}),
-                mean_cosine=float(np.mean(table["cosine"].slice(start, rows).to_numpy(), dtype=np.float64)),
+                mean_cosine=float(np.mean(piece["cosine"].to_numpy(), dtype=np.float64)),
             )
             filled += rows
-        yield writer
+        done.add(writer, bucket, output)
+        return done
+
+    def _with_surrogate(self, piece: pa.Table, done: WrittenShards) -> pa.Table:
+        """Return the training columns of some rows, and their vectors as they are stored; count the errors of those."""
+        training = piece.select(self._schema.training.names)
+        stored_as = self._schema.vectors
+        if stored_as is None:
+            return training
+        stored = VectorEncoder(stored_as, self._config.seed).encode(piece)
+        errors = squared_errors(stored_as, stored, piece)
+        done.errors[0] += float(errors.sum(dtype=np.float64))
+        done.errors[1] += len(errors)
+        return pa.table({**_columns(training), **dict(zip(stored.schema.names, stored.columns, strict=True))})
+
+
+@dataclass(frozen=True)
+class WrittenShards:
+    """Shards of a bucket as far as they are written.
+
+    pieces: entries of their clusters in the index, in the order of the rows; errors: [sum, number] of the squared
+    errors of the stored vectors' cosines.
+    """
+
+    parts: list[Part]
+    pieces: list[dict[str, Any]]
+    errors: list[float]
+
+    def add(self, writer: ShardWriter, bucket: int, output: Artifact) -> None:
+        """Write the shard that `writer` has collected."""
+        shard = self.pieces[-1]["shard"] + 1 if self.pieces else 0
+        self.parts.extend(writer.write(output, f"bucket-{bucket:05d}-{shard}", shard=shard))
+        self.pieces.extend({**piece, "shard": shard} for piece in writer.pieces)
 
 
 def _features(table: pa.Table, rows: np.ndarray, features: Features) -> np.ndarray:

@@ -86,8 +86,8 @@ class RunFile:
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
-        self._sink = pa.BufferOutputStream()
-        self.bytes = 0
+        # Grown by an eighth at a time; Arrow's streams double, and this may be a good part of what a worker holds.
+        self._sink = bytearray()
         self.ends: list[int] = []
         self.checksums: list[int] = []
 
@@ -95,10 +95,14 @@ class RunFile:
         batch = table.select(self._schema.names).cast(self._schema).combine_chunks().to_batches()[0]
         for start in range(0, batch.num_rows, run_rows):
             message = batch.slice(start, run_rows).serialize()
-            self._sink.write(message)
-            self.bytes += message.size
+            self._sink += memoryview(message)
             self.ends.append(self.bytes)
             self.checksums.append(checksum64(message))
 
+    @property
+    def bytes(self) -> int:
+        """Bytes so far."""
+        return len(self._sink)
+
     def getvalue(self) -> memoryview:
-        return memoryview(self._sink.getvalue())
+        return memoryview(self._sink)

@@ -155,6 +155,7 @@ def stored(kind: str, dimensions: int, full: int = 64) -> tuple[VectorFormat, pa
 def test_stored_vectors_keep_cosines_within_the_reported_error(kind: str, dimensions: int, limit: float) -> None:
     layout, table, batch = stored(kind, dimensions)
     assert batch.schema == layout.schema
+    assert batch.nbytes == batch.num_rows * layout.row_bytes
     assert squared_errors(layout, batch, table).mean() ** 0.5 < limit
 
 
