@@ -15,9 +15,9 @@ from scipy import sparse
 
 from clusterbatch.config.stages import CHARACTER_NGRAMS
 
-_DIMENSIONS = 128
+DIMENSIONS = 128
 # Hashed n-grams share this many columns: bounded memory for any script, and nothing to gather over a corpus.
-_COLUMNS = 2**16
+COLUMNS = 2**16
 _NGRAMS = (2, 4)
 # About the length of a token in English, so that `embed.max_tokens` means the same here.
 _CHARACTERS_PER_TOKEN = 4
@@ -71,11 +71,11 @@ class NgramSurrogate:
         from sklearn.decomposition import TruncatedSVD
 
         counts = _counts(texts, max_tokens)
-        document_frequency = np.bincount(counts.indices, minlength=_COLUMNS)
+        document_frequency = np.bincount(counts.indices, minlength=COLUMNS)
         idf = np.log((1 + len(texts)) / (1 + document_frequency)).astype(np.float32) + 1
         weighted = _weighted(counts, idf)
         # Empty texts and repeats leave fewer directions than rows; the SVD needs at least two of each.
-        dimensions = max(2, min(_DIMENSIONS, len(texts) - 1))
+        dimensions = max(2, min(DIMENSIONS, len(texts) - 1))
         svd = TruncatedSVD(dimensions, n_iter=3, random_state=seed).fit(weighted)
         return NgramSurrogate(idf, np.ascontiguousarray(svd.components_, dtype=np.float32))
 
@@ -105,7 +105,7 @@ def _counts(texts: Sequence[str], max_tokens: int | None) -> sparse.csr_matrix:
 
     end = None if max_tokens is None else max_tokens * _CHARACTERS_PER_TOKEN
     vectorizer = HashingVectorizer(
-        analyzer="char_wb", ngram_range=_NGRAMS, n_features=_COLUMNS, alternate_sign=False, norm=None, dtype=np.float32
+        analyzer="char_wb", ngram_range=_NGRAMS, n_features=COLUMNS, alternate_sign=False, norm=None, dtype=np.float32
     )
     return vectorizer.transform([text[:end] for text in texts])
 

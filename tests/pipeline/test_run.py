@@ -12,8 +12,9 @@ import pytest
 from clusterbatch.cli import main
 from clusterbatch.config import RunConfig, load_config, with_changes
 from clusterbatch.errors import ClusterbatchError, OtherWorkError, UsageError
+from clusterbatch.experiments.capacity.calibrate import measure
 from clusterbatch.pipeline.run import STAGES, run, run_stage
-from clusterbatch.store.workspace import Workspace
+from clusterbatch.store.workspace import STAGE_ARTIFACTS, Workspace
 from tests.encoder.models import make_static
 from tests.in_process import OVERRIDES as ONE_PROCESS
 from tests.in_process import run_in_process
@@ -79,6 +80,18 @@ def _made(config: RunConfig) -> dict[str, list[str]]:
 
 def _files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_measured_by_the_clocks_of_its_workers(finished: RunConfig) -> None:
+    found = measure(finished)
+    assert set(found.seconds) == set(found.worker_seconds) == set(STAGE_ARTIFACTS)
+    for stage in STAGE_ARTIFACTS:
+        assert 0 < found.worker_seconds[stage] <= found.model.workers(stage) * found.seconds[stage]
+    # Three steps; loading the model and saving it again are no steps.
+    [lines] = (Path(finished.workspace) / "generation=000" / "train").glob("*.jsonl")
+    steps = map(json.loads, lines.read_text().splitlines())
+    assert found.worker_seconds["train"] == pytest.approx(sum(step["seconds"] for step in steps))
+    assert found.worker_seconds["train"] < found.seconds["train"]
 
 
 def test_force_replaces_what_does_not_match_and_keeps_the_rest(finished: RunConfig, in_process: None) -> None:

@@ -1,4 +1,4 @@
-"""The scale model's coefficients: measured on two small finished runs, or those of this file's table for GPUs."""
+"""Coefficients of the scale model: measured on two small finished runs, or those of this file's table for GPUs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from clusterbatch.config import RunConfig
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.experiments.capacity.scale_model import CapacityModel, Coefficients, Shape
 from clusterbatch.experiments.capacity.workload import model_of
+from clusterbatch.pipeline.run_figures import training_lines
 from clusterbatch.pipeline.summary import finished_stages
-from clusterbatch.store.workspace import STAGE_ARTIFACTS
+from clusterbatch.store.workspace import STAGE_ARTIFACTS, Workspace
 from clusterbatch.training.metrics import peak_flops
 
 _DEFAULT = "coefficients.json"
@@ -39,43 +40,57 @@ GPUS: Mapping[str, float] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """One finished run: seconds by stage beside the model of what was done."""
+    """One finished run: the model of its work and, by stage, wall seconds and those of all workers' own clocks."""
 
     model: CapacityModel
     seconds: Mapping[str, float]
+    worker_seconds: Mapping[str, float]
 
 
 def measure(config: RunConfig) -> Measured:
-    """Return the times of a workspace whose run is finished. Raises DataError if a stage is missing."""
-    seconds = {stage: manifest.seconds for stage, generation, manifest in finished_stages(config) if not generation}
-    missing = [stage for stage in STAGE_ARTIFACTS if stage not in seconds]
+    """Return the times of a workspace whose run is finished.
+
+    Raises DataError if a stage is missing, or was made before workers kept their time.
+    """
+    found = {stage: manifest for stage, generation, manifest in finished_stages(config) if not generation}
+    missing = [stage for stage in STAGE_ARTIFACTS if stage not in found]
     if missing:
         raise DataError(f"{config.workspace}: no finished {missing[0]} here; run it first")
-    return Measured(model_of(config), seconds)
+    model = model_of(config)
+    worker_seconds = {}
+    for stage in STAGE_ARTIFACTS:
+        measured = found[stage].worker_seconds
+        if measured is None:
+            raise DataError(f"{config.workspace}: {stage} has no times of its workers; run it again")
+        worker_seconds[stage] = measured
+    # The workers of training take every step together.
+    steps = training_lines(Workspace(config).train(), found["train"])
+    worker_seconds["train"] = model.workers("train") * sum(step["seconds"] for step in steps)
+    return Measured(model, {stage: found[stage].seconds for stage in STAGE_ARTIFACTS}, worker_seconds)
 
 
 def fit(small: Measured, large: Measured, matrix_flops: float, machine: str = platform.machine()) -> Coefficients:
-    """Return the line through two runs of different size, stage by stage.
+    """Fit the coefficients to two runs of different sizes, stage by stage.
 
-    If the larger run took no longer, time is noise and fixed cost: then the rate is the larger run's own, and fixed
-    is zero. Raises UsageError if the runs are of one size.
+    The rate is that of the larger run's workers by their own clocks. What else a stage took, start-up and the driver,
+    is fixed at the smaller size and from there may grow with the work. Raises UsageError if the runs are of one size.
     """
-    fixed, rate = {}, {}
+    fixed, rate, serial = {}, {}, {}
     for stage in STAGE_ARTIFACTS:
         name = large.model.rate_name(stage)
-        points = []
-        for run in (small, large):
-            seconds, workers = run.seconds[stage], run.model.workers(stage)
-            if stage == "cluster":
-                seconds = max(0.1, seconds - run.model.clustering_flops() / (matrix_flops * workers))
-            points.append((run.model.work(stage) / workers, seconds))
-        (work, seconds), (more_work, more_seconds) = points
+        work, more_work = small.model.work(stage), large.model.work(stage)
         if more_work < 1.5 * work:
             raise UsageError(f"{stage}: the larger run should have at least 1.5 times the work of the smaller one")
-        slope = (more_seconds - seconds) / (more_work - work)
-        fixed[name] = max(0.0, seconds - slope * work) if slope > 0 else 0.0
-        rate[name] = more_work / max(1e-3, more_seconds - fixed[name])
-    return Coefficients(machine, fixed, rate, matrix_flops)
+        busy = large.worker_seconds[stage] - large.model.product_flops(stage) / matrix_flops
+        # Where products are all of it, or faster than `matrix_flops`, a tenth is left for the rest.
+        rate[name] = more_work / max(1e-3, 0.1 * large.worker_seconds[stage], busy)
+        rest, more_rest = (
+            max(0.0, run.seconds[stage] - run.worker_seconds[stage] / run.model.workers(stage))
+            for run in (small, large)
+        )
+        serial[name] = max(0.0, (more_rest - rest) / (more_work - work))
+        fixed[name] = max(0.0, min(rest, more_rest) - serial[name] * work)
+    return Coefficients(machine, fixed, rate, matrix_flops, serial)
 
 
 def matrix_flops() -> float:
@@ -91,37 +106,57 @@ def matrix_flops() -> float:
 def on_gpu(coefficients: Coefficients, peak: float, surrogate: Shape, trained: Shape) -> Coefficients:
     """Return coefficients of the machine with a GPU of `peak` FLOP/s for every worker that embeds, trains or evaluates.
 
-    Ingest and clustering stay on CPUs, training a static encoder stays as it was measured: it waits for memory, not
-    for arithmetic.
+    Ingest and clustering stay on CPUs, static encoders stay as they were measured: they wait for memory, not for
+    arithmetic.
     """
     flops = _UTILISATION * peak
     # Two models, before and after, read each text of the collections.
     evaluation = flops / (2 * 2.0 * max(surrogate.weights, trained.weights) / _CHARACTERS_PER_TOKEN)
-    rates = {"embed": flops, "train backbone": flops, "evaluate": evaluation}
+    rates = {"embed backbone": flops, "train backbone": flops, "evaluate backbone": evaluation}
     return replace(coefficients, rate={**coefficients.rate, **rates})
 
 
 def load(path: str | None = None) -> Coefficients:
     """Read coefficients from a file that `save` wrote; by default those that come with the package.
 
-    Raises UsageError if it cannot be read.
+    The latter also stand in for stages and kinds of encoders that the file does not have. Raises UsageError if it
+    cannot be read.
     """
+    packaged = _read((files("clusterbatch.experiments.capacity") / _DEFAULT).read_text())
+    if path is None:
+        return packaged
     try:
-        text = Path(path).read_text() if path else (files("clusterbatch.experiments.capacity") / _DEFAULT).read_text()
-        return Coefficients(**json.loads(text))
+        return _merged(packaged, _read(Path(path).read_text()))
     except OSError as error:
         raise UsageError(f"coefficients {path}: {error.strerror}") from None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, AttributeError):
         raise UsageError(f"coefficients {path}: not a file of coefficients") from None
+
+
+def _read(text: str) -> Coefficients:
+    found = Coefficients(**json.loads(text))
+    return replace(found, fixed=_named(found.fixed), rate=_named(found.rate), serial=_named(found.serial))
+
+
+def _named(values: Mapping[str, float]) -> dict[str, float]:
+    """Return coefficients by the names of today: once, all encoders but that of training were taken as transformers."""
+    return {f"{name} backbone" if name in ("embed", "evaluate") else name: value for name, value in values.items()}
+
+
+def _merged(before: Coefficients, coefficients: Coefficients) -> Coefficients:
+    """Return `coefficients`, and those of `before` that they lack."""
+    lacking = before.rate.keys() - coefficients.rate.keys()
+    kept = {name: value for name, value in before.serial.items() if name in lacking}
+    return replace(
+        coefficients,
+        fixed={**before.fixed, **coefficients.fixed},
+        rate={**before.rate, **coefficients.rate},
+        serial={**kept, **coefficients.serial},
+    )
 
 
 def save(coefficients: Coefficients, path: str) -> None:
     """Write coefficients to a file; those of the other kind of training (static, backbone) in it are kept."""
     if Path(path).exists():
-        before = load(path)
-        coefficients = replace(
-            coefficients,
-            fixed={**before.fixed, **coefficients.fixed},
-            rate={**before.rate, **coefficients.rate},
-        )
+        coefficients = _merged(_read(Path(path).read_text()), coefficients)
     Path(path).write_text(json.dumps(asdict(coefficients), indent=1) + "\n")

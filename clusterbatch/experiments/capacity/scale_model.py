@@ -1,14 +1,15 @@
 """A scale model of the pipeline: time, money, memory, objects and requests of each stage, by arithmetic alone.
 
-Time is fixed + work / (rate x workers). Work follows from the sizes (characters, FLOP, rows); fixed and rate are
-measured (calibration.py). Objects and requests follow from how the stages cut their work. Memory is an upper estimate.
+Time is fixed + serial x work + work / (rate x workers). Work follows from the sizes (characters, FLOP, rows); the other
+three are measured (calibrate.py). Objects and requests follow from how the stages cut their work. Memory is an upper
+estimate.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from clusterbatch.batches.strategies import STRATEGIES
 from clusterbatch.config import RunConfig
@@ -29,23 +30,31 @@ _RECEIPT_BYTES = 3_000
 _INDEX_BYTES = 44
 # Rows of a work item of `score`, if clusters are smaller.
 _SCORED_ROWS = 1024
+# Names and punctuation of a document's record in a collection.
+RECORD_CHARACTERS = 60
 # Above so many clusters of one source they are found in two levels.
 _FLAT_CLUSTERS = 4096
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A transformer by its sizes; the defaults are MiniLM-L6's."""
+    """A transformer by its sizes; the defaults are MiniLM-L6's. static: it is a table of token vectors alone."""
 
     hidden: int = 384
     layers: int = 6
     intermediate: int = 1536
     vocabulary: int = 30_522
+    static: bool = False
+
+    @property
+    def kind(self) -> str:
+        """As `train.encoder` names it."""
+        return "static" if self.static else "backbone"
 
     @property
     def weights(self) -> int:
         """Those that every token passes; the token table is apart."""
-        return self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
+        return 0 if self.static else self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
 
     @property
     def table(self) -> int:
@@ -87,16 +96,19 @@ class Workload:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Measured on one kind of machine: fixed seconds and work per second of one worker, by stage.
+    """Measured on one kind of machine, by stage.
 
-    The rate of training has the encoder's kind behind it (`train static`). matrix_flops: FLOP/s that one clustering
-    worker reaches in matrix products.
+    fixed: seconds whatever the work, of start-up above all; rate: work per second of one worker; serial: seconds for
+    each unit of work that more workers do not shorten, of the driver, none where a stage is not named. Stages that run
+    an encoder have its kind behind their name (`train static`). matrix_flops: FLOP/s that one worker reaches in matrix
+    products.
     """
 
     machine: str
     fixed: Mapping[str, float]
     rate: Mapping[str, float]
     matrix_flops: float
+    serial: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -193,26 +205,36 @@ class CapacityModel:
             return rows * self.workload.characters
         if stage == "embed":
             longest = self.config.embed.max_tokens or 512
-            return _FORWARD * self.surrogate.weights * self.workload.tokens(longest, longest) * rows
+            return self._forward(self.surrogate) * self.workload.tokens(longest, longest) * rows
         if stage == "cluster":
             return float(rows)
         if stage == "score":
             return self._teacher_flops()
         if stage == "evaluate":
             return float(self.workload.evaluation_bytes)
-        # A static encoder has no arithmetic to speak of: a step moves rows of the token table.
-        each = 1.0 if self.config.train.encoder == "static" else _TRAINING * self.trained.weights
+        # Of a static encoder, a step moves rows of the token table.
+        each = 1.0 if self._trained_kind == "static" else _TRAINING * self.trained.weights
         return each * self._trained_tokens * trained_rows
+
+    @staticmethod
+    def _forward(shape: Shape) -> float:
+        """Return the work of one token: FLOP, or 1 of a static encoder, which has no arithmetic to speak of."""
+        return 1.0 if shape.static else _FORWARD * shape.weights
+
+    @property
+    def _trained_kind(self) -> str:
+        """Kind of the encoder that is trained: a static one may be made of a transformer's token vectors."""
+        return "static" if self.config.train.encoder == "static" else self.trained.kind
 
     def _teacher_flops(self) -> float:
         """Return the FLOP of the teacher; hard negatives of the corpus are not counted."""
         assert self.teacher is not None
         score, rows = self.config.score, self.workload.rows
-        longest, weights = score.max_tokens or 512, self.teacher.shape.weights
+        longest, each = score.max_tokens or 512, self._forward(self.teacher.shape)
         if not self.teacher.reads_pairs:
-            return _FORWARD * weights * self.workload.tokens(longest, longest) * rows
+            return each * self.workload.tokens(longest, longest) * rows
         pairs = rows * (1 + min(score.nearest, self._cluster_rows - 1))
-        return _FORWARD * weights * pairs * min(longest, self.workload.tokens(longest, longest))
+        return each * pairs * min(longest, self.workload.tokens(longest, longest))
 
     @property
     def _cluster_rows(self) -> float:
@@ -257,17 +279,30 @@ class CapacityModel:
         return 2 if most is None else most
 
     def rate_name(self, stage: str) -> str:
-        # The teacher computes what the surrogate does, at its rate.
-        names = {"train": f"train {self.config.train.encoder}", "score": "embed"}
-        return names.get(stage, stage)
+        """Return the name of the stage's coefficients."""
+        kinds = {"embed": self.surrogate.kind, "train": self._trained_kind, "evaluate": self._trained_kind}
+        if self.teacher is not None:
+            # The teacher computes what the surrogate does, at its rate.
+            kinds["score"] = self.teacher.shape.kind
+        name = "embed" if stage == "score" else stage
+        return f"{name} {kinds[stage]}" if stage in kinds else name
 
     def seconds(self, stage: str, coefficients: Coefficients) -> float:
-        workers, name = self.workers(stage), self.rate_name(stage)
-        seconds = coefficients.fixed[name] + self.work(stage) / (coefficients.rate[name] * workers)
-        products = {"cluster": self.clustering_flops, "score": self._nearest_flops}
-        if stage in products:
-            seconds += products[stage]() / (coefficients.matrix_flops * workers)
-        return seconds
+        """Return the stage's wall time."""
+        workers, name, work = self.workers(stage), self.rate_name(stage), self.work(stage)
+        alone = coefficients.fixed[name] + coefficients.serial.get(name, 0.0) * work
+        shared = work / coefficients.rate[name] + self.product_flops(stage) / coefficients.matrix_flops
+        return alone + shared / workers
+
+    def product_flops(self, stage: str) -> float:
+        """Return the FLOP of the stage's matrix products beside what its rate counts."""
+        products = {"cluster": self.clustering_flops, "score": self._nearest_flops, "evaluate": self._search_flops}
+        return products[stage]() if stage in products else 0.0
+
+    def _search_flops(self) -> float:
+        models = sum(name != BM25 for name in self.config.evaluate.models)
+        documents = self.workload.evaluation_bytes / (self.workload.document_characters + RECORD_CHARACTERS)
+        return 2.0 * self.trained.hidden * models * self.workload.evaluation_queries * documents
 
     def estimate(self, coefficients: Coefficients, prices: PricesConfig, on_gpu: bool = False) -> list[StageEstimate]:
         """Return one estimate per stage; on_gpu: embed, score, train and evaluate have GPUs."""

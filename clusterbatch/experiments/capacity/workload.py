@@ -14,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
 
 from clusterbatch.config import DOCSTRINGS, CorpusConfig, RunConfig
+from clusterbatch.config.stages import CHARACTER_NGRAMS
 from clusterbatch.corpus.docstrings import COLLECTION
 from clusterbatch.corpus.find_inputs import find_inputs
 from clusterbatch.corpus.inputs import InputFile, Slice
@@ -25,10 +27,18 @@ from clusterbatch.corpus.readers.formats import Compression, format_of_name
 from clusterbatch.corpus.readers.text import decompressed, detect_encoding
 from clusterbatch.corpus.row_groups import read_row_group, row_groups_of
 from clusterbatch.corpus.rows import BrokenFileError, Chunk, InputColumns
+from clusterbatch.embedding.char_ngrams import COLUMNS, DIMENSIONS
 from clusterbatch.encoder.cross_encoder import is_cross_encoder
+from clusterbatch.encoder.model_files import read_layout
 from clusterbatch.encoder.resolve import resolve_model
-from clusterbatch.errors import ClusterbatchError
-from clusterbatch.experiments.capacity.scale_model import CapacityModel, Shape, TeacherShape, Workload
+from clusterbatch.errors import ClusterbatchError, UsageError
+from clusterbatch.experiments.capacity.scale_model import (
+    RECORD_CHARACTERS,
+    CapacityModel,
+    Shape,
+    TeacherShape,
+    Workload,
+)
 from clusterbatch.schema import corpus_schema
 from clusterbatch.store import Folder, Manifest
 from clusterbatch.store.details import CorpusDetails, details_of
@@ -38,8 +48,6 @@ _LOOKED_AT = 8
 _HEAD_BYTES = 2**20
 # Where nothing can be looked at: a question and a paragraph.
 _QUERY_CHARACTERS, _DOCUMENT_CHARACTERS = 50.0, 600.0
-# Names and punctuation of a document's record in a collection.
-_RECORD_CHARACTERS = 60
 # A line of judgements: two ids and a grade.
 _JUDGEMENT_BYTES = 24
 # Of a collection in BEIR layout.
@@ -72,14 +80,36 @@ def model_of(config: RunConfig, **known: Any) -> CapacityModel:
 
 
 def shape_of(name: str, config: RunConfig) -> Shape:
-    """Read the sizes from the model's config.json; MiniLM-L6's if there is none (no network, another format)."""
+    """Read the sizes from the model's own files; MiniLM-L6's if they cannot be read (no network, another format)."""
+    if name == CHARACTER_NGRAMS:
+        # Sums of a row of a table for each n-gram, too.
+        return Shape(hidden=DIMENSIONS, vocabulary=COLUMNS, static=True)
     try:
-        values = json.loads((Path(resolve_model(name, config.storage)) / "config.json").read_text())
+        module = Path(resolve_model(name, config.storage))
+        # A cross-encoder has no layout of this kind; its sizes are in the same file.
+        with suppress(UsageError):
+            layout = read_layout(module)
+            module = layout.module
+            if layout.kind == "static":
+                return _static_shape(module / "model.safetensors")
+        values = json.loads((module / "config.json").read_text())
         return Shape(
             values["hidden_size"], values["num_hidden_layers"], values["intermediate_size"], values["vocab_size"]
         )
-    except (ClusterbatchError, OSError, KeyError, ValueError):
+    except (ClusterbatchError, OSError, KeyError, ValueError, SafetensorError):
         return Shape()
+
+
+def _static_shape(file: Path) -> Shape:
+    """Return the sizes of a table of token vectors, from the head of its file."""
+    with safe_open(file, "np") as tensors:
+        names = set(tensors.keys())
+        # Model2vec's tables may have fewer rows than tokens.
+        table = "embedding.weight" if "embedding.weight" in names else "embeddings"
+        rows, hidden = tensors.get_slice(table).get_shape()
+        if "mapping" in names:
+            [rows] = tensors.get_slice("mapping").get_shape()
+    return Shape(hidden=hidden, vocabulary=rows, static=True)
 
 
 def _teacher_of(config: RunConfig) -> TeacherShape | None:
@@ -194,7 +224,7 @@ def _evaluation(config: RunConfig, workload: Workload) -> tuple[int, int]:
     Without a collection ingest holds pairs out: the corpus' documents are then what is searched.
     """
     if not config.evaluate.path:
-        searched = round(workload.rows * (workload.document_characters + _RECORD_CHARACTERS))
+        searched = round(workload.rows * (workload.document_characters + RECORD_CHARACTERS))
         return searched, min(workload.rows, config.evaluate.holdout)
     total = judged = 0
     for path in config.evaluate.path:

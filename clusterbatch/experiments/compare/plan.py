@@ -65,7 +65,7 @@ def plan_comparison(config: RunConfig) -> ComparisonPlan:
     pairs = max(1, steps) * config.batches.size
     pair_seconds = training.work("train") / rates.rate[training.rate_name("train")] / pairs
     # The stage measures two models.
-    measure_seconds = model.work("evaluate") / rates.rate["evaluate"] / 2
+    measure_seconds = model.work("evaluate") / rates.rate[model.rate_name("evaluate")] / 2
     each = pairs * pair_seconds + (compare.points + 1) * measure_seconds
     seconds = runs * each / compare.workers
     if config.reuse.corpus is None:
