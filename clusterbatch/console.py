@@ -311,5 +311,6 @@ def _console() -> Console:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title)
     for column in columns:
-        table.add_column(column, justify="left" if column in _TEXT else "right")
+        # In a narrow terminal figures break rather than lose their last digits.
+        table.add_column(column, justify="left" if column in _TEXT else "right", overflow="fold")
     return table

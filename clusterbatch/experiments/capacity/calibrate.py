@@ -13,7 +13,8 @@ import torch
 
 from clusterbatch.config import RunConfig
 from clusterbatch.errors import DataError, UsageError
-from clusterbatch.experiments.capacity.scale_model import CapacityModel, Coefficients, Shape
+from clusterbatch.experiments.capacity.scale_model import CapacityModel, Coefficients
+from clusterbatch.experiments.capacity.sizes import Shape
 from clusterbatch.experiments.capacity.workload import model_of
 from clusterbatch.pipeline.run_figures import training_lines
 from clusterbatch.pipeline.summary import finished_stages

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -50,7 +51,11 @@ def dry_run(
         workload = {**asdict(model.workload), "steps": model.steps, "clusters": round(model.clusters)}
         print(json.dumps({"workload": workload, "stages": [asdict(estimate) for estimate in estimates]}))
         return
-    Console().print(_table(model, estimates, prices, measured.machine if gpu is None else f"{gpu} GPUs (assumed)"))
+    console = Console()
+    if not console.is_terminal:
+        # In a log or a pipe eighty columns would only break words.
+        console = Console(width=120)
+    console.print(_table(model, estimates, prices, measured.machine if gpu is None else f"{gpu} GPUs (assumed)"))
 
 
 def _table(model: CapacityModel, estimates: list[StageEstimate], prices: PricesConfig, machine: str) -> Table:
@@ -58,6 +63,8 @@ def _table(model: CapacityModel, estimates: list[StageEstimate], prices: PricesC
         title=f"Nothing is run. {model.workload.rows:,} pairs of {model.workload.characters:,.0f} characters, "
         f"{model.clusters:,.0f} clusters, {model.steps:,} steps; coefficients: {machine}",
         show_footer=True,
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
     )
     total_bytes = sum(estimate.stored_bytes for estimate in estimates)
     columns = [
@@ -78,7 +85,8 @@ def _table(model: CapacityModel, estimates: list[StageEstimate], prices: PricesC
     absent |= set() if any(e.gpu_hours for e in estimates) else {"GPU hours"}
     columns = [column for column in columns if column[0] not in absent]
     for title, footer, _ in columns:
-        table.add_column(title, footer=footer, justify="left" if title == "stage" else "right")
+        # In a narrow terminal figures break rather than lose their last digits.
+        table.add_column(title, footer=footer, justify="left" if title == "stage" else "right", overflow="fold")
     for estimate in estimates:
         table.add_row(*(show(estimate) for _, _, show in columns))
     monthly = total_bytes / 1e12 * (prices.terabyte_month or 0.0)

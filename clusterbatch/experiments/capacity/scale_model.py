@@ -11,11 +11,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from clusterbatch.batches.strategies import STRATEGIES
 from clusterbatch.config import RunConfig
 from clusterbatch.config.compare import PricesConfig
 from clusterbatch.embedding.vectors import task_rows
 from clusterbatch.evaluation.collection import search_items
+from clusterbatch.experiments.capacity.sizes import RECORD_CHARACTERS, Shape, TeacherShape, Workload
+from clusterbatch.store.shuffle import bundle_buckets
 from clusterbatch.store.workspace import STAGE_ARTIFACTS
 
 # FLOP per weight and token: forward; forward and backward (Kaplan 2020, arXiv 2001.08361).
@@ -30,68 +34,8 @@ _RECEIPT_BYTES = 3_000
 _INDEX_BYTES = 44
 # Rows of a work item of `score`, if clusters are smaller.
 _SCORED_ROWS = 1024
-# Names and punctuation of a document's record in a collection.
-RECORD_CHARACTERS = 60
 # Above so many clusters of one source they are found in two levels.
 _FLAT_CLUSTERS = 4096
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A transformer by its sizes; the defaults are MiniLM-L6's. static: it is a table of token vectors alone."""
-
-    hidden: int = 384
-    layers: int = 6
-    intermediate: int = 1536
-    vocabulary: int = 30_522
-    static: bool = False
-
-    @property
-    def kind(self) -> str:
-        """As `train.encoder` names it."""
-        return "static" if self.static else "backbone"
-
-    @property
-    def weights(self) -> int:
-        """Those that every token passes; the token table is apart."""
-        return 0 if self.static else self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
-
-    @property
-    def table(self) -> int:
-        return self.vocabulary * self.hidden
-
-
-@dataclass(frozen=True)
-class TeacherShape:
-    """A teacher by its sizes; reads_pairs: a cross-encoder, otherwise it embeds each text by itself."""
-
-    shape: Shape
-    reads_pairs: bool
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Sizes of the work. Characters are means per text.
-
-    evaluation_bytes, evaluation_queries: of all collections' documents, and their judged queries.
-    """
-
-    rows: int
-    sources: int
-    input_bytes: int
-    query_characters: float
-    document_characters: float
-    evaluation_bytes: int = 0
-    evaluation_queries: int = 0
-
-    def tokens(self, longest_query: int, longest_document: int) -> float:
-        """Return the tokens of one pair after the cut, special tokens included, at about four characters a token."""
-        query, document = self.query_characters / 4 + 2, self.document_characters / 4 + 2
-        return min(query, longest_query) + min(document, longest_document)
-
-    @property
-    def characters(self) -> float:
-        return self.query_characters + self.document_characters
 
 
 @dataclass(frozen=True)
@@ -258,8 +202,22 @@ class CapacityModel:
         if k <= 1 or cluster.method == "communities":
             return searching
         compared = k if k <= _FLAT_CLUSTERS else 2 * math.sqrt(k)
-        sample = min(self.workload.rows, self.clusters * cluster.sample_per_centroid)
+        sample = self._sampled_rows
         return searching + 2.0 * self.surrogate.hidden * compared * (self.workload.rows + cluster.iterations * sample)
+
+    @property
+    def _sampled_rows(self) -> float:
+        """Rows that clusters are fitted to."""
+        return min(self.workload.rows, self.clusters * self.config.cluster.sample_per_centroid)
+
+    @property
+    def _sample_pieces(self) -> float:
+        """Pieces of tasks' files that fits read: each reads a range of sources, from every task."""
+        if self.clusters_of_source <= 1:
+            return 0.0
+        levels = self.config.cluster.levels or (1 if self.clusters_of_source <= _FLAT_CLUSTERS else 2)
+        stored = self._sampled_rows * 2.0 * self.surrogate.hidden
+        return levels * self._tasks * len(bundle_buckets(np.full(self._groups, stored / self._groups)))
 
     @property
     def _searched_rows(self) -> float:
@@ -343,7 +301,7 @@ class CapacityModel:
         # A batch reads whole runs; tokens and vectors lie apart.
         files_of_a_run = 1 if train.mask.surrogate_margin is None else 2
         runs = self.steps * self.config.batches.size / self.config.cluster.run_rows
-        # A bucket looks itself up in every task's file, then reads its piece of it.
+        # Buckets, and fits, look themselves up in every task's file, then read their piece of it.
         pieces = self._tasks * buckets
         return {
             "ingest": (parts, self.corpus_bytes, 2 * reads + 2 * parts + 1, reads + reads * parts),
@@ -352,7 +310,7 @@ class CapacityModel:
                 3 * buckets + 2,
                 self.training_bytes + self.corpus_bytes,
                 4 * units + 4 * buckets + 4,
-                6 * units + 2 * pieces,
+                6 * units + 2 * (pieces + self._sample_pieces),
             ),
             "score": self._scoring(),
             "train": (2 * files + 5, 2 * checkpoint, checkpoints * (files + 2), runs * files_of_a_run),

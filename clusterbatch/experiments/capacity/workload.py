@@ -32,13 +32,8 @@ from clusterbatch.encoder.cross_encoder import is_cross_encoder
 from clusterbatch.encoder.model_files import read_layout
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.errors import ClusterbatchError, UsageError
-from clusterbatch.experiments.capacity.scale_model import (
-    RECORD_CHARACTERS,
-    CapacityModel,
-    Shape,
-    TeacherShape,
-    Workload,
-)
+from clusterbatch.experiments.capacity.scale_model import CapacityModel
+from clusterbatch.experiments.capacity.sizes import RECORD_CHARACTERS, Shape, TeacherShape, Workload
 from clusterbatch.schema import corpus_schema
 from clusterbatch.store import Folder, Manifest
 from clusterbatch.store.details import CorpusDetails, details_of

@@ -20,7 +20,9 @@ from clusterbatch.evaluation import stage as evaluation
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.models import EvaluatedModel
 from clusterbatch.experiments.capacity.calibrate import GPUS, Measured, fit, load, on_gpu, save
-from clusterbatch.experiments.capacity.scale_model import CapacityModel, Coefficients, Shape, TeacherShape, Workload
+from clusterbatch.experiments.capacity.dry_run import dry_run
+from clusterbatch.experiments.capacity.scale_model import CapacityModel, Coefficients
+from clusterbatch.experiments.capacity.sizes import Shape, TeacherShape, Workload
 from clusterbatch.experiments.capacity.workload import model_of, shape_of
 from clusterbatch.scoring.stage import score
 from clusterbatch.shards.stage import cluster
@@ -206,6 +208,16 @@ def test_an_estimate_has_a_column_of_money_only_with_prices(tmp_path: Path, caps
     shown = capsys.readouterr().out
     assert shown.count("EUR") == 2
     assert "a month" in shown
+
+
+@pytest.mark.parametrize("columns", ["60", "200"])
+def test_no_figure_is_cut_off_in_a_narrow_terminal(
+    columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    dry_run(load_config(None, WORDS), rows=10**9)
+    assert "…" not in capsys.readouterr().out
 
 
 def test_coefficients_of_two_kinds_of_training_meet_in_one_file(tmp_path: Path) -> None:
