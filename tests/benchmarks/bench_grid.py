@@ -53,6 +53,8 @@ ARMS = ["source", "cluster-4x", "cluster-4x-half", "random"]
 SEEDS = 3
 # Documents that a transformer searches, the relevant ones among them: embedding all of them would take longest.
 _SEARCHED = 4000
+# Pairs that a transformer trains on.
+_PAIRS = 6400
 
 
 class Study:
@@ -62,11 +64,12 @@ class Study:
         self.folder, self.arms = folder, Arms(folder, name)
         self.corpus = self.arms.corpus
 
-    def run(self, arm: str, batch: int, seed: int, rate: float) -> dict[str, Any] | None:
-        """Train and measure; None if there is no such arm on this corpus."""
+    def run(self, arm: str, batch: int, seed: int, rate: float, steps: int | None = None) -> dict[str, Any] | None:
+        """Train and measure; None if there is no such arm on this corpus. steps: the first of the run; None: all."""
         batches = self.arms.batches(arm, batch, seed)
         if batches is None:
             return None
+        batches = batches[:steps]
         mask, pairs, kept, share = mask_of(arm), self.corpus.pairs, None, 0.0
         if mask in MASKS:
             kept, share = kept_of_batches(pairs, batches, MASKS[mask], self.arms.facts.known(mask, 4 * batch))
@@ -152,9 +155,7 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--layers", type=int, help="train these first layers of MiniLM instead of the static model")
-    parser.add_argument(
-        "--pairs", type=int, default=6400, help="of a run with --layers; 0 measures the untrained model"
-    )
+    parser.add_argument("--pairs", type=int, help=f"of a run; unset: two epochs, or {_PAIRS:,} with --layers")
     parser.add_argument("--rates", default="", help="learning rates to try instead of those that were chosen")
     parser.add_argument("--report", action="store_true", help="print tables of the finished runs and train nothing")
     options = parser.parse_args()
@@ -162,6 +163,7 @@ def main() -> None:
     corpora, arms = options.corpora.split(","), options.arms.split(",")
     sizes = [int(size) for size in options.sizes.split(",")]
     rates = [float(rate) for rate in options.rates.split(",") if rate]
+    pairs = _PAIRS if options.layers and options.pairs is None else options.pairs
     if options.report:
         try:
             print(report(folder, corpora, sizes, arms, rates))
@@ -180,9 +182,9 @@ def main() -> None:
                 continue
             study = study_of(corpus)
             if options.layers is None:
-                found = study.run(arm, batch, seed, key["rate"])
+                found = study.run(arm, batch, seed, key["rate"], None if pairs is None else pairs // batch)
             else:
-                found = study.run_backbone(arm, batch, seed, key["rate"], options.layers, options.pairs // batch)
+                found = study.run_backbone(arm, batch, seed, key["rate"], options.layers, pairs // batch)
             if found is not None:
                 file.write(json.dumps({**key, **found}) + "\n")
                 file.flush()

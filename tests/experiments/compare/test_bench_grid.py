@@ -67,16 +67,16 @@ def test_an_interrupted_study_has_the_same_seeds_of_all_arms_but_one_and_resumes
             seeds = [set(arms.get(arm, ())) for arm in ARMS[:2]]
             assert len(seeds[0] ^ seeds[1]) <= 1
     assert len(runs.made) == len(set(runs.made)) == 2 * 2 * 2 * 3
-    assert {run[4] for run in runs.made if run[1] == 64} == {bench_grid.RATES[64]}
+    assert {run[4:] for run in runs.made if run[1] == 64} == {(bench_grid.RATES[64], None)}
 
 
-def test_transformers_see_the_same_pairs_at_every_batch_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: MadeUpRuns
+@pytest.mark.parametrize("words", [["--layers", "2"], ["--layers", "2", "--pairs", "640"], ["--pairs", "640"]])
+def test_runs_of_so_many_pairs_see_them_at_every_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: MadeUpRuns, words: list[str]
 ) -> None:
-    words = ["--layers", "2", "--pairs", "6400", "--rates", "1e-4,3e-4"]
-    start(monkeypatch, tmp_path, "--sizes", "16,64", *words)
-    assert {batch * steps for _, batch, _, _, _, _, steps in runs.made} == {6400}
-    assert {rate for *_, rate, _, _ in runs.made} == {1e-4, 3e-4}
+    start(monkeypatch, tmp_path, "--sizes", "16,64", "--rates", "1e-4,3e-4", *words)
+    assert {batch * rest[-1] for _, batch, _, _, *rest in runs.made} == {640 if "--pairs" in words else 6400}
+    assert {run[4] for run in runs.made} == {1e-4, 3e-4}
     assert len(runs.made) == len(set(runs.made)) == 2 * 2 * 2 * 3 * 2
 
 
