@@ -1,15 +1,17 @@
 """Training, pairs per second, against the Sentence Transformers trainer with its cached loss, and against padding.
 
     python -m tests.benchmarks.bench_training [--batch 256] [--steps 2] [--rounds 3] [--precision float32]
+    python -m tests.benchmarks.bench_training --contenders ours theirs-bfloat16
     python -m tests.benchmarks.bench_training --query-tokens 24 --document-tokens 64
     python -m tests.benchmarks.bench_training --device cuda --bert-base --batch 16384 --mini-batch 512
 
 Same model (MiniLM, or an untrained one of BERT-base's size), real pairs (CLUSTERBATCH_DATA), same batches in the same
 order, no dropout, AdamW with the same settings, one process with all cores or one GPU (bfloat16 for both); both
-tokenise as they go. `padded` is this trainer with padding. Every round of each is a process of its own, rounds
-alternate and begin from the first weights. Prints one JSON line per figure: pairs a second of the best rounds (by wall
-clock and by CPU time, which other processes on the machine disturb less), peak memory, what share of a step's CPU time
-is neither in the encoder nor the optimizer, and the largest difference of the losses.
+tokenise as they go. `padded` is this trainer with padding, `theirs-bfloat16` the peer with its option bf16. Every round
+of each is a process of its own, rounds alternate and begin from the first weights. Prints one JSON line per figure:
+pairs a second of the best rounds (by wall clock and by CPU time, which other processes on the machine disturb less),
+peak memory, what share of a step's CPU time is neither in the encoder nor the optimizer, and the largest difference of
+the losses.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from tests.data_folder import require_data_folder
 from tests.training.batches import plain_batch
 
 MODEL, RATE, DECAY, CLIP = "all-MiniLM-L6-v2", 2e-5, 0.01, 1.0
-CONTENDERS = ("ours", "padded", "theirs")
+CONTENDERS = ("ours", "padded", "theirs", "theirs-bfloat16")
 
 
 def real_pairs(count: int) -> list[tuple[str, str]]:
@@ -126,7 +128,9 @@ class _Stopwatch:
         return timed
 
 
-def theirs(model_folder: str, batches: list[list[tuple[str, str]]], options: argparse.Namespace) -> dict[str, Any]:
+def theirs(
+    model_folder: str, batches: list[list[tuple[str, str]]], options: argparse.Namespace, bf16: bool
+) -> dict[str, Any]:
     """The same with SentenceTransformerTrainer and CachedMultipleNegativesRankingLoss; documents' limit for both."""
     from datasets import Dataset
     from sentence_transformers import (
@@ -173,7 +177,7 @@ def theirs(model_folder: str, batches: list[list[tuple[str, str]]], options: arg
                 save_strategy="no",
                 report_to="none",
                 use_cpu=device == "cpu",
-                bf16=device != "cpu" or options.precision == "bfloat16",
+                bf16=bf16,
                 disable_tqdm=True,
                 batch_sampler=lambda dataset, batch_size, **_: BatchSampler(
                     SequentialSampler(dataset), batch_size, drop_last=False
@@ -204,8 +208,9 @@ def _cut(tokenizer: Tokenizer, text: str, tokens: int) -> str:
 def one_round(contender: str, model: str, batches: list[list[tuple[str, str]]], options: argparse.Namespace) -> None:
     """Train in this process and print what was measured."""
     torch.set_num_threads(options.threads)
-    if contender == "theirs":
-        found = theirs(model, batches, options)
+    if contender.startswith("theirs"):
+        in_bfloat16 = "bfloat16" in (options.precision, contender.removeprefix("theirs-"))
+        found = theirs(model, batches, options, in_bfloat16 or options.device != "cpu")
     else:
         found = ours(model, batches, options, contender == "padded")
     print(json.dumps({**found, "peak_bytes": peak_memory_bytes(torch.device(options.device))}))
@@ -223,7 +228,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--bert-base", action="store_true")
     parser.add_argument("--mini-batch", type=int, default=32, help="the peer's; its own default is 32")
-    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS[:3]), choices=CONTENDERS)
     parser.add_argument("--round-of", choices=CONTENDERS, help="one round of one of them, in this process")
     parser.add_argument("--model", default=resolve_model(MODEL), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -251,7 +256,11 @@ def main() -> None:
 
 
 # The words for each in the names of the figures.
-PEERS = {"theirs": "Sentence Transformers' cached loss", "padded": "padding"}
+PEERS = {
+    "theirs": "Sentence Transformers' cached loss",
+    "theirs-bfloat16": "Sentence Transformers' cached loss in bfloat16",
+    "padded": "padding",
+}
 
 
 def _compare(ours: list[dict[str, Any]], peers: list[dict[str, Any]], pairs: int, peer: str, case: str) -> None:
