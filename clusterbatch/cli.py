@@ -142,13 +142,15 @@ def _show_config(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from clusterbatch.corpus.docstrings import write_sample
+    from clusterbatch.corpus.docstrings import check_place, write_sample
     from clusterbatch.store import Folder
 
     if options.pairs < 100:
         raise UsageError(f"--pairs: at least 100 (got {options.pairs})")
-    write_sample(Folder(options.folder), options.pairs, options.seed)
-    print(f"sample corpus: {Folder(options.folder).uri}")
+    folder = Folder(options.folder)
+    check_place(folder)
+    write_sample(folder, options.pairs, options.seed)
+    print(f"sample corpus: {folder.uri}")
 
 
 class _Parser(argparse.ArgumentParser):

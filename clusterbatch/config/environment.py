@@ -33,7 +33,7 @@ class StorageConfig(Section):
     """S3-compatible storage. Credentials come from the environment or the machine's role, never from here."""
 
     endpoint_url: str | None = operational(None)
-    """Address of the S3-compatible service. Unset: AWS."""
+    """Address of the S3-compatible service. Unset: the environment's (AWS_ENDPOINT_URL), otherwise AWS."""
     region: str | None = operational(None)
     """Region of the buckets. Unset: the environment's."""
     addressing_style: Literal["auto", "path", "virtual"] = operational("auto")

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.corpus.normalise import keyed_hash, normalise, text_hash
-from clusterbatch.errors import DataError
+from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store.artifact import Artifact, Counts, Manifest, Receipt, Stopwatch
 from clusterbatch.store.details import SampleDetails
 from clusterbatch.store.folder import Folder
@@ -176,6 +176,7 @@ def _distinct(mined: dict[str, list[MinedPair]]) -> dict[str, list[MinedPair]]:
 
 PAIRS = "pairs"
 COLLECTION = "collection"
+_PROBE = "_writable"
 # One pair in fifteen is held out: 1,200 test queries of 18,000 pairs.
 _HELD_OUT = 15
 
@@ -191,6 +192,19 @@ class SampleSummary:
     @property
     def pairs(self) -> int:
         return sum(self.sources.values())
+
+
+def check_place(folder: Folder) -> None:
+    """Raise the error that writing a sample to `folder` would end in, before anything is mined.
+
+    Raises UsageError if files are in its place: rows of two samples, or of the user's own, would become one corpus, in
+    which what one holds out is trained on. Raises InfrastructureError if nothing can be written there.
+    """
+    for name in (PAIRS, COLLECTION):
+        if folder.list(name):
+            raise UsageError(f"sample: there are files in {folder.uri}/{name}; choose another folder, or remove them")
+    folder.write(_PROBE, b"")
+    folder.remove(_PROBE)
 
 
 def write_sample(folder: Folder, pairs: int, seed: int) -> SampleSummary:

@@ -51,6 +51,7 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     identity = identity_of(corpus.fingerprint)
     if artifact.is_done(identity) and not force:
         return artifact.require()
+    workspace.corpus.check_parts(corpus)
     watch = Stopwatch()
     base, target, items = _continued(artifact, identity_of, corpus, force)
     done = target.begin(identity, force)
@@ -146,6 +147,7 @@ def _import_vectors(
     identity = _import_identity(manifest.fingerprint)
     if artifact.is_done(identity) and not force:
         return artifact.require()
+    corpus.check_parts(manifest)
     watch = Stopwatch()
     _, target, items = _continued(artifact, _import_identity, manifest, force)
     done = target.begin(identity, force)

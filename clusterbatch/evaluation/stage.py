@@ -14,7 +14,7 @@ from clusterbatch.corpus.write_holdout import HOLDOUT
 from clusterbatch.errors import UsageError
 from clusterbatch.evaluation.collection import DOCUMENTS, Collection, open_collections, search_items
 from clusterbatch.evaluation.metrics import Grades, Metric, parse_metric, per_query
-from clusterbatch.evaluation.models import EvaluatedModel, evaluated_models, identities
+from clusterbatch.evaluation.models import AFTER, EvaluatedModel, evaluated_models, identities
 from clusterbatch.evaluation.results import Answers, merge_block, run_lines, scores_table
 from clusterbatch.evaluation.search_worker import CANDIDATES, SearchWorker, ShardTask
 from clusterbatch.runtime import Pass, Pool, WorkItem, ray_session
@@ -42,6 +42,9 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
     artifact = Workspace(config).evaluation(generation)
     if not force and artifact.is_done(identity):
         return artifact.require()
+    if AFTER in (model.label for model in models):
+        trained = Workspace(config).train(generation)
+        trained.check_parts(trained.require())
     items, numbers = _items(config, models, collections)
     done = _same_ranges(artifact.begin(identity, force), items)
     with ray_session(config.ray):
@@ -112,6 +115,9 @@ def configured_collections(config: RunConfig) -> list[Collection]:
         held_out = Workspace(config).corpus.folder.child(HOLDOUT)
         collection = Collection(HOLDOUT, held_out, config.evaluate.split)
         if not held_out.exists(DOCUMENTS):
+            corpus = Workspace(config).corpus
+            if (ingested := corpus.manifest()) is not None:
+                corpus.check_parts(ingested)
             reason = ": no source has two different documents" if config.evaluate.holdout else ""
             raise UsageError(
                 f"evaluate.path: give at least one collection in BEIR layout (ingest has held out none{reason})"

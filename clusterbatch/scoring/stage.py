@@ -49,6 +49,7 @@ def score(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     identity = planned_fingerprint(config, inputs.fingerprint)
     if artifact.is_done(identity) and not force:
         return artifact.require()
+    clusters.check_parts(inputs)
     check_teacher(config)
     watch = Stopwatch()
     done = artifact.begin(identity, force)

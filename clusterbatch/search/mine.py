@@ -51,6 +51,8 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
     if artifact.is_done(identity) and not force:
         artifact.remove(_EXCHANGE)
         return artifact.require()
+    workspace.corpus.check_parts(corpus)
+    workspace.embeddings(embedded).check_parts(embeddings)
     watch = Stopwatch()
     done = artifact.begin(identity, force)
     partitions, items = source_partitions(corpus), tasks(corpus, embeddings)

@@ -80,6 +80,8 @@ def cluster(
             f"{artifact.folder.uri}: clusters of an earlier version of the corpus, which are kept; "
             "`clusterbatch refresh` makes the next generation of the corpus as it is now, or pass --force"
         )
+    workspace.corpus.check_parts(corpus)
+    workspace.embeddings(vectors).check_parts(embeddings)
     watch = Stopwatch()
     done = artifact.begin(identity, force)
     for sentence in Tokenisation.of(config).too_long:

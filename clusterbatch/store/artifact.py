@@ -160,6 +160,24 @@ class Artifact:
             raise DataError(f"{self.folder.uri}: no finished {self.kind} here (no {MANIFEST}); run that stage first")
         return manifest
 
+    def check_parts(self, manifest: Manifest) -> None:
+        """Raise DataError if a file that the manifest names is missing or has lost bytes, before anything reads it.
+
+        One look at the folder's listing; contents are verified when they are read.
+        """
+        sizes = {entry.name: entry.size for entry in self.folder.find(linked_folders=True)} if manifest.parts else {}
+        damaged = [part for part in manifest.parts if sizes.get(part.path) != part.bytes]
+        if not damaged:
+            return
+        first, others = damaged[0], len(damaged) - 1
+        found = sizes.get(first.path)
+        what = "missing, but named" if found is None else f"{found:,} bytes, not the {first.bytes:,}"
+        more = f", and {others:,} more of {len(manifest.parts):,} files" if others else ""
+        raise DataError(
+            f"{self.folder.uri}/{first.path}: {what} in the manifest{more}; put it back, or make the {self.kind} again "
+            "with --force"
+        )
+
     def is_done(self, fingerprint: str) -> bool:
         manifest = self.manifest()
         return manifest is not None and manifest.fingerprint == fingerprint

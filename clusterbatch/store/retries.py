@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from clusterbatch.config import StorageConfig
 from clusterbatch.errors import ClusterbatchError, InfrastructureError
@@ -107,7 +109,7 @@ class _Outages:
             self._said[endpoint] = now
         at = datetime.fromtimestamp(since, UTC).strftime("%H:%M:%S")
         say(
-            f"storage   {endpoint or 'AWS'} not reachable ({reason}), trying again since {at} UTC",
+            f"storage   {_endpoint(storage)} not reachable ({reason}), trying again since {at} UTC",
             level="warning",
             seconds=round(now - since, 1),
         )
@@ -119,7 +121,7 @@ class _Outages:
             since = self._since.pop(storage.endpoint_url, None)
             said = self._said.pop(storage.endpoint_url, None)
         if since is not None and said is not None:
-            say(f"storage   {storage.endpoint_url or 'AWS'} answers again, after {time.time() - since:.0f} s")
+            say(f"storage   {_endpoint(storage)} answers again, after {time.time() - since:.0f} s")
 
 
 _outages = _Outages()
@@ -149,13 +151,21 @@ class _Failure:
 
     def line(self, place: str, storage: StorageConfig, attempts: int, seconds: float) -> str:
         bucket = place.removeprefix("s3://").split("/", 1)[0]
-        endpoint = storage.endpoint_url or "AWS"
+        endpoint = _endpoint(storage)
         if self.bucket_missing:
             return f"{place}: bucket {bucket} does not exist at {endpoint}"
         if self.unreachable:
             return f"{place}: cannot reach {endpoint} ({self.reason}); bucket {bucket}, {attempts} attempts"
         tried = f", {attempts} attempts in {seconds:.0f} s" if attempts > 1 else ""
         return f"{place}: {self.reason} (bucket {bucket} at {endpoint}{tried})"
+
+
+def _endpoint(storage: StorageConfig) -> str:
+    """Return what messages call the service. An address in the environment may hold secrets: only its host is shown."""
+    if storage.endpoint_url:
+        return storage.endpoint_url
+    parts = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else "AWS"
 
 
 def _failure(error: BaseException) -> _Failure | None:

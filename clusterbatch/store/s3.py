@@ -42,6 +42,8 @@ _SLOWEST = 100_000
 _DELETED_AT_ONCE = 1_000
 # How often an object is read if its bytes do not match its ETag.
 _READS = 4
+# Codes for a range that an object is too short for.
+_BEHIND_THE_END = ("InvalidRange", "416")
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -156,7 +158,7 @@ class S3Files:
         return any(True for _ in self.below(path))
 
     def size(self, path: str) -> int:
-        return int(self._request(path, "head_object")["ContentLength"])
+        return int(self._head(path)["ContentLength"])
 
     def read(self, path: str, start: int | None, end: int | None) -> bytes:
         """Bytes [start, end) of an object; those of a whole object are compared with its ETag."""
@@ -168,7 +170,7 @@ class S3Files:
             return bytes(self._request(path, "get_object", Range=span)["Body"])
         except InfrastructureError as error:
             # Behind the last byte there is nothing to read, as in a local file.
-            if _code(error) in ("InvalidRange", "416") and start >= self.size(path):
+            if _code(error) in _BEHIND_THE_END and start >= self.size(path):
                 return b""
             raise
 
@@ -253,11 +255,29 @@ class S3Files:
         bucket, _, key = path.partition("/")
         return request(self.storage, operation, writes=writes, Bucket=bucket, Key=key, **arguments)
 
+    def _head(self, path: str) -> dict[str, Any]:
+        """Return the answer to HEAD, or raise the reason for its refusal.
+
+        A refused HEAD has no body, so no reason either. GET is refused with one; from a body that names the bucket's
+        region the client learns it, and HEAD then succeeds.
+        """
+        try:
+            return self._request(path, "head_object")
+        except InfrastructureError as error:
+            if _code(error) not in ("301", "400", "403"):
+                raise
+        try:
+            self._request(path, "get_object", Range="bytes=0-0")
+        except InfrastructureError as error:
+            if _code(error) not in _BEHIND_THE_END:
+                raise
+        return self._request(path, "head_object")
+
     def _is_file(self, path: str) -> bool:
         if not path.partition("/")[2]:
             return False
         try:
-            self._request(path, "head_object")
+            self._head(path)
         except FileNotFoundError:
             return False
         return True

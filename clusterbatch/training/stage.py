@@ -64,7 +64,8 @@ def train(
     check_workers(config)
     check_tokens(config, clusters.folder.uri, inputs)
     check_margins(config, clusters.folder.uri, inputs)
-    scores = check_scores(config, workspace.scores(continued.clusters if continued else 0), inputs)
+    scored = workspace.scores(continued.clusters if continued else 0)
+    scores = check_scores(config, scored, inputs)
     plan = open_plan(config, clusters, inputs, count_negatives=True)
     check_negatives(config, clusters, inputs, plan.index)
     if continued is None:
@@ -84,6 +85,9 @@ def train(
     identity = identity_of(config)
     if artifact.is_done(identity) and not force:
         return artifact.require()
+    clusters.check_parts(inputs)
+    if scores is not None:
+        scored.check_parts(scores)
     check_adapters(config.train)
     check_trackers(config.train.trackers)
     report = plan_report(plan)

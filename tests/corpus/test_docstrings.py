@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from clusterbatch.cli import main
 from clusterbatch.config import DOCSTRINGS, RunConfig
 from clusterbatch.corpus import docstrings
 from clusterbatch.corpus import docstrings as sample
@@ -136,3 +137,28 @@ def test_force_replaces_a_sample_of_another_size_and_mines_only_then(
     assert ingest(config(300), force=True).counts.written == 280
     assert ingest(config(300), force=True).counts.written == 280
     assert mined == [150, 300]
+
+
+def test_a_sample_is_not_mined_for_a_place_that_cannot_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def mine(*arguments: object) -> None:
+        raise AssertionError("mined before the place was looked at")
+
+    monkeypatch.setattr(sample, "mine", mine)
+    own = tmp_path / "data/pairs/numpy.parquet"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"of the user")
+    assert main(["sample", str(tmp_path / "data")]) == 2
+    assert f"there are files in {tmp_path}/data/pairs" in capsys.readouterr().err
+    assert own.read_bytes() == b"of the user"
+    assert main(["sample", str(own / "below")]) == 4
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_two_samples_do_not_become_one(packages: None, tmp_path: Path) -> None:
+    assert main(["sample", str(tmp_path / "sample"), "--pairs", "100"]) == 0
+    first = sorted(path.name for path in (tmp_path / "sample").rglob("*"))
+    assert "_writable" not in first
+    assert main(["sample", str(tmp_path / "sample"), "--pairs", "100", "--seed", "1"]) == 2
+    assert sorted(path.name for path in (tmp_path / "sample").rglob("*")) == first

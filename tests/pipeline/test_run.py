@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from clusterbatch.cli import main
 from clusterbatch.config import RunConfig, load_config, with_changes
-from clusterbatch.errors import ClusterbatchError, OtherWorkError, UsageError
+from clusterbatch.errors import ClusterbatchError, DataError, OtherWorkError, UsageError
 from clusterbatch.experiments.capacity.calibrate import measure
 from clusterbatch.pipeline.run import STAGES, run, run_stage
 from clusterbatch.store.workspace import STAGE_ARTIFACTS, Workspace
@@ -125,6 +126,51 @@ def test_an_interrupted_force_is_noticed_before_the_rest_is_done(finished: RunCo
         run(with_changes(finished, {"cluster.clusters": 4}))
     assert not workspace.clusters().own_files()
     run(finished)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut off"])
+@pytest.mark.parametrize(
+    ("command", "made", "damaged"),
+    [
+        ("embed", "generation=000/embeddings", "corpus/part-*.parquet"),
+        ("cluster", "generation=000/clusters", "corpus/part-*.parquet"),
+        ("cluster", "generation=000/clusters", "generation=000/embeddings/unit-*.parquet"),
+        ("train", "generation=000/train", "generation=000/clusters/*-training-*"),
+        ("evaluate", "generation=000/evaluation", "generation=000/train/model/model.safetensors"),
+        ("predict", "predict", "corpus/part-*.parquet"),
+    ],
+)
+def test_a_damaged_input_is_named_before_a_stage_begins(
+    damage: str,
+    command: str,
+    made: str,
+    damaged: str,
+    finished: RunConfig,
+    in_process: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output, file = Path(finished.workspace, made), next(Path(finished.workspace).glob(damaged))
+    shutil.rmtree(output, ignore_errors=True)
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-1])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(finished.model_dump(mode="json")))
+    capsys.readouterr()
+    assert main([command, str(tmp_path / "config.yaml")]) == 3
+    assert not output.exists()
+    # Not even a title of a pass.
+    (line,) = capsys.readouterr().err.splitlines()
+    assert file.name in line
+    assert "with --force" in line
+
+
+def test_a_collection_that_was_held_out_and_is_gone_is_named(finished: RunConfig, in_process: None) -> None:
+    Workspace(finished).evaluation().remove()
+    Path(finished.workspace, "corpus/holdout/corpus.jsonl").unlink()
+    with pytest.raises(DataError, match=r"holdout/corpus.jsonl: missing, but named"):
+        run(finished)
 
 
 def test_keys_that_differ_are_named_with_both_values(finished: RunConfig, in_process: None) -> None:

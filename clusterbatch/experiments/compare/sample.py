@@ -82,6 +82,9 @@ def sample_corpus(config: RunConfig, share: float, way: Way, *, force: bool = Fa
     artifact = Workspace(home).corpus
     if artifact.is_done(identity) and not force:
         return artifact.require()
+    source.check_parts(corpus)
+    if embedded and vectors:
+        embedded.check_parts(vectors)
     done = artifact.begin(identity, force)
     groups = row_groups_of(corpus)
     parts = _vector_parts(vectors, len(groups))

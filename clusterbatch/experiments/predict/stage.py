@@ -67,6 +67,7 @@ def draw_sample(config: RunConfig, force: bool) -> tuple[Artifact, list[Part], P
     """Write vectors and hashes of about `predict.rows` rows of the ingested corpus, in parts bucketed by source."""
     workspace = Workspace(config)
     corpus = workspace.corpus.require()
+    workspace.corpus.check_parts(corpus)
     groups = source_partitions(corpus)
     shares = _shares(config, groups)
     artifact = Artifact(workspace.root.child("predict", "sample"), "sample of vectors")

@@ -13,6 +13,8 @@ from filelock import FileLock
 
 ACCESS_KEY = "test:tester"
 SECRET_KEY = "test-secret-of-the-suite"
+# A user who may do what a bucket's own list allows.
+READER_KEY, READER_SECRET = "test:reader", "test-secret-of-a-reader"
 REGION = "us-east-1"
 # Requests to BUCKET.DOMAIN are for that bucket.
 DOMAIN = "s3.test"

@@ -19,6 +19,8 @@ from pathlib import Path
 from tests.integration.s3.server import (
     ACCESS_KEY,
     DOMAIN,
+    READER_KEY,
+    READER_SECRET,
     REGION,
     SECRET_KEY,
     S3Server,
@@ -94,6 +96,7 @@ paste.filter_factory = tests.integration.s3.swift_cache:filter_factory
 [filter:tempauth]
 use = egg:swift#tempauth
 user_{account}_{tester} = {secret} .admin
+user_{reader} = {reader_secret}
 [filter:slo]
 use = egg:swift#slo
 min_segment_size = 1
@@ -118,6 +121,18 @@ def swift_server() -> Iterator[S3Server]:
             yield S3Server(ports[0], f"OpenStack Swift {VERSION}", objects=150)
         finally:
             stop(processes)
+
+
+def let_reader_read(server: S3Server, bucket: str) -> None:
+    """Let READER_KEY list and read a bucket, and write nothing there."""
+    credentials = {"X-Auth-User": ACCESS_KEY, "X-Auth-Key": SECRET_KEY}
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{server.endpoint_url}/auth/v1.0", headers=credentials)
+    ) as found:
+        token, account = found.headers["X-Auth-Token"], found.headers["X-Storage-Url"]
+    headers = {"X-Auth-Token": token, "X-Container-Read": READER_KEY}
+    with urllib.request.urlopen(urllib.request.Request(f"{account}/{bucket}", headers=headers, method="POST")):
+        return
 
 
 def _memory() -> str | None:
@@ -160,6 +175,7 @@ def _configure(root: Path, binaries: Path, ports: list[int]) -> None:
         (etc / f"{name}-server.conf").write_text(_BACKEND.format(**values))
     account, _, tester = ACCESS_KEY.partition(":")
     values = {"port": ports[0], "etc": etc, "user": user, "region": REGION}
+    values |= {"reader": READER_KEY.replace(":", "_"), "reader_secret": READER_SECRET}
     values |= {"domain": DOMAIN, "account": account, "tester": tester, "secret": SECRET_KEY}
     filters = "".join(f"[filter:{name}]\nuse = egg:swift#{name}\n" for name in _PLAIN_FILTERS)
     (etc / "proxy-server.conf").write_text(_PROXY.format(**values) + filters)

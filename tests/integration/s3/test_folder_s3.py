@@ -20,7 +20,8 @@ from clusterbatch.store import Artifact, Counts, Folder, Receipt
 from clusterbatch.store.lease import workspace_lease
 from clusterbatch.store.workspace import Workspace, publish
 from tests.integration.s3.fault_proxy import FaultProxy
-from tests.integration.s3.server import ACCESS_KEY, DOMAIN, SECRET_KEY, S3Server
+from tests.integration.s3.server import ACCESS_KEY, DOMAIN, READER_KEY, READER_SECRET, SECRET_KEY, S3Server
+from tests.integration.s3.swift import let_reader_read
 
 pytestmark = pytest.mark.s3
 
@@ -274,6 +275,49 @@ def test_wrong_credentials_are_one_line_without_them(
     assert f"bucket {bucket}" in last
     for secret in (SECRET_KEY, "wrong-secret", ACCESS_KEY, "nobody:nobody"):
         assert secret not in last
+
+
+@pytest.mark.parametrize("command", ["run", "ingest", "clean", "compare"])
+def test_a_workspace_that_may_only_be_read_is_refused_before_any_work(
+    s3_server: S3Server, storage: StorageConfig, bucket: str, command: str
+) -> None:
+    if "Swift" not in s3_server.name:
+        pytest.skip("this server has one user")
+    let_reader_read(s3_server, bucket)
+    pairs = "".join(f'{{"query": "q {n}", "document": "d {n}"}}\n' for n in range(300))
+    Folder(f"s3://{bucket}", storage).write("pairs.jsonl", pairs.encode())
+    words = [f"workspace=s3://{bucket}/run", f"corpus.paths=s3://{bucket}/pairs.jsonl", "embed.model=char-ngrams"]
+    words += [f"storage.endpoint_url={s3_server.endpoint_url}", "ray.mode=in-process"]
+    reader = {"AWS_ACCESS_KEY_ID": READER_KEY, "AWS_SECRET_ACCESS_KEY": READER_SECRET}
+    done = subprocess.run(
+        [sys.executable, "-m", "clusterbatch", command, *words],
+        env={**os.environ, **reader},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (4, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"clusterbatch: s3://{bucket}/run/_lease.json: access denied")
+    assert [entry.name for entry in Folder(f"s3://{bucket}", storage).find()] == ["pairs.jsonl"]
+
+
+def test_a_client_with_another_region_learns_it_whatever_it_asks_first(storage: StorageConfig, bucket: str) -> None:
+    Folder(f"s3://{bucket}", storage).write("x", b"abc")
+    for number, verb in enumerate(["size", "exists", "read"]):
+        # A connection of its own for each.
+        elsewhere = storage.model_copy(update={"region": f"eu-nowhere-{number}"})
+        assert getattr(Folder(f"s3://{bucket}", elsewhere), verb)("x") in (3, True, b"abc")
+    with pytest.raises(FileNotFoundError):
+        Folder(f"s3://{bucket}", storage.model_copy(update={"region": "eu-nowhere-9"})).size("y")
+
+
+def test_a_service_of_the_environment_is_named_without_its_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:hidden@127.0.0.1:9")
+    with pytest.raises(InfrastructureError, match=r"http://127\.0\.0\.1:9\b") as caught:
+        Folder("s3://somewhere/run", StorageConfig(attempts=1)).list()
+    assert "hidden" not in str(caught.value)
 
 
 def test_an_endpoint_that_does_not_answer_is_named_soon(monkeypatch: pytest.MonkeyPatch) -> None:
