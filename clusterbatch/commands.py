@@ -143,10 +143,10 @@ def _copy_reports(config: RunConfig, output: str) -> None:
 
 
 def _summary(config: RunConfig, report: str) -> Outcome:
-    from clusterbatch.pipeline.summary import gains, workspace_summary
+    from clusterbatch.pipeline.summary import scoreboard, workspace_summary
 
     summary = workspace_summary(config)
-    return Outcome({**summary, "report": report}, lambda: console.print_quality(gains(summary["quality"]), report))
+    return Outcome({**summary, "report": report}, lambda: console.print_quality(scoreboard(summary["quality"]), report))
 
 
 def _compare(config: RunConfig, options: argparse.Namespace) -> Outcome:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -35,16 +35,20 @@ _TEXT = (
 )
 
 
-def print_quality(gains: Iterable[dict[str, Any]], report: str) -> None:
-    """Print what training gained; `gains` are rows of pipeline.report.gains."""
-    table = _table(
-        "Retrieval quality before and after training", "collection", "metric", "queries", "before", "after", "gain"
-    )
-    for row in gains:
-        before, after = row["before"], row["after"]
+def print_quality(scores: Sequence[dict[str, Any]], report: str) -> None:
+    """Print what training gained, and what other models score; `scores` are rows of pipeline.summary.scoreboard."""
+    others = list(dict.fromkeys(model for row in scores for model in row["values"] if model not in ("before", "after")))
+    # Refresh rounds have the same collections.
+    numbered = len({row["generation"] for row in scores}) > 1
+    columns = ["collection", "metric", "queries", "before", "after", "gain", *others]
+    table = _table("Retrieval quality before and after training", *(["generation"] if numbered else []), *columns)
+    for row in scores:
+        of_model = {model: f"{value:.4f}" for model, value in row["values"].items()}
+        before, after = (row["values"].get(model) for model in ("before", "after"))
         gain = f"{after - before:+.4f}" if before is not None and after is not None else ""
-        shown = [f"{value:.4f}" if value is not None else "" for value in (before, after)]
-        table.add_row(row["collection"], row["metric"], f"{row['queries']:,}", *shown, gain)
+        shown = [of_model.get("before", ""), of_model.get("after", ""), gain, *(of_model.get(m, "") for m in others)]
+        number = [str(row["generation"])] if numbered else []
+        table.add_row(*number, row["collection"], row["metric"], f"{row['queries']:,}", *shown)
     console = _console()
     console.print(table)
     console.print(f"report: {report}", soft_wrap=True)
