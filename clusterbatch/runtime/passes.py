@@ -109,5 +109,5 @@ def run_items(
             for waiting, receipt in zip(reversed(range(len(pending))), finished, strict=True):
                 receipts[receipt.unit] = receipt
                 metrics.unit_finished(work.title, receipt, waiting)
-                line.advance(rows[receipt.unit], receipt.details.get("progress", ""))
+                line.advance(rows[receipt.unit], receipt.details.get("progress", ""), receipt.seconds)
     return [receipts[item.number] for item in items]

@@ -28,11 +28,11 @@ class ProgressLine:
         self._initial = 0
         self._note = ""
         self._start = time.monotonic()
-        self._last_line = self._start
+        self._begun = self._last_line = self._start
         self._bar: Progress | None = None
 
     def __enter__(self) -> ProgressLine:
-        self._start = self._last_line = time.monotonic()
+        self._start = self._begun = self._last_line = time.monotonic()
         if self._console.is_terminal and not is_structured():
             self._bar = Progress(
                 TextColumn("{task.description:<10}"),
@@ -54,18 +54,23 @@ class ProgressLine:
         if self._bar:
             self._bar.update(self._task, completed=done)
 
-    def advance(self, count: int, note: str = "") -> None:
+    def advance(self, count: int, note: str = "", seconds: float | None = None) -> None:
+        """Count finished work. seconds: how long it took; with the first, what came before it was the start of workers,
+        which does not affect the rate."""
+        now = time.monotonic()
+        if self._done == self._initial and seconds is not None:
+            self._begun = max(self._start, now - seconds)
         self._done += count
         self._note = note
-        elapsed = max(time.monotonic() - self._start, 1e-9)
-        rate = (self._done - self._initial) / elapsed
+        rate = (self._done - self._initial) / max(now - self._begun, 1e-9)
+        speed = f"{rate:,.0f} {self._unit.split()[0]}/s"
         if self._bar:
-            text = f"{self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s {note}"
+            text = f"{self._done:,}/{self._total:,} {self._unit}, {speed} {note}"
             self._bar.update(self._task, completed=self._done, rate=text)
-        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            left = (self._total - self._done) / rate if rate > 0 else float("inf")
-            text = f"{self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s, {left:,.0f} s left {note}"
+        elif now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            left = f", {(self._total - self._done) / rate:,.0f} s left" if rate > 0 else ""
+            text = f"{self._done:,}/{self._total:,} {self._unit}, {speed}{left} {note}"
             self._say(f"{self._title}: {text}", rate=round(rate, 1))
 
     def __exit__(

@@ -24,7 +24,7 @@ class ShownSteps:
         """Show a metrics line; nothing is shown for a step that a resumed run repeats."""
         if line["step"] < self._done:
             return
-        self._progress.advance(line["step"] + 1 - self._done, log_line(line))
+        self._progress.advance(line["step"] + 1 - self._done, log_line(line), line["seconds"])
         self._done = line["step"] + 1
         if line["mask_rate"] > MASKED and not self._has_warned:
             self._has_warned = True

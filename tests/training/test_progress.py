@@ -9,7 +9,7 @@ from clusterbatch.training.progress import ShownSteps
 
 
 def _line(step: int, mask_rate: float) -> dict[str, float | int | None]:
-    figures = dict.fromkeys(["loss", "gradient_norm", "memory_bytes", "tokens_per_second", "data_wait"], 1.0)
+    figures = dict.fromkeys(["loss", "gradient_norm", "memory_bytes", "tokens_per_second", "data_wait", "seconds"], 1.0)
     return {**figures, "step": step, "mask_rate": mask_rate, "mfu": None}
 
 
