@@ -33,6 +33,19 @@ def test_intervals_need_seeds_and_hold_the_gain() -> None:
     assert 0 < found["low"] < 0.1 < found["high"] < 0.2
 
 
+def test_intervals_of_several_policies_hold_together() -> None:
+    """Nothing differs: among twelve policies, some interval seldom leaves out 0."""
+    random, arrival, repeats = np.random.default_rng(1), np.repeat([0, 1, 2], 40), 100
+    costs = {f"every {number}": 1.0 for number in range(12)}
+    wrong = 0
+    for _ in range(repeats):
+        queries = random.random((1, 2, 120))
+        scores = {name: queries + 0.05 * random.normal(size=(4, 2, 120)) for name in costs}
+        found = summarise(scores, arrival, costs, 0.95)
+        wrong += any(row["low"] is not None and not row["low"] <= 0 <= row["high"] for row in found.values())
+    assert wrong <= 0.05 * repeats + 4
+
+
 @pytest.mark.parametrize(("margin", "chosen"), [(0.0, "often"), (0.02, "rarely"), (0.5, "never")])
 def test_the_cheapest_within_the_margin_is_taken(margin: float, chosen: str) -> None:
     policies = {
