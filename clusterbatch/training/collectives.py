@@ -219,17 +219,12 @@ def _scored(
     """Return the teacher's scores of this rank's rows. document_hash: (B,) int64, of the global batch."""
     teacher = batch.teacher
     assert teacher is not None
-
-    def moved(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.array(array)).to(device)
-
     columns = document_hash
     if teacher.negative_hash is not None:
-        own = moved(teacher.negative_hash.view(np.int64))
+        # A copy: arrays that Arrow owns are not writable, and torch has no such tensors.
+        own = torch.from_numpy(np.array(teacher.negative_hash).view(np.int64)).to(device)
         columns = torch.cat([columns, world.gather(own, negatives_of_rank)])
-    counts = moved(teacher.counts.astype(np.int64))
-    document, score = moved(teacher.document.view(np.int64)), moved(teacher.score)
-    return scored_pairs(moved(teacher.positive), counts, document, score, columns)
+    return scored_pairs(teacher, columns.cpu().numpy().view(np.uint64), device)
 
 
 def _teacher_margins(batch: SliceBatch, device: torch.device) -> TeacherMargins:

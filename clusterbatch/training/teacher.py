@@ -19,9 +19,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from clusterbatch.batches.loader import TeacherScores
 from clusterbatch.config import MaskConfig
 from clusterbatch.training.margin_mse import TeacherMargins
 from clusterbatch.training.masks import limit
@@ -58,21 +60,25 @@ class ScoredPairs:
         return TeacherMargins(row, (self.positive[row] - self.score[once]) * scale), self.column[once]
 
 
-def scored_pairs(positive: Tensor, counts: Tensor, document: Tensor, score: Tensor, columns: Tensor) -> ScoredPairs:
-    """Return the entries of the rows' lists that are among a batch's columns.
+def scored_pairs(scores: TeacherScores, columns: np.ndarray, device: torch.device) -> ScoredPairs:
+    """Return the entries of the rows' lists that are among a batch's columns, on `device`.
 
-    counts: (Q,) int64 lengths of the lists; document, score: (sum,) hashes (int64) and scores, row by row, the best
-    first; columns: (B + N,) int64 hashes of the batch's documents and hard negatives.
+    columns: (B + N,) uint64 hashes of the batch's documents and hard negatives. They are few, and most of the time goes
+    into starting operations: numpy takes half as long for that as torch, and an accelerator would be waited for.
     """
-    ordered, order = columns.sort(stable=True)
-    first = torch.searchsorted(ordered, document)
-    found = torch.searchsorted(ordered, document, right=True) - first
-    entry = torch.arange(len(document), device=document.device).repeat_interleave(found)
+    counts = scores.counts.astype(np.int64)
+    order = np.argsort(columns, kind="stable")
+    ordered = columns[order]
+    first = np.searchsorted(ordered, scores.document)
+    found = np.searchsorted(ordered, scores.document, side="right") - first
+    entry = np.repeat(np.arange(len(found)), found)
     # Of each entry's columns, the first and so on.
-    turn = torch.arange(len(entry), device=document.device) - (found.cumsum(0) - found)[entry]
-    row = torch.arange(len(counts), device=document.device).repeat_interleave(counts)
-    rank = torch.arange(len(document), device=document.device) - (counts.cumsum(0) - counts)[row]
-    return ScoredPairs(positive, row[entry], order[first[entry] + turn], score[entry], rank[entry], turn > 0)
+    turn = np.arange(len(entry)) - (found.cumsum() - found)[entry]
+    row = np.repeat(np.arange(len(counts)), counts)
+    rank = np.arange(len(found)) - (counts.cumsum() - counts)[row]
+    arrays = [row[entry], order[first[entry] + turn], scores.score[entry], rank[entry], turn > 0]
+    # A copy: Arrow's arrays are not writable, and torch has no such tensors.
+    return ScoredPairs(*(torch.from_numpy(each).to(device) for each in (scores.positive.copy(), *arrays)))
 
 
 def distillation(
