@@ -243,7 +243,9 @@ def _one_line(error: ValidationError) -> str:
         else:
             message = item["msg"].removeprefix("Value error, ")
             got = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
-            problems.append(f"{key}: {message[0].lower()}{message[1:]}{got}")
+            # What concerns several sections has no key of its own, and names them itself.
+            place = f"{key}: " if key else ""
+            problems.append(f"{place}{message[0].lower()}{message[1:]}{got}")
     return "configuration: " + "; ".join(problems)
 
 

@@ -78,9 +78,12 @@ class PairTeacher:
 
 
 def teacher_folder(config: ScoreConfig, storage: StorageConfig) -> str:
-    """Return a local folder with the teacher's files. Raises what `resolve_model` raises."""
+    """Return a local folder with the teacher's files. Raises what `resolve_model` raises, with the key before it."""
     assert config.teacher is not None, "nothing is scored without a teacher"
-    return resolve_model(config.teacher, storage)
+    try:
+        return resolve_model(config.teacher, storage)
+    except ClusterbatchError as error:
+        raise type(error)(f"score.teacher: {error}") from error
 
 
 def teacher_kind(folder: str) -> Literal["cross-encoder", "embedding model"]:

@@ -69,8 +69,9 @@ class _RunFiles:
 
     def _spans(self, number: int, runs: np.ndarray, content: str) -> list[_Read]:
         """Return what reads the runs (ascending numbers) of one file, a request for each span of neighbouring runs."""
-        assert np.all(np.diff(runs) > 0), "runs must ascend"
-        spans = np.split(runs, np.flatnonzero(np.diff(runs) > 1) + 1)
+        assert (runs[1:] > runs[:-1]).all(), "runs must ascend"
+        starts = np.flatnonzero(runs[1:] > runs[:-1] + 1) + 1
+        spans = np.split(runs, starts) if len(starts) else [runs]
         return [partial(self._read_span, number, content, span) for span in spans]
 
     def _read_span(self, shard: int, content: str, span: np.ndarray) -> list[pa.RecordBatch]:

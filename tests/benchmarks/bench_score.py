@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.bench_score [--pairs 2000] [--rounds 5] [--steps 60] [--rows 2000] [--only memory]
 
-Real pairs (CLUSTERBATCH_DATA), MiniLM as surrogate and as teacher, in this process with one thread; then a static
-encoder's steps at batch 32 and 256 over the shards, with and without the teacher's mask, in turn, reading included;
-then the peak memory of the stage in local mode (all processes, pages that they share once), over rows made up for that
-and over ten times as many. JSON lines; times are CPU time. `--only memory` (or scoring, steps) prints
-less.
+Real pairs (CLUSTERBATCH_DATA), MiniLM as surrogate and as teacher, in this process with one thread; then steps over
+the shards, with and without the teacher's mask, in turn, reading included: of a static encoder at batch 32 and 256, and
+(a twentieth as many) of MiniLM at 32; then the peak memory of the stage in local mode (all processes, pages that they
+share once), over rows made up for that and over ten times as many. JSON lines; times are CPU time. `--only memory` (or
+scoring, steps) prints less.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ import pyarrow.parquet as pq
 import torch
 
 from clusterbatch.batches.loader import SliceLoader
-from clusterbatch.config import RunConfig, with_changes
+from clusterbatch.config import RunConfig, TrainConfig, with_changes
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.embedding.stage import embed
+from clusterbatch.encoder.load import load_encoder
+from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.runtime import InProcessExecutor
 from clusterbatch.runtime.executor import using
 from clusterbatch.scoring.stage import score
@@ -35,6 +37,8 @@ from clusterbatch.shards.reader import ShardReader
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store.details import ScoresDetails, details_of
 from clusterbatch.store.workspace import Workspace
+from clusterbatch.training.collectives import World
+from clusterbatch.training.step import TrainingStep
 from clusterbatch.training.worker import open_plan
 from tests.benchmarks.bench_static import WARM, static_training
 from tests.benchmarks.bench_training import MODEL
@@ -91,14 +95,21 @@ def scoring(config: RunConfig, rounds: int) -> None:
     )
 
 
-def steps(config: RunConfig, size: int, rounds: int, count: int) -> None:
+def backbone_training(steps: int) -> TrainingStep:
+    encoder = load_encoder(resolve_model(MODEL), "backbone", device="cpu")
+    return TrainingStep(encoder, TrainConfig(encoder="backbone"), steps, World())
+
+
+def steps(config: RunConfig, encoder: str, size: int, rounds: int, count: int) -> None:
     """Print the CPU time of a step with the teacher's mask against one without."""
     clusters = Workspace(config).clusters()
-    total = WARM + rounds * count
+    # The first steps of a static encoder update its whole table.
+    warm = WARM if encoder == "static" else 1
+    total = warm + rounds * count
     arms = {}
     for name, scores in (("masked", Workspace(config).scores()), ("unmasked", None)):
         changed = with_changes(config, {"batches.size": size})
-        training = static_training(total + 1)
+        training = (static_training if encoder == "static" else backbone_training)(total + 1)
         if scores is not None:
             mask = training.config.mask.model_copy(update={"teacher_margin": -0.05, "teacher_relative": True})
             training.loss._config = training.config = training.config.model_copy(update={"mask": mask})
@@ -115,17 +126,17 @@ def steps(config: RunConfig, size: int, rounds: int, count: int) -> None:
                 rate.append(result.mask_rate)
 
     for name in arms:
-        run(name, WARM)
+        run(name, warm)
     for number in range(rounds):
         for name in list(arms)[:: 1 if number % 2 == 0 else -1]:
             spent[name].append(cpu_seconds(lambda name=name: run(name, count)) / count)
     medians = {name: 1e3 * float(np.median(each)) for name, each in spent.items()}
     emit(
-        "step of a static encoder with a teacher's mask against one without, CPU time",
+        "step with a teacher's mask against one without, CPU time",
         medians["masked"],
         "ms",
         peer=medians["unmasked"],
-        case=f"batch {size}",
+        case=f"{encoder}, batch {size}",
         mask_rate=round(float(np.mean(rate)), 5),
         rounds={name: [round(1e3 * each, 2) for each in found] for name, found in spent.items()},
     )
@@ -187,8 +198,10 @@ def main() -> None:
         with using(InProcessExecutor()), tempfile.TemporaryDirectory() as folder:
             config = real_workspace(Path(folder), options.pairs)
             scoring(config, max(1, options.rounds // 2))
-            for size in (32, 256) if "steps" in parts else ():
-                steps(config, size, options.rounds, options.steps)
+            if "steps" in parts:
+                for size in (32, 256):
+                    steps(config, "static", size, options.rounds, options.steps)
+                steps(config, "backbone", 32, options.rounds, max(1, options.steps // 20))
     if "memory" in parts:
         memory(options.rows)
 

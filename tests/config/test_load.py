@@ -139,3 +139,9 @@ def test_what_looks_like_a_date_and_is_none_is_one_line(place: str, tmp_path: Pa
     file.write_text("corpus:\n  source: 2024-13-45\n" if place == "file" else "workspace: w\n")
     with pytest.raises(UsageError):
         load_config(str(file), ["corpus.source=2024-13-45"] if place == "word" else [])
+
+
+def test_what_concerns_several_sections_names_them_and_nothing_else() -> None:
+    with pytest.raises(UsageError) as raised:
+        load_config(None, ["workspace=w", "corpus.paths=[a]", "train.mask.teacher_margin=0"])
+    assert str(raised.value).startswith("configuration: train.mask.teacher_margin needs score.teacher")

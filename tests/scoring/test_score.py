@@ -357,6 +357,7 @@ BAD = {
         "transformer cannot be loaded",
     ),
     "not a model": ("embedding model", lambda folder: (folder / "config.json").unlink(), "no model here"),
+    "no folder": ("embedding model", shutil.rmtree, "no such model folder"),
 }
 
 
