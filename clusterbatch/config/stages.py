@@ -276,6 +276,12 @@ class DuplicatesConfig(Section):
     meet the first, and rows beyond the eighth of a group each other. `drop`: a row that is near to an earlier one in
     query and document is set aside, counted and kept beside the outliers; nothing is masked."""
 
+    @model_validator(mode="after")
+    def _threshold(self) -> DuplicatesConfig:
+        if self.action != "mask" and self.threshold is None:
+            raise ValueError(f"action: {self.action} needs a threshold, without which no duplicates are looked for")
+        return self
+
 
 class ClusterConfig(Section):
     """Clusters of each source, and the shards that training reads."""

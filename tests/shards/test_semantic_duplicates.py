@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from clusterbatch.batches.loader import SliceLoader
-from clusterbatch.config import RunConfig, with_changes
+from clusterbatch.config import RunConfig, load_config, with_changes
 from clusterbatch.errors import UsageError
 from clusterbatch.reporting.cluster_views import near_pairs
 from clusterbatch.runtime import InProcessExecutor, executor
@@ -234,6 +234,12 @@ def test_the_result_does_not_depend_on_workers_or_order(
 
 
 @pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("action", ["apart", "drop"])
+def test_an_action_without_a_threshold_is_refused(action: str) -> None:
+    with pytest.raises(UsageError, match=f"cluster.duplicates: action: {action} needs a threshold"):
+        load_config(None, ["workspace=w", "corpus.paths=[a]", f"cluster.duplicates.action={action}"])
+
+
 def test_clusters_are_needed_and_the_default_changes_nothing(tmp_path: Path) -> None:
     config = embedded_workspace(str(tmp_path), {"forum": 60}, settings=SETTINGS)
     changes = {"cluster.duplicates.threshold": 0.9, "batches.stratify": "source"}
