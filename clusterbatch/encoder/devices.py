@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+from contextlib import suppress
 from typing import Literal
 
 import torch
@@ -57,3 +59,12 @@ def bound_kernel_caches() -> None:
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, "32")
+
+
+def return_freed_memory() -> None:
+    """Give memory that was freed, but that the C library keeps, back to the system; without effect if it cannot.
+
+    Texts of all lengths leave holes of all sizes between what is still in use, more of them with every piece of work.
+    """
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

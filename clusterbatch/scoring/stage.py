@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 
 from clusterbatch.config import RunConfig, fingerprint
+from clusterbatch.encoder.devices import return_freed_memory
 from clusterbatch.encoder.resolve import model_fingerprint
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.log import say
@@ -187,6 +188,7 @@ class ScoreWorker:
         )
         above = scores[item.rows :] > scores[candidates.row]
         details = ScoredUnit(candidates=len(candidates.row), above=int(above.sum()), encoded=encoded)
+        return_freed_memory()
         return Result(parts, Counts(read=item.rows, written=item.rows), dict(details))
 
     def _runs(self, unit: ScoreUnit) -> pa.Table:
