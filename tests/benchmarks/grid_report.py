@@ -134,17 +134,20 @@ def report(
     ]
     if not wanted:
         raise ValueError("no arm beside `source` has finished there")
+    # Batches of `source` alone count: larger ones are compared with smaller ones of the arms.
     rate_of: dict[int, float] = {}
-    for cell in wanted:
-        if rate_of.setdefault(cell.batch, cell.rate) != cell.rate:
-            raise ValueError(f"runs of several learning rates at batch {cell.batch}: choose with --rates")
+    for corpus, batch, rate in (key for key, of_arms in read_runs(folder).items() if BASELINE in of_arms):
+        if corpus not in corpora or batch not in sizes or (rates and rate not in rates):
+            continue
+        if rate_of.setdefault(batch, rate) != rate:
+            raise ValueError(f"runs of several learning rates at batch {batch}: choose with --rates")
     arms, corpora = (
         [each for each in names if any(each in (c.arm, c.corpus) for c in wanted)] for names in (arms, corpora)
     )
-    parts = [_gains(wanted, arm, corpora, sorted(rate_of)) for arm in arms]
+    parts = [_gains(wanted, arm, corpora, sorted({cell.batch for cell in wanted})) for arm in arms]
     parts += [_confirmed(wanted), _means(wanted, arms)]
     if len(rate_of) > 1:
-        parts += [_larger_batches(folder, wanted, rate_of, arms, corpora)]
+        parts += [_larger_batches(folder, rate_of, arms, corpora)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -218,9 +221,7 @@ def _means(wanted: list[Cell], arms: Sequence[str]) -> str:
     return f"Means over corpora of the gain over {BASELINE}, with t intervals over corpora\n\n" + _table(head, rows)
 
 
-def _larger_batches(
-    folder: Path, wanted: list[Cell], rate_of: dict[int, float], arms: Sequence[str], corpora: Sequence[str]
-) -> str:
+def _larger_batches(folder: Path, rate_of: dict[int, float], arms: Sequence[str], corpora: Sequence[str]) -> str:
     """Return what the largest batches of `source` gain over every arm at 32 (or the smallest size), at equal pairs."""
     arms = [BASELINE, *arms]
     runs, large = read_runs(folder), max(rate_of)

@@ -151,6 +151,18 @@ def test_larger_batches_of_sources_are_paired_with_smaller_ones_of_arms(folder: 
         assert last[column] == f"{spoken(float(np.mean(means)), low, high, 4)}, n 4"
 
 
+def test_batches_of_sources_alone_are_compared_with_smaller_ones(folder: Path) -> None:
+    path = folder / "runs.jsonl"
+    runs = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = [run for run in runs if run["batch"] == 32 or run["arm"] == "source"]
+    path.write_text("".join(json.dumps(run) + "\n" for run in kept))
+    text = report(folder, CORPORA, SIZES, ["cluster-4x"], [])
+    *rows, _ = rows_of(text, "source at batch 256 less each at batch 32")
+    hands = [by_hand(scores_of(name, 256, "source"), scores_of(name, 32, "cluster-4x")) for name in CORPORA]
+    assert [row[3] for row in rows] == [spoken(*hand[:3], 3) for hand in hands]
+    assert "| corpus | new in the test | queries | batch 32 |\n" in text
+
+
 def test_rates_are_not_mixed(folder: Path) -> None:
     run = {"corpus": "a", "batch": 32, "seed": 0, "rate": 0.1, "scores": [0.5, 0.6]}
     with (folder / "runs.jsonl").open("a") as file:
