@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,21 +85,22 @@ class TrainingStep:
         tokens = concatenate(kinds)
         rows = self.gradients.begin(np.append(token_ids(tokens), self.encoder.tokenizer.padding))
         self.optimizer.catch_up(batch.step, rows)
-        embedding = CachedEmbedding(
-            self._encode,
-            tokens,
-            RandomKey(self.config.seed, batch.step, self.world.rank),
-            micro_batch_tokens=self._micro_batch_tokens,
-            activation_bytes=self._activation_bytes,
-            padded=not self.encoder.unpadded,
-            encode_keeping_less=self._encode_keeping_less if isinstance(self.encoder.packed, BertLayers) else None,
-        )
-        vectors = embedding.vectors.split([len(kind) for kind in kinds])
-        negatives = vectors[2] if batch.negative_tokens is not None else None
-        gathered = gather_batch(batch, self.world, self.encoder.device, self.config)
-        loss, statistics = self.loss(vectors[0], vectors[1], negatives, gathered)
-        loss.backward()
-        embedding.backward()
+        with self._fixed_weights():
+            embedding = CachedEmbedding(
+                self._encode,
+                tokens,
+                RandomKey(self.config.seed, batch.step, self.world.rank),
+                micro_batch_tokens=self._micro_batch_tokens,
+                activation_bytes=self._activation_bytes,
+                padded=not self.encoder.unpadded,
+                encode_keeping_less=self._encode_keeping_less if self._layers else None,
+            )
+            vectors = embedding.vectors.split([len(kind) for kind in kinds])
+            negatives = vectors[2] if batch.negative_tokens is not None else None
+            gathered = gather_batch(batch, self.world, self.encoder.device, self.config)
+            loss, statistics = self.loss(vectors[0], vectors[1], negatives, gathered)
+            loss.backward()
+            embedding.backward()
         self.gradients.reduce()
         norm = self.gradients.clip(self.config.clip_norm)
         rate = self.optimizer.step(batch.step)
@@ -183,9 +184,17 @@ class TrainingStep:
         return vectors
 
     def _encode_keeping_less(self, tokens: Inputs) -> Tensor:
-        layers = self.encoder.packed
-        assert isinstance(layers, BertLayers)
+        layers = self._layers
+        assert layers is not None
         before, layers.keep = layers.keep, "sums"
         vectors = self._encode(tokens)
         layers.keep = before
         return vectors
+
+    @property
+    def _layers(self) -> BertLayers | None:
+        return self.encoder.packed if isinstance(self.encoder.packed, BertLayers) else None
+
+    def _fixed_weights(self) -> AbstractContextManager[None]:
+        """Return the context of the passes between two updates of the weights."""
+        return self._layers.fixed_weights() if self._layers else nullcontext()

@@ -21,7 +21,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.model_files import read_layout
 from clusterbatch.encoder.packed import PackedStates, packed_states, reach, register, within_texts
-from clusterbatch.training.bert_layers import BertLayers, runs
+from clusterbatch.training.bert_attention import runs
+from clusterbatch.training.bert_layers import BertLayers
 
 # The attention under which transformers runs a backbone on packed texts in training.
 IN_TRAINING = "clusterbatch_packed_training"

@@ -17,6 +17,7 @@ from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.model_files import POOLING_MODES
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.training import bert_layers, unpadded
+from clusterbatch.training.bert_attention import draw_dropout
 from clusterbatch.training.bert_layers import BertLayers
 from clusterbatch.training.collectives import World
 from clusterbatch.training.prepare_model import autocast, finish, prepare
@@ -136,7 +137,7 @@ def test_gradients_with_dropout_are_those_of_the_loss(architecture: str, tiny: T
 
 def test_what_is_dropped_follows_the_share_and_the_seed() -> None:
     def draw(seed: int) -> tuple[Tensor, float]:
-        return bert_layers._dropout((1001, 999), 0.1, torch.Generator().manual_seed(seed))
+        return draw_dropout((1001, 999), 0.1, torch.Generator().manual_seed(seed))
 
     dropped, factor = draw(1)
     assert float(dropped.double().mean()) == pytest.approx(0.1, abs=0.002)
@@ -229,7 +230,7 @@ def test_what_cannot_be_packed_is_trained_with_padding(architecture: str, tiny: 
 
 
 def test_wrong_gradients_of_right_states_are_noticed(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = bert_layers._attend_backward
+    right = bert_layers.attend_backward
 
     def wrong(*arguments: Any) -> Tensor:
         found = right(*arguments)
@@ -237,7 +238,7 @@ def test_wrong_gradients_of_right_states_are_noticed(tiny: Tiny, monkeypatch: py
         found[:, -found.shape[1] // 3 :] *= 0.99
         return found
 
-    monkeypatch.setattr(bert_layers, "_attend_backward", wrong)
+    monkeypatch.setattr(bert_layers, "attend_backward", wrong)
     encoder = _prepared(tiny("bert"))
     assert encoder.unpadded
     assert not isinstance(encoder.packed, BertLayers)
