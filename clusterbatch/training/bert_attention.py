@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Scores of all heads that exist at once if attention drops some of them: few enough to stay in a cache.
+# Scores of all heads that are in memory at once: few enough to stay in a cache.
 _SCORES = 2**20
+# Tokens from which texts are long to `_by_kernel`.
+_LONG = 112
 
 
 def runs(lengths: np.ndarray) -> list[tuple[int, int]]:
@@ -32,26 +34,23 @@ def draw_dropout(shape: Sequence[int], share: float, generator: torch.Generator)
 def attend(
     projected_TE: Tensor, runs: Sequence[tuple[int, int]], heads: int, dropout: float, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Return (T, d) from query, key and value side by side, (T, 3 d); and the logarithms of the sums, if needed.
-
-    The scores are float32, as those of torch's kernel are.
-    """
+    """Return (T, d) from query, key and value side by side, (T, 3 d); and the logarithms of the sums, if needed."""
     attended_TD = projected_TE.new_empty(len(projected_TE), projected_TE.shape[1] // 3)
-    logarithms, start = [], 0
-    if dropout:
-        for rows, (query, key, value), dropped, factor in _blocks(projected_TE, runs, heads, dropout, seed):
-            weights = _softmax(query, key).masked_fill_(dropped, 0.0)
-            _heads(attended_TD[rows], query.shape[1], heads).copy_(
-                torch.bmm(weights, value).mul_(factor).view(-1, heads, *query.shape[1:])
+    logarithms = [torch.empty(0)]
+    drop = _Dropout(dropout, seed)
+    for rows, length in _rows(runs):
+        if _by_kernel(projected_TE, length, dropout):
+            attended, logarithm = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                *_three(projected_TE[rows], length, heads).float()
             )
-        return attended_TD, projected_TE.new_empty(0)
-    for count, length in runs:
-        rows = slice(start, start := start + count * length)
-        attended, logarithm = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            *_three(projected_TE[rows], length, heads).float()
-        )
-        _heads(attended_TD[rows], length, heads).copy_(attended)
-        logarithms.append(logarithm.flatten())
+            _heads(attended_TD[rows], length, heads).copy_(attended)
+            logarithms.append(logarithm.flatten())
+            continue
+        for block in _blocks(rows, length, heads):
+            query, key, value = _three(projected_TE[block], length, heads).flatten(1, 2)
+            (weights,) = drop(_softmax(query, key))
+            into = _heads(attended_TD[block], length, heads)
+            into.copy_(torch.bmm(weights, value).view_as(into))
     return attended_TD, torch.cat(logarithms)
 
 
@@ -66,57 +65,82 @@ def attend_backward(
     seed: int,
 ) -> Tensor:
     """Return the gradient (T, 3 d) of `projected` from that of what was attended to; the others as in `attend`."""
-    found_TE, start, first = torch.empty_like(projected_TE), 0, 0
-    if dropout:
-        # For each token and head: the sum over its weights of weight times gradient.
-        drawn_TH = (gradient_TD.float() * attended_TD.float()).unflatten(1, (heads, -1)).sum(-1)
-        for rows, (query, key, value), dropped, factor in _blocks(projected_TE, runs, heads, dropout, seed):
-            length, scale = query.shape[1], query.shape[-1] ** -0.5
-            gradient = _heads(gradient_TD[rows], length, heads).float().flatten(0, 1)
+    found_TE, first = torch.empty_like(projected_TE), 0
+    drop = _Dropout(dropout, seed)
+    for rows, length in _rows(runs):
+        if _by_kernel(projected_TE, length, dropout):
+            count = (rows.stop - rows.start) // length
+            logarithms = kept_logarithms[first : first + count * heads * length].view(count, heads, length)
+            first += logarithms.numel()
+            gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                _heads(gradient_TD[rows], length, heads).float(),
+                *_three(projected_TE[rows], length, heads).float(),
+                _heads(attended_TD[rows], length, heads).float(),
+                logarithms,
+                0.0,
+                False,
+            )
+            for into, gradient in zip(_three(found_TE[rows], length, heads), gradients, strict=True):
+                into.copy_(gradient)
+            continue
+        for block in _blocks(rows, length, heads):
+            query, key, value = _three(projected_TE[block], length, heads).flatten(1, 2)
+            gradient = _heads(gradient_TD[block], length, heads).flatten(0, 1)
             weights = _softmax(query, key)
-            into = _three(found_TE[rows], length, heads)
-            kept = weights.masked_fill(dropped, 0.0).mul_(factor)
+            kept, of_weights = drop(weights, torch.bmm(gradient, value.transpose(1, 2)))
+            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            into = _three(found_TE[block], length, heads)
+            into[0].copy_(_scaled(of_scores, key, key.shape[-1]).view_as(into[0]))
+            into[1].copy_(_scaled(of_scores.transpose(1, 2), query, query.shape[-1]).view_as(into[1]))
             into[2].copy_(torch.bmm(kept.transpose(1, 2), gradient).view_as(into[2]))
-            of_weights = torch.bmm(gradient, value.transpose(1, 2)).masked_fill_(dropped, 0.0).mul_(factor)
-            drawn = drawn_TH[rows].view(-1, length, heads).transpose(1, 2).reshape(-1, length, 1)
-            of_scores = of_weights.sub_(drawn).mul_(weights).mul_(scale)
-            into[0].copy_(torch.bmm(of_scores, key).view_as(into[0]))
-            into[1].copy_(torch.bmm(of_scores.transpose(1, 2), query).view_as(into[1]))
-        return found_TE
-    for count, length in runs:
-        rows = slice(start, start := start + count * length)
-        logarithms = kept_logarithms[first : first + count * heads * length].view(count, heads, length)
-        first += logarithms.numel()
-        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            _heads(gradient_TD[rows], length, heads).float(),
-            *_three(projected_TE[rows], length, heads).float(),
-            _heads(attended_TD[rows], length, heads).float(),
-            logarithms,
-            0.0,
-            False,
-        )
-        for into, gradient in zip(_three(found_TE[rows], length, heads), gradients, strict=True):
-            into.copy_(gradient)
     return found_TE
 
 
-def _blocks(
-    projected_TE: Tensor, runs: Sequence[tuple[int, int]], heads: int, dropout: float, seed: int
-) -> Iterator[tuple[slice, Tensor, Tensor, float]]:
-    """Rows of some texts of one length, their query, key and value (3, texts x heads, L, d) in float32, and dropout."""
-    generator, start = torch.Generator().manual_seed(seed), 0
+def _by_kernel(projected_TE: Tensor, length: int, dropout: float) -> bool:
+    """Return whether torch's kernel computes the attention of texts of one length, in float32.
+
+    It drops nothing, and its products are too small to be fast. In bfloat16 its backward pass takes several times as
+    long as in float32; oneDNN's products with the scores in memory are faster than either for long texts.
+    """
+    return not dropout and (projected_TE.dtype == torch.float32 or length < _LONG)
+
+
+class _Dropout:
+    """Drops the same of every call's first tensor, in the order of the calls, as another with its seed."""
+
+    def __init__(self, share: float, seed: int) -> None:
+        self._share, self._generator = share, torch.Generator().manual_seed(seed)
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return tensors of one shape without the same elements, the others scaled."""
+        if not self._share:
+            return tensors
+        dropped, factor = draw_dropout(tensors[0].shape, self._share, self._generator)
+        return tuple(tensor.masked_fill(dropped, 0.0).mul_(factor) for tensor in tensors)
+
+
+def _rows(runs: Sequence[tuple[int, int]]) -> Iterator[tuple[slice, int]]:
+    """Yield the rows and the length of the texts of each run."""
+    start = 0
     for texts, length in runs:
-        step = max(1, _SCORES // (heads * length**2))
-        for first in range(0, texts, step):
-            rows = slice(start, start := start + min(step, texts - first) * length)
-            parts = _three(projected_TE[rows], length, heads).float().flatten(1, 2)
-            yield rows, parts, *draw_dropout((parts.shape[1], length, length), dropout, generator)
+        yield slice(start, start := start + texts * length), length
+
+
+def _blocks(rows: slice, length: int, heads: int) -> Iterator[slice]:
+    """Yield the rows of whole texts of one length, as many at once as may have their scores in memory."""
+    step = length * max(1, _SCORES // (heads * length**2))
+    for start in range(rows.start, rows.stop, step):
+        yield slice(start, min(start + step, rows.stop))
 
 
 def _softmax(query: Tensor, key: Tensor) -> Tensor:
-    scores = query.new_empty(len(query), query.shape[1], key.shape[1])
-    scale = query.shape[-1] ** -0.5
-    return torch.softmax(torch.baddbmm(scores, query, key.transpose(1, 2), beta=0, alpha=scale), -1)
+    return torch.softmax(_scaled(query, key.transpose(1, 2), query.shape[-1]), -1)
+
+
+def _scaled(left: Tensor, right: Tensor, width: int) -> Tensor:
+    """Return the product with the scale of attention."""
+    found = left.new_empty(len(left), left.shape[1], right.shape[2])
+    return torch.baddbmm(found, left, right, beta=0, alpha=width**-0.5, out=found)
 
 
 def _three(rows_TE: Tensor, length: int, heads: int) -> Tensor:
