@@ -50,7 +50,7 @@ def inference_dtype(name: Literal["auto", "float32", "bfloat16", "int8"], device
     return torch.bfloat16 if native else torch.float32
 
 
-def bound_kernel_caches() -> None:
+def bound_kernel_caches(kernels: int = 32) -> None:
     """Let oneDNN and torch keep few of the kernels that they compile for products on this process's CPU.
 
     Texts of all lengths need another kernel for nearly every micro-batch; a thousand of them, the usual bound, are a
@@ -58,7 +58,7 @@ def bound_kernel_caches() -> None:
     a product before; values that are set already stay.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(name, "32")
+        os.environ.setdefault(name, str(kernels))
 
 
 def return_freed_memory() -> None:
@@ -68,3 +68,16 @@ def return_freed_memory() -> None:
     """
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_freed_memory() -> None:
+    """Let this process's memory allocator, if it is glibc's, keep what is freed for what is allocated next.
+
+    Otherwise the activations of a training step return to the system at its end, and the next step waits for as many
+    pages of zeros.
+    """
+    with suppress(OSError, AttributeError):
+        set_option = ctypes.CDLL(None).mallopt
+        # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, in bytes.
+        for option in (-3, -1):
+            set_option(option, 2**31 - 1)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 # Scores of all heads that are in memory at once: few enough to stay in a cache.
 _SCORES = 2**20
-# Tokens from which texts are long to `_by_kernel`.
-_LONG = 112
+# Tokens of a text, and of a run, from which oneDNN's products are faster than torch's kernel; those of a new shape are
+# compiled first.
+_LEAST_LENGTH, _LEAST_TOKENS = 32, 512
 
 
 def runs(lengths: np.ndarray) -> list[tuple[int, int]]:
@@ -34,12 +35,15 @@ def draw_dropout(shape: Sequence[int], share: float, generator: torch.Generator)
 def attend(
     projected_TE: Tensor, runs: Sequence[tuple[int, int]], heads: int, dropout: float, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Return (T, d) from query, key and value side by side, (T, 3 d); and the logarithms of the sums, if needed."""
+    """Return (T, d) from query, key and value side by side, (T, 3 d); and the logarithms of the sums, if needed.
+
+    Rows behind those of the runs belong to no text; they and their gradients are zero.
+    """
     attended_TD = projected_TE.new_empty(len(projected_TE), projected_TE.shape[1] // 3)
     logarithms = [torch.empty(0)]
     drop = _Dropout(dropout, seed)
     for rows, length in _rows(runs):
-        if _by_kernel(projected_TE, length, dropout):
+        if _by_kernel(projected_TE, rows, length, dropout):
             attended, logarithm = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 *_three(projected_TE[rows], length, heads).float()
             )
@@ -51,6 +55,7 @@ def attend(
             (weights,) = drop(_softmax(query, key))
             into = _heads(attended_TD[block], length, heads)
             into.copy_(torch.bmm(weights, value).view_as(into))
+    attended_TD[_tokens(runs) :] = 0
     return attended_TD, torch.cat(logarithms)
 
 
@@ -68,7 +73,7 @@ def attend_backward(
     found_TE, first = torch.empty_like(projected_TE), 0
     drop = _Dropout(dropout, seed)
     for rows, length in _rows(runs):
-        if _by_kernel(projected_TE, length, dropout):
+        if _by_kernel(projected_TE, rows, length, dropout):
             count = (rows.stop - rows.start) // length
             logarithms = kept_logarithms[first : first + count * heads * length].view(count, heads, length)
             first += logarithms.numel()
@@ -93,16 +98,18 @@ def attend_backward(
             into[0].copy_(_scaled(of_scores, key, key.shape[-1]).view_as(into[0]))
             into[1].copy_(_scaled(of_scores.transpose(1, 2), query, query.shape[-1]).view_as(into[1]))
             into[2].copy_(torch.bmm(kept.transpose(1, 2), gradient).view_as(into[2]))
+    found_TE[_tokens(runs) :] = 0
     return found_TE
 
 
-def _by_kernel(projected_TE: Tensor, length: int, dropout: float) -> bool:
+def _by_kernel(projected_TE: Tensor, rows: slice, length: int, dropout: float) -> bool:
     """Return whether torch's kernel computes the attention of texts of one length, in float32.
 
-    It drops nothing, and its products are too small to be fast. In bfloat16 its backward pass takes several times as
-    long as in float32; oneDNN's products with the scores in memory are faster than either for long texts.
+    It drops nothing, and its products are small ones. In bfloat16 its backward pass takes several times as long as in
+    float32; oneDNN's products with the scores in memory are faster than either if there are enough texts.
     """
-    return not dropout and (projected_TE.dtype == torch.float32 or length < _LONG)
+    few = length < _LEAST_LENGTH or rows.stop - rows.start < _LEAST_TOKENS
+    return not dropout and (few or projected_TE.dtype == torch.float32)
 
 
 class _Dropout:
@@ -117,6 +124,10 @@ class _Dropout:
             return tensors
         dropped, factor = draw_dropout(tensors[0].shape, self._share, self._generator)
         return tuple(tensor.masked_fill(dropped, 0.0).mul_(factor) for tensor in tensors)
+
+
+def _tokens(runs: Sequence[tuple[int, int]]) -> int:
+    return sum(texts * length for texts, length in runs)
 
 
 def _rows(runs: Sequence[tuple[int, int]]) -> Iterator[tuple[slice, int]]:

@@ -28,6 +28,8 @@ Kept = Literal["all", "sums", "nothing"]
 
 # Rows of activations that weights are blocked for: those of a usual micro-batch. Any number is correct.
 _ROWS = 2048
+# Rows of bfloat16 come in multiples of this: oneDNN compiles a product for every number of rows.
+_ALIKE = 64
 # Places of dropout in a layer.
 _ATTENTION, _ATTENDED, _OUTPUT = range(3)
 
@@ -92,10 +94,13 @@ class BertLayers:
             keep=self.keep if torch.is_grad_enabled() else "nothing",
         )
         with torch.autocast("cpu", enabled=False):
+            padding = -len(ids) % _ALIKE if dtype == torch.bfloat16 else 0
             states: Tensor = _Layers.apply(
-                embedded_TD.float(), plan, *(weight for layer in self._layers for weight in layer.weights)
+                functional.pad(embedded_TD.float(), (0, 0, 0, padding)),
+                plan,
+                *(weight for layer in self._layers for weight in layer.weights),
             )
-        return states
+        return states[: len(ids)]
 
     def _products_in(self, dtype: torch.dtype) -> list[_Products]:
         if self._products is not None and dtype in self._products:
@@ -317,7 +322,7 @@ class _Layer:
             if is_wanted[name]:
                 found[name] = torch.mm(gradient.t(), input).float()
             if is_wanted[f"{name}_bias"]:
-                found[f"{name}_bias"] = gradient.sum(0, dtype=torch.float32)
+                found[f"{name}_bias"] = _sum(gradient)
 
         if results:
             done = _Results(*results)
@@ -350,7 +355,7 @@ class _Layer:
         if any(is_wanted[name] for name in ("query", "key", "value")):
             of_weights = torch.mm(of_projected.t(), states_TD.to(dtype)).float().chunk(3)
             found.update(zip(("query", "key", "value"), of_weights, strict=True))
-        of_biases = of_projected.sum(0, dtype=torch.float32).chunk(3)
+        of_biases = _sum(of_projected).chunk(3)
         found.update(zip(("query_bias", "key_bias", "value_bias"), of_biases, strict=True))
         of_states = of_sums.add_(products.project.back(of_projected))
         return of_states, [found.get(name) if is_wanted[name] else None for name in _Weights._fields]
@@ -373,6 +378,11 @@ class _Layer:
 
     def _generator(self, place: int) -> torch.Generator:
         return torch.Generator().manual_seed(self._seed(place))
+
+
+def _sum(gradient: Tensor) -> Tensor:
+    # Added up in float32 whatever the type; asked for a result in float32, torch would convert all rows first.
+    return gradient.sum(0).float()
 
 
 def _norm(sums: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> _Normed:

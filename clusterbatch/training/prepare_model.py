@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
 from clusterbatch.config import TrainConfig
-from clusterbatch.encoder.devices import inference_dtype
+from clusterbatch.encoder.devices import bound_kernel_caches, inference_dtype, keep_freed_memory
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.errors import UsageError
 from clusterbatch.training.bert_layers import BertLayers
@@ -26,6 +26,8 @@ from clusterbatch.training.unpadded import IN_TRAINING, unpadded
 
 # A CPU is fastest while a layer's activations stay in its caches; other work is best done in large pieces.
 _SMALL, _LARGE = 2048, 65_536
+# Compiled products to be kept: those of both passes, for a few numbers of rows.
+_KERNELS = 128
 _FLOAT32_ATTENTION = "sdpa_float32"
 
 
@@ -43,6 +45,8 @@ def prepare(encoder: Encoder, config: TrainConfig) -> None:
     if config.lora is not None:
         encoder.backbone = _with_adapters(encoder.backbone, config)
     if encoder.device.type == "cpu":
+        bound_kernel_caches(_KERNELS)
+        keep_freed_memory()
         # A dense gradient of the table would be made, and added, for every micro-batch.
         if isinstance(encoder.backbone, nn.EmbeddingBag):
             encoder.backbone = TokenMean(encoder.backbone)
