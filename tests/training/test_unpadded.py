@@ -161,6 +161,29 @@ def test_keeping_less_changes_no_bit(dropout: float, precision: str, tiny: Tiny)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_weights_are_read_anew_outside_of_the_block_that_fixes_them(precision: str, tiny: Tiny) -> None:
+    encoder = _prepared(tiny("bert"), dropout=0.0, precision=precision)
+    layers, tokens = encoder.packed, _tokens(encoder)
+    assert isinstance(layers, BertLayers)
+    before = _gradients(encoder, tokens, precision=precision)
+    with layers.fixed_weights():
+        fixed = _gradients(encoder, tokens, precision=precision)
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            parameter.add_(torch.full_like(parameter, 0.01 * (len(name) % 3)))
+    encoder.packed = None
+    padded = _gradients(encoder, tokens, precision=precision)
+    encoder.packed = layers
+    after = _gradients(encoder, tokens, precision=precision)
+    with layers.fixed_weights():
+        fixed_after = _gradients(encoder, tokens, precision=precision)
+    assert all(torch.equal(one, other) for one, other in zip(before, fixed, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(after, fixed_after, strict=True))
+    tolerance = _TOLERANCE if precision == "float32" else 0.08
+    assert _errors(after, padded) < tolerance < _errors(before, padded)
+
+
 def test_keeping_less_takes_a_fraction_of_the_memory(tiny: Tiny) -> None:
     from clusterbatch.training.grad_cache import _counting_saved
 
