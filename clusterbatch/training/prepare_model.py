@@ -27,7 +27,7 @@ from clusterbatch.training.unpadded import IN_TRAINING, unpadded
 # A CPU is fastest while a layer's activations stay in its caches; other work is best done in large pieces.
 _SMALL, _LARGE = 2048, 65_536
 # Compiled products to be kept: those of both passes, for a few numbers of rows.
-_KERNELS = 128
+_KERNELS = 64
 _FLOAT32_ATTENTION = "sdpa_float32"
 
 

@@ -1,4 +1,4 @@
-"""Memory of a process that embeds, scores or trains: it does not grow with what was done, and is used again."""
+"""Memory of a process that embeds or scores does not grow with what was done; freed memory is used again."""
 
 from __future__ import annotations
 
@@ -17,21 +17,15 @@ import sys
 import numpy as np
 import psutil
 import torch
-from clusterbatch.config import ScoreConfig, StorageConfig, TrainConfig
+from clusterbatch.config import ScoreConfig, StorageConfig
 from clusterbatch.encoder.devices import inference_dtype
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.scoring.teacher import load_teacher
-from clusterbatch.training.collectives import World
-from clusterbatch.training.step import TrainingStep
-from tests.training.batches import plain_batch
 
 torch.set_num_threads(1)
 work, folder = sys.argv[1:]
 if work == "score":
     teacher = load_teacher(ScoreConfig(teacher=folder), StorageConfig(), "cpu")
-elif work == "train":
-    encoder = load_encoder(folder, "backbone")
-    training = TrainingStep(encoder, TrainConfig(encoder="backbone"), 100, World())
 else:
     encoder = load_encoder(folder, dtype=inference_dtype("auto", torch.device("cpu")), packed=True)
 random = np.random.default_rng(0)
@@ -40,8 +34,6 @@ for call in range(100):
     if work == "score":
         rows = np.arange(20)
         teacher.scores(texts[:20], texts[20:], rows, rows)
-    elif work == "train":
-        training.run(plain_batch(call, encoder.prepare(texts[:20], None), encoder.prepare(texts[20:], None)))
     else:
         encoder.encode(encoder.prepare(texts, None), 256)
     if call % 25 == 24:
@@ -49,7 +41,7 @@ for call in range(100):
 """
 
 
-@pytest.mark.parametrize("work", ["embed", "score", "train"])
+@pytest.mark.parametrize("work", ["embed", "score"])
 def test_no_compiled_product_is_kept_for_every_length(work: str, tmp_path: Path) -> None:
     folder = make_model("bert", tmp_path / "model")
     done = subprocess.run([sys.executable, "-c", _SCRIPT, work, folder], check=True, stdout=subprocess.PIPE, text=True)
