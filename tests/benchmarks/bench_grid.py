@@ -170,6 +170,8 @@ def main() -> None:
         except ValueError as error:
             parser.error(str(error))
         return
+    if options.layers and (masked := [arm for arm in arms if mask_of(arm)]):
+        parser.error(f"--layers: transformers are trained without masks, not by {', '.join(masked)}")
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     done = {(run["corpus"], run["batch"], run["arm"], run["seed"], run["rate"]) for run in finished(folder)}

@@ -53,6 +53,18 @@ def start(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> None:
     bench_grid.main()
 
 
+def test_a_mask_that_a_transformer_would_not_apply_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: MadeUpRuns, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["bench_grid", str(tmp_path), "--layers", "2", "--arms", "source,cluster-4x-teacher"]
+    )
+    with pytest.raises(SystemExit):
+        bench_grid.main()
+    assert "not by cluster-4x-teacher" in capsys.readouterr().err
+    assert not runs.made
+
+
 def test_an_interrupted_study_has_the_same_seeds_of_all_arms_but_one_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: MadeUpRuns
 ) -> None:
