@@ -56,7 +56,8 @@ def test_a_step_that_teaches_nothing_is_named_however_soon_others_follow(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status = _Status.remote()  # type: ignore[attr-defined]
-    figures = dict.fromkeys(["loss", "gradient_norm", "memory_bytes", "tokens_per_second", "data_wait"], 1.0)
+    names = ["loss", "gradient_norm", "memory_bytes", "seconds", "tokens_per_second", "data_wait"]
+    figures = dict.fromkeys(names, 1.0)
     with _progress(TrainingJob(small_config(tmp_path), 0, 3, "", ""), status):
         ray.get([status.show.remote({**figures, "mfu": None, "step": n, "mask_rate": n % 2}) for n in range(3)])
     said = capsys.readouterr().err
