@@ -122,7 +122,7 @@ class TestTexts:
         found = np.zeros(pairs.num_rows, bool)
         for name, index in self._near.items():
             texts = pairs[name].combine_chunks().dictionary_encode()
-            is_near = np.array([index.has_near(text) for text in texts.dictionary.to_pylist()], bool)
+            is_near = index.near(texts.dictionary.to_pylist())
             found |= is_near[texts.indices.to_numpy()]
         return found
 

@@ -5,8 +5,8 @@ Method: MinHash, Broder 1997; locality-sensitive hashing in bands, Leskovec, Raj
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import cache
+import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +23,7 @@ _WORDS = 3
 _CHARACTERS = 5
 # Words longer than this on average are text without spaces.
 _LONGEST_WORDS = 20
+_OF_THREAD = threading.local()
 
 
 def signature(text: str, kind: bytes = b"") -> np.ndarray:
@@ -31,11 +32,11 @@ def signature(text: str, kind: bytes = b"") -> np.ndarray:
     Texts of one `kind` have nothing in common with those of another. The minimum of two signatures, entry by entry, is
     that of both texts together.
     """
-    sketch = _empty().copy()
+    sketch = _empty()
     # Texts of test collections may hold halves of characters.
     shingles = (shingle.encode("utf-8", "surrogatepass") for shingle in _shingles(normalise(text)))
     sketch.update_batch([kind + shingle for shingle in shingles])
-    return np.asarray(sketch.hashvalues, np.uint64)
+    return np.array(sketch.hashvalues, np.uint64)
 
 
 def bands(threshold: float) -> list[slice]:
@@ -52,27 +53,37 @@ def _lsh(threshold: float) -> MinHashLSH:
 
 
 class NearIndex:
-    """Signatures to compare with; `threshold` is the Jaccard similarity from which texts are near copies."""
+    """Signatures to compare with, (n, PERMUTATIONS); `threshold` is the Jaccard similarity of near copies."""
 
-    def __init__(self, signatures: Iterable[np.ndarray], threshold: float) -> None:
-        self._threshold = threshold
-        self._index = _lsh(threshold)
-        self._signatures: list[np.ndarray] = []
-        for number, values in enumerate(signatures):
-            self._signatures.append(values)
-            self._index.insert(number, _minhash(values))
+    def __init__(self, signatures: np.ndarray, threshold: float) -> None:
+        self._signatures, self._threshold = signatures, threshold
+        self._bands = bands(threshold)
+        # Of each band: the signatures that hold a value there.
+        self._rows: list[dict[bytes, list[int]]] = [{} for _ in self._bands]
+        for rows, band in zip(self._rows, self._bands, strict=True):
+            for row, key in enumerate(_keys(signatures, band)):
+                rows.setdefault(key, []).append(row)
 
-    def has_near(self, text: str) -> bool:
-        """Return whether a text is a near copy of one of the index."""
-        values = signature(text)
-        candidates = self._index.query(_minhash(values))
-        return any(float(np.mean(self._signatures[number] == values)) >= self._threshold for number in candidates)
+    def near(self, texts: Sequence[str]) -> np.ndarray:
+        """Return which texts are near copies of one of the index, (m,) bool."""
+        values = np.array([signature(text) for text in texts], np.uint64).reshape(len(texts), PERMUTATIONS)
+        candidates: list[set[int]] = [set() for _ in texts]
+        for rows, band in zip(self._rows, self._bands, strict=True):
+            for of_text, key in zip(candidates, _keys(values, band), strict=True):
+                of_text.update(rows.get(key, ()))
+        return np.fromiter(map(self._is_near, values, candidates), bool, len(texts))
+
+    def _is_near(self, values: np.ndarray, candidates: set[int]) -> bool:
+        if not candidates:
+            return False
+        equal = self._signatures[list(candidates)] == values
+        return bool(equal.mean(axis=1).max() >= self._threshold)
 
 
-def _minhash(values: np.ndarray) -> MinHash:
-    sketch = _empty().copy()
-    sketch.hashvalues = np.asarray(values, np.uint64)
-    return sketch
+def _keys(signatures: np.ndarray, band: slice) -> list[bytes]:
+    """Return what each of (n, PERMUTATIONS) signatures holds in a band."""
+    held = np.ascontiguousarray(signatures[:, band])
+    return [row.tobytes() for row in held]
 
 
 def _shingles(text: str) -> set[str]:
@@ -89,10 +100,13 @@ def _hash(data: bytes) -> int:
     return xxhash.xxh3_64_intdigest(data) & 0xFFFFFFFF
 
 
-@cache
 def _empty() -> MinHash:
-    """Return an empty sketch, to be copied for each text: making permutations takes longer than using them."""
-    # Imported here, as it loads half of SciPy, which workers that compare nothing do not need.
-    from datasketch import MinHash
+    """Return this thread's sketch, emptied: making one, or a copy, takes longer than using it for a text."""
+    sketch: MinHash | None = getattr(_OF_THREAD, "sketch", None)
+    if sketch is None:
+        # Imported here, as it loads half of SciPy, which workers that compare nothing do not need.
+        from datasketch import MinHash
 
-    return MinHash(num_perm=PERMUTATIONS, hashfunc=_hash)
+        sketch = _OF_THREAD.sketch = MinHash(num_perm=PERMUTATIONS, hashfunc=_hash)
+    sketch.clear()
+    return sketch
