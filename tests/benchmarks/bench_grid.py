@@ -3,6 +3,7 @@
     python -m tests.benchmarks.bench_grid FOLDER [--corpora code,japanese-by-query] [--sizes 32,256] [--arms source,...]
     python -m tests.benchmarks.bench_grid FOLDER --layers 2 --rates 3e-4 --pairs 6400 ...    # a transformer; own FOLDER
     python -m tests.benchmarks.bench_grid FOLDER --report    # Markdown tables of what is finished; trains nothing
+    python -m tests.benchmarks.bench_grid FOLDER --picture FILE.svg    # gains by batch and by cluster size; the same
 
 Corpora of CLUSTERBATCH_DATA, at most about 12,000 pairs of each. The model is small, so that one core trains a run in
 seconds: the first 128 principal components of MiniLM's token vectors, averaged (static_trainer). Its untrained vectors
@@ -41,7 +42,8 @@ from tests.benchmarks.figures import emit
 from tests.benchmarks.grid_arms import OTHER_MASKS, Arms, hardness, mask_of
 from tests.benchmarks.grid_corpora import CORPORA, first_layers, untrained_vectors
 from tests.benchmarks.grid_masks import MASKS, kept_of_batches
-from tests.benchmarks.grid_report import cells, finished, report
+from tests.benchmarks.grid_picture import picture
+from tests.benchmarks.grid_report import BASELINE, cells, finished, report
 from tests.benchmarks.static_trainer import encode, rates_of, train
 from tests.training.batches import plain_batch
 
@@ -60,8 +62,8 @@ _PAIRS = 6400
 class Study:
     """Training and measurement on one corpus."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.arms = folder, Arms(folder, name)
+    def __init__(self, folder: Path, name: str, temperature: float) -> None:
+        self.folder, self.arms, self.temperature = folder, Arms(folder, name), temperature
         self.corpus = self.arms.corpus
 
     def run(self, arm: str, batch: int, seed: int, rate: float, steps: int | None = None) -> dict[str, Any] | None:
@@ -74,7 +76,9 @@ class Study:
         if mask in MASKS:
             kept, share = kept_of_batches(pairs, batches, MASKS[mask], self.arms.facts.known(mask, 4 * batch))
         begun, rates, other = time.process_time(), rates_of(rate, len(batches)), OTHER_MASKS.get(mask)
-        table, losses = train(untrained_vectors(self.folder), pairs, batches, rates, mask=other, kept=kept)
+        table, losses = train(
+            untrained_vectors(self.folder), pairs, batches, rates, temperature=self.temperature, mask=other, kept=kept
+        )
         seconds = time.process_time() - begun
         return {
             "steps": len(batches),
@@ -95,7 +99,9 @@ class Study:
         encoder = load_encoder(first_layers(self.folder, layers), "backbone")
         pairs, losses, begun = self.corpus.pairs, [], time.process_time()
         if steps:
-            config = TrainConfig(encoder="backbone", learning_rate=rate, dropout=0.0, seed=seed)
+            config = TrainConfig(
+                encoder="backbone", learning_rate=rate, dropout=0.0, seed=seed, temperature=self.temperature
+            )
             training = TrainingStep(encoder, config, steps, World())
             for step, rows in enumerate(batches[:steps]):
                 texts = (_surrounded(encoder, of, rows) for of in (pairs.query, pairs.document))
@@ -147,6 +153,12 @@ def _surrounded(encoder: Encoder, of: Tokens, rows: np.ndarray) -> Tokens:
     return encoder.tokenizer.surrounded([of[row].tolist() for row in rows.tolist()])
 
 
+def differing_settings(folder: Path, settings: dict[str, Any]) -> str:
+    """Return what finished runs have otherwise, or nothing; runs recorded without a setting may have any."""
+    found = [(name, run.get(name, settings[name])) for run in finished(folder) for name in settings]
+    return ", ".join(sorted({f"{name} {value}" for name, value in found if value != settings[name]}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -156,7 +168,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--layers", type=int, help="train these first layers of MiniLM instead of the static model")
     parser.add_argument("--pairs", type=int, help=f"of a run; unset: two epochs, or {_PAIRS:,} with --layers")
+    parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--rates", default="", help="learning rates to try instead of those that were chosen")
+    parser.add_argument("--over", default=BASELINE, metavar="ARM", help="that --report compares with, unset: source")
+    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw the finished runs and train nothing")
     parser.add_argument("--report", action="store_true", help="print tables of the finished runs and train nothing")
     options = parser.parse_args()
     folder = options.folder.resolve()
@@ -164,18 +179,24 @@ def main() -> None:
     sizes = [int(size) for size in options.sizes.split(",")]
     rates = [float(rate) for rate in options.rates.split(",") if rate]
     pairs = _PAIRS if options.layers and options.pairs is None else options.pairs
-    if options.report:
+    if options.report or options.picture:
         try:
-            print(report(folder, corpora, sizes, arms, rates))
+            if options.report:
+                print(report(folder, corpora, sizes, arms, rates, options.over))
+            if options.picture:
+                options.picture.write_text(picture(folder, corpora, rates))
         except ValueError as error:
             parser.error(str(error))
         return
     if options.layers and (masked := [arm for arm in arms if mask_of(arm)]):
         parser.error(f"--layers: transformers are trained without masks, not by {', '.join(masked)}")
+    settings = {"layers": options.layers, "pairs": pairs, "temperature": options.temperature}
+    if differing := differing_settings(folder, settings):
+        parser.error(f"{folder} has runs with {differing}: give this study a folder of its own")
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     done = {(run["corpus"], run["batch"], run["arm"], run["seed"], run["rate"]) for run in finished(folder)}
-    study_of = cache(lambda corpus: Study(folder, corpus))
+    study_of = cache(lambda corpus: Study(folder, corpus, options.temperature))
     with (folder / "runs.jsonl").open("a") as file:
         # Seeds before arms: a study that is cut off has arms with the same seeds.
         for batch, corpus, rate, seed, arm in product(sizes, corpora, rates or [None], range(options.seeds), arms):
@@ -188,7 +209,7 @@ def main() -> None:
             else:
                 found = study.run_backbone(arm, batch, seed, key["rate"], options.layers, pairs // batch)
             if found is not None:
-                file.write(json.dumps({**key, **found}) + "\n")
+                file.write(json.dumps({**key, **settings, **found}) + "\n")
                 file.flush()
     for cell in cells(folder):
         low, high = cell.interval or (None, None)

@@ -26,6 +26,7 @@ from tests.benchmarks.grid_masks import MASKS, RowFacts
 from tests.benchmarks.static_trainer import Corpus, Mask, Pairs
 
 EPOCHS = 2
+_CLUSTERED = ("cluster", "random-groups")
 # Masks that the package does not have, by the surrogate. uncopied: documents near the query's own; skip: the four that
 # score highest.
 OTHER_MASKS = {"uncopied": Mask(copies=0.9), "skip": Mask(nearest=4)}
@@ -62,13 +63,13 @@ class Arms:
         sources = len(np.unique(source))
         if strategy == "random" and sources == 1:
             return None
+        if strategy in (*_CLUSTERED, "super") and 2 * size > len(source) / sources:
+            return None
         if strategy == "super":
             return self._packed_batches(size, batch, seed)
         if strategy == "diverse":
             return self._diverse_batches(batch, seed)
-        clustered = strategy in ("cluster", "random-groups")
-        if clustered and 2 * size > len(source) / sources:
-            return None
+        clustered = strategy in _CLUSTERED
         labels = self.labels(size, vectors or "own") if clustered else np.zeros(len(source), np.int64)
         layer = self.facts.duplicates(size)[1] if mask_of(name) == "apart" else None
         return self._planned(strategy.replace("-", "_"), batch, seed, labels, 0.5 if half else 0.0, most, layer)
@@ -97,40 +98,57 @@ class Arms:
         planned = map(plan.batch, range(steps) if most is None else spaced(steps, most))
         return np.array([row_of[index.first_row[found.piece] + found.row] for found in planned])
 
-    def _packed_batches(self, rows: int, batch: int, seed: int) -> np.ndarray:
-        """Return batches of near neighbours inside random super-batches of `rows` rows of a source.
-
-        The first row that is left is joined by those whose query and document score highest with its own, crosswise.
-        """
-        pairs, found = self.corpus.pairs, []
-        for super_batch in self._planned("source", rows, seed, np.zeros(len(self.corpus.source), np.int64)):
-            scores = pairs.query_vector[super_batch] @ pairs.document_vector[super_batch].T
-            scores, left = scores + scores.T, np.ones(rows, bool)
-            while left.any():
-                first = int(np.argmax(left))
-                near = np.where(left, scores[first], -np.inf)
-                near[first] = np.inf
-                chosen = np.argsort(-near, kind="stable")[:batch]
-                left[chosen] = False
-                found.append(super_batch[chosen])
-        # Batches of one super-batch come one after the other, as they would in a stream.
+    def _packed_batches(self, size: int, batch: int, seed: int) -> np.ndarray:
+        """Return batches of near neighbours inside random super-batches of `size` rows of a source."""
+        random, found = np.random.default_rng(seed), []
+        for _ in range(EPOCHS):
+            of_epoch = []
+            for rows in self._strata(batch):
+                drawn = random.permutation(rows)
+                for start in range(0, len(rows), size):
+                    near = near_batches(self.corpus.pairs, drawn[start : start + size], batch)
+                    of_epoch.append([self._completed(each, rows, batch, random) for each in near])
+            # Batches of one super-batch come one after the other, as they would in a stream.
+            found += [each for number in random.permutation(len(of_epoch)) for each in of_epoch[number]]
         return np.array(found)
 
     def _diverse_batches(self, batch: int, seed: int) -> np.ndarray:
         """Return batches of a source that take from each of its clusters its share, of as many clusters as rows."""
-        source, found = self.corpus.source, []
-        random = np.random.default_rng(seed)
+        random, found, labels = np.random.default_rng(seed), [], self._labels_of_shares(batch)
         for _ in range(EPOCHS):
             of_epoch = []
-            for name in np.unique(source):
-                rows = np.flatnonzero(source == name)
-                labels = self.labels(max(2, round(len(rows) / batch)), "own")[rows]
-                rows = rows[np.lexsort((random.random(len(rows)), labels))]
-                batches = len(rows) // batch
-                starts = random.integers(0, max(1, len(rows) - batches * batch + 1))
-                of_epoch += [rows[starts : starts + batches * batch][number::batches] for number in range(batches)]
+            for rows in self._strata(batch):
+                ordered = rows[np.lexsort((random.random(len(rows)), labels[rows]))]
+                batches = -(-len(rows) // batch)
+                of_epoch += [self._completed(ordered[each::batches], rows, batch, random) for each in range(batches)]
             found += [of_epoch[number] for number in random.permutation(len(of_epoch))]
         return np.array(found)
+
+    def _labels_of_shares(self, batch: int) -> np.ndarray:
+        """Return (N,) cluster numbers inside each stratum of several batches, as many as a batch has rows."""
+        if (batch, "shares") not in self._labels:
+            labels = np.zeros(len(self.corpus.source), np.int64)
+            for rows in self._strata(batch):
+                if len(rows) > batch:
+                    labels[rows] = cluster_numbers(self.corpus.pairs.document_vector[rows], batch)
+            self._labels[batch, "shares"] = labels
+        return self._labels[batch, "shares"]
+
+    def _strata(self, batch: int) -> list[np.ndarray]:
+        """Return the rows of each source; sources smaller than a batch share one stratum, as in a plan."""
+        names, source = np.unique(self.corpus.source, return_inverse=True)
+        source = np.where(np.bincount(source)[source] < batch, len(names), source)
+        return [np.flatnonzero(source == number) for number in np.unique(source)]
+
+    def _completed(self, rows: np.ndarray, stratum: np.ndarray, batch: int, random: np.random.Generator) -> np.ndarray:
+        """Return a batch of `rows` and, if they are too few, of others of the stratum or of the corpus."""
+        missing = batch - len(rows)
+        if not missing:
+            return rows
+        others = np.setdiff1d(stratum, rows)
+        if len(others) < missing:
+            others = np.setdiff1d(np.arange(len(self.corpus.source)), rows)
+        return np.concatenate([rows, random.choice(others, missing, replace=False)])
 
     def _minilm(self) -> np.ndarray:
         kept = self._folder / f"minilm/{self.corpus.name}.npy"
@@ -149,13 +167,33 @@ def clusters_of(corpus: Corpus, vectors: np.ndarray, size: int) -> np.ndarray:
         clusters = round(len(rows) / size)
         if clusters < 2:
             continue
-        shuffled = np.random.default_rng(0).permutation(rows)
-        centroids = fit(LocalRows.of(vectors[shuffled], clusters=clusters), FitSettings(clusters)).centers.centroids
-        own = Assigner(centroids)(vectors[rows]).labels.numpy()
-        weights = np.bincount(own, minlength=len(centroids))
-        place = np.argsort(packing_order(centroids, weights.astype(np.float64)))
-        labels[rows] = place[own]
+        labels[rows] = cluster_numbers(vectors[rows], clusters)
     return labels
+
+
+def cluster_numbers(vectors: np.ndarray, clusters: int) -> np.ndarray:
+    """Return (n,) numbers of the nearest of so many centroids, in packing order; vectors: (n, M)."""
+    shuffled = np.random.default_rng(0).permutation(len(vectors))
+    centroids = fit(LocalRows.of(vectors[shuffled], clusters=clusters), FitSettings(clusters)).centers.centroids
+    own = Assigner(centroids)(vectors).labels.numpy()
+    weights = np.bincount(own, minlength=len(centroids))
+    return np.argsort(packing_order(centroids, weights.astype(np.float64)))[own]
+
+
+def near_batches(pairs: Pairs, rows: np.ndarray, batch: int) -> list[np.ndarray]:
+    """Split the rows of a super-batch into batches; the last one may be short.
+
+    The first row that is left is joined by those whose query and document score highest with its own, crosswise.
+    """
+    scores = pairs.query_vector[rows] @ pairs.document_vector[rows].T
+    scores += scores.T.copy()
+    left, found = np.arange(len(rows)), []
+    while len(left):
+        near = np.argsort(-scores[left[0], left[1:]], kind="stable")[: batch - 1]
+        chosen = np.concatenate([[0], 1 + near])
+        found.append(rows[left[chosen]])
+        left = np.delete(left, chosen)
+    return found
 
 
 def mask_of(arm: str) -> str:

@@ -1,8 +1,8 @@
 """Tables of the runs of bench_grid: gains of every cell, their means over corpora, and what a larger batch gains.
 
-A cell is an arm at a batch size on a corpus; its gain is over `source` at the same size and rate, from the seeds that
-both have. The interval of a cell allows for other queries and other seeds, on this corpus; that of a mean over corpora
-(t) for other corpora, of which those held out by document and by query are counted as two.
+A cell is an arm at a batch size on a corpus; its gain is over `source` (or another arm) at the same size and rate,
+from the seeds that both have. The interval of a cell allows for other queries and other seeds, on this corpus; that of
+a mean over corpora (t) for other corpora, of which those held out by document and by query are counted as two.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Seeds = dict[int, np.ndarray]
 
 @dataclass(frozen=True)
 class Cell:
-    """An arm beside `source`; mean, source: NDCG@10 of both, over the same seeds."""
+    """An arm beside `source` or another baseline; mean, source: NDCG@10 of both, over the same seeds."""
 
     corpus: str
     batch: int
@@ -50,10 +50,10 @@ class Cell:
 
 
 def finished(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the runs that are finished."""
+    """Yield the runs that are finished; the first ones recorded no temperature, and all had the same."""
     path = folder / "runs.jsonl"
     for line in path.read_text().splitlines() if path.exists() else ():
-        yield json.loads(line)
+        yield {"temperature": 0.05, **json.loads(line)}
 
 
 def read_runs(folder: Path) -> dict[tuple[str, int, float], dict[str, Seeds]]:
@@ -74,13 +74,13 @@ def gain_over(arm: Seeds, other: Seeds) -> tuple[Spread, np.ndarray, np.ndarray]
     return difference([own], [base]), own, base
 
 
-def cells(folder: Path) -> list[Cell]:
-    """Return the cells of all arms that have `source` beside them."""
+def cells(folder: Path, baseline: str = BASELINE) -> list[Cell]:
+    """Return the cells of all arms that have the baseline beside them."""
     found = []
     for (corpus, batch, rate), arms in read_runs(folder).items():
         for arm, own in arms.items():
-            compared = gain_over(own, arms.get(BASELINE, {}))
-            if arm == BASELINE or compared is None:
+            compared = gain_over(own, arms.get(baseline, {}))
+            if arm == baseline or compared is None:
                 continue
             gain, scores, base = compared
             means = float(scores.mean()), float(base.mean())
@@ -120,20 +120,21 @@ def without_furthest(gains: dict[str, float]) -> tuple[str, dict[str, float]]:
     return furthest, {corpus: gain for corpus, gain in gains.items() if corpus != furthest}
 
 
-def report(
-    folder: Path, corpora: Sequence[str], sizes: Sequence[int], arms: Sequence[str], rates: Sequence[float]
-) -> str:
-    """Return the tables as Markdown, of the runs asked for; rates: none means any.
+def gains_of(wanted: Sequence[Cell]) -> dict[tuple[str, int], dict[str, float]]:
+    """Return the gains by (arm, batch), then by corpus."""
+    gains: dict[tuple[str, int], dict[str, float]] = {}
+    for cell in wanted:
+        gains.setdefault((cell.arm, cell.batch), {})[cell.corpus] = cell.gain.mean
+    return gains
 
-    Raises ValueError if a batch size has runs of several rates, or nothing asked for has finished.
+
+def rates_of_sizes(
+    folder: Path, corpora: Collection[str], sizes: Collection[int], rates: Collection[float]
+) -> dict[int, float]:
+    """Return the learning rate of `source` at each batch size; rates: those to choose from, none means any.
+
+    Raises ValueError if a batch size has runs of several rates.
     """
-    wanted = [
-        cell
-        for cell in cells(folder)
-        if cell.corpus in corpora and cell.batch in sizes and cell.arm in arms and (not rates or cell.rate in rates)
-    ]
-    if not wanted:
-        raise ValueError("no arm beside `source` has finished there")
     # Batches of `source` alone count: larger ones are compared with smaller ones of the arms.
     rate_of: dict[int, float] = {}
     for corpus, batch, rate in (key for key, of_arms in read_runs(folder).items() if BASELINE in of_arms):
@@ -141,17 +142,40 @@ def report(
             continue
         if rate_of.setdefault(batch, rate) != rate:
             raise ValueError(f"runs of several learning rates at batch {batch}: choose with --rates")
+    return rate_of
+
+
+def report(
+    folder: Path,
+    corpora: Sequence[str],
+    sizes: Sequence[int],
+    arms: Sequence[str],
+    rates: Sequence[float],
+    baseline: str = BASELINE,
+) -> str:
+    """Return the tables as Markdown, of the runs asked for; rates: none means any.
+
+    Raises ValueError if a batch size has runs of several rates, or nothing asked for has finished.
+    """
+    wanted = [
+        cell
+        for cell in cells(folder, baseline)
+        if cell.corpus in corpora and cell.batch in sizes and cell.arm in arms and (not rates or cell.rate in rates)
+    ]
+    if not wanted:
+        raise ValueError(f"no arm beside `{baseline}` has finished there")
+    rate_of = rates_of_sizes(folder, corpora, sizes, rates)
     arms, corpora = (
         [each for each in names if any(each in (c.arm, c.corpus) for c in wanted)] for names in (arms, corpora)
     )
-    parts = [_gains(wanted, arm, corpora, sorted({cell.batch for cell in wanted})) for arm in arms]
-    parts += [_confirmed(wanted), _means(wanted, arms)]
-    if len(rate_of) > 1:
+    parts = [_gains(wanted, arm, baseline, corpora, sorted({cell.batch for cell in wanted})) for arm in arms]
+    parts += [_confirmed(wanted), _means(wanted, arms, baseline)]
+    if len(rate_of) > 1 and baseline == BASELINE:
         parts += [_larger_batches(folder, rate_of, arms, corpora)]
     return "\n\n".join(part for part in parts if part)
 
 
-def _gains(wanted: list[Cell], arm: str, corpora: Sequence[str], sizes: Sequence[int]) -> str:
+def _gains(wanted: list[Cell], arm: str, baseline: str, corpora: Sequence[str], sizes: Sequence[int]) -> str:
     own = {(cell.corpus, cell.batch): cell for cell in wanted if cell.arm == arm}
     rows = []
     for corpus in corpora:
@@ -160,7 +184,7 @@ def _gains(wanted: list[Cell], arm: str, corpora: Sequence[str], sizes: Sequence
         if queries:
             rows.append([*_named(corpus), f"{queries:,}", *map(_cell, of_corpus)])
     sizes_named = [f"batch {sizes[0]}", *map(str, sizes[1:])]
-    return f"{arm} less {BASELINE}, NDCG@10; bold: beyond the interval of the cell alone\n\n" + _table(
+    return f"{arm} less {baseline}, NDCG@10; bold: beyond the interval of the cell alone\n\n" + _table(
         ["corpus", "new in the test", "queries", *sizes_named], rows
     )
 
@@ -189,12 +213,9 @@ def _confirmed(wanted: list[Cell]) -> str:
     return f"{title}\n\n" + _table(["arm", "corpus", "batch", "gain", "adjusted p"], rows) if rows else title
 
 
-def _means(wanted: list[Cell], arms: Sequence[str]) -> str:
+def _means(wanted: list[Cell], arms: Sequence[str], baseline: str) -> str:
     """Return the means over corpora of every arm; nothing of a single corpus."""
-    gains: dict[tuple[str, int], dict[str, float]] = {}
-    for cell in wanted:
-        gains.setdefault((cell.arm, cell.batch), {})[cell.corpus] = cell.gain.mean
-    lines = []
+    gains, lines = gains_of(wanted), []
     for arm in arms:
         for (name, size), of_corpora in sorted(gains.items(), key=lambda item: item[0][1]):
             if name == arm and (every := OverCorpora.of(of_corpora.values())):
@@ -208,7 +229,11 @@ def _means(wanted: list[Cell], arms: Sequence[str]) -> str:
         positive = f"{sum(gain > 0 for gain in of_corpora.values())} of {len(of_corpora)}"
         few = [OverCorpora.of(documents), OverCorpora.of(others.values())]
         spoken = [str(each) if each else "" for each in few]
-        rows.append([arm, str(size), str(every), f"{p:.2g}", positive, spoken[0], f"{spoken[1]} (without {furthest})"])
+        extremes = [
+            f"{pick(of_corpora, key=of_corpora.__getitem__)} {pick(of_corpora.values()):+.4f}" for pick in (min, max)
+        ]
+        without = f"{spoken[1]} (without {furthest})"
+        rows.append([arm, str(size), str(every), f"{p:.2g}", positive, spoken[0], without, *extremes])
     head = [
         "arm",
         "batch",
@@ -217,8 +242,10 @@ def _means(wanted: list[Cell], arms: Sequence[str]) -> str:
         "positive",
         "held out by document",
         "without the furthest corpus",
+        "worst",
+        "best",
     ]
-    return f"Means over corpora of the gain over {BASELINE}, with t intervals over corpora\n\n" + _table(head, rows)
+    return f"Means over corpora of the gain over {baseline}, with t intervals over corpora\n\n" + _table(head, rows)
 
 
 def _larger_batches(folder: Path, rate_of: dict[int, float], arms: Sequence[str], corpora: Sequence[str]) -> str:

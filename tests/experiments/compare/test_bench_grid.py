@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ class MadeUpRuns:
         self.left = 1000
         self.made: list[tuple[Any, ...]] = []
 
-    def __call__(self, folder: Path, name: str) -> Any:
+    def __call__(self, folder: Path, name: str, temperature: float) -> Any:
         def make(arm: str, batch: int, seed: int, *rest: Any) -> dict[str, Any] | None:
             if arm == "none":
                 return None
@@ -80,6 +81,37 @@ def test_an_interrupted_study_has_the_same_seeds_of_all_arms_but_one_and_resumes
             assert len(seeds[0] ^ seeds[1]) <= 1
     assert len(runs.made) == len(set(runs.made)) == 2 * 2 * 2 * 3
     assert {run[4:] for run in runs.made if run[1] == 64} == {(bench_grid.RATES[64], None)}
+
+
+@pytest.mark.parametrize("words", [["--layers", "2"], ["--pairs", "640"], ["--temperature", "0.1"]])
+def test_a_folder_has_runs_of_one_model_length_and_temperature(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    runs: MadeUpRuns,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+) -> None:
+    start(monkeypatch, tmp_path, "--sizes", "32")
+    made = list(runs.made)
+    with pytest.raises(SystemExit):
+        start(monkeypatch, tmp_path, "--sizes", "64", *words)
+    assert f"{words[0].strip('-')} {'0.05' if 'temperature' in words[0] else 'None'}" in capsys.readouterr().err
+    assert runs.made == made
+    # The other way round, and from runs that a study without such records has left.
+    start(monkeypatch, tmp_path / "other", "--sizes", "32", *words)
+    with pytest.raises(SystemExit):
+        start(monkeypatch, tmp_path / "other", "--sizes", "32")
+    kept = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    recorded = {"layers", "pairs", "temperature"}
+    assert all(recorded <= run.keys() for run in kept)
+    early = [{name: value for name, value in run.items() if name not in recorded} for run in kept]
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in early))
+    runs.made.clear()
+    start(monkeypatch, tmp_path, "--sizes", "32")
+    assert not runs.made
+    if "--temperature" in words:
+        with pytest.raises(SystemExit):
+            start(monkeypatch, tmp_path, "--sizes", "32", *words)
 
 
 @pytest.mark.parametrize("words", [["--layers", "2"], ["--layers", "2", "--pairs", "640"], ["--pairs", "640"]])

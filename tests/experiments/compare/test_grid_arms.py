@@ -1,0 +1,119 @@
+"""Batches of the study's arms that the package does not make: super-batches of near neighbours and diverse batches."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba", reason="the study's trainer is compiled (pip install '.[bench]')")
+
+from clusterbatch.encoder.tokens import Tokens
+from tests.benchmarks.grid_arms import EPOCHS, Arms, hardness, near_batches
+from tests.benchmarks.static_trainer import Corpus, Pairs
+
+BATCH, TOPICS = 16, 24
+# The last two are smaller than a batch, and share batches.
+ROWS = {"large": 420, "medium": 170, "small": 10, "tiny": 9}
+SOURCE = np.repeat(list(ROWS), list(ROWS.values()))
+ROW_COUNT = len(SOURCE)
+
+
+@pytest.fixture(scope="module")
+def arms(tmp_path_factory: pytest.TempPathFactory) -> Arms:
+    """Pairs of a few topics; each has its own texts."""
+    random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("study")
+    topics = random.standard_normal((TOPICS, 8))
+    vectors = topics[random.integers(TOPICS, size=ROW_COUNT)] + 0.3 * random.standard_normal((2, ROW_COUNT, 8))
+    vectors = (vectors / np.linalg.norm(vectors, axis=2, keepdims=True)).astype(np.float32)
+    tokens, hashes = Tokens.from_lists([[0]] * ROW_COUNT, np.int32), np.arange(ROW_COUNT, dtype=np.uint64)
+    corpus = Corpus("made-up", Pairs(tokens, tokens, hashes, hashes, *vectors), SOURCE, [], tokens, tokens, [])
+    (folder / "read").mkdir()
+    (folder / "read/made-up.pickle").write_bytes(pickle.dumps(corpus))
+    return Arms(folder, "made-up")
+
+
+def batches_of(arms: Arms, arm: str, seed: int = 0) -> np.ndarray:
+    found = arms.batches(arm, BATCH, seed)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("arm", ["super-2x", "super-4x", "diverse"])
+def test_epochs_are_those_of_plain_batches(arms: Arms, arm: str) -> None:
+    """As many steps, every row, no row twice in a batch, no batch of two sources that have batches of their own."""
+    found = batches_of(arms, arm)
+    assert found.shape == batches_of(arms, "source").shape
+    of_batches = -(-np.array([ROWS["large"], ROWS["medium"], ROWS["small"] + ROWS["tiny"]]) // BATCH)
+    for epoch in np.split(found, EPOCHS):
+        assert len(epoch) == of_batches.sum()
+        assert set(epoch.ravel().tolist()) == set(range(ROW_COUNT))
+        assert all(len(set(rows)) == BATCH for rows in epoch.tolist())
+        whole = [set(SOURCE[rows].tolist()) for rows in epoch]
+        assert [sum(names == {name} for names in whole) for name in ("large", "medium")] == of_batches[:2].tolist()
+    assert not np.array_equal(*np.split(found, EPOCHS))
+    assert np.array_equal(found, batches_of(arms, arm))
+    assert not np.array_equal(found, batches_of(arms, arm, seed=1))
+
+
+def test_larger_super_batches_are_harder_and_diverse_batches_easier(arms: Arms) -> None:
+    found = [
+        np.mean([hardness(arms.corpus.pairs, batches_of(arms, arm, seed)) for seed in range(3)])
+        for arm in ("diverse", "source", "super-2x", "super-4x")
+    ]
+    assert (np.diff(found) > 0.01).all()
+
+
+def test_batches_of_a_super_batch_hold_the_nearest_of_its_rows_that_are_left(arms: Arms) -> None:
+    """Against sorting by hand."""
+    pairs = arms.corpus.pairs
+    rows = np.random.default_rng(1).permutation(ROW_COUNT)[:41]
+    left = rows.tolist()
+    found = near_batches(pairs, rows, BATCH)
+    assert [len(batch) for batch in found] == [16, 16, 9]
+    for batch in found:
+        first, *others = left
+
+        def score(row: int, first: int = first) -> float:
+            crosswise = ((first, row), (row, first))
+            return sum(float(pairs.query_vector[of] @ pairs.document_vector[other]) for of, other in crosswise)
+
+        expected = [first, *sorted(others, key=score, reverse=True)[: BATCH - 1]]
+        assert batch.tolist() == expected
+        left = [row for row in left if row not in expected]
+    assert not left
+
+
+def test_super_batches_are_drawn_from_one_source(arms: Arms) -> None:
+    """The batches that follow each other hold rows that meet in no other super-batch of the epoch."""
+    epoch = batches_of(arms, "super-4x")[: len(batches_of(arms, "super-4x")) // EPOCHS]
+    large = [number for number, rows in enumerate(epoch) if set(SOURCE[rows].tolist()) == {"large"}]
+    # 420 rows: six super-batches of 64 and one of 36, whose three batches follow each other.
+    blocks = np.split(large, np.flatnonzero(np.diff(large) > 1) + 1)
+    assert sum(len(block) for block in blocks) == 27
+    assert all(len(block) % 4 in (0, 3) for block in blocks)
+    assert sum(len(block) % 4 == 3 for block in blocks) == 1
+
+
+def test_diverse_batches_take_its_share_of_every_cluster(arms: Arms) -> None:
+    """Batches of a source differ by one row of a cluster, but for the rows that complete a batch."""
+    labels = arms._labels_of_shares(BATCH)
+    for name in ("large", "medium"):
+        rows = np.flatnonzero(name == SOURCE)
+        clusters, sizes = np.unique(labels[rows], return_counts=True)
+        assert len(clusters) == BATCH
+        batches = -(-len(rows) // BATCH)
+        for batch in batches_of(arms, "diverse"):
+            if not (SOURCE[batch] == name).all():
+                continue
+            counts = np.bincount(labels[batch], minlength=BATCH)
+            least = sizes // batches
+            assert (counts >= least).all()
+            assert (counts - least - (sizes % batches > 0)).clip(min=0).sum() <= 1
+
+
+def test_arms_that_a_corpus_has_too_few_rows_for(arms: Arms) -> None:
+    assert ROW_COUNT / len(ROWS) < 2 * 8 * BATCH
+    assert all(arms.batches(arm, BATCH, 0) is None for arm in ("super-8x", "cluster-8x", "random-groups-8x"))
+    assert arms.batches("random-groups-4x", BATCH, 0) is not None
