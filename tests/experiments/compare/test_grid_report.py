@@ -111,11 +111,29 @@ def test_every_gain_and_every_mean_over_corpora_is_in_the_tables(folder: Path) -
                 mean = float(np.mean([gains[name] for name in names]))
                 assert words.startswith(f"{spoken(mean, low, high, 4)}, n {len(names)}")
             assert row[6].endswith(f"(without {furthest})")
+            ends = [pick(gains, key=lambda name, of=gains: of[name]) for pick in (min, max)]
+            assert row[7:] == [f"{name} {gains[name]:+.4f}" for name in ends]
     # Holm: the rank-th smallest of m values times m - rank, never below an earlier one.
     largest = 0.0
     for rank, key in enumerate(sorted(tests, key=lambda key: tests[key].pvalue)):
         largest = max(largest, min(1.0, (len(tests) - rank) * tests[key].pvalue))
         assert means[key][3] == f"{largest:.2g}"
+
+
+def test_arms_are_compared_with_another_than_source(folder: Path) -> None:
+    text = report(folder, CORPORA, SIZES, ARMS, [], "random")
+    hands = {
+        (corpus, batch): by_hand(scores_of(corpus, batch, "cluster-4x"), scores_of(corpus, batch, "random"))
+        for corpus in CORPORA
+        for batch in SIZES
+    }
+    for corpus, row in zip(CORPORA, rows_of(text, "cluster-4x less random"), strict=True):
+        assert [words.strip("*") for words in row[3:]] == [spoken(*hands[corpus, batch][:3], 3) for batch in SIZES]
+    means = rows_of(text, "Means over corpora of the gain over random")
+    assert [row[:2] for row in means] == [["cluster-4x", str(batch)] for batch in SIZES]
+    for batch, row in zip(SIZES, means, strict=True):
+        assert row[2].startswith(f"{np.mean([hands[corpus, batch][0] for corpus in CORPORA]):+.4f} (")
+    assert "source" not in text
 
 
 def test_only_cells_that_hold_together_are_confirmed(folder: Path) -> None:
