@@ -21,7 +21,7 @@ from clusterbatch.corpus.holdout import HeldOut
 from clusterbatch.corpus.images import ImageError, load_image
 from clusterbatch.corpus.inputs import Slice, cut
 from clusterbatch.corpus.join import parsed_lines
-from clusterbatch.corpus.minhash import PERMUTATIONS, NearIndex, signature
+from clusterbatch.corpus.minhash import PERMUTATIONS, NearIndex, signatures
 from clusterbatch.corpus.normalise import text_hash
 from clusterbatch.corpus.readers.dispatch import opened
 from clusterbatch.corpus.rows import BrokenFileError, Reject
@@ -29,7 +29,7 @@ from clusterbatch.errors import DataError
 from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.store.artifact import Artifact, Counts, Part
 from clusterbatch.store.folder import Folder
-from clusterbatch.store.tables import read_parquet, write_parquet
+from clusterbatch.store.tables import read_parquet, vector_column, write_parquet
 
 EXACT = "copy of a test text"
 NEAR = "near copy of a test text"
@@ -160,7 +160,7 @@ def _with_signatures(texts: Mapping[tuple[bool, int], str]) -> pa.Table:
     columns = {
         "is_query": [is_query for is_query, _ in texts],
         "hash": pa.array([key for _, key in texts], pa.uint64()),
-        "signature": [signature(text) for text in texts.values()],
+        "signature": vector_column(signatures(list(texts.values()))),
     }
     return pa.table(columns, schema=TEST_TEXTS)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from clusterbatch.corpus.minhash import PERMUTATIONS, bands, signature
+from clusterbatch.corpus.minhash import PERMUTATIONS, bands, signatures
 from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.store.artifact import Artifact, Counts, Part
 from clusterbatch.store.shuffle import read_bucket, write_buckets
@@ -49,9 +49,8 @@ def write_entries(output: Artifact, number: int, pairs: pa.Table, threshold: flo
 
 def entries(pairs: pa.Table, threshold: float) -> pa.Table:
     """Return one row for each pair and band of its signature; `pairs` have slice and position."""
-    count = pairs.num_rows
-    query = np.array([signature(text, b"?") for text in pairs["query"].to_pylist()]).reshape(count, PERMUTATIONS)
-    document = np.array([signature(text) for text in pairs["document"].to_pylist()]).reshape(count, PERMUTATIONS)
+    query = signatures(pairs["query"].to_pylist(), b"?")
+    document = signatures(pairs["document"].to_pylist())
     # If queries and documents are both that similar, so are the two together: ratios of sums lie between the ratios.
     together = np.minimum(query, document)
     tables = []

@@ -24,6 +24,9 @@ def normalise(text: str) -> str:
     folded = unicodedata.normalize("NFKC", text).casefold()
     if "\u03ca" in folded or "\u03cb" in folded:
         folded = _COMPOSED.sub(lambda found: unicodedata.normalize("NFD", found[0]), folded)
+    # Besides spaces no white space is printable: of most texts there is nothing to split and join, which takes longest.
+    if folded.isprintable() and "  " not in folded:
+        return folded.strip(" ")
     return " ".join(folded.split())
 
 

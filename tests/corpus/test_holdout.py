@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasketch import MinHash, MinHashLSH
 
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.decontaminate import SIGNATURES
 from clusterbatch.corpus.holdout import SKETCH, HoldoutBy, choose, sketch, sketched
 from clusterbatch.corpus.ingest import ingest
-from clusterbatch.corpus.minhash import PERMUTATIONS, NearIndex, signature
 from clusterbatch.corpus.normalise import text_hash
 from clusterbatch.errors import DataError
 from clusterbatch.store import Manifest
@@ -201,49 +199,6 @@ def test_copies_and_near_copies_of_test_texts_are_set_aside(tmp_path: Path, in_p
     aside, trained = run("off")
     assert aside == {}
     assert len(trained) == 5
-
-
-def test_similarity_is_estimated_about_right() -> None:
-    numbers = random.Random(3)
-    words = [f"word{numbers.randrange(10_000)}" for _ in range(400)]
-    changed = words[:380] + ["other"] * 20
-    # 378 of 400 + 18 triples are common.
-    estimate = float(np.mean(signature(" ".join(words)) == signature(" ".join(changed))))
-    assert abs(estimate - 378 / 402) < 0.12
-    text, other = (
-        "日本語の文章には空白がないので文字の並びで比べる。",
-        "まったく別の文章であり、似ているところはほとんどない。",
-    )
-    index = NearIndex(np.array([signature(3 * text)]), 0.8)
-    assert index.near([3 * text + "はい", 3 * other]).tolist() == [True, False]
-    assert index.near([]).tolist() == []
-
-
-def of_library(text: str) -> MinHash:
-    found = MinHash(num_perm=PERMUTATIONS)
-    found.hashvalues = signature(text)
-    return found
-
-
-def test_near_copies_are_those_that_an_index_of_datasketch_finds() -> None:
-    random = np.random.default_rng(0)
-    known = [" ".join(map(str, random.integers(0, 400, 60))) for _ in range(200)]
-    texts = [*known[:20], *(" ".join(map(str, random.integers(0, 400, 60))) for _ in range(50))]
-    for text in known[20:120]:
-        words = np.array(text.split())
-        changed = random.choice(60, random.integers(1, 8), replace=False)
-        words[changed] = random.integers(400, 500, len(changed))
-        texts.append(" ".join(words))
-    index = MinHashLSH(threshold=0.8, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
-    of_known = [of_library(text) for text in known]
-    for number, one in enumerate(of_known):
-        index.insert(number, one)
-    expected = []
-    for text in texts:
-        one = of_library(text)
-        expected.append(any(one.jaccard(of_known[number]) >= 0.8 for number in index.query(one)))
-    assert 20 < sum(expected) < len(texts) - 50
-    assert NearIndex(np.array([signature(text) for text in known]), 0.8).near(texts).tolist() == expected
 
 
 def test_a_test_text_that_is_not_unicode_is_compared_like_others(tmp_path: Path, in_process: None) -> None:
