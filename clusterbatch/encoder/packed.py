@@ -90,13 +90,27 @@ def pool_packed(states_TD: Tensor, offsets: np.ndarray, mode: str) -> Tensor:
     if mode == "lasttoken":
         return states_TD[ends - 1].float()
     states_TD, lengths = states_TD.float(), ends - starts
-    if mode in ("mean", "max"):
-        return torch.segment_reduce(states_TD, mode, lengths=lengths, axis=0)
+    if mode == "max":
+        return torch.segment_reduce(states_TD, "max", lengths=lengths, axis=0)
     if mode == "weightedmean":
         positions = torch.arange(len(states_TD), device=starts.device) - starts.repeat_interleave(lengths)
         states_TD = states_TD * (positions + 1)[:, None]
-    sums = torch.segment_reduce(states_TD, "sum", lengths=lengths, axis=0)
-    return sums / mean_divisor(lengths, mode)[:, None]
+    sums_ND: Tensor = _Sums.apply(states_TD, lengths)
+    return sums_ND / mean_divisor(lengths, mode)[:, None]
+
+
+class _Sums(torch.autograd.Function):
+    """(T, d), (N,) lengths -> (N, d) sums over the tokens of each text; torch's own would keep the tokens' states."""
+
+    @staticmethod
+    def forward(context: Any, states_TD: Tensor, lengths_N: Tensor) -> Tensor:
+        context.save_for_backward(lengths_N)
+        return torch.segment_reduce(states_TD, "sum", lengths=lengths_N, axis=0)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (lengths_N,) = context.saved_tensors
+        return gradients[0].repeat_interleave(lengths_N, dim=0), None
 
 
 def mean_divisor(lengths_N: Tensor, mode: str) -> Tensor:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from clusterbatch.encoder.fused import layer_names
 from clusterbatch.training.bert_attention import attend, attend_backward, draw_dropout, runs
@@ -47,6 +48,7 @@ class BertLayers:
         names = layer_names(config)
         self._embeddings = backbone.get_submodule("embeddings")
         self._first_position, self._heads = first_position, int(config.num_attention_heads)
+        self._width = int(config.hidden_size)
         layers: Any = backbone.get_submodule(names.layers)
         self._layers = [
             _Modules(
@@ -76,12 +78,20 @@ class BertLayers:
         """Return (T, d) float32 states of the texts ids[offsets[i]:offsets[i + 1]], each attending to itself alone."""
         lengths = np.diff(offsets)
         positions = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths) + self._first_position
-        embedded_TD: Tensor = self._embeddings(
-            input_ids=torch.from_numpy(ids.astype(np.int64))[None],
-            position_ids=torch.from_numpy(positions.astype(np.int64))[None],
-        )[0]
         autocast = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else torch.float32
+        padding = -len(ids) % _ALIKE if dtype == torch.bfloat16 else 0
+        keep = self.keep if torch.is_grad_enabled() else "nothing"
+        room = None
+        if keep != "nothing":
+            # Before anything that is freed: holes between what stays would add up over the micro-batches.
+            room = torch.empty(len(self._layers) + 1, len(ids) + padding, self._width)
+        tokens = torch.from_numpy(ids.astype(np.int64))[None], torch.from_numpy(positions.astype(np.int64))[None]
+        if keep == "sums":
+            # What the norm of the embeddings would keep costs next to nothing to compute again.
+            embedded_TD: Tensor = checkpoint(self._embed, *tokens, use_reentrant=False)
+        else:
+            embedded_TD = self._embed(*tokens)
         plan = _Plan(
             runs=runs(lengths),
             heads=self._heads,
@@ -91,16 +101,21 @@ class BertLayers:
             dropouts=[layer.dropout_shares for layer in self._layers],
             # Drawn even if nothing is dropped: one number costs nothing.
             seed=int(torch.randint(2**48, ())),
-            keep=self.keep if torch.is_grad_enabled() else "nothing",
+            keep=keep,
+            room=room,
         )
         with torch.autocast("cpu", enabled=False):
-            padding = -len(ids) % _ALIKE if dtype == torch.bfloat16 else 0
             states: Tensor = _Layers.apply(
                 functional.pad(embedded_TD.float(), (0, 0, 0, padding)),
                 plan,
                 *(weight for layer in self._layers for weight in layer.weights),
             )
         return states[: len(ids)]
+
+    def _embed(self, ids_1T: Tensor, positions_1T: Tensor) -> Tensor:
+        """Return (T, d) inputs of the first layer."""
+        embedded_1TD: Tensor = self._embeddings(input_ids=ids_1T, position_ids=positions_1T)
+        return embedded_1TD[0]
 
     def _products_in(self, dtype: torch.dtype) -> list[_Products]:
         if self._products is not None and dtype in self._products:
@@ -189,6 +204,8 @@ class _Plan:
     dropouts: Sequence[tuple[float, ...]]
     seed: int
     keep: Kept
+    # (layers + 1, T, d) float32 for the first layer's input and the sums of every layer; None: nothing is kept
+    room: Tensor | None
 
 
 class _Weights(NamedTuple):
@@ -228,38 +245,39 @@ class _Results(NamedTuple):
 class _Layers(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, states_TD: Tensor, plan: _Plan, *parameters: Tensor) -> Tensor:
-        kept = [states_TD]
+        into, kept = plan.room, list[Tensor]()
+        if into is not None:
+            into[0] = states_TD
+            kept.append(into)
         for number in range(len(plan.epsilons)):
             layer = _Layer(plan, number, parameters)
             results, normed = layer.results(states_TD)
-            sums_TD = layer.second_sums(results, normed.states)
+            sums_TD = layer.second_sums(results, normed.states, None if into is None else into[number + 1])
             states_TD = layer.second_norm(sums_TD).states
             if plan.keep == "all":
                 kept += results
-            if plan.keep != "nothing":
-                kept.append(sums_TD)
-        if plan.keep != "nothing":
-            context.save_for_backward(*kept, *parameters)
-            context.plan, context.kept = plan, len(kept)
+        context.save_for_backward(*kept, *parameters)
+        context.plan, context.kept = replace(plan, room=None), len(kept)
         return states_TD
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         plan: _Plan = context.plan
         kept, parameters = context.saved_tensors[: context.kept], context.saved_tensors[context.kept :]
-        every = len(_Results._fields) + 1 if plan.keep == "all" else 1
+        (first_TD, *sums_LTD), *results = kept
+        every = len(_Results._fields) if plan.keep == "all" else 0
         found: list[Tensor | None] = []
         wanted = context.needs_input_grad[2:]
         gradient_TD = gradients[0]
         layers = [_Layer(plan, number, parameters) for number in range(len(plan.epsilons))]
-        normed = layers[-1].second_norm(kept[-1])
+        normed = layers[-1].second_norm(sums_LTD[-1])
         for number in reversed(range(len(layers))):
-            *results, sums_TD = kept[1 + every * number : 1 + every * (number + 1)]
-            # Sums of the layer before; the first layer's input is kept itself.
-            below = layers[number - 1].second_norm(kept[every * number]) if number else None
-            states_TD = below.states if below else kept[0]
+            below = layers[number - 1].second_norm(sums_LTD[number - 1]) if number else None
+            states_TD = below.states if below else first_TD
             own = wanted[_COUNT * number : _COUNT * (number + 1)]
-            gradient_TD, of_weights = layers[number].backward(gradient_TD, states_TD, results, sums_TD, normed, own)
+            gradient_TD, of_weights = layers[number].backward(
+                gradient_TD, states_TD, results[every * number : every * (number + 1)], sums_LTD[number], normed, own
+            )
             found[:0] = of_weights
             if below:
                 normed = below
@@ -293,8 +311,10 @@ class _Layer:
         normed = self._first_norm(sums)
         return _Results(projected, attended, logarithms, sums, products.up(normed.states.to(self._dtype))), normed
 
-    def second_sums(self, results: _Results, normed_TD: Tensor) -> Tensor:
-        return self._dropped(self._products.down(functional.gelu(results.up)), _OUTPUT).add_(normed_TD)
+    def second_sums(self, results: _Results, normed_TD: Tensor, into_TD: Tensor | None) -> Tensor:
+        """Return the sums that go into the second norm, written to `into_TD` if it is given."""
+        product_TD = self._products.down(functional.gelu(results.up))
+        return torch.add(self._dropped(product_TD, _OUTPUT), normed_TD, out=into_TD)
 
     def second_norm(self, sums_TD: Tensor) -> _Normed:
         weights = self._weights

@@ -94,6 +94,17 @@ def test_pooling_of_packed_states(mode: str) -> None:
     assert torch.allclose(packed.pool_packed(flat, offsets, mode), pool(states, lengths, mode), atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["cls", "lasttoken", "mean", "mean_sqrt_len_tokens"])
+def test_pooling_keeps_no_states_for_the_backward_pass(mode: str) -> None:
+    kept: list[int] = []
+    states_TD = torch.randn(500, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda saved: kept.append(saved.numel()) or saved, lambda saved: saved
+    ):
+        packed.pool_packed(states_TD, np.array([0, 200, 500]), mode)
+    assert sum(kept) < 500
+
+
 def test_a_kernel_that_fails_or_errs_is_not_used(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*arguments: Any) -> torch.Tensor:
         raise RuntimeError("head dimension not supported")

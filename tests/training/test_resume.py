@@ -39,7 +39,7 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tmp_path: Path, size:
         "learn_temperature": True,
         "directions": ["query_to_document", "document_to_query", "query_to_query"],
         # Some micro-batches keep their graph, some are computed twice.
-        "activation_bytes": 2**21 // size,
+        "activation_bytes": 3 * 2**19 // size,
         "mask": {"surrogate_margin": 0.2, "own_score_margin": 0.1},
     }
     jobs = {}
