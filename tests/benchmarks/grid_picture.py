@@ -9,8 +9,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import BoundaryNorm
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from tests.benchmarks.grid_report import (
     BASELINE,
@@ -50,7 +51,7 @@ _LEVELS = np.array([-0.02, -0.015, -0.01, -0.006, -0.003, -0.001, 0.001, 0.003, 
 
 
 def picture(folder: Path, corpora: Sequence[str], rates: Sequence[float]) -> str:
-    """Return the SVG of the runs of these corpora; rates: none means any.
+    """Return the SVG of the runs of these corpora, without the parts that have none; rates: none means any.
 
     Raises ValueError if a batch size has runs of several rates, or no clusters of four batches have finished.
     """
@@ -67,25 +68,16 @@ def picture(folder: Path, corpora: Sequence[str], rates: Sequence[float]) -> str
     ]
     if not lines[0]:
         raise ValueError("no clusters of four batches have finished there")
+    has_map = any(
+        f"cluster-{times}x{suffix}" == name for times in TIMES[1:] for suffix in ("", _HALF) for name, _ in gains
+    )
     with matplotlib.rc_context(_STYLE):
         # White, not transparent: the same on light and dark pages.
-        figure = Figure(figsize=(9.6, 6.4), layout="constrained", facecolor="white")
-        above, below = figure.subfigures(2, 1, height_ratios=[1.15, 1])
-        axes = above.subplots(1, 3, sharey=True)
-        for number, (each, title, line) in enumerate(zip(axes, _TITLES, lines, strict=True)):
-            _draw_line(each, line, _COLOURS[number], _MARKERS[number])
-            each.set_title(title, color=_COLOURS[number], fontweight="bold")
-            each.set_xlim(*axes[0].get_xlim())
-        axes[0].set_ylabel("gain over batches of one source, NDCG@10")
-        maps = below.subplots(1, 2, sharey=True)
-        for number, (each, suffix) in enumerate(zip(maps, ["", _HALF], strict=True)):
-            mesh = _draw_map(each, gains, suffix)
-            each.set_title(_TITLES[number], color=_COLOURS[number], fontweight="bold")
-        maps[0].set_ylabel("batch size, pairs")
-        maps[0].invert_yaxis()
-        bar = below.colorbar(mesh, ax=maps, ticks=_LEVELS, format="{x:+.3f}")
-        bar.set_label("mean gain over corpora, NDCG@10")
-        bar.ax.tick_params(labelsize=7)
+        figure = Figure(figsize=(9.6, 6.4 if has_map else 3.4), layout="constrained", facecolor="white")
+        rows = figure.subfigures(1 + has_map, 1, height_ratios=[1.15, 1][: 1 + has_map], squeeze=False)[:, 0]
+        _draw_lines(rows[0], lines)
+        if has_map:
+            _draw_maps(rows[1], gains)
         sink = io.StringIO()
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
     return sink.getvalue()
@@ -108,6 +100,30 @@ def doublings(folder: Path, rate_of: Mapping[int, float], corpora: Sequence[str]
 
 def _by_batch(gains: Mapping[tuple[str, int], dict[str, float]], arm: str) -> Gains:
     return {batch: of_corpora for (name, batch), of_corpora in sorted(gains.items()) if name == arm}
+
+
+def _draw_lines(figure: SubFigure, lines: Sequence[Gains]) -> None:
+    """Draw those lines that have finished runs beside each other."""
+    shown = [number for number, line in enumerate(lines) if line]
+    axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for each, number in zip(axes, shown, strict=True):
+        _draw_line(each, lines[number], _COLOURS[number], _MARKERS[number])
+        each.set_title(_TITLES[number], color=_COLOURS[number], fontweight="bold")
+        each.set_xlim(*axes[0].get_xlim())
+    axes[0].set_ylabel("gain over batches of one source, NDCG@10")
+
+
+def _draw_maps(figure: SubFigure, gains: Mapping[tuple[str, int], dict[str, float]]) -> None:
+    """Draw the maps of whole and of half clusters, with their colour bar."""
+    axes = figure.subplots(1, 2, sharey=True)
+    for number, (each, suffix) in enumerate(zip(axes, ["", _HALF], strict=True)):
+        mesh = _draw_map(each, gains, suffix)
+        each.set_title(_TITLES[number], color=_COLOURS[number], fontweight="bold")
+    axes[0].set_ylabel("batch size, pairs")
+    axes[0].invert_yaxis()
+    bar = figure.colorbar(mesh, ax=axes, ticks=_LEVELS, format="{x:+.3f}")
+    bar.set_label("mean gain over corpora, NDCG@10")
+    bar.ax.tick_params(labelsize=7)
 
 
 def _draw_line(axes: Axes, line: Gains, colour: str, marker: str) -> None:
@@ -144,7 +160,7 @@ def _draw_line(axes: Axes, line: Gains, colour: str, marker: str) -> None:
     axes.yaxis.set_major_formatter("{x:+.2f}")
 
 
-def _draw_map(axes: Axes, gains: Mapping[tuple[str, int], dict[str, float]], suffix: str) -> object:
+def _draw_map(axes: Axes, gains: Mapping[tuple[str, int], dict[str, float]], suffix: str) -> QuadMesh:
     """Draw mean gains by batch and cluster size, with the number of corpora; bold: the t interval excludes 0."""
     names = {times: f"cluster-{times}x{suffix}" for times in TIMES}
     # Those of both maps, for they share their rows.

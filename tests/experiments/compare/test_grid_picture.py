@@ -20,6 +20,7 @@ from tests.benchmarks.grid_picture import doublings, picture
 CORPORA = ["code", "medquad", "tldr", "msdocs-by-query"]
 SIZES = [16, 32, 64]
 ARMS = ["cluster-4x", "cluster-4x-half", "cluster-8x", "cluster-16x-half"]
+WHOLE, HALF, DOUBLED = "batches of one cluster", "half of every batch of one cluster", "plain batches, twice as large"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -105,6 +106,26 @@ def test_the_same_runs_make_the_same_file(folder: Path, monkeypatch: pytest.Monk
     assert "date" not in svg.lower()
     # Vectors alone: an image in it would blur.
     assert "<image" not in svg
+
+
+@pytest.mark.parametrize(
+    ("arms", "batches", "panels"),
+    [
+        (["source", "cluster-4x"], SIZES, [WHOLE, DOUBLED]),
+        (["source", "cluster-4x"], [32], [WHOLE]),
+        (["source", "cluster-4x", "cluster-8x"], [32], [WHOLE, WHOLE, HALF]),
+    ],
+)
+def test_an_unfinished_study_has_a_picture_of_what_there_is(
+    folder: Path, arms: list[str], batches: list[int], panels: list[str]
+) -> None:
+    path = folder / "runs.jsonl"
+    runs = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = [run for run in runs if run["arm"] in arms and run["batch"] in batches]
+    path.write_text("".join(json.dumps(run) + "\n" for run in kept))
+    texts = [text for text, _ in texts_of(picture(folder, CORPORA, []))]
+    assert [text for text in texts if text in (WHOLE, HALF, DOUBLED)] == panels
+    assert ("mean size of a cluster" in texts) == ("cluster-8x" in arms)
 
 
 def test_runs_of_several_rates_are_not_mixed(folder: Path) -> None:
