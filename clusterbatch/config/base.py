@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -20,16 +21,26 @@ def _absolute_folder(name: str) -> str:
     return _absolute(name) if os.path.isdir(os.path.expanduser(name)) else name
 
 
+def _known_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError(f"expected auto, cpu or cuda (got {name!r})")
+    return name
+
+
 # A URI or a local path. Paths become absolute when the configuration is read: workers have other working directories.
 Address = Annotated[str, AfterValidator(_absolute)]
 # The name of a model, a URI, or a local folder, likewise.
 ModelName = Annotated[str, AfterValidator(_absolute_folder)]
+# A misspelt one would be found only when the stage begins, after all those before it.
+Device = Annotated[str, AfterValidator(_known_device)]
 
 
 class Section(BaseModel):
     """One section of a run's configuration. Unknown keys are refused, values cannot change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     def identity(self) -> dict[str, Any]:
         """Return the values that decide what is computed, without those that only decide how fast (`operational`)."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -162,10 +163,12 @@ class _Loader(yaml.SafeLoader):
         """Return the mapping. Raises _RepeatedKeyError."""
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                # YAML's loader refuses these.
+                continue
             if key.value in seen:
                 raise _RepeatedKeyError(f"line {key.start_mark.line + 1}: {key.value} is given twice")
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -233,31 +236,84 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _one_line(error: ValidationError) -> str:
-    problems = []
+    problems: list[tuple[str, str | None, str, str]] = []
     for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"])
+        key, union = _key(item["loc"])
+        got = "" if item["type"] in ("extra_forbidden", "missing", "value_error") else f" (got {item['input']!r})"
         if item["type"] == "extra_forbidden":
-            problems.append(f"{key}: unknown key{_suggestion(key)}")
+            message = f"unknown key{_suggestion(key, item['loc'])}"
         elif item["type"] == "missing":
-            problems.append(f"{key}: must be given")
+            message = "must be given"
         else:
-            message = item["msg"].removeprefix("Value error, ")
-            got = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
-            # What concerns several sections has no key of its own, and names them itself.
-            place = f"{key}: " if key else ""
-            problems.append(f"{place}{message[0].lower()}{message[1:]}{got}")
-    return "configuration: " + "; ".join(problems)
+            message = _INPUTS.get(item["type"], item["msg"].removeprefix("Value error, ").split(", unable to parse")[0])
+        problems.append((key, union, f"{message[0].lower()}{message[1:]}", got))
+    # Of the forms that a value may have, the one that it has says more than those that it has not.
+    inside = {union for key, union, *_ in problems if key != union}
+    said: dict[tuple[str, str], list[str]] = {}
+    for key, union, message, got in problems:
+        if key not in inside or union != key:
+            said.setdefault((key, got), []).append(message)
+    # What concerns several sections has no key of its own, and names them itself.
+    return "configuration: " + "; ".join(
+        (f"{key}: " if key else "") + messages[0] + "".join(f" or {_short(each)}" for each in messages[1:]) + got
+        for (key, got), messages in said.items()
+    )
 
 
-def _suggestion(key: str) -> str:
+# Words for what pydantic calls by the names of Python's types.
+_INPUTS = {
+    "model_type": "input should be a section with keys of its own",
+    "dict_type": "input should be a map, such as {name: value}",
+    "list_type": "input should be a list, such as [a, b]",
+}
+
+
+def _short(message: str) -> str:
+    return message.removeprefix("input should be ")
+
+
+def _key(place: Sequence[int | str]) -> tuple[str, str | None]:
+    """Return the dotted key of a problem, and that of the value around it which may have several forms, if any.
+
+    place: pydantic's, in which each form has a name of its own, between the keys.
+    """
+    names: list[str] = []
+    union = None
+    kind: Any = RunConfig
+    for part in place:
+        if len(forms := _forms(kind)) > 1:
+            union = ".".join(names)
+            kind = next((form for form in forms if str(part).startswith(f"{getattr(form, '__name__', '')}[")), None)
+        else:
+            names.append(str(part))
+            kind = _inside(kind, part)
+    return ".".join(names), union
+
+
+def _forms(kind: Any) -> list[Any]:
+    """Return the types that a value may have, null aside."""
+    if get_origin(kind) is Annotated:
+        return _forms(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return [form for each in get_args(kind) if each is not NoneType for form in _forms(each)]
+    return [kind]
+
+
+def _inside(kind: Any, part: int | str) -> Any:
+    """Return the type of what a section, a map or a list has at `part`; None if that is unknown."""
+    [form] = _forms(kind)
+    if isinstance(form, type) and issubclass(form, Section):
+        return form.model_fields[str(part)].annotation if part in form.model_fields else None
+    return get_args(form)[-1] if get_origin(form) in (dict, list) else None
+
+
+def _suggestion(key: str, place: Sequence[int | str]) -> str:
     from difflib import get_close_matches
 
-    section: type[Section] = RunConfig
-    *parents, leaf = key.split(".")
-    for name in parents:
-        annotation = section.model_fields[name].annotation if name in section.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
-            return ""
-        section = annotation
-    close = get_close_matches(leaf, section.model_fields, n=1)
-    return f", did you mean {'.'.join([*parents, close[0]])}?" if close else ""
+    section: Any = RunConfig
+    for part in place[:-1]:
+        section = _inside(section, part)
+    [form] = _forms(section)
+    names = form.model_fields if isinstance(form, type) and issubclass(form, Section) else ()
+    close = get_close_matches(str(place[-1]), names, n=1)
+    return f", did you mean {'.'.join([*key.split('.')[:-1], close[0]])}?" if close else ""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from clusterbatch.config.base import ModelName, Section, added, operational
+from clusterbatch.config.base import Device, ModelName, Section, added, operational
 
 
 def _as_list(value: object) -> object:
@@ -163,7 +163,7 @@ class EmbedConfig(Section):
     exact."""
     persist: bool = True
     """Store vectors. If false, each later pass that needs them computes them again."""
-    device: str = operational("auto")
+    device: Device = operational("auto")
     """`cpu`, `cuda`, or `auto`: the cluster's GPUs if it has any."""
     workers: int = operational(2, ge=1)
     """Processes that embed."""
@@ -250,7 +250,7 @@ class ScoreConfig(Section):
     """Tokens (padding included) that go through the teacher at once."""
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """Number type of the computation, as in `embed`; a cross-encoder has no int8."""
-    device: str = operational("auto")
+    device: Device = operational("auto")
     """`cpu`, `cuda`, or `auto`: the cluster's GPUs if it has any."""
     workers: int = operational(2, ge=1)
     """Processes that score."""
@@ -342,7 +342,7 @@ class ClusterConfig(Section):
     """Approximate bytes of tokens and vectors in one shard."""
     workers: int = operational(2, ge=1)
     """Processes that fit, assign and write shards."""
-    device: str = operational("auto")
+    device: Device = operational("auto")
     """`cpu`, `cuda`, or `auto`: the cluster's GPUs if it has any."""
     cpus_per_worker: float = operational(0.9, gt=0)
     """CPU cores that each worker asks for."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from clusterbatch.config.base import Address, ModelName, Section, added, operational
+from clusterbatch.config.base import Address, Device, ModelName, Section, added, operational
 from clusterbatch.config.stages import Paths
 
 # group: the user's own segments (corpus.columns.group), inside each source. random_groups: the control for cluster,
@@ -96,7 +95,7 @@ class BatchesConfig(Section):
     @model_validator(mode="after")
     def _weights(self) -> BatchesConfig:
         for name, weight in (self.source_weights or {}).items():
-            if not math.isfinite(weight) or weight < 0:
+            if weight < 0:
                 raise ValueError(f"source_weights.{name}: must be 0 or more (got {weight})")
         if self.source_weights and any(phase.stratify == "random" for phase in self.phases):
             raise ValueError("source_weights: with stratify: random there are no batches of one source to weight")
@@ -127,7 +126,11 @@ Direction = Literal["query_to_document", "document_to_query", "query_to_query"]
 
 
 def _as_range(value: object) -> object:
-    return [value, value] if isinstance(value, int) else value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [value, value]
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"expected a number, or [fewest, most] (got {value!r})")
+    return value
 
 
 WorkerRange = Annotated[tuple[int, int], BeforeValidator(_as_range)]
@@ -327,7 +330,7 @@ class TrainConfig(Section):
     """CPU cores that each worker asks for; it computes with as many threads, at least one."""
     failures: int = operational(3, ge=-1)
     """How often lost workers are replaced before the run fails. -1: without limit."""
-    device: str = operational("auto")
+    device: Device = operational("auto")
     """`cpu`, `cuda`, or `auto`: the cluster's GPUs if it has any."""
     collective_timeout: float = operational(120.0, gt=0)
     """Seconds after which a collective operation without an answer fails the run."""
@@ -411,7 +414,7 @@ class EvaluateConfig(Section):
     differ in the fourth digit. The evaluation's manifest names the type."""
     workers: int = operational(2, ge=1)
     """Processes that embed and search."""
-    device: str = operational("auto")
+    device: Device = operational("auto")
     """`cpu`, `cuda`, or `auto`: the cluster's GPUs if it has any."""
 
     @model_validator(mode="after")

@@ -46,7 +46,32 @@ def test_one_path_is_a_list_of_one(tmp_path: Path) -> None:
             "clusters_per_batch: 3 does not divide size 256",
         ),
         (["workspace=w", "batches.source_weights={a: -1}"], "source_weights.a: must be 0 or more"),
-        (["workspace=w", "batches.source_weights={a: .nan}"], "source_weights.a: must be 0 or more"),
+        (["workspace=w", "batches.source_weights={a: .nan}"], "source_weights.a: input should be a finite number"),
+        (["workspace=w", "train.learning_rate=.inf"], "train.learning_rate: input should be a finite number"),
+        (["workspace=w", "train.device=gpu"], "train.device: expected auto, cpu or cuda (got 'gpu')"),
+        (
+            ["workspace=w", "train.negatives=rubbish"],
+            "configuration: train.negatives: input should be 'in_batch', 'hard' or 'both' or a map, such as "
+            "{name: value} (got 'rubbish')",
+        ),
+        (
+            ["workspace=w", "train.negatives={a: rubbish}"],
+            "configuration: train.negatives.a: input should be 'in_batch', 'hard' or 'both' (got 'rubbish')",
+        ),
+        (["workspace=w", "tune.stream={arrivals: 2, refresh: [{}, 1]}"], "tune.stream.refresh.0: input should be a"),
+        (["workspace=w", "train.workers=some"], "train.workers: expected a number, or [fewest, most] (got 'some')"),
+        (["workspace=w", "train.workers=[2]"], "train.workers: expected a number, or [fewest, most] (got [2])"),
+        (["workspace=w", "train=null"], "train: input should be a section with keys of its own (got None)"),
+        (["workspace=w", "corpus.paths=3"], "corpus.paths: input should be a list, such as [a, b] (got 3)"),
+        (
+            ["workspace=w", "train.filter.sources={a: {min_scor: 1}}"],
+            "train.filter.sources.a.min_scor: unknown key, did you mean train.filter.sources.a.min_score?",
+        ),
+        (
+            ["workspace=w", "batches.curriculum=[{stratfy: random}]"],
+            "batches.curriculum.0.stratfy: unknown key, did you mean batches.curriculum.0.stratify?",
+        ),
+        (["workspace=w", "train.lora={rnk: 3}"], "train.lora.rnk: unknown key, did you mean train.lora.rank?"),
         (["workspace=w", "batches.source_weights={a: 2}", "batches.stratify=random"], "stratify: random"),
         (["workspace=w", "cluster.seed=-1"], "cluster.seed: input should be greater than or equal to 0"),
         (["workspace=w", "train.matryoshka=[8, 8]"], "matryoshka: one size is named twice"),
@@ -60,6 +85,7 @@ def test_mistakes_are_one_line_that_names_the_key(words: list[str], message: str
         load_config(None, words)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not re.search(r"dict\[|literal\[|instance of|parse", str(caught.value))
 
 
 @pytest.mark.parametrize(
