@@ -99,11 +99,14 @@ class Collection:
         return fingerprint(self.name, size, checksum(ends), *small)
 
     def documents_bytes(self) -> int:
-        """Size of corpus.jsonl; raises DataError if there is none."""
+        """Size of corpus.jsonl; raises DataError if there is none or it is empty."""
         try:
-            return self.folder.size(DOCUMENTS)
+            size = self.folder.size(DOCUMENTS)
         except FileNotFoundError:
             raise DataError(f"{self.folder.uri}: no collection here ({DOCUMENTS} is missing)") from None
+        if not size:
+            raise DataError(f"{self.folder.uri}/{DOCUMENTS}: no documents in it")
+        return size
 
     def read_judgements(self) -> dict[str, dict[str, int]]:
         """Return grade by document id by query id, in file order. Grades above 0 are relevant.
@@ -176,10 +179,12 @@ class Collection:
     def check_ids(self) -> None:
         """Raise DataError for a query or one of the first documents that has no id, or one with white space in it.
 
-        Reads the queries and the first megabyte of documents.
+        Reads the queries and the first megabyte of documents; raises DataError as well if that holds none.
         """
         self.read_queries(self.read_judgements())
         data, position = self._read_lines(0, min(_HEAD_BYTES, self.documents_bytes()))
+        if not data.strip():
+            raise DataError(f"{self.folder.uri}/{DOCUMENTS}: no documents in it")
         for line in data.split(b"\n"):
             if line.strip():
                 _parse(line, f"{self.folder.uri}/{DOCUMENTS}", position)
@@ -204,7 +209,7 @@ class Collection:
             if line.strip():
                 item = _parse(line, place, position)
                 ids.append(item["_id"])
-                title = "" if "image" in item else item.get("title") or ""
+                title = "" if "image" in item else _whole_characters(str(item.get("title") or ""))
                 texts.append(f"{title} {self._content(item, place, position)}".strip())
             position += len(line) + 1
         if len(set(ids)) < len(ids):
@@ -218,7 +223,7 @@ class Collection:
                 return load_image(item["image"], self.folder)
             except ImageError as error:
                 raise DataError(f"{place} byte {position}: image of {item['_id']}: {error}") from None
-        return str(item["text"])
+        return _whole_characters(item["text"])
 
     def _read_lines(self, start: int, end: int) -> tuple[bytes, int]:
         """Bytes of the whole lines that start in [start, end), and where they begin."""
@@ -295,7 +300,14 @@ def _parse(line: bytes, place: str, position: int) -> dict[str, Any]:
     item["_id"] = str(item["_id"])
     if not item["_id"] or any(character.isspace() for character in item["_id"]):
         raise DataError(f"{place} byte {position}: an _id must not be empty or hold white space")
+    if _whole_characters(item["_id"]) != item["_id"]:
+        raise DataError(f"{place} byte {position}: an _id must not hold half of a surrogate pair")
     return item
+
+
+def _whole_characters(text: str) -> str:
+    """Return a text with U+FFFD in place of halves of surrogate pairs, which JSON can hold and tokenizers refuse."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _decoded(data: bytes, place: str) -> str:

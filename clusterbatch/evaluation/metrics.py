@@ -57,6 +57,11 @@ def parse_metric(name: str) -> Metric:
     return Metric(f"{_SPELLINGS.get(kind, 'HitRate')}@{cutoff}", cutoff, library=library)
 
 
+def parse_metrics(names: Sequence[str]) -> list[Metric]:
+    """Return the measures in order, each once, however it is spelt. Raises UsageError as `parse_metric` does."""
+    return list({metric.name: metric for metric in map(parse_metric, names)}.values())
+
+
 def per_query(
     metrics: Sequence[Metric], judgements: Mapping[str, Grades], answers: Mapping[str, Sequence[str]]
 ) -> dict[str, np.ndarray]:

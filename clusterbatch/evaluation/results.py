@@ -48,6 +48,8 @@ def merge_block(
 
 def run_lines(answers: Answers, tag: str) -> str:
     """Return a run in TREC format: query, Q0, document, rank from 1, score, tag. Scores are written to the last bit."""
+    # White space separates the columns.
+    tag = "_".join(tag.split())
     return "".join(
         f"{query} Q0 {document} {rank} {score:.9g} {tag}\n"
         for query, best in answers.items()

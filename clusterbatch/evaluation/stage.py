@@ -13,7 +13,7 @@ from clusterbatch.config import DOCSTRINGS, RunConfig, fingerprint
 from clusterbatch.corpus.write_holdout import HOLDOUT
 from clusterbatch.errors import UsageError
 from clusterbatch.evaluation.collection import DOCUMENTS, Collection, open_collections, search_items
-from clusterbatch.evaluation.metrics import Grades, Metric, parse_metric, per_query
+from clusterbatch.evaluation.metrics import Grades, Metric, parse_metrics, per_query
 from clusterbatch.evaluation.models import AFTER, EvaluatedModel, evaluated_models, identities
 from clusterbatch.evaluation.results import Answers, merge_block, run_lines, scores_table
 from clusterbatch.evaluation.search_worker import CANDIDATES, SearchWorker, ShardTask
@@ -34,7 +34,7 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
     Raises UsageError if no collection is given, DataError if one is damaged or no model has been trained.
     """
     watch = Stopwatch()
-    metrics = [parse_metric(name) for name in dict.fromkeys(config.evaluate.metrics)]
+    metrics = parse_metrics(config.evaluate.metrics)
     collections = configured_collections(config)
     models = evaluated_models(config, generation)
     inputs = {collection.name: collection.identity() for collection in collections}
