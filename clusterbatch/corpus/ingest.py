@@ -35,7 +35,7 @@ from clusterbatch.corpus.image_sizes import referenced_bytes
 from clusterbatch.corpus.inputs import InputFile
 from clusterbatch.corpus.passes import IngestPasses
 from clusterbatch.corpus.read import TEXT_PER_BYTE, held_out_documents
-from clusterbatch.errors import DataError, OtherWorkError, UsageError
+from clusterbatch.errors import DataError, InfrastructureError, OtherWorkError, UsageError
 from clusterbatch.log import say
 from clusterbatch.runtime import ray_session
 from clusterbatch.store.artifact import EXCHANGE, Artifact, Counts, Manifest, Part, Receipt, Stopwatch
@@ -109,6 +109,7 @@ def ingest(config: RunConfig, *, generation: int = 0, force: bool = False, appen
     with ray_session(config.ray):
         passes.join()
         passes.read()
+        _check_unchanged(passes)
         receipts = passes.write(done)
         collection = passes.collect(receipts)
     return _commit(passes, receipts, collection, stopwatch.seconds)
@@ -136,6 +137,7 @@ def _append(
     with ray_session(config.ray):
         passes.join()
         passes.read()
+        _check_unchanged(passes)
         passes.look_up()
         receipts = passes.write(done)
     version.base = without_dropped(base, passes.known, version.path)
@@ -147,6 +149,21 @@ def _append(
         version=manifest.version,
     )
     return manifest
+
+
+def _check_unchanged(passes: IngestPasses) -> None:
+    """Raise InfrastructureError if a file was replaced after it was listed: rows of both may have been read.
+
+    What was read is then removed, so that the next ingest reads all files again.
+    """
+    then = _described([*passes.inputs, *_files(passes.tests)])
+    now = _described([*_inputs(passes.config, force=False), *_files(_tests(passes.config))])
+    versions = {uri: version for uri, *version in now}
+    replaced = [uri for uri, *version in then if versions.get(uri, version) != version]
+    if replaced:
+        more = f", and {len(replaced) - 1:,} more files" if len(replaced) > 1 else ""
+        passes.artifact.remove(EXCHANGE)
+        raise InfrastructureError(f"{replaced[0]}: was replaced while it was read{more}; ingest again")
 
 
 def _bytes(inputs: Inputs, config: RunConfig) -> int:

@@ -14,9 +14,10 @@ import pytest
 from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.corpus import read as sizing
 from clusterbatch.corpus.ingest import ingest
+from clusterbatch.corpus.passes import IngestPasses
 from clusterbatch.corpus.read import flush_bytes, read_bytes
 from clusterbatch.corpus.row_groups import read_row_group, row_groups_of
-from clusterbatch.errors import DataError, UsageError
+from clusterbatch.errors import DataError, InfrastructureError, UsageError
 from clusterbatch.runtime import Pass
 from clusterbatch.store import Manifest
 from clusterbatch.store.tables import read_parquet
@@ -78,6 +79,29 @@ def test_rows_of_many_files_are_conserved_and_placed_on_ray(tmp_path: Path, ray_
     assert [row["query"] for row in found if row["query"].lower().split() == ["query", "0", "5"]] == ["query 0 5"]
     assert list((tmp_path / "workspace/corpus").glob("_*")) == []
     assert ingest(config).created == manifest.created
+
+
+@pytest.mark.parametrize("append", [False, True], ids=["first version", "next version"])
+def test_a_file_that_is_replaced_while_it_is_read_is_found_out(
+    tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch, append: bool
+) -> None:
+    """Units read at different times would otherwise make a corpus that no state of the input has."""
+    config = configuration(tmp_path, [tmp_path / "in"])
+    if append:
+        write_lines(tmp_path / "in/first.jsonl", [{"query": "first", "document": "of all"}])
+        ingest(config)
+    file = write_lines(tmp_path / "in/a.jsonl", [{"query": "old", "document": "old text"}])
+    read = IngestPasses.read
+
+    def replacing(passes: IngestPasses) -> None:
+        read(passes)
+        write_lines(file, [{"query": "new", "document": "another text"}])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IngestPasses, "read", replacing)
+        with pytest.raises(InfrastructureError, match=rf"{file}: was replaced while it was read; ingest again"):
+            ingest(config, append=append)
+    assert {"old", "new"} & {row["query"] for row in corpus_rows(config, ingest(config, append=append))} == {"new"}
 
 
 def test_a_beir_folder_is_joined(tmp_path: Path, in_process: None) -> None:
