@@ -76,7 +76,9 @@ class ForkServer:
         theirs.close()
         if not answer:
             raise InfrastructureError("the process that starts workers is gone (out of memory?)")
-        ours.send_bytes(program)
+        # Whoever reads the connection finds out if the process is gone.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            ours.send_bytes(program)
         return ForkedProcess(int(answer), ours)
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -71,7 +72,7 @@ class LocalExecutor:
         process = self.start(partial(_answer, function, argument), function.__module__)
         try:
             found, error = process.connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             raise InfrastructureError(f"{function.__qualname__}: its process was lost (out of memory?)") from None
         finally:
             process.connection.close()
@@ -90,7 +91,9 @@ class LocalExecutor:
                 while waiting and len(busy) < workers and len(lost) <= MOST_LOST:
                     process = idle.pop() if idle else self.start(partial(_serve, work), work.worker.__module__)
                     busy[process.connection] = process, waiting[0]
-                    process.connection.send(waiting.popleft())
+                    # If it has died without work, that shows below, where its answer is read.
+                    with suppress(BrokenPipeError, ConnectionResetError):
+                        process.connection.send(waiting.popleft())
                 for ready in wait(list(busy)):
                     assert isinstance(ready, Connection)
                     process, item = busy.pop(ready)

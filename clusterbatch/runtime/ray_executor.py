@@ -62,7 +62,12 @@ class RayExecutor:
 
     def call(self, function: Callable[[Any], Any], argument: Any, pool: Pool) -> Any:
         """Return `function(argument)`, computed by a worker: what it holds is not in the driver's memory."""
-        return ray.get(ray.remote(function).options(num_cpus=pool.cpus).remote(argument))
+        try:
+            found, error = ray.get(ray.remote(_answer).options(num_cpus=pool.cpus).remote(function, argument))
+        except ray.exceptions.RayError as lost:
+            raise InfrastructureError(f"{function.__qualname__}: its process was lost ({last_line(lost)})") from lost
+        raise_error(function.__qualname__, error)
+        return found
 
     def check_room(self, title: str, bundles: Sequence[Bundle]) -> None:
         """Raise InfrastructureError if the cluster could never start these workers at once: they would wait for ever.
@@ -117,6 +122,10 @@ class RayExecutor:
             ) from error
         if unfinished:
             raise InfrastructureError(lost_items(work.title, unfinished))
+
+
+def _answer(function: Callable[[Any], Any], argument: Any) -> tuple[Any, str]:
+    return attempt(lambda: function(argument))
 
 
 def _dataset(work: Work, items: Sequence[WorkItem], workers: int, preparers: int) -> Any:

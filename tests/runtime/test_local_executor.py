@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -27,7 +28,7 @@ from clusterbatch.runtime import (
 )
 from clusterbatch.runtime.executor import using
 from clusterbatch.runtime.fork_server import ForkServer
-from clusterbatch.runtime.work import TRIES
+from clusterbatch.runtime.work import TRIES, Work
 from tests.runtime.test_passes import POOL, Words, comparable, items, squares, values
 
 
@@ -71,6 +72,28 @@ def test_a_worker_that_is_killed_once_costs_no_item(tmp_path: Path, local: Local
         receipts = squares(tmp_path, deadly=2).run(items(6))
     assert (tmp_path / "died").read_bytes() == b"x"
     assert [receipt.unit for receipt in receipts] == list(range(6))
+
+
+class Brief:
+    """Ends its process soon after its first answer."""
+
+    def __init__(self, folder: Path) -> None:
+        self._mark = folder / "pid"
+
+    def process(self, item: WorkItem, output: object) -> Result:
+        if not self._mark.exists():
+            self._mark.write_text(str(os.getpid()))
+            threading.Timer(0.2, os._exit, [1]).start()
+        return Result()
+
+
+def test_a_worker_that_dies_between_two_items_costs_none(tmp_path: Path, local: LocalExecutor) -> None:
+    receipts = local.run(Work("brief", Brief, {"folder": tmp_path}, POOL), items(3))
+    first = next(receipts)
+    process = int((tmp_path / "pid").read_text())
+    while psutil.pid_exists(process):
+        time.sleep(0.02)
+    assert [first.unit, *(receipt.unit for receipt in receipts)] == [0, 1, 2]
 
 
 def test_an_item_that_kills_every_worker_is_named_after_a_few_tries(tmp_path: Path, local: LocalExecutor) -> None:

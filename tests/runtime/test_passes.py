@@ -321,3 +321,19 @@ def test_workers_and_those_who_prepare_for_them_each_want_a_place(tmp_path: Path
     wanted = [{"CPU": 2.0, "GPU": 1.0}, *[{"CPU": 0.5}] * 3]
     with using(Full()), pytest.raises(InfrastructureError, match=re.escape(f"squares: {wanted}")):
         squares(tmp_path, ahead=ahead, pool=Pool(1, 2.0, 1.0)).run(items(9))
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_call_fails_in_words_on_ray_as_elsewhere() -> None:
+    executor = RayExecutor()
+    assert executor.call(abs, -3, POOL) == 3
+    with pytest.raises(InfrastructureError, match=r"^_exit: its process was lost"):
+        executor.call(os._exit, 1, POOL)
+    with pytest.raises(DataError, match=r"^no such number$"):
+        executor.call(_refuse, "no such number", POOL)
+    with pytest.raises(RuntimeError, match=r"a worker failed\n(.|\n)*TypeError"):
+        executor.call(abs, "x", POOL)
+
+
+def _refuse(what: str) -> None:
+    raise DataError(what)
