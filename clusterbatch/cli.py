@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import select
 import signal
 import sys
 import threading
@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 
 from clusterbatch import console
 from clusterbatch.commands import COMMANDS, Command
-from clusterbatch.config import load_config
+from clusterbatch.config import RunConfig, load_config, load_words
 from clusterbatch.errors import ClusterbatchError, UsageError, root_cause
+from clusterbatch.json_text import json_text
 from clusterbatch.log import configure_logging, is_structured, log_context, say
 from clusterbatch.store.lease import workspace_lease
 from clusterbatch.version import __version__
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _terminable():
             options.action(options)
+            # Otherwise Python does it at its exit, where a closed pipe is an error of its own.
+            sys.stdout.flush()
     except _Terminated:
         say("clusterbatch: terminated; the same command continues where this one stopped", level="error", exit_code=143)
         return 143
@@ -46,11 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "clusterbatch: interrupted; the same command continues where this one stopped", level="error", exit_code=130
         )
         return 130
-    except BrokenPipeError:
-        # Whoever read the output has closed it, as `head` does; Python would complain once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_output_closed():
+            return 141
         cause = root_cause(error)
         if not isinstance(cause, ClusterbatchError):
             if not is_structured():
@@ -61,6 +62,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"clusterbatch: {cause}", level="error", exit_code=cause.exit_code)
         return cause.exit_code
     return 0
+
+
+def _is_output_closed() -> bool:
+    """Return whether the reader of the output has closed it, as `head` does. Pipes to workers may break as well."""
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, 0)
+    closed = [stream for stream, event in poll.poll(0) if event & (select.POLLERR | select.POLLHUP)]
+    for stream in closed:
+        # Python would complain once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    return bool(closed)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -87,38 +100,40 @@ def _perform(command: Command, options: argparse.Namespace) -> None:
     words: list[str] = list(options.words)
     if getattr(options, "budget", None):
         words.append(f"compare.budget={options.budget}")
-    path = words[0] if words and "=" not in words[0] else None
-    config = load_config(path, words[1:] if path else words)
+    config = load_words(words)
     with log_context(run=config.workspace):
         if command.estimate and options.dry_run:
-            if command.collections:
-                from clusterbatch.evaluation.checks import check_given_collections
-
-                check_given_collections(config)
-            if options.command == "compare":
-                from clusterbatch.experiments.compare.plan import at_size, plan_comparison
-
-                sizes = config.compare.batch_sizes
-                plans = [plan_comparison(at_size(config, size)) for size in sizes] or [plan_comparison(config)]
-                if options.json:
-                    found = [plan.as_dict() for plan in plans]
-                    print(json.dumps(found if sizes else found[0]))
-                    return
-                sentences = [plan.sentence() for plan in plans]
-                named = [f"Batches of {size}: {text}" for size, text in zip(sizes, sentences, strict=False)]
-                print("Nothing is run.", "\n".join(named or sentences))
-                return
-            from clusterbatch.experiments.capacity.dry_run import dry_run
-
-            stages = None if options.command == "run" else [options.command]
-            dry_run(config, stages=stages, as_json=options.json)
+            _estimate(command, config, options)
             return
         with workspace_lease(config) if command.exclusive else nullcontext():
             outcome = command.function(config, options)
         if options.json:
-            print(json.dumps(outcome.data))
+            print(json_text(outcome.data))
         else:
             outcome.show()
+
+
+def _estimate(command: Command, config: RunConfig, options: argparse.Namespace) -> None:
+    if command.collections:
+        from clusterbatch.evaluation.checks import check_given_collections
+
+        check_given_collections(config)
+    if options.command != "compare":
+        from clusterbatch.experiments.capacity.dry_run import dry_run
+
+        dry_run(config, stages=None if options.command == "run" else [options.command], as_json=options.json)
+        return
+    from clusterbatch.experiments.compare.plan import at_size, plan_comparison
+
+    sizes = config.compare.batch_sizes
+    plans = [plan_comparison(at_size(config, size)) for size in sizes] or [plan_comparison(config)]
+    if options.json:
+        found = [plan.as_dict() for plan in plans]
+        print(json_text(found if sizes else found[0]))
+        return
+    sentences = [plan.sentence() for plan in plans]
+    named = [f"Batches of {size}: {text}" for size, text in zip(sizes, sentences, strict=False)]
+    print("Nothing is run.", "\n".join(named or sentences))
 
 
 def _show_config(options: argparse.Namespace) -> None:
@@ -127,7 +142,7 @@ def _show_config(options: argparse.Namespace) -> None:
     if options.difference:
         found = differences(*(load_config(path) for path in options.difference))
         if options.json:
-            print(json.dumps([asdict(each) for each in found]))
+            print(json_text([asdict(each) for each in found]))
         else:
             console.print_differences(found)
         return
@@ -136,7 +151,7 @@ def _show_config(options: argparse.Namespace) -> None:
         return
     keys = describe(options.sections)
     if options.json:
-        print(json.dumps([asdict(key) for key in keys]))
+        print(json_text([asdict(key) for key in keys]))
     else:
         console.print_keys(keys)
 

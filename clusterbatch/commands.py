@@ -6,12 +6,10 @@ import argparse
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from clusterbatch import console
 from clusterbatch.config import RunConfig
-from clusterbatch.errors import DataError
 from clusterbatch.log import say
 from clusterbatch.store.details import EvaluationDetails, details_of
 
@@ -127,18 +125,16 @@ def _grid(config: RunConfig, page: str) -> Outcome:
 
 
 def _copy_reports(config: RunConfig, output: str) -> None:
-    """Copy the pages to a local folder, where they keep their places beside each other."""
+    """Copy the pages to another folder, where they keep their places beside each other."""
+    from clusterbatch.store import Folder
     from clusterbatch.store.workspace import Workspace
 
+    copies = Folder(output, config.storage)
     sizes = [f"compare/batch={size}/report" for size in config.compare.batch_sizes]
     for place in ("report", "compare/report", *sizes):
         pages = Workspace(config).root.child(*place.split("/"))
         for entry in pages.find():
-            target = Path(output, place, entry.name).resolve()
-            if not target.is_relative_to(Path(output).resolve()):
-                raise DataError(f"{pages.uri}: {entry.name!r} would be written outside {output}")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(pages.read(entry.name))
+            copies.write(f"{place}/{entry.name}", pages.read(entry.name))
     say(f"report: copied to {output}")
 
 
@@ -267,7 +263,7 @@ COMMANDS = {
         "rebuild a workspace's reports",
         _report,
         force=None,
-        options=(Option("--output", {"metavar": "DIR", "help": "also copy them to a local folder"}),),
+        options=(Option("--output", {"metavar": "DIR", "help": "also copy them to another folder"}),),
     ),
     "compare": Command(
         "compare batch strategies and seeds on the same data: table, verdict, report",

@@ -49,7 +49,7 @@ def print_quality(scores: Sequence[dict[str, Any]], report: str) -> None:
         shown = [of_model.get("before", ""), of_model.get("after", ""), gain, *(of_model.get(m, "") for m in others)]
         number = [str(row["generation"])] if numbered else []
         table.add_row(*number, row["collection"], row["metric"], f"{row['queries']:,}", *shown)
-    console = _console()
+    console = standard_output()
     console.print(table)
     console.print(f"report: {report}", soft_wrap=True)
 
@@ -64,7 +64,7 @@ def print_scores(scores: Sequence[dict[str, Any]]) -> None:
     for (collection, metric, queries), of_model in values.items():
         shown = [f"{of_model[model]:.4f}" if model in of_model else "" for model in models]
         table.add_row(collection, metric, f"{queries:,}", *shown)
-    _console().print(table)
+    standard_output().print(table)
 
 
 def print_comparison(found: dict[str, Any], page: str) -> None:
@@ -74,7 +74,7 @@ def print_comparison(found: dict[str, Any], page: str) -> None:
         interval = "" if row["difference"] is None else _interval(row)
         figures = [f"{row[key]:{form}}" if row[key] is not None else "" for key, form in _COMPARED]
         table.add_row(row["arm"], row["verdict"], *figures[:2], interval, *figures[2:])
-    console = _console()
+    console = standard_output()
     console.print(table)
     console.print(found["answer"])
     console.print(f"report: {page}", soft_wrap=True)
@@ -91,7 +91,7 @@ def print_grid(found: dict[str, Any], page: str) -> None:
         table.add_row(
             f"{cell['batch']:,}", cell["arm"], f"{cell['value']:.4f}", gain, interval, str(cell["learning_rate"])
         )
-    console = _console()
+    console = standard_output()
     console.print(table)
     console.print(f"report: {page}", soft_wrap=True)
 
@@ -111,7 +111,7 @@ def print_prediction(found: dict[str, Any]) -> None:
             row["verdict"],
             row["why"],
         )
-    console = _console()
+    console = standard_output()
     console.print(table)
     console.print(found["answer"])
 
@@ -123,7 +123,7 @@ def print_tuning(found: dict[str, Any], file: str) -> None:
         last = row["rungs"][-1] if row["rungs"] else None
         shown = [f"{last['steps']:,}", f"{last['value']:.4f}", f"{last['seconds'] / 60:.1f}"] if last else [""] * 3
         table.add_row(name, f"{row['rank']:+.3f}", *shown)
-    console = _console()
+    console = standard_output()
     console.print(table)
     console.print(f"chosen: {found['chosen']} ({found['why']})")
     console.print(f"configuration: {file}", soft_wrap=True)
@@ -143,7 +143,7 @@ def print_intervals(found: dict[str, Any], file: str) -> None:
             name = ""
         quality = [f"{policy['old']:.4f}", f"{policy['new']:.4f}"]
         table.add_row("", "mean", "", "", "", *quality, "", f"{policy['cost']:.4g}", end_section=True)
-    console = _console()
+    console = standard_output()
     console.print(table)
     for name, policy in found["policies"].items():
         if policy["gain"] is not None:
@@ -187,7 +187,7 @@ def print_rounds(rounds: Sequence[dict[str, Any]], live: int | None, report: str
             verdict,
             f"{sum(row['seconds'].values()) / 60:.1f}",
         )
-    console = _console()
+    console = standard_output()
     console.print(table)
     console.print(f"live: generation {live}")
     console.print(f"report: {report}", soft_wrap=True)
@@ -214,7 +214,7 @@ def print_workspace(workspace: str, rows: Sequence[dict[str, Any]]) -> None:
             number = f"version {version['version']}"
             aside = f"{version['deleted']:,}"
             table.add_row("", number, "", f"{version['written']:,}", "", aside, "", "", f"{version['seconds']:,.1f}")
-    console = _console()
+    console = standard_output()
     console.print(table)
     _print_sources(console, rows)
     live = [row["generation"] for row in rows if row.get("live")]
@@ -243,7 +243,7 @@ def _print_sources(console: Console, rows: Sequence[dict[str, Any]]) -> None:
 
 def print_cluster(cluster: dict[str, Any]) -> None:
     """Print one cluster, a row of shards.statistics."""
-    console = _console()
+    console = standard_output()
     lines = [
         f"{cluster['source']}/{cluster['cluster']}: {cluster['rows']:,} rows, "
         f"mean cosine to their centroid {_cosine(cluster['mean_cosine'])}",
@@ -271,7 +271,7 @@ def print_removals(removals: Sequence[Removal], removed: bool) -> None:
     table = _table("Removed" if removed else "Would be removed", "path", "MiB", "reason")
     for removal in removals:
         table.add_row(removal.path, f"{removal.bytes / 2**20:,.1f}", removal.reason)
-    console = _console()
+    console = standard_output()
     console.print(table)
     total = sum(removal.bytes for removal in removals) / 2**20
     console.print(f"{len(removals)} places, {total:,.1f} MiB" + ("" if removed else "; pass --yes to remove them"))
@@ -279,7 +279,7 @@ def print_removals(removals: Sequence[Removal], removed: bool) -> None:
 
 def print_keys(keys: Sequence[Key]) -> None:
     """Print the configuration's keys, section by section."""
-    console = _console()
+    console = standard_output()
     section = ""
     for key in keys:
         if (first := key.name.split(".")[0]) != section:
@@ -292,7 +292,7 @@ def print_keys(keys: Sequence[Key]) -> None:
 
 def print_differences(found: Sequence[Difference]) -> None:
     """Print the keys in which two configurations differ, a line each."""
-    console = _console()
+    console = standard_output()
     for each in found:
         one, other = ("not there" if value is None else value for value in (each.one, each.other))
         console.print(f"{each.name}: {one} -> {other}", highlight=False, soft_wrap=True)
@@ -305,11 +305,19 @@ def _interval(row: dict[str, Any]) -> str:
     return "–" if row["low"] is None else f"{row['low']:+.4f} … {row['high']:+.4f}"
 
 
-def _console() -> Console:
+class _Console(Console):
+    """Rich's console, but a closed pipe is left to the caller: Rich itself would exit with 1, which means a bug."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def standard_output() -> Console:
+    """Return a console for tables on standard output."""
     # Names and paths are the user's: what looks like markup in them is not.
-    console = Console(markup=False, emoji=False)
+    console = _Console(markup=False, emoji=False)
     # In a log or a pipe eighty columns would only break words.
-    return console if console.is_terminal else Console(markup=False, emoji=False, width=120)
+    return console if console.is_terminal else _Console(markup=False, emoji=False, width=120)
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -8,7 +8,6 @@ workspace, `stage`, `generation`) and the figures of the message.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -17,6 +16,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal
+
+from clusterbatch.json_text import json_text
 
 LOG_FORMAT = "CLUSTERBATCH_LOG"
 Level = Literal["info", "warning", "error"]
@@ -80,7 +81,7 @@ class JSONFormatter(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "figures", {}),
         }
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json_text(line, ensure_ascii=False, default=str)
 
 
 _PLAIN, _JSON = logging.Formatter("%(message)s"), JSONFormatter()

@@ -10,7 +10,7 @@ import argparse
 import platform
 import sys
 
-from clusterbatch.config import load_config
+from clusterbatch.config import load_words
 from clusterbatch.errors import ClusterbatchError
 from clusterbatch.experiments.capacity.calibrate import GPUS, fit, matrix_flops, measure, save
 from clusterbatch.experiments.capacity.dry_run import dry_run
@@ -33,19 +33,17 @@ def main() -> int:
     parser.add_argument("--calibrate", nargs=2, metavar=("SMALL", "LARGE"), help="two finished workspaces")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    path = options.words[0] if "=" not in options.words[0] else None
-    words = options.words[1:] if path else options.words
     try:
         if options.calibrate:
             if not options.coefficients:
                 parser.error("--calibrate: say with --coefficients where to write them")
-            small, large = (measure(load_config(path, [*words, f"workspace={uri}"])) for uri in options.calibrate)
+            small, large = (measure(load_words([*options.words, f"workspace={uri}"])) for uri in options.calibrate)
             save(fit(small, large, matrix_flops(), machine=platform.node()), options.coefficients)
             return 0
         known = {name: getattr(options, name) for name in ("sources", "query_characters", "document_characters")}
         known["rows"] = None if options.rows is None else int(options.rows)
         dry_run(
-            load_config(path, words),
+            load_words(options.words),
             gpu=options.gpu,
             gpu_hour=options.gpu_hour,
             coefficients=options.coefficients,

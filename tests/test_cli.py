@@ -1,9 +1,16 @@
 import json
+import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from clusterbatch.cli import main
+from clusterbatch.commands import COMMANDS, Command, Outcome, _copy_reports
+from clusterbatch.config import load_config
+from clusterbatch.errors import InfrastructureError
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,3 +77,59 @@ def test_inspect_says_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["inspect", f"workspace={tmp_path}", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {row["state"] for row in rows} == {"not begun"}
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["table", "json"])
+def test_a_closed_pipe_is_no_bug(as_json: list[str]) -> None:
+    """As with `| head`: whoever reads has what it wants, at once or when Python writes what is left at its exit."""
+    program = "import sys; from clusterbatch.cli import main; sys.exit(main(sys.argv[1:]))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "config", "report", *as_json], stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_broken_pipe_that_is_not_the_outputs_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(config: object, options: object) -> Outcome:
+        raise BrokenPipeError
+
+    monkeypatch.setitem(COMMANDS, "inspect", Command("test", broken, exclusive=False))
+    with pytest.raises(BrokenPipeError):
+        main(["inspect", "workspace=w"])
+
+
+def test_json_has_no_numbers_that_json_does_not_have(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"a": [math.nan, 1.5], "b": {"c": (-math.inf, "x")}}
+    command = Command("test", lambda config, options: Outcome(found), exclusive=False)
+    monkeypatch.setitem(COMMANDS, "inspect", command)
+    assert main(["inspect", "workspace=w", "--json"]) == 0
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    shown = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert shown == {"a": [None, 1.5], "b": {"c": [None, "x"]}}
+
+
+def test_a_configuration_in_a_folder_with_an_equals_sign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "batch=16" / "run.yaml"
+    file.parent.mkdir()
+    file.write_text(f"workspace: {tmp_path}/w\n")
+    assert main(["inspect", str(file)]) == 2
+    assert f"no run has been at {tmp_path}/w" in capsys.readouterr().err
+
+
+def test_reports_are_copied_or_the_place_is_named_that_cannot_be_written(tmp_path: Path) -> None:
+    config = load_config(None, [f"workspace={tmp_path}/w"])
+    page = tmp_path / "w" / "report" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("page")
+    _copy_reports(config, str(tmp_path / "copy"))
+    assert (tmp_path / "copy" / "report" / "index.html").read_text() == "page"
+    with pytest.raises(InfrastructureError, match=f"{page}/report/index.html: cannot be written"):
+        _copy_reports(config, str(page))

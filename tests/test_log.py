@@ -74,7 +74,7 @@ def test_a_bug_is_one_structured_line_with_its_traceback(
     def broken(*_: object) -> None:
         raise KeyError("nonsense")
 
-    monkeypatch.setattr(cli, "load_config", broken)
+    monkeypatch.setattr(cli, "load_words", broken)
     monkeypatch.delenv(LOG_FORMAT, raising=False)
     with pytest.raises(KeyError):
         main(["embed"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -139,6 +140,15 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise UsageError(_one_line(error)) from None
+
+
+def load_words(words: Sequence[str]) -> RunConfig:
+    """Return what `load_config` does for the words of a command line: perhaps a file, then overrides.
+
+    The path of a file may have an equals sign in it, as have those of folders in hive layout.
+    """
+    has_file = bool(words) and ("=" not in words[0] or os.path.isfile(words[0]))
+    return load_config(words[0], words[1:]) if has_file else load_config(None, words)
 
 
 def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.config.compare import PricesConfig
+from clusterbatch.console import standard_output
 from clusterbatch.errors import UsageError
 from clusterbatch.experiments.capacity.calibrate import GPUS, load, on_gpu
 from clusterbatch.experiments.capacity.scale_model import CapacityModel, StageEstimate
 from clusterbatch.experiments.capacity.workload import model_of
+from clusterbatch.json_text import json_text
 from clusterbatch.reporting.page import amount
 
 
@@ -49,13 +49,10 @@ def dry_run(
     ]
     if as_json:
         workload = {**asdict(model.workload), "steps": model.steps, "clusters": round(model.clusters)}
-        print(json.dumps({"workload": workload, "stages": [asdict(estimate) for estimate in estimates]}))
+        print(json_text({"workload": workload, "stages": [asdict(estimate) for estimate in estimates]}))
         return
-    console = Console()
-    if not console.is_terminal:
-        # In a log or a pipe eighty columns would only break words.
-        console = Console(width=120)
-    console.print(_table(model, estimates, prices, measured.machine if gpu is None else f"{gpu} GPUs (assumed)"))
+    machine = measured.machine if gpu is None else f"{gpu} GPUs (assumed)"
+    standard_output().print(_table(model, estimates, prices, machine))
 
 
 def _table(model: CapacityModel, estimates: list[StageEstimate], prices: PricesConfig, machine: str) -> Table:

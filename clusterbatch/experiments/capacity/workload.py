@@ -156,7 +156,7 @@ def _of_files(config: RunConfig) -> Workload:
 
 def _look_into(file: InputFile, config: RunConfig) -> tuple[float, float, float]:
     """Return (rows, mean characters of a query, of a document) of one file, by its beginning."""
-    folder = Folder(file.uri.rpartition("/")[0], config.storage)
+    folder, name = file.place(config.storage)
     form = format_of_name(file.name)
     if form.kind in ("parquet", "arrow"):
         query, document, head = _QUERY_CHARACTERS, _DOCUMENT_CHARACTERS, None
@@ -165,11 +165,11 @@ def _look_into(file: InputFile, config: RunConfig) -> tuple[float, float, float]
             head = next(chunks, None)
         if head is not None and len(head.rows):
             query, document = (_mean_characters(head.columns[name]) for name in ("query", "document"))
-        if form.kind == "arrow":
-            return file.size / max(1.0, query + document), query, document
-        with folder.open(file.name) as handle, pq.ParquetFile(handle) as parquet:
-            return parquet.metadata.num_rows, query, document
-    head_bytes = folder.read(file.name, 0, min(_HEAD_BYTES, file.size))
+        if form.kind == "parquet":
+            with suppress(pa.ArrowException), folder.open(name) as handle, pq.ParquetFile(handle) as parquet:
+                return parquet.metadata.num_rows, query, document
+        return file.size / max(1.0, query + document), query, document
+    head_bytes = folder.read(name, 0, min(_HEAD_BYTES, file.size))
     # Of a compressed file the beginning shows how much it holds.
     opened = _decompressed(head_bytes, form.compression) if form.compression else head_bytes
     size = file.size * len(opened) / max(1, len(head_bytes))

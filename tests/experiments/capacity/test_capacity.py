@@ -269,6 +269,14 @@ def test_sizes_come_from_the_files(tmp_path: Path, capsys: pytest.CaptureFixture
     assert not (tmp_path / "w").exists()
 
 
+def test_a_broken_file_is_left_to_the_ingest(tmp_path: Path) -> None:
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more of it")
+    config = load_config(
+        None, [f"workspace={tmp_path}/w", f"corpus.paths={tmp_path}/broken.parquet", "evaluate.path=[]"]
+    )
+    assert model_of(config).workload.rows < 10
+
+
 def test_a_model_is_measured_by_its_own_files() -> None:
     config = load_config(None, WORDS)
     known = shape_of("all-MiniLM-L6-v2", config)
