@@ -182,6 +182,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# Raised by `_parse`. A ValueError: something that looks like a date and is not one.
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
 def _parse(text: str) -> Any:
     loader = _Loader(text)
     try:
@@ -208,8 +212,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"configuration {path}: {error.strerror or error}") from None
     except _RepeatedKeyError as error:
         raise UsageError(f"configuration {path} {error}") from None
-    # A ValueError: something that looks like a date and is not one.
-    except (yaml.YAMLError, ValueError) as error:
+    except _NO_YAML as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
         detail = "" if where or isinstance(error, UnicodeDecodeError) else f" ({error})"
@@ -227,7 +230,7 @@ def _apply(values: dict[str, Any], word: str) -> None:
         raise UsageError(f"{word!r}: expected key=value, for example cluster.mean_size=1024")
     try:
         value = _parse(text) if text else None
-    except (yaml.YAMLError, ValueError):
+    except _NO_YAML:
         raise UsageError(f"{key}: {text!r} is not a valid value") from None
     _set(values, key.strip(), value)
 

@@ -171,3 +171,9 @@ def test_what_concerns_several_sections_names_them_and_nothing_else() -> None:
     with pytest.raises(UsageError) as raised:
         load_config(None, ["workspace=w", "corpus.paths=[a]", "train.mask.teacher_margin=0"])
     assert str(raised.value).startswith("configuration: train.mask.teacher_margin needs score.teacher")
+
+
+@pytest.mark.parametrize("text", ["? [a, b]\n: c\n", "workspace: " + 3000 * "["], ids=["a list as key", "too deep"])
+def test_yaml_that_no_section_can_be_is_one_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match=r"run\.yaml.*: not valid YAML"):
+        load_config(write(tmp_path, text))
