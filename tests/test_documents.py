@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from clusterbatch.cli import main
+from clusterbatch.commands import COMMANDS
 from clusterbatch.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +99,13 @@ def test_the_readme_lists_every_command(capsys: pytest.CaptureFixture[str]) -> N
     assert table
     rows = [row.split("|")[1] for row in table[0].splitlines() if row.startswith("| `")]
     assert {name for row in rows for name in re.findall(r"`([a-z]+)", row)} == commands
+
+
+def test_every_command_has_a_script_to_submit_but_those_that_are_named() -> None:
+    page = " ".join((ROOT / "deploy" / "README.md").read_text(encoding="utf-8").split())
+    [named] = re.findall(r"has a script for every command except ([^.]+), which run anywhere", page)
+    without = {name for name in COMMANDS if not (ROOT / "jobs" / f"{name}.py").is_file()}
+    assert without == set(re.findall(r"`(\w+)`", named)) - {"sample", "config"}
 
 
 @each_page
