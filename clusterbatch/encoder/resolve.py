@@ -43,6 +43,14 @@ def resolve_model(name: str, storage: StorageConfig | None = None) -> str:
     return _from_hub(name)
 
 
+def model_place(name: str, storage: StorageConfig) -> Folder | None:
+    """Return the folder that a name is the address of, of a workspace that of its live model; None for other names."""
+    if "://" not in name and not os.path.isdir(os.path.expanduser(name)):
+        return None
+    folder = Folder(name, storage)
+    return folder.child("model") if folder.exists("model/modules.json") else folder
+
+
 def model_fingerprint(folder: str) -> str:
     """32 hex digits over names and content of the model's files: the same wherever the folder is."""
     root = Path(folder)
@@ -82,23 +90,35 @@ def _from_storage(source: Folder) -> str:
     if not files:
         raise DataError(f"{source.uri}: no model here (no files)")
     listing = [f"{entry.name} {entry.size} {entry.version}" for entry in files]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clusterbatch" / "models"
+    cache = _cache()
     target = cache / hashlib.sha256("\n".join([source.uri, *listing]).encode()).hexdigest()[:32]
     if target.is_dir():
         return str(target)
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=cache))
     try:
-        for entry in files:
-            place = local_place(partial, entry.name)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with source.open(entry.name) as remote, place.open("wb") as local:
-                shutil.copyfileobj(remote, local, _COPY_BYTES)
-        try:
-            partial.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            partial = Path(folder, "model")
+            partial.mkdir()
+            for entry in files:
+                place = local_place(partial, entry.name)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with source.open(entry.name) as remote, place.open("wb") as local:
+                    shutil.copyfileobj(remote, local, _COPY_BYTES)
+            if source.find() != files:
+                raise InfrastructureError(f"{source.uri}: the model was replaced while it was copied; try again")
+            try:
+                partial.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+    except OSError as error:
+        raise InfrastructureError(
+            f"{source.uri}: cannot be copied to {cache} ({error.strerror or error}); XDG_CACHE_HOME names another place"
+        ) from error
     return str(target)
+
+
+def _cache() -> Path:
+    """Return where copies of models are kept; a user without a home folder has them among the temporary files."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(tempfile.gettempdir() if home.startswith("~") else home, "clusterbatch", "models")

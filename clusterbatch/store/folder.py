@@ -94,15 +94,22 @@ class Folder:
         """Return a seekable file, read in pieces of at least `block` bytes; raises FileNotFoundError if it is missing.
 
         A file no larger than one piece is read whole, so that bytes damaged in transit are noticed: a server gives
-        nothing to compare a range with.
+        nothing to compare a range with. All pieces are of the same object: InfrastructureError is raised if another
+        one is put in its place meanwhile.
         """
+        path = self.path(name)
         if self.is_local:
-            path = self.path(name)
             return cast(BinaryIO, self._local(name, lambda: io.BufferedReader(CountedFile(path))))
-        size = self.size(name)
+        size, version = self._s3.size_and_version(path)
         if size <= block:
             return io.BytesIO(self.read(name))
-        return io.BufferedReader(RangeFile(size, lambda start, end: self.read(name, start, end)), block)
+
+        def piece(start: int, end: int) -> bytes:
+            data = self._s3.read(path, start, end, version)
+            count(bytes_read=len(data))
+            return data
+
+        return io.BufferedReader(RangeFile(size, piece), block)
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read(name))
@@ -224,7 +231,7 @@ def _holds_too_much(path: str, is_local: bool) -> bool:
     if not is_local:
         return "/" not in path.strip("/")
     wanted = Path(os.path.realpath(path))
-    return any(kept.is_relative_to(wanted) for kept in (Path.home(), Path.cwd()))
+    return any(kept.is_relative_to(wanted) for kept in (Path(os.path.expanduser("~")), Path.cwd()))
 
 
 def normalise_uri(uri: str) -> str:

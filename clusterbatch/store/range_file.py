@@ -28,6 +28,14 @@ class RangeFile(io.RawIOBase):
         self._position = max(0, base + offset)
         return self._position
 
+    def readall(self) -> bytes:
+        """Return the rest in one piece; Python's own would ask for 8 KiB at a time."""
+        buffer = bytearray(max(0, self._size - self._position))
+        filled = 0
+        while filled < len(buffer):
+            filled += self.readinto(memoryview(buffer)[filled:])
+        return bytes(buffer)
+
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         end = min(self._position + len(buffer), self._size)
         if end <= self._position:

@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,6 +44,8 @@ _DELETED_AT_ONCE = 1_000
 _READS = 4
 # Codes for a range that an object is too short for.
 _BEHIND_THE_END = ("InvalidRange", "416")
+# Codes for an object that has another ETag than the one asked for.
+_REPLACED = ("PreconditionFailed", "412")
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -158,16 +160,25 @@ class S3Files:
         return any(True for _ in self.below(path))
 
     def size(self, path: str) -> int:
-        return int(self._head(path)["ContentLength"])
+        return self.size_and_version(path)[0]
 
-    def read(self, path: str, start: int | None, end: int | None) -> bytes:
-        """Bytes [start, end) of an object; those of a whole object are compared with its ETag."""
+    def size_and_version(self, path: str) -> tuple[int, str]:
+        """Return an object's bytes and its ETag, "" if the server gives none."""
+        head = self._head(path)
+        return int(head["ContentLength"]), str(head.get("ETag") or "")
+
+    def read(self, path: str, start: int | None, end: int | None, version: str = "") -> bytes:
+        """Bytes [start, end) of an object; those of a whole object are compared with its ETag.
+
+        version: an ETag; raises InfrastructureError if the object has another one by now.
+        """
+        only = {"IfMatch": version} if version else {}
         if start is None and end is None:
-            return self._read_whole(path)
+            return self._read_whole(path, only)
         start = start or 0
         span = f"bytes={start}-" if end is None else f"bytes={start}-{end - 1}"
         try:
-            return bytes(self._request(path, "get_object", Range=span)["Body"])
+            return bytes(self._get(path, Range=span, **only)["Body"])
         except InfrastructureError as error:
             # Behind the last byte there is nothing to read, as in a local file.
             if _code(error) in _BEHIND_THE_END and start >= self.size(path):
@@ -282,11 +293,19 @@ class S3Files:
             return False
         return True
 
-    def _read_whole(self, path: str) -> bytes:
+    def _get(self, path: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            return self._request(path, "get_object", **arguments)
+        except InfrastructureError as error:
+            if _code(error) not in _REPLACED:
+                raise
+            raise InfrastructureError(f"s3://{path}: was replaced while it was read; try again") from error
+
+    def _read_whole(self, path: str, only: Mapping[str, str]) -> bytes:
         """Read an object in one request; again if its ETag shows that bytes were damaged in transit."""
         before = None
         for _ in range(_READS):
-            answer = self._request(path, "get_object")
+            answer = self._get(path, **only)
             data = bytes(answer["Body"])
             # The same twice: it is stored so, or this server's ETag is something else. Parts have our own checksums.
             if _is_whole(data, answer) is not False or data == before:

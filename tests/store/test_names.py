@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clusterbatch.encoder.resolve import resolve_model
-from clusterbatch.errors import DataError
+from clusterbatch.errors import DataError, InfrastructureError
 from clusterbatch.store import Folder
 from clusterbatch.store.entry import Entry, is_own_name, local_place, own_name
 
@@ -58,11 +59,33 @@ def test_a_model_in_a_bucket_writes_nothing_outside_its_copy(
     if name.startswith("/"):
         name = f"{tmp_path}{name}"
     monkeypatch.setattr(Folder, "find", lambda folder, **options: [Entry("config.json", 2, "1"), Entry(name, 2, "1")])
-    monkeypatch.setattr(Folder, "size", lambda folder, name: 2)
-    monkeypatch.setattr(Folder, "read", lambda folder, name, start=None, end=None: b"{}")
+    monkeypatch.setattr(Folder, "open", lambda folder, name: io.BytesIO(b"{}"))
     with pytest.raises(DataError):
         resolve_model("s3://bucket/model")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("a file, where no folder can be made")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(Folder, "find", lambda folder, **options: [Entry("config.json", 2, "1")])
+    with pytest.raises(InfrastructureError, match=r"s3://bucket/model: cannot be copied to .*/cache/.*XDG_CACHE_HOME"):
+        resolve_model("s3://bucket/model")
+
+
+def test_a_user_without_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers may run under a user number that no name belongs to."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(Folder, "find", lambda folder, **options: [Entry("config.json", 2, "1")])
+    monkeypatch.setattr(Folder, "open", lambda folder, name: io.BytesIO(b"{}"))
+    assert resolve_model("s3://bucket/model").startswith(f"{tmp_path}/")
+    folder = Folder(str(tmp_path / "runs"))
+    folder.write("file", b"x")
+    folder.remove("file")
+    assert folder.list() == []
 
 
 def test_a_folder_refuses_names_that_lead_out_of_it(tmp_path: Path) -> None:

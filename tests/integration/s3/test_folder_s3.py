@@ -18,6 +18,7 @@ from clusterbatch.errors import DataError, InfrastructureError, UsageError
 from clusterbatch.pipeline.clean import clean
 from clusterbatch.store import Artifact, Counts, Folder, Receipt
 from clusterbatch.store.lease import workspace_lease
+from clusterbatch.store.traffic import since_last
 from clusterbatch.store.workspace import Workspace, publish
 from tests.integration.s3.fault_proxy import FaultProxy
 from tests.integration.s3.server import ACCESS_KEY, DOMAIN, READER_KEY, READER_SECRET, SECRET_KEY, S3Server
@@ -408,3 +409,27 @@ def test_a_workspace_on_s3_is_leased_to_one_run(storage: StorageConfig, bucket: 
         pass
     with workspace_lease(config):
         pass
+
+
+def test_pieces_of_a_file_are_all_of_one_object(storage: StorageConfig, bucket: str) -> None:
+    folder = Folder(f"s3://{bucket}/run", storage)
+    folder.write("file", b"a" * 10_000)
+    with folder.open("file", 4096) as file:
+        assert file.read(4096) == b"a" * 4096
+        folder.write("file", b"b" * 10_000)
+        with pytest.raises(InfrastructureError, match=f"s3://{bucket}/run/file: was replaced while it was read"):
+            file.read()
+    with folder.open("file", 4096) as file:
+        assert file.read() == b"b" * 10_000
+
+
+def test_pieces_of_a_file_that_went_up_in_parts(storage: StorageConfig, bucket: str) -> None:
+    """Its ETag is not the content's MD5, and some servers keep it beside the object's own."""
+    folder = Folder(f"s3://{bucket}", storage)
+    data = os.urandom(2**20) * 101
+    folder.write("large", data)
+    with folder.open("large") as file:
+        assert file.read(10) == data[:10]
+        since_last()
+        assert file.read() == data[10:]
+        assert since_last().reads == 1
