@@ -25,7 +25,7 @@ from clusterbatch.clustering.partial_sums import (
 )
 from clusterbatch.clustering.sample import SampleChunks
 from clusterbatch.encoder.devices import inference_dtype, resolve_device
-from clusterbatch.errors import InfrastructureError
+from clusterbatch.errors import InfrastructureError, first_line
 from clusterbatch.runtime import Pool, Result, check_resources
 from clusterbatch.store import Artifact, Counts
 
@@ -54,7 +54,7 @@ def fit_distributed(level: FitLevel, cell: int, output: Artifact, pool: Pool) ->
         fitted = sum(rows.chunk_rows)
         return Result(write_fits(output, cell, fits), Counts(read=fitted, written=fitted))
     except ray.exceptions.RayActorError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise InfrastructureError(f"fit: unit {cell} lost its worker in each of {_TRIES} tries ({reason})") from error
     finally:
         rows.close()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clusterbatch.corpus.images import ImageError, open_image
 from clusterbatch.encoder.model_files import Layout, read_config
-from clusterbatch.errors import DataError, UsageError
+from clusterbatch.errors import DataError, UsageError, first_line
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,7 @@ class ImageProcessor:
                 self._folder, local_files_only=True, trust_remote_code=False, backend="pil"
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
-            raise DataError(
-                f"{self._folder}: image processor cannot be loaded ({str(error).strip().splitlines()[0]})"
-            ) from error
+            raise DataError(f"{self._folder}: image processor cannot be loaded ({first_line(error)})") from error
 
     @property
     def fingerprint(self) -> str:

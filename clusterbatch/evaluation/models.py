@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,9 +12,8 @@ from clusterbatch.config import RunConfig
 from clusterbatch.encoder.devices import inference_dtype, resolve_device
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.model import Encoder
-from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
+from clusterbatch.encoder.resolve import model_fingerprint, model_place, resolve_model
 from clusterbatch.errors import UsageError
-from clusterbatch.store import Folder
 from clusterbatch.store.workspace import Workspace
 
 BEFORE = "before"
@@ -99,11 +97,9 @@ def _model(name: str, config: RunConfig, generation: int, trained: str | None) -
         version = trained or workspace.train(generation).require().fingerprint
         # Its own model, as this evaluation decides which model goes live.
         return EvaluatedModel(AFTER, workspace.trained_model(generation).uri, kind, version)
-    place = name
-    if "://" in name or os.path.isdir(os.path.expanduser(name)):
-        folder = Folder(name, config.storage)
-        # Absolute: workers have other working directories.
-        place = (folder.child("model") if folder.exists("model/modules.json") else folder).uri
+    folder = model_place(name, config.storage)
+    # Absolute: workers have other working directories.
+    place = name if folder is None else folder.uri
     label = name.rstrip("/").rsplit("/", 1)[-1]
     return EvaluatedModel(label, place, None, _version(place, config))
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.encoder.model import Encoder
-from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageError
+from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageError, first_line
 from clusterbatch.evaluation.models import EvaluatedModel, evaluated_models, identities, load
 from clusterbatch.runtime import Pass, Pool, Result, WorkItem, ray_session
 from clusterbatch.runtime.resources import gpus_for
@@ -63,8 +63,7 @@ def load_task(name: str) -> Any:
     try:
         return mteb.get_task(name)
     except (KeyError, ValueError) as error:
-        reason = str(error.args[0] if error.args else error).splitlines()[0]
-        raise UsageError(f"evaluate.mteb: mteb knows no task {name!r} ({reason})") from None
+        raise UsageError(f"evaluate.mteb: mteb knows no task {name!r} ({first_line(error)})") from None
 
 
 class MtebWorker:

@@ -6,7 +6,6 @@ it left. While all of that is unchanged, running it again would do nothing.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import clusterbatch
 from clusterbatch.config import DOCSTRINGS, RunConfig, fingerprint
 from clusterbatch.config.stages import CHARACTER_NGRAMS
 from clusterbatch.corpus.find_inputs import find_inputs
-from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.encoder.resolve import model_place, resolve_model
 from clusterbatch.errors import ClusterbatchError
 from clusterbatch.log import say
 from clusterbatch.pipeline.rounds import wanted_generation
@@ -133,11 +132,7 @@ def _models(config: RunConfig) -> Iterator[str]:
 
 def _model(name: str, config: RunConfig) -> list[Any]:
     """Return the files of a model, or of the live model if `name` is a workspace."""
-    if "://" in name or os.path.isdir(os.path.expanduser(name)):
-        folder = Folder(name, config.storage)
-        place = folder.child("model") if folder.exists("model/modules.json") else folder
-        return [place.uri, *_listed(place.find(linked_folders=True))]
-    folder = Folder(resolve_model(name, config.storage))
+    folder = model_place(name, config.storage) or Folder(resolve_model(name, config.storage))
     return [folder.uri, *_listed(folder.find(linked_folders=True))]
 
 

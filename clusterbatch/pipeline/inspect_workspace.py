@@ -13,7 +13,7 @@ from clusterbatch.pipeline.run import stages_of
 from clusterbatch.pipeline.summary import SUMMARY, generations
 from clusterbatch.shards.statistics import inspect_cluster
 from clusterbatch.store import Artifact, Folder, Manifest
-from clusterbatch.store.artifact import MANIFEST, RECEIPTS
+from clusterbatch.store.artifact import EXCHANGE, MANIFEST, RECEIPTS
 from clusterbatch.store.details import ClustersDetails, CorpusDetails, details_of
 from clusterbatch.store.growing import GrowingArtifact
 from clusterbatch.store.lease import LEASE
@@ -21,7 +21,6 @@ from clusterbatch.store.workspace import Workspace, live_generation
 from clusterbatch.training.metrics import SEGMENTS, read_last_line
 from clusterbatch.training.worker import CHECKPOINTS
 
-_PASSES = "_exchange"
 # Names in a workspace that show a run, or an experiment, before any stage has begun.
 _TRACES = {LEASE, SUMMARY, "sample", "compare", "tune", "predict"}
 
@@ -150,13 +149,13 @@ def _progress(folder: Folder) -> str:
     step = read_last_line(folder)
     if step is not None:
         return f"step {step['step'] + 1:,} done, loss {step['loss']:.4f}{_sign_of_life(folder.child(SEGMENTS))}"
-    for name in folder.list(_PASSES):
+    for name in folder.list(EXCHANGE):
         # Passes are done one after the other: the one without a manifest is the current one.
-        receipts = folder.child(_PASSES, name, RECEIPTS)
-        if not folder.list(f"{_PASSES}/{name}"):
+        receipts = folder.child(EXCHANGE, name, RECEIPTS)
+        if not folder.list(f"{EXCHANGE}/{name}"):
             # A file, and none of a pass.
             continue
-        if not folder.exists(f"{_PASSES}/{name}/{MANIFEST}"):
+        if not folder.exists(f"{EXCHANGE}/{name}/{MANIFEST}"):
             return f"{len(receipts.list()):,} units of pass {name} done{_sign_of_life(receipts)}"
     receipts = folder.child(RECEIPTS)
     units = len(receipts.list())

@@ -22,12 +22,11 @@ from clusterbatch.search.gather import TEXTS, VECTORS, Block, Gathered, GatherWo
 from clusterbatch.search.negatives import choose_negatives
 from clusterbatch.search.neighbours import Approximation
 from clusterbatch.store import Artifact, Counts, Manifest, Part, Stopwatch
+from clusterbatch.store.artifact import EXCHANGE
 from clusterbatch.store.details import MinedDetails, details_of, has_vectors
 from clusterbatch.store.shuffle import iterate_bucket, read_buckets, write_buckets
 from clusterbatch.store.tables import parquet_columns
 from clusterbatch.store.workspace import Workspace
-
-_EXCHANGE = "_exchange"
 
 
 def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedded: int | None = None) -> Manifest:
@@ -49,7 +48,7 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
     identity = fingerprint("mined", config.mine, corpus.fingerprint, embeddings.fingerprint, *more)
     artifact = workspace.mined(generation)
     if artifact.is_done(identity) and not force:
-        artifact.remove(_EXCHANGE)
+        artifact.remove(EXCHANGE)
         return artifact.require()
     workspace.corpus.check_parts(corpus)
     workspace.embeddings(embedded).check_parts(embeddings)
@@ -57,7 +56,7 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
     done = artifact.begin(identity, force)
     partitions, items = source_partitions(corpus), tasks(corpus, embeddings)
     pool = Pool(config.mine.workers, config.mine.cpus_per_worker)
-    exchange = Artifact(artifact.folder.child(_EXCHANGE), "rows by source")
+    exchange = Artifact(artifact.folder.child(EXCHANGE), "rows by source")
     with ray_session(config.ray):
         gather = Pass(
             "mine: gather",
@@ -97,7 +96,7 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
         passes_seconds=sum(receipt.seconds for receipt in gathered),
         details=totals,
     )
-    artifact.remove(_EXCHANGE)
+    artifact.remove(EXCHANGE)
     return manifest
 
 

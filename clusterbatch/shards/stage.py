@@ -29,11 +29,10 @@ from clusterbatch.shards.semantic_duplicates import DUPLICATES, lowest_examples
 from clusterbatch.shards.statistics import StatisticsJob
 from clusterbatch.shards.tokenise import Tokenisation
 from clusterbatch.store import Artifact, Manifest, Part, Receipt, Stopwatch
+from clusterbatch.store.artifact import EXCHANGE
 from clusterbatch.store.details import ClustersDetails, ReducedBucket, SemanticDuplicates, ShardLayout, details_of
 from clusterbatch.store.tables import write_parquet
 from clusterbatch.store.workspace import Workspace
-
-_EXCHANGE = "_exchange"
 
 
 def cluster(
@@ -72,7 +71,7 @@ def cluster(
     if artifact.is_done(identity) and not force:
         # Left by a crash between the commit and the removal.
         if not artifact.reused:
-            artifact.remove(_EXCHANGE)
+            artifact.remove(EXCHANGE)
         return artifact.require()
     manifest = artifact.manifest()
     if manifest is not None and manifest.inputs.get("corpus") in corpus.earlier and not force and not artifact.reused:
@@ -87,14 +86,14 @@ def cluster(
     for sentence in Tokenisation.of(config).too_long:
         say(sentence, level="warning")
     embedded = EmbeddedCorpus(config, vectors, corpus, embeddings, previous)
-    passes = PassFactory(artifact.folder.child(_EXCHANGE), identity, embedded.items)
+    passes = PassFactory(artifact.folder.child(EXCHANGE), identity, embedded.items)
     with ray_session(config.ray):
         clusters = _fit(embedded, passes)
         shards = ShardPasses(embedded, passes, mined)
         plan = shards.plan(clusters.shares())
         receipts = shards.reduce(plan, shards.map(clusters, plan), artifact, done)
         manifest = _commit(artifact, shards, clusters, receipts, watch)
-    artifact.remove(_EXCHANGE)
+    artifact.remove(EXCHANGE)
     return manifest
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from clusterbatch.config import StorageConfig
-from clusterbatch.errors import ClusterbatchError, InfrastructureError
+from clusterbatch.errors import ClusterbatchError, InfrastructureError, first_line
 from clusterbatch.log import say
 
 Result = TypeVar("Result")
@@ -187,7 +187,7 @@ def _failure(error: BaseException) -> _Failure | None:
             # Its HTTP errors are resets, broken bodies and time-outs, its parser fails at answers damaged in transit;
             # others are parameters it does not accept.
             transient = any(base.__name__ in _PASSING for base in type(cause).__mro__)
-            return _Failure(f"{name}: {_first_line(cause)}" if not transient else name, transient=transient)
+            return _Failure(f"{name}: {first_line(cause)}" if not transient else name, transient=transient)
         if isinstance(cause, TimeoutError):
             return _Failure("no answer in time", transient=True)
         if library in ("aiohttp", "fsspec") or isinstance(cause, _CONNECTION_ERRORS):
@@ -195,7 +195,7 @@ def _failure(error: BaseException) -> _Failure | None:
     if isinstance(error, PermissionError):
         return _Failure("access denied")
     if isinstance(error, OSError):
-        return _Failure(error.strerror or _first_line(error))
+        return _Failure(error.strerror or first_line(error))
     return None
 
 
@@ -225,8 +225,3 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(current))
         yield current
         current = current.__cause__ or current.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

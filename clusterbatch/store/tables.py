@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clusterbatch.errors import DataError
+from clusterbatch.errors import DataError, first_line
 from clusterbatch.store.artifact import Artifact, Part
 from clusterbatch.store.checksum import checksum
 from clusterbatch.store.folder import Folder
@@ -163,4 +163,4 @@ def parquet_columns(folder: Folder, path: str) -> list[str]:
 
 
 def _damaged(folder: Folder, path: str, error: BaseException) -> DataError:
-    return DataError(f"{folder.uri}/{path}: damaged, cannot be read ({str(error).splitlines()[0]})")
+    return DataError(f"{folder.uri}/{path}: damaged, cannot be read ({first_line(error)})")

@@ -20,7 +20,7 @@ from torch.nn.functional import embedding_bag
 from clusterbatch.config import TrainConfig
 from clusterbatch.encoder.devices import bound_kernel_caches, inference_dtype, keep_freed_memory
 from clusterbatch.encoder.model import Encoder
-from clusterbatch.errors import UsageError
+from clusterbatch.errors import UsageError, first_line
 from clusterbatch.training.bert_layers import BertLayers
 from clusterbatch.training.unpadded import IN_TRAINING, unpadded
 
@@ -151,7 +151,7 @@ def _with_adapters(backbone: nn.Module, config: TrainConfig) -> nn.Module:
     try:
         return peft.get_peft_model(backbone, settings)
     except ValueError as error:
-        raise UsageError(f"train.lora: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"train.lora: {first_line(error)}") from error
 
 
 class TokenMean(nn.EmbeddingBag):

@@ -18,6 +18,7 @@ from clusterbatch.corpus.readers.jsonl import read_json_lines
 from clusterbatch.corpus.readers.parquet import read_arrow, read_parquet_slice
 from clusterbatch.corpus.readers.text import decompressed, detect_encoding
 from clusterbatch.corpus.rows import BrokenFileError, Chunk, InputColumns
+from clusterbatch.errors import first_line
 from clusterbatch.store.folder import Folder
 
 _HEAD = 64 * 2**10
@@ -114,8 +115,7 @@ def opened(file: InputFile, storage: StorageConfig) -> Iterator[tuple[Opening, B
     except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the storage, not the file
-        text = str(error).strip()
-        raise BrokenFileError(text.splitlines()[0] if text else type(error).__name__) from error
+        raise BrokenFileError(first_line(error)) from error
 
 
 def _opening(folder: Folder, name: str) -> Opening:

@@ -17,6 +17,7 @@ from clusterbatch.corpus.images import data_uri
 from clusterbatch.corpus.inputs import Slice
 from clusterbatch.corpus.readers.records import RowError, canonical_value, negatives_of, passage_text
 from clusterbatch.corpus.rows import COLUMN_TYPES, BrokenFileError, Chunk, InputColumns, Reject, check_columns
+from clusterbatch.errors import first_line
 from clusterbatch.schema import VECTORS
 
 _CHUNK_ROWS = 8192
@@ -190,7 +191,7 @@ def _chunk(batch: pa.RecordBatch, first: int, names: dict[str, str], settings: I
                 row_of_pair, array = _pairs_of_rows(array)
             columns[name], invalid = _cast(array, name)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise BrokenFileError(f"column {given}: {str(error).splitlines()[0]}") from error
+            raise BrokenFileError(f"column {given}: {first_line(error)}") from error
         if name == "document" and row_of_pair is not None:
             invalid = row_of_pair[invalid].tolist()
         refuse(invalid, f"{name}: invalid UTF-8")
