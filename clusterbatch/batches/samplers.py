@@ -33,7 +33,8 @@ class ClusterBatchSampler(Sampler[list[int]]):
 
     Each process of a group makes one with its own `rank`; all slices of a step come from the same global batch, and
     gathering negatives over ranks gives each query all of them. Call `set_epoch` before each epoch, as with PyTorch's
-    DistributedSampler; `resume` starts in the middle of one.
+    DistributedSampler; `resume` starts in the middle of one. The loader is the rank's own: accelerate's `prepare` would
+    divide its batches among the ranks once more.
     """
 
     def __init__(
@@ -53,6 +54,10 @@ class ClusterBatchSampler(Sampler[list[int]]):
         super().__init__()
         if not 0 <= rank < world_size:
             raise UsageError(f"rank {rank} is not one of {world_size}")
+        if world_size > config.size:
+            raise UsageError(
+                f"batches.size: a batch of {config.size} pairs leaves some of {world_size} ranks without any"
+            )
         index, self._row_of = index_labels(clusters, sources)
         self.plan = make_plan(index, config, "group" if config.stratify == "group" else "cluster")
         self._rank, self._world_size = rank, world_size
@@ -150,6 +155,9 @@ class SentenceTransformersSampler:
         those of torch.distributed. `batches`: further keys of the section batches (stratify, clusters_per_batch,
         small_sources, source_weights); size and seed come from the trainer.
         """
+        known = BatchesConfig.model_fields.keys() - {"size", "seed"}
+        for name in sorted(batches.keys() - known):
+            raise UsageError(f"{name}: not a key that a sampler takes (it takes {', '.join(sorted(known))})")
         self._clusters, self._sources = np.asarray(clusters), None if sources is None else np.asarray(sources)
         self._devices, self._batches = devices, batches
         self._has_trained = False
@@ -166,7 +174,10 @@ class SentenceTransformersSampler:
         if len(dataset) != len(self._clusters):
             if self._has_trained:
                 return BatchSampler(SequentialSampler(dataset), batch_size, drop_last)
-            raise UsageError(f"{len(self._clusters)} cluster labels for a dataset of {len(dataset)} rows")
+            raise UsageError(
+                f"{len(self._clusters)} cluster labels for a dataset of {len(dataset)} rows; the first dataset that "
+                "the trainer asks for must be the one to train on, so call `train` before `evaluate`"
+            )
         self._has_trained = True
         devices = self._devices
         if devices is None:
@@ -178,17 +189,19 @@ class SentenceTransformersSampler:
 def index_labels(clusters: Labels, sources: Labels | None = None) -> tuple[ClusterIndex, np.ndarray]:
     """Return a cluster index over labels, and (N,) int64: the row of the dataset that each row of the index is."""
     one_source = np.full(len(clusters), "dataset")
-    names, source = np.unique(one_source if sources is None else np.asarray(sources), return_inverse=True)
-    labels, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    names, source = _numbered("sources", one_source if sources is None else sources)
+    labels, cluster = _numbered("clusters", clusters)
     if not len(source) == len(cluster) > 0:
         raise UsageError(f"labels: {len(cluster)} clusters and {len(source)} sources, expected one of each per row")
     order = np.lexsort((cluster, source))
     key = source[order].astype(np.int64) * len(labels) + cluster[order]
     starts = np.flatnonzero(np.diff(key, prepend=-1))
+    source_of_cluster = source[order][starts]
     index = ClusterIndex(
         sources=[str(name) for name in names],
-        source=source[order][starts].astype(np.int32),
-        cluster=cluster[order][starts].astype(np.int32),
+        source=source_of_cluster.astype(np.int32),
+        # Numbered inside each source, without gaps: `merged_clusters` counts neighbours by these numbers.
+        cluster=(np.arange(len(starts)) - np.searchsorted(source_of_cluster, source_of_cluster)).astype(np.int32),
         rows=np.diff(starts, append=len(key)),
         shard=np.zeros(len(starts), np.int32),
         first_run=starts,
@@ -198,6 +211,17 @@ def index_labels(clusters: Labels, sources: Labels | None = None) -> tuple[Clust
         fingerprint=checksum(np.stack([source, cluster]).astype(np.int64).tobytes()),
     )
     return index, order
+
+
+def _numbered(name: str, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct labels in sorted order, and (N,) int64, which of them each row has."""
+    values = np.asarray(labels)
+    if values.ndim != 1:
+        raise UsageError(f"{name}: labels of shape {values.shape}, expected one per row")
+    try:
+        return np.unique(values, return_inverse=True)
+    except TypeError:
+        raise UsageError(f"{name}: expected integers or strings, not a mixture, and none missing") from None
 
 
 def label_rows(clusters: Artifact, pair_ids: Sequence[str] | pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -121,6 +121,40 @@ def test_labels_must_match_the_dataset() -> None:
         ClusterBatchSampler(CLUSTERS, CONFIG, sources=["a"])
 
 
+@pytest.mark.parametrize(
+    ("clusters", "words"),
+    [
+        (["a", None, "b"] * 20, "clusters: expected integers or strings, not a mixture, and none missing"),
+        (np.zeros((60, 1)), r"clusters: labels of shape \(60, 1\), expected one per row"),
+    ],
+)
+def test_labels_that_cannot_be_compared_are_refused(clusters: object, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        ClusterBatchSampler(clusters, CONFIG)
+
+
+def test_what_makes_no_batches_is_said_at_once() -> None:
+    with pytest.raises(UsageError, match="a batch of 4 pairs leaves some of 8 ranks without any"):
+        ClusterBatchSampler(CLUSTERS, BatchesConfig(size=4), rank=1, world_size=8)
+    for key in ("size", "clusters_per_bach"):
+        with pytest.raises(
+            UsageError, match=rf"^{key}: not a key that a sampler takes \(it takes .*clusters_per_batch"
+        ):
+            SentenceTransformersSampler(CLUSTERS, **{key: 2})
+
+
+def test_merged_clusters_are_neighbours_of_the_same_source() -> None:
+    # Two sources whose labels alternate: neither has two consecutive ones.
+    sources, number = np.repeat(["a", "b"], 64), np.tile(np.arange(8), 16)
+    clusters = 2 * number + (sources == "b")
+    config = BatchesConfig(size=8, clusters_per_batch=1, merged_clusters=2)
+    sampler = ClusterBatchSampler(clusters, config, sources=sources)
+    assert [stratum.group_rows.tolist() for stratum in sampler.plan.strata] == [[16] * 4] * 2
+    for batch in sampler:
+        assert len(set(sources[batch])) == 1
+        assert len(set(number[batch] // 2)) == 1
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Pairs in 6 clusters, and a Sentence Transformers model with small random weights."""
