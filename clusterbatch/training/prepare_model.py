@@ -34,9 +34,7 @@ _FLOAT32_ATTENTION = "sdpa_float32"
 def prepare(encoder: Encoder, config: TrainConfig) -> None:
     """Set dropout, adapters, gradient checkpointing, padding and the token table's kind of gradient; training mode."""
     if config.dropout is not None:
-        for module in encoder.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = config.dropout
+        _set_dropout(encoder, config.dropout)
     if config.gradient_checkpointing:
         # Reentrant checkpointing loses the gradient of inputs that need none, as token ids do.
         encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
@@ -56,6 +54,16 @@ def prepare(encoder: Encoder, config: TrainConfig) -> None:
     if config.gradient_checkpointing and isinstance(encoder.packed, BertLayers):
         encoder.packed.keep = "sums"
     encoder.train()
+
+
+def _set_dropout(encoder: Encoder, probability: float) -> None:
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        # Many architectures keep that of their attention as a number (`attention_dropout`, `dropout`, `dropout_prob`).
+        numbers = [name for name, value in vars(module).items() if "dropout" in name and type(value) in (int, float)]
+        for name in numbers:
+            setattr(module, name, probability)
 
 
 def finish(encoder: Encoder) -> Encoder:

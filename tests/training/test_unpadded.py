@@ -68,6 +68,18 @@ def _errors(found: list[Tensor], wanted: list[Tensor]) -> float:
     )
 
 
+@pytest.mark.parametrize(
+    ("architecture", "dropout", "drops"), [("t5", 0.0, False), ("qwen2", 0.0, False), ("qwen2", 0.5, True)]
+)
+def test_dropout_is_set_where_a_module_keeps_it_as_a_number(
+    architecture: str, dropout: float, drops: bool, tiny: Tiny
+) -> None:
+    encoder = _prepared(tiny(architecture), dropout=dropout)
+    tokens = _tokens(encoder)
+    with torch.no_grad():
+        assert torch.equal(encoder(tokens), encoder(tokens)) is not drops
+
+
 @pytest.mark.parametrize("kept", KEPT_BYTES)
 @pytest.mark.parametrize("architecture", _BUILT_LIKE_BERT + _BY_THEIR_OWN_MODULES)
 def test_gradients_of_every_parameter_equal_float64_autograd(architecture: str, kept: str, tiny: Tiny) -> None:
