@@ -30,6 +30,8 @@ from clusterbatch.training.worker import TrainingJob, run_worker
 
 # How long an interrupted run waits for its workers to finish the step and write a checkpoint.
 _SECONDS_TO_STOP = 60.0
+# How long the others may take, when a worker has lost them, to say what stopped one of them for good.
+_SECONDS_TO_EXPLAIN = 2.0
 
 
 class _Lost(Exception):
@@ -103,26 +105,30 @@ def _lines(started: list[ForkedProcess], seconds: float | None = None) -> Iterat
     Raises what stopped one for good, _Lost if one is lost, TimeoutError if nothing comes in `seconds`.
     """
     running = [process.connection for process in started if not process.connection.closed]
+    lost: _Lost | None = None
     while running:
-        ready = wait(running, seconds)
+        ready = wait(running, _SECONDS_TO_EXPLAIN if lost else seconds)
         if not ready:
-            raise TimeoutError("no answer")
+            raise lost or TimeoutError("no answer")
         for connection in ready:
             assert isinstance(connection, Connection)
             try:
                 kind, value = connection.recv()
             except (EOFError, ConnectionResetError):
-                raise _Lost("a worker was lost (out of memory, or a crash in native code)") from None
+                kind, value = "lost", "a worker was lost (out of memory, or a crash in native code)"
             if kind == "line":
                 yield value
-            elif kind == "ended":
-                carry_over(value)
-                connection.close()
-                running.remove(connection)
-            elif kind == "lost":
-                raise _Lost(value)
-            else:
+                continue
+            if kind not in ("ended", "lost"):
                 raise getattr(errors, kind, RuntimeError)(value)
+            if kind == "ended":
+                carry_over(value)
+            else:
+                lost = lost or _Lost(value)
+            connection.close()
+            running.remove(connection)
+    if lost:
+        raise lost
 
 
 def _rank(job: TrainingJob, world: World, rendezvous: Path, connection: Connection) -> None:
