@@ -47,10 +47,11 @@ class KeptRows:
     def of(kept: np.ndarray, rows: np.ndarray) -> KeptRows:
         """kept: (N,) bool of all rows; rows: (pieces,) of each piece, N together."""
         padded = np.pad(kept, (0, -len(kept) % _BLOCK))
-        counts = np.concatenate([[0], np.cumsum(padded.reshape(-1, _BLOCK).sum(1))])
-        first = np.concatenate([[0], np.cumsum(rows)])
-        first_kept = np.concatenate([[0], np.cumsum(kept)])[first[:-1]]
-        return KeptRows(np.packbits(padded).reshape(-1, _BLOCK // 8), counts, first[:-1], first_kept)
+        before = np.concatenate([[0], np.cumsum(padded.reshape(-1, _BLOCK).sum(1))])
+        first = np.cumsum(rows) - rows
+        # Piece by piece: sums over all rows would take 8 bytes or more for each of them.
+        counts = np.array([np.count_nonzero(piece) for piece in np.split(kept, first[1:])], np.int64)
+        return KeptRows(np.packbits(padded).reshape(-1, _BLOCK // 8), before, first, np.cumsum(counts) - counts)
 
     def take(self, pieces: np.ndarray) -> KeptRows:
         """Return the same of some of the pieces."""

@@ -92,8 +92,8 @@ def _pieces(
 
 
 def _kept(index: ClusterIndex, kept: np.ndarray, identity: str) -> ClusterIndex:
-    starts = np.concatenate([[0], np.cumsum(index.rows)])[:-1]
-    rows = np.add.reduceat(kept, starts, dtype=np.int64)
+    table = KeptRows.of(kept, index.rows)
+    rows = np.diff(table.first_kept, append=table.before[-1])
     alive = np.flatnonzero(rows)
     return replace(
         index,
@@ -107,7 +107,7 @@ def _kept(index: ClusterIndex, kept: np.ndarray, identity: str) -> ClusterIndex:
         mean_cosine=index.mean_cosine[alive] if len(index.mean_cosine) else index.mean_cosine,
         crowding=index.crowding[alive] if len(index.crowding) else index.crowding,
         layer=index.layer[alive] if len(index.layer) else index.layer,
-        kept=KeptRows.of(kept, index.rows).take(alive),
+        kept=table.take(alive),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,16 @@ def test_any_row_of_any_piece_is_found() -> None:
             found = table.rows(np.full(len(wanted), piece), np.arange(len(wanted)))
             assert found.tolist() == wanted.tolist()
             start += count
+
+
+def test_the_table_of_kept_rows_is_made_in_little_memory() -> None:
+    rows = np.full(1000, 1000)
+    kept = np.random.default_rng(0).random(rows.sum()) < 0.5
+    tracemalloc.start()
+    KeptRows.of(kept, rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * len(kept)
 
 
 @pytest.mark.parametrize("stratify", ["cluster", "source", "random"])
