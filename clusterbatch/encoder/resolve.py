@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clusterbatch.config import StorageConfig
 from clusterbatch.errors import DataError, InfrastructureError, UsageError
-from clusterbatch.store.checksum import checksum
+from clusterbatch.store.checksum import checksum, file_checksum
 from clusterbatch.store.entry import local_place
 from clusterbatch.store.folder import Folder
 
@@ -55,7 +55,7 @@ def model_fingerprint(folder: str) -> str:
     """32 hex digits over names and content of the model's files: the same wherever the folder is."""
     root = Path(folder)
     files = sorted({path for pattern in _PATTERNS for path in root.glob(pattern) if path.is_file()})
-    lines = [f"{path.relative_to(root)} {checksum(path.read_bytes())}" for path in files]
+    lines = [f"{path.relative_to(root)} {file_checksum(path)}" for path in files]
     return checksum("\n".join(lines).encode())
 
 

@@ -25,7 +25,7 @@ from clusterbatch.errors import UsageError
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.shards.row_filter import filter_rows
 from clusterbatch.store import Artifact, Folder, Manifest, Part, Receipt
-from clusterbatch.store.checksum import checksum
+from clusterbatch.store.checksum import file_checksum
 from clusterbatch.store.workspace import MODEL, TrainingRun, Workspace
 from clusterbatch.training.checkpoint import Checkpoint, Checkpoints
 from clusterbatch.training.collectives import World
@@ -222,11 +222,10 @@ def write_model(source: Path, job: TrainingJob) -> None:
     files = {f"{MODEL}/{path.relative_to(source).as_posix()}": path for path in source.rglob("*") if path.is_file()}
     parts = []
     for name, path in sorted(files.items()):
-        data = path.read_bytes()
-        parts.append(Part(path=name, rows=0, bytes=len(data), checksum=checksum(data)))
+        parts.append(Part(path=name, rows=0, bytes=path.stat().st_size, checksum=file_checksum(path)))
     job.artifact.write_receipt(Receipt(unit=0, fingerprint=job.fingerprint, parts=parts))
     for name, path in sorted(files.items()):
-        job.folder.write(name, path.read_bytes())
+        job.folder.upload(name, str(path))
 
 
 def _read_start(job: TrainingJob, plan: Plan, training: TrainingStep) -> Start:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import InfrastructureError, UsageError
+from clusterbatch.store.checksum import checksum
 
 
 def test_packaged_model_by_both_names(minilm: str) -> None:
@@ -29,6 +31,16 @@ def test_a_name_that_no_hub_answers_for(monkeypatch: pytest.MonkeyPatch) -> None
         resolve_model("nobody/no-such-model")
     with pytest.raises(UsageError, match="neither a folder nor a model"):
         resolve_model("not//a name")
+
+
+def test_fingerprint_holds_no_file_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(bytes(64 * 2**20))
+    tracemalloc.start()
+    found = model_fingerprint(str(tmp_path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == checksum(f"model.safetensors {checksum(bytes(64 * 2**20))}".encode())
+    assert peak < 40 * 2**20
 
 
 def test_fingerprint_is_of_the_content(tiny: Callable[[str], Path], tmp_path: Path) -> None:
