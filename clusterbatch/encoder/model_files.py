@@ -413,8 +413,9 @@ def longest_input(folder: Path, sentence: dict[str, Any] | None = None) -> int |
 
 
 def _first_position(folder: Path) -> int:
-    config = read_json(folder / "config.json") or {}
-    return int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in _POSITIONS_AFTER_PADDING else 0
+    config = read_config(folder)
+    # Files need not repeat transformers' default, 1 for all of these.
+    return int(config.get("pad_token_id", 1) or 0) + 1 if config.get("model_type") in _POSITIONS_AFTER_PADDING else 0
 
 
 def _static_max_tokens(folder: Path) -> int | None:

@@ -143,7 +143,8 @@ def _padding_token(layout: Layout, vocabulary: dict[str, int]) -> int:
             token = token.get("content")
         if isinstance(token, str):
             token = vocabulary.get(token)
-        if token is not None:
+        # Some configurations say -1 for none.
+        if token is not None and int(token) >= 0:
             return int(token)
     return 0
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,16 @@ def test_old_and_new_files_of_sentence_transformers(minilm: str, tmp_path: Path)
     assert layout.prompts == {"query": "q: ", "document": "p: "}
 
 
-def test_positions_that_the_padding_index_takes(tiny: Callable[[str], Path]) -> None:
+def test_positions_that_the_padding_index_takes(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     folder = tiny("roberta")
     assert read_layout(folder).max_tokens == 128
-    assert json.loads((folder / "config.json").read_text())["max_position_embeddings"] == 130
+    config = json.loads((folder / "config.json").read_text())
+    assert config["max_position_embeddings"] == 130
+    # Files need not repeat transformers' default.
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    del config["pad_token_id"]
+    (copy / "config.json").write_text(json.dumps(config))
+    assert read_layout(copy).max_tokens == 128
 
 
 @pytest.mark.parametrize(

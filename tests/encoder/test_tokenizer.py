@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,3 +66,11 @@ def test_knows_what_it_does_not_know(architecture: str, tiny: Callable[[str], Pa
 def test_no_room_beside_special_tokens(minilm: str) -> None:
     with pytest.raises(UsageError, match="no room"):
         Tokenizer(minilm).encode(["a"], 2)
+
+
+def test_a_padding_token_of_minus_one_is_none(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny("qwen2"), tmp_path / "copy"))
+    declared = Tokenizer(folder).padding
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": -1}))
+    assert Tokenizer(folder).padding == declared
