@@ -261,7 +261,8 @@ def _bit(place: np.ndarray) -> np.ndarray:
 def _lines(file: Folder) -> list[str]:
     folder, _, name = file.uri.rpartition("/")
     try:
-        text = Folder(folder, file.storage).read(name).decode()
+        # With a byte order mark, as Windows programs write it, the first pair_id would be none of the corpus.
+        text = Folder(folder, file.storage).read(name).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"corpus.delete: {file.uri}: no longer exists") from None
     except UnicodeDecodeError:

@@ -221,6 +221,14 @@ def test_a_list_of_rows_to_delete_is_not_passed_over_in_silence(
     assert "corpus.delete" not in capsys.readouterr().err
 
 
+def test_a_list_of_rows_to_delete_may_come_from_windows(tmp_path: Path, in_process: None) -> None:
+    write_lines(tmp_path / "in/one.jsonl", _pairs(0, 20))
+    (tmp_path / "gone.txt").write_bytes("pair-3\r\npair-5\r\n".encode("utf-8-sig"))
+    config = _config(tmp_path, delete=[str(tmp_path / "gone.txt")])
+    ingest(config)
+    assert ingest(config, append=True).counts.written == 18
+
+
 def test_other_rules_are_refused(tmp_path: Path, in_process: None) -> None:
     write_lines(tmp_path / "in/one.jsonl", _pairs(0, 20))
     ingest(_config(tmp_path))
