@@ -33,6 +33,7 @@ _TRANSIENT_CODES = {
     "XAmzContentSHA256Mismatch",
 }
 _CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
+_CLOCK = {"RequestTimeTooSkewed", "RequestExpired", "RequestNotYetValid"}
 _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 15.0
 # An endpoint that has never answered in this process is more likely misspelt than overloaded.
@@ -210,6 +211,8 @@ def _of_answer(response: dict[str, Any]) -> _Failure:
         return _Failure(f"the server answers {status} {code}".rstrip(), transient=True, answered=True, code=code)
     if code in _CREDENTIALS:
         return _Failure(f"access denied, the credentials are not accepted ({code})", answered=True, code=code)
+    if code in _CLOCK:
+        return _Failure(f"access denied, the clocks of this machine and the server differ ({code})", answered=True)
     if status in (401, 403):
         return _Failure(f"access denied ({code or status})", answered=True, code=code)
     if status == 404:

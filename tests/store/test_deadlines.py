@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
+from botocore.exceptions import ClientError
 
 from clusterbatch.config import StorageConfig
 from clusterbatch.errors import InfrastructureError
@@ -159,3 +160,12 @@ def test_waiting_is_said_once_and_so_is_its_end(
     failures = iter(range(1))
     assert with_retries("s3://bucket/x", storage, call) == "done"
     assert capsys.readouterr().err == ""
+
+
+def test_a_wrong_clock_is_called_so() -> None:
+    def refuse(seconds: float) -> None:
+        response = {"Error": {"Code": "RequestTimeTooSkewed"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+        raise ClientError(response, "GetObject")
+
+    with pytest.raises(InfrastructureError, match="the clocks of this machine and the server differ"):
+        with_retries("s3://bucket/key", StorageConfig(), refuse)
