@@ -84,7 +84,8 @@ class FittedClusters(Protocol):
     def assign(self, rows: UnitRows, vectors: pa.Table | None) -> Assigned:
         """Return the cluster of each row.
 
-        vectors: (N,) columns query_vector and document_vector; None only if nothing is `stored`.
+        vectors: (N,) columns of the sides that are clustered, query_vector or document_vector; None only if nothing is
+        `stored`.
         """
         ...
 

@@ -9,8 +9,10 @@ from functools import cached_property
 import numpy as np
 
 from clusterbatch.clustering.embedded_corpus import EmbeddedCorpus, PassFactory
+from clusterbatch.clustering.features import feature_sides
 from clusterbatch.clustering.model import FittedClusters, StoredParts
 from clusterbatch.corpus.row_groups import row_groups_of
+from clusterbatch.embedding.vectors import SIDES, Side
 from clusterbatch.runtime import Pass, WorkItem
 from clusterbatch.schema import VECTORS
 from clusterbatch.search.mine import Mined
@@ -94,12 +96,17 @@ class ShardPasses:
             "columns": [name for name in self.corpus.columns if name not in VECTORS],
             "clusters": clusters,
             "plan": plan,
-            "with_vectors": bool(clusters.stored)
-            or self.schema.vectors is not None
-            or self.corpus.config.cluster.duplicates.threshold is not None,
+            "sides": self._sides(clusters),
             "mined": self.mined,
         }
         return self.passes.run("assign", self.corpus.items, AssignWorker, arguments, self.corpus.assigning_pool)
+
+    def _sides(self, clusters: FittedClusters) -> list[Side]:
+        """Return the sides whose vectors are needed: of all for masks and duplicates, otherwise what is clustered."""
+        config = self.corpus.config.cluster
+        if self.schema.vectors is not None or config.duplicates.threshold is not None:
+            return [*SIDES]
+        return feature_sides(config.features) if clusters.stored else []
 
     def reduce(
         self, plan: BucketPlan, exchange: StoredParts, output: Artifact, done: Mapping[int, Receipt]

@@ -12,7 +12,7 @@ from clusterbatch.clustering.embedded_corpus import EmbeddedRows
 from clusterbatch.clustering.model import Assigned, FittedClusters, UnitRows
 from clusterbatch.clustering.user_groups import LABEL
 from clusterbatch.corpus.row_groups import read_row_group
-from clusterbatch.embedding.vectors import SIDES, TaskUnit
+from clusterbatch.embedding.vectors import Side, TaskUnit
 from clusterbatch.errors import DataError
 from clusterbatch.hashing import document_id_hashes, row_hashes
 from clusterbatch.runtime import Result, WorkItem
@@ -29,10 +29,10 @@ _DOCUMENT_ID = "document_id"
 class AssignWorker:
     """Read corpus and vectors of a task; write its rows bucketed by the range of clusters they belong to.
 
-    columns: of the corpus, to be read; with_vectors: whether anything needs the surrogate's vectors; mined: results of
-    mining, whose negatives are taken and whose inconsistent pairs are marked (column `inconsistent`). Columns of the
-    exchange: cluster (numbered through all partitions), hash, cosine (NaN if not clustered), those of the corpus except
-    the user's groups and document ids, hashes of the latter, token ids, and the vectors.
+    columns: of the corpus, to be read; sides: those whose surrogate's vectors are needed; mined: results of mining,
+    whose negatives are taken and whose inconsistent pairs are marked (column `inconsistent`). Columns of the exchange:
+    cluster (numbered through all partitions), hash, cosine (NaN if not clustered), those of the corpus except the
+    user's groups and document ids, hashes of the latter, token ids, and the vectors of `sides`.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class AssignWorker:
         columns: Sequence[str],
         clusters: FittedClusters,
         plan: BucketPlan,
-        with_vectors: bool,
+        sides: Sequence[Side],
         mined: Mined | None = None,
     ) -> None:
         torch.set_num_threads(1)
         self._corpus, self._partitions = rows.corpus, rows.partitions
-        self._vectors = rows.vectors() if with_vectors else None
+        self._vectors, self._sides = rows.vectors() if sides else None, sides
         self._columns, self._clusters, self._plan, self._mined = columns, clusters, plan, mined
         self._tokenisation = Tokenisation.of(rows.config)
         self._seed = rows.config.cluster.seed
@@ -74,7 +74,7 @@ class AssignWorker:
                 rows = with_margins(rows, mined["margins"])
             rows = with_negatives(rows, mined["negatives"])
         rows = with_scores(rows)
-        vectors = self._vectors.read(unit, SIDES) if self._vectors else None
+        vectors = self._vectors.read(unit, self._sides) if self._vectors else None
         if vectors is not None and not vectors["pair_id"].equals(rows["pair_id"]):
             part = unit.embeddings.path if unit.embeddings else "(computed)"
             raise DataError(f"embeddings: the rows of {part} are not those of unit {unit.unit.number} of the corpus")
@@ -90,7 +90,7 @@ class AssignWorker:
         if _DOCUMENT_ID in rows.column_names:
             columns["document_id_hash"] = document_id_hashes(rows["source"], rows[_DOCUMENT_ID])
         if vectors is not None:
-            columns |= {f"{side}_vector": vectors[f"{side}_vector"] for side in SIDES}
+            columns |= {f"{side}_vector": vectors[f"{side}_vector"] for side in self._sides}
         aside = found.outlier
         if mined is not None and self._mined and self._mined.config.consistency is not None:
             columns["inconsistent"] = mined["rank"].to_numpy() >= self._mined.config.consistency

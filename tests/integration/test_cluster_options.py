@@ -18,6 +18,7 @@ from clusterbatch.clustering.warm_start import stored_levels
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.embedder import UnitEmbedder
+from clusterbatch.embedding.vectors import SIDES
 from clusterbatch.embedding.workers import embeddings_table
 from clusterbatch.errors import UsageError
 from clusterbatch.runtime import InProcessExecutor, executor
@@ -198,8 +199,17 @@ def test_what_is_known_of_a_cluster(tmp_path, in_process) -> None:
         inspect_cluster(config, "nowhere", 0)
 
 
-def test_vectors_that_were_not_kept_give_the_same_shards(tmp_path, in_process) -> None:
-    settings = {"cluster": {**SETTINGS["cluster"], "mean_size": 40}, "embed": {"dtype": "float32"}}
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        ({}, {"query", "document"}),
+        ({"features": "query", "surrogate": "none"}, {"query"}),
+        ({"surrogate": "none"}, {"document"}),
+        ({"surrogate": "none", "duplicates": {"threshold": 0.99}}, {"query", "document"}),
+    ],
+)
+def test_vectors_that_were_not_kept_give_the_same_shards(options, needed, tmp_path, in_process, monkeypatch) -> None:
+    settings = {"cluster": {**SETTINGS["cluster"], "mean_size": 40, **options}, "embed": {"dtype": "float32"}}
     rows = {"forum": 120, "wiki": 30}
     kept = embedded_workspace(str(tmp_path / "kept"), rows, dimensions=384, settings=settings)
     fresh = embedded_workspace(
@@ -219,6 +229,14 @@ def test_vectors_that_were_not_kept_give_the_same_shards(tmp_path, in_process) -
             update={"parts": persisted, "details": {"dimensions": 384, "persisted": bool(persisted)}}
         )
         embeddings.folder.write(MANIFEST, given.model_dump_json().encode())
+    embed, embedded = UnitEmbedder.embed, set()
+
+    def recording(self, unit, *, rows=None, sides=SIDES):
+        embedded.update(sides)
+        return embed(self, unit, rows=rows, sides=sides)
+
+    monkeypatch.setattr(UnitEmbedder, "embed", recording)
     manifests = [cluster(config) for config in (kept, fresh)]
+    assert embedded == needed
     one, other = ([part.checksum for part in manifest.parts] for manifest in manifests)
     assert one == other
