@@ -1,14 +1,15 @@
 """The whole pipeline over generated corpora of several sizes, and how each step grows.
 
     python -m tests.benchmarks.bench_scale_end_to_end [FOLDER] [--pairs 1e5 1e6] [--steps 2000] [--bucket URI]
-        [--local] [--kill]
+        [--local] [--until STEP] [--kill]
 
 Every command of the pipeline runs in a process of its own, on two workers of a local Ray, or of this machine without
 Ray (--local): ingest with a held-out collection and decontamination, embed (static vectors), cluster (mean size 512,
 two levels), train (static encoder, batches of 256), evaluate, append a tenth, one refresh round, report, inspect, clean
-(which only lists). Printed for each: wall seconds, seconds of the workers' own clocks (start-up apart), CPU seconds,
-the most memory that driver and workers held, requests, bytes and objects; then, between sizes, the exponents e of
-figure ~ pairs^e.
+(which only lists); --until names the last to run. Printed for each: wall seconds, seconds of the workers' own clocks
+(start-up apart), CPU seconds, the most memory that driver and workers held, requests, bytes and objects; then, between
+sizes, the exponents e of figure ~ pairs^e. `python -m tests.integration.s3.swift` serves a bucket, whose server's CPU
+seconds are not counted.
 
 --kill kills each stage at a random moment, with all its processes, on a second copy, and reports what the resumed run
 did again. Figures of steps that ended are kept in FOLDER, so that an interrupted benchmark continues;
@@ -47,6 +48,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 MEASURES = ("worker_seconds", "cpu_seconds", "driver_bytes", "all_bytes", "requests", "objects")
 HOLDOUT = 2_000
 STAGES = ("ingest", "embed", "cluster", "train", "evaluate")
+STEPS = (*STAGES, "append", "refresh", "report", "inspect", "clean")
 
 
 class Watched:
@@ -141,7 +143,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 
 def measure(
-    folder: Path, pairs: int, steps: int, bucket: str | None = None, local: bool = False
+    folder: Path, pairs: int, steps: int, bucket: str | None = None, local: bool = False, until: str = STEPS[-1]
 ) -> dict[str, dict[str, Any]]:
     """Run what has not run yet of one size; return the records of all its steps."""
     write_corpus(folder / "pairs", pairs)
@@ -153,7 +155,7 @@ def measure(
     kept = folder / "records.json"
     records: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
     for name, words in commands(folder).items():
-        if name in records:
+        if name in records or STEPS.index(name) > STEPS.index(until):
             continue
         print(f"{pairs:,} pairs: {name} ...", file=sys.stderr, flush=True)
         done = Watched(_command(words, path), folder / f"{name}.log")
@@ -261,6 +263,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2_000)
     parser.add_argument("--bucket", help="s3:// address for the workspaces; the pairs stay on disk")
     parser.add_argument("--local", action="store_true", help="without Ray")
+    parser.add_argument("--until", choices=STEPS, default=STEPS[-1])
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -270,7 +273,9 @@ def main() -> None:
         for pairs in map(int, options.pairs):
             folder = (options.folder or Path(temporary)) / f"{pairs}"
             folder.mkdir(parents=True, exist_ok=True)
-            records[pairs] = measure(folder.resolve(), pairs, options.steps, options.bucket, options.local)
+            records[pairs] = measure(
+                folder.resolve(), pairs, options.steps, options.bucket, options.local, options.until
+            )
             if options.kill:
                 resume(folder.resolve(), pairs, options.steps, records[pairs], options.seed, options.local)
     show(records)

@@ -1,6 +1,7 @@
 """Reading and sorting a generated corpus, against DuckDB on the same machine.
 
     python -m tests.benchmarks.bench_scale_peers [--pairs 1e6] [--folder FOLDER] [--rounds 2] [--memory 4]
+        [--steps read sort]
 
 DuckDB (`pip install duckdb`) has --memory GiB and two threads; this project two processes. Two steps of the pipeline
 that an analytical database does as well:
@@ -44,6 +45,7 @@ from tests.benchmarks.figures import emit
 from tests.benchmarks.generated_corpus import write_corpus
 
 CLUSTER_ROWS, DIMENSIONS, PROCESSES = 512, 384, 2
+STEPS = ["read", "sort"]
 BUCKET_BYTES = 256 * 2**20
 COLUMNS = "{query: 'VARCHAR', document: 'VARCHAR', source: 'VARCHAR'}"
 
@@ -185,6 +187,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--memory", type=int, default=4)
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -192,20 +195,26 @@ def main() -> None:
         print(CONTENDERS[options.serve](options.folder, options.out / "out", options.memory))
         return
     with tempfile.TemporaryDirectory() as temporary:
-        compare((options.folder or Path(temporary)).resolve(), int(options.pairs), options.rounds, options.memory)
+        compare(
+            (options.folder or Path(temporary)).resolve(),
+            int(options.pairs),
+            options.rounds,
+            options.memory,
+            options.steps,
+        )
 
 
-def compare(folder: Path, pairs: int, rounds: int, memory: int) -> None:
+def compare(folder: Path, pairs: int, rounds: int, memory: int, steps: list[str]) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     write_corpus(folder / "pairs", pairs)
-    if not (folder / "rows.parquet").exists():
+    if "sort" in steps and not (folder / "rows.parquet").exists():
         read_here(folder, folder / "corpus", memory)
         write_sortable(folder)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS if name.split()[0] in steps}
     for _ in range(rounds):
         for name, each in found.items():
             each.append(measured(name, folder, memory))
-    for step in ("read", "sort"):
+    for step in steps:
         ours, peer = found[f"{step} ours"], found[f"{step} DuckDB"]
         emit(
             f"CPU seconds to {step} a corpus",

@@ -1,6 +1,10 @@
 """A real S3 server for the tests: OpenStack Swift with its S3 API, from PyPI, on the loopback, without root.
 
 It starts in a second or two and says in full what it refuses; small objects take it long.
+
+    python -m tests.integration.s3.swift FOLDER BUCKET
+
+serves a new bucket from below FOLDER until it is interrupted, and prints the environment that its clients need.
 """
 
 from __future__ import annotations
@@ -8,7 +12,9 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -16,6 +22,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from clusterbatch.config import StorageConfig
+from clusterbatch.store import Folder
 from tests.integration.s3.server import (
     ACCESS_KEY,
     DOMAIN,
@@ -105,13 +113,13 @@ _PLAIN_FILTERS = ("catch_errors", "gatekeeper", "healthcheck", "listing_formats"
 
 
 @contextmanager
-def swift_server() -> Iterator[S3Server]:
+def swift_server(below: str | None = None) -> Iterator[S3Server]:
     """A running server with an empty store, gone with all its data at the end of the block.
 
-    Raises NoServerError where it cannot be installed.
+    below: the folder for its data, in memory if there is none. Raises NoServerError where it cannot be installed.
     """
     binaries = installed(f"swift-{VERSION}", f"swift=={VERSION}") / "bin"
-    with tempfile.TemporaryDirectory(prefix="clusterbatch-s3-", dir=_memory()) as folder:
+    with tempfile.TemporaryDirectory(prefix="clusterbatch-s3-", dir=below or _memory()) as folder:
         root = Path(folder)
         ports = free_ports(4)
         _configure(root, binaries, ports)
@@ -201,3 +209,20 @@ def _wait(port: int, processes: list[subprocess.Popen[bytes]], root: Path) -> No
             time.sleep(0.05)
     logs = "\n".join(log.read_text(errors="replace")[-500:] for log in sorted((root / "log").glob("*.log")))
     raise RuntimeError(f"Swift did not start:\n{logs}")
+
+
+def main() -> None:
+    below, bucket = sys.argv[1:]
+    # Terminated, it leaves no data behind either.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    with swift_server(below) as server:
+        os.environ.update(server.environment)
+        storage = StorageConfig(endpoint_url=server.endpoint_url)
+        Folder(f"s3://{bucket}", storage).filesystem.call_s3("create_bucket", Bucket=bucket)
+        for name, value in {**server.environment, "AWS_ENDPOINT_URL": server.endpoint_url}.items():
+            print(f"export {name}={value}", flush=True)
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main()
