@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ClusterbatchError(Exception):
     """Base of the errors whose message is meant for users; the command line prints it without a stack trace."""
@@ -32,6 +35,17 @@ class InfrastructureError(ClusterbatchError):
     """
 
     exit_code = 4
+
+
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """Put a configuration key before the message of a `ClusterbatchError` raised inside that does not begin with it."""
+    try:
+        yield
+    except ClusterbatchError as error:
+        if not key or str(error).startswith(f"{key}: "):
+            raise
+        raise type(error)(f"{key}: {error}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ phase that is given in steps may end in the middle of an epoch; the rest of that
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -77,8 +78,7 @@ class CurriculumPlan:
     def batch(self, step: int) -> GlobalBatch:
         """Return the global batch of step `step` (counted from 0 through all phases)."""
         phase = self.phase_of(step)
-        batch = self.plans[phase].batch(step - int(self.first_steps[phase]))
-        return batch.at(step)
+        return replace(self.plans[phase].batch(step - int(self.first_steps[phase])), step=step)
 
     def locate(self, step: int) -> tuple[int, int]:
         phase = self.phase_of(step)

@@ -7,7 +7,7 @@ does not depend on the number of workers.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -49,10 +49,6 @@ class GlobalBatch:
         """Share of rows from the most frequent cluster of the index, whatever the strategy."""
         return float(np.unique(self.cluster, return_counts=True)[1].max() / len(self))
 
-    def at(self, step: int) -> GlobalBatch:
-        """Return the same rows under another step number."""
-        return replace(self, step=step)
-
     def slice_bounds(self, world_size: int, run_rows: int) -> np.ndarray:
         """Return (world_size + 1,) row positions: rank r has rows [bounds[r], bounds[r + 1]).
 
@@ -74,7 +70,7 @@ class GlobalBatch:
 class BatchPlan:
     """Plan of one phase: any step's batch, in time that depends on the batch size and the logarithm of the clusters.
 
-    Every row comes at least once an epoch, and at most batch - 1 rows of a source come twice in it; no row comes twice
+    Every row comes at least once an epoch, and at most batch - 1 rows of a stratum come twice in it; no row comes twice
     in one batch. With `source_weights` each source instead cycles through all its rows at its own pace, and an epoch is
     about as many batches as without.
 

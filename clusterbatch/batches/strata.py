@@ -166,8 +166,10 @@ def _without_crowded(index: ClusterIndex, config: BatchesConfig, pieces: np.ndar
     if not len(crowded):
         return pieces, none
     # Neighbours of crowded groups first; in packing order where two are equally near.
-    after = np.searchsorted(crowded, np.arange(len(rows))).clip(max=len(crowded) - 1)
-    distance = np.minimum(*(np.abs(np.arange(len(rows)) - crowded[each]) for each in (after, (after - 1).clip(min=0))))
+    groups = np.arange(len(rows))
+    after = np.searchsorted(crowded, groups).clip(max=len(crowded) - 1)
+    before = (after - 1).clip(min=0)
+    distance = np.minimum(np.abs(groups - crowded[before]), np.abs(groups - crowded[after]))
     order = np.argsort(distance, kind="stable")
     wanted = max(2 * int(rows[crowded].sum()), config.size)
     taken = order[: int(np.searchsorted(np.cumsum(rows[order]), wanted)) + 1]

@@ -318,7 +318,7 @@ def read_models(level: StoredParts, partitions: Partitions) -> dict[int, Partiti
     Fits of other partitions are left out.
     """
     numbers = {name: number for number, name in enumerate(partitions.names)}
-    cells: dict[int, dict[int, tuple[Centers, np.ndarray, float]]] = {}
+    cells: dict[int, dict[int, NamedFit]] = {}
     matrices: dict[int, np.ndarray] = {}
     for details, table in read_fits(
         level, [fit for fit in stored_fits(level.parts) if fit.details["group"] in numbers]
@@ -326,19 +326,19 @@ def read_models(level: StoredParts, partitions: Partitions) -> dict[int, Partiti
         partition = numbers[details["group"]]
         if details["content"] == "projection":
             matrices[partition] = vector_values(table["direction"])
-            continue
-        cell = (read_centers(table), table["sampled"].to_numpy(), details["outlier_below"])
-        cells.setdefault(partition, {})[details["coarse"]] = cell
+        else:
+            cells.setdefault(partition, {})[details["coarse"]] = details, table
     models = {}
     for partition in sorted(cells):
         found = [cell for _, cell in sorted(cells[partition].items())]
-        sampled = np.concatenate([rows for _, rows, _ in found])
-        below = [below for _, _, below in found]
+        sampled = [table["sampled"].to_numpy() for _, table in found]
+        rows = np.concatenate(sampled)
+        below = [details["outlier_below"] for details, _ in found]
         models[partition] = PartitionModel(
-            fine=[centers for centers, _, _ in found],
-            shares=sampled / sampled.sum(),
+            fine=[read_centers(table) for _, table in found],
+            shares=rows / rows.sum(),
             matrix=matrices.get(partition),
-            outlier_below=float(np.average(below, weights=[rows.sum() for _, rows, _ in found])),
+            outlier_below=float(np.average(below, weights=[each.sum() for each in sampled])),
         )
     return models
 

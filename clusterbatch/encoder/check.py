@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from clusterbatch.config import StorageConfig
 from clusterbatch.encoder.model_files import Kind, check_weight_files, read_layout
 from clusterbatch.encoder.resolve import resolve_model
-from clusterbatch.errors import ClusterbatchError, UsageError
+from clusterbatch.errors import UsageError, about
 
 # Weights of this many bytes are loaded to see that they are all there; loading more takes the driver too long.
 _LOADED_BYTES = 2 * 2**30
@@ -31,14 +32,13 @@ def check_model(
     Raises UsageError if there is no such model or it is not supported, DataError if its files are damaged or do not
     hold all weights, InfrastructureError if it cannot be fetched.
     """
-    try:
+    with about(key):
         folder = resolve_model(name, storage)
         layout = read_layout(folder)
         if kind == "backbone" and layout.kind == "static":
             raise UsageError(f"{folder}: holds a static encoder, not a transformer")
         check_weight_files(layout)
-        size = sum(file.stat().st_size for file in layout.module.glob("*.safetensors"))
-        if load and size <= _LOADED_BYTES:
+        if load and is_light(layout.module):
             from clusterbatch.encoder.load import load_encoder
 
             options: dict[str, Any] = {}
@@ -47,7 +47,8 @@ def check_model(
 
                 options = {"dtype": torch.int8}
             load_encoder(folder, kind, **options)
-    except ClusterbatchError as error:
-        if not key or str(error).startswith(f"{key}: "):
-            raise
-        raise type(error)(f"{key}: {error}") from error
+
+
+def is_light(folder: Path) -> bool:
+    """Return whether the weights in a folder are few enough to be loaded by the driver, only to check them."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= _LOADED_BYTES

@@ -111,6 +111,10 @@ class ScoreUnit:
     first_row: int
     windows: Sequence[int]
 
+    @property
+    def rows(self) -> int:
+        return sum(self.windows)
+
 
 def score_units(index: ClusterIndex, window: int) -> list[WorkItem]:
     """Cut all rows into units of about `_UNIT_ROWS` rows, or one window of more; payload: `ScoreUnit`.
@@ -119,23 +123,14 @@ def score_units(index: ClusterIndex, window: int) -> list[WorkItem]:
     """
     # A window begins with a run, so it holds whole ones.
     largest = max(1, window // index.run_rows) * index.run_rows
-    items: list[WorkItem] = []
-    windows: list[int] = []
-    first, rows = ScoreUnit(-1, 0, 0, windows), 0
-
-    def close() -> None:
-        if windows:
-            items.append(WorkItem(len(items), rows, replace(first, windows=list(windows))))
-
+    units: list[ScoreUnit] = []
     for opening in _windows(index, largest):
-        [count] = opening.windows
-        if opening.shard != first.shard or rows + count > _UNIT_ROWS:
-            close()
-            windows, first, rows = [], opening, 0
-        windows.append(count)
-        rows += count
-    close()
-    return items
+        last = units[-1] if units else None
+        if last and last.shard == opening.shard and last.rows + opening.rows <= _UNIT_ROWS:
+            units[-1] = replace(last, windows=[*last.windows, *opening.windows])
+        else:
+            units.append(opening)
+    return [WorkItem(number, unit.rows, unit) for number, unit in enumerate(units)]
 
 
 def _windows(index: ClusterIndex, largest: int) -> Iterator[ScoreUnit]:

@@ -10,18 +10,16 @@ import numpy as np
 import torch
 
 from clusterbatch.config import RunConfig, ScoreConfig, StorageConfig
-from clusterbatch.encoder.check import check_model
+from clusterbatch.encoder.check import check_model, is_light
 from clusterbatch.encoder.cross_encoder import CrossEncoder, is_cross_encoder, read_cross_layout
 from clusterbatch.encoder.devices import bound_kernel_caches, inference_dtype, resolve_device
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.sides import SideTokenizer
-from clusterbatch.errors import ClusterbatchError
+from clusterbatch.errors import about
 
 # Pairs of vectors that are multiplied at once.
 _PAIRS = 2**16
-# Weights of this many bytes are loaded to see that they are all there; loading more takes the driver too long.
-_LOADED_BYTES = 2 * 2**30
 
 
 class Teacher(Protocol):
@@ -80,10 +78,8 @@ class PairTeacher:
 def teacher_folder(config: ScoreConfig, storage: StorageConfig) -> str:
     """Return a local folder with the teacher's files. Raises what `resolve_model` raises, with the key before it."""
     assert config.teacher is not None, "nothing is scored without a teacher"
-    try:
+    with about("score.teacher"):
         return resolve_model(config.teacher, storage)
-    except ClusterbatchError as error:
-        raise type(error)(f"score.teacher: {error}") from error
 
 
 def teacher_kind(folder: str) -> Literal["cross-encoder", "embedding model"]:
@@ -107,17 +103,11 @@ def check_teacher(config: RunConfig, *, load: bool = True) -> None:
     settings = config.score
     if settings.teacher is None:
         return
-    try:
+    with about("score.teacher"):
         folder = teacher_folder(settings, config.storage)
         if not is_cross_encoder(folder):
-            int8 = settings.dtype == "int8"
-            check_model(settings.teacher, config.storage, key="score.teacher", load=load, int8=int8)
+            check_model(settings.teacher, config.storage, load=load, int8=settings.dtype == "int8")
             return
         read_cross_layout(folder)
-        size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
-        if load and size <= _LOADED_BYTES:
+        if load and is_light(Path(folder)):
             PairTeacher(folder, settings, torch.device("cpu"))
-    except ClusterbatchError as error:
-        if str(error).startswith("score.teacher: "):
-            raise
-        raise type(error)(f"score.teacher: {error}") from error

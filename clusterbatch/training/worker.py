@@ -161,14 +161,14 @@ def run_worker(
         negatives=NegativeChoice.of(config.train, plan.index),
     )
     settings = LoopSettings(
-        first_step,
-        job.steps,
-        job.checkpoint_every,
-        job.fingerprint,
-        plan.fingerprint,
-        config.train.evaluate_every or job.steps,
-        config.train.collective_timeout / 4,
-        (0.0, math.inf) if config.train.checkpoint_every else _SECONDS_BETWEEN_CHECKPOINTS,
+        first_step=first_step,
+        last_step=job.steps,
+        checkpoint_every=job.checkpoint_every,
+        run_fingerprint=job.fingerprint,
+        plan_fingerprint=plan.fingerprint,
+        evaluate_every=config.train.evaluate_every or job.steps,
+        patience=config.train.collective_timeout / 4,
+        checkpoint_seconds=(0.0, math.inf) if config.train.checkpoint_every else _SECONDS_BETWEEN_CHECKPOINTS,
     )
     validation = None
     if config.train.evaluate_path is not None:
