@@ -104,11 +104,11 @@ def test_the_copied_files_make_a_whole_package(tmp_path: Path) -> None:
         packed = {name for name in wheel.namelist() if name.startswith("clusterbatch/")}
         entry_points = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
         assert "clusterbatch = clusterbatch.cli:main" in wheel.read(entry_points).decode()
-    # Pages beside the code are for readers of the repository.
+    # Pages beside the code, and their pictures, are for readers of the repository.
     wanted = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "clusterbatch").rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md"
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".md", ".svg")
     }
     assert packed == wanted
 
