@@ -8,8 +8,8 @@
 Corpora of CLUSTERBATCH_DATA, at most about 12,000 pairs of each. The model is small, so that one core trains a run in
 seconds: the first 128 principal components of MiniLM's token vectors, averaged (static_trainer). Its untrained vectors
 also cluster the documents and mask (those of Japanese: character n-grams); arms that end in `@minilm` take MiniLM's own
-vectors, and MiniLM is the teacher of masks (grid_masks). Hold-out, tokens, clusters, batch plans, masks and statistics
-are those of the package.
+vectors, in `@queries` the queries', and MiniLM is the teacher of masks (grid_masks). Hold-out, tokens, clusters, batch
+plans, masks and statistics are those of the package.
 
 FOLDER/runs.jsonl has a line for each run, {corpus, batch, arm, seed, scores (NDCG@10 of each query), ...}. What is
 there is not run again: an interrupted study continues with the same command. JSON lines: of every cell with `source`

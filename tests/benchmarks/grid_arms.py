@@ -42,16 +42,21 @@ class Arms:
         self.facts = RowFacts(self.corpus, folder / "teacher", lambda size: self.labels(size, "own"))
 
     def labels(self, size: int, vectors: str) -> np.ndarray:
-        """Return (N,) cluster numbers inside each source for clusters of `size` rows; vectors: own or minilm."""
+        """Return (N,) cluster numbers inside each source for clusters of `size` rows.
+
+        vectors: own (of documents, untrained), queries (of queries, untrained) or minilm (of documents, MiniLM's).
+        """
         if (size, vectors) not in self._labels:
-            own = self.corpus.pairs.document_vector if vectors == "own" else self._minilm()
-            self._labels[size, vectors] = clusters_of(self.corpus, own, size)
+            pairs = self.corpus.pairs
+            given = {"own": pairs.document_vector, "queries": pairs.query_vector}
+            chosen = self._minilm() if vectors == "minilm" else given[vectors]
+            self._labels[size, vectors] = clusters_of(self.corpus, chosen, size)
         return self._labels[size, vectors]
 
     def batches(self, arm: str, batch: int, seed: int, most: int | None = None) -> np.ndarray | None:
         """Return (steps, B) rows of the run, or of `most` steps of it; None if the corpus has no such arm.
 
-        STRATEGY[-TIMESx][-half][-MASK][@minilm]; times: batches that a cluster holds, rows of super-batches.
+        STRATEGY[-TIMESx][-half][-MASK][@minilm or @queries]; times: batches of a cluster, rows of super-batches.
         """
         name, _, vectors = arm.partition("@")
         base, half, _ = name.partition("-half")

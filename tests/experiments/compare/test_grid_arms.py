@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("numba", reason="the study's trainer is compiled (pip install '.[bench]')")
 
 from clusterbatch.encoder.tokens import Tokens
-from tests.benchmarks.grid_arms import EPOCHS, Arms, hardness, near_batches
+from tests.benchmarks.grid_arms import EPOCHS, Arms, clusters_of, hardness, near_batches
 from tests.benchmarks.static_trainer import Corpus, Pairs
 
 BATCH, TOPICS = 16, 24
@@ -117,3 +117,10 @@ def test_arms_that_a_corpus_has_too_few_rows_for(arms: Arms) -> None:
     assert ROW_COUNT / len(ROWS) < 2 * 8 * BATCH
     assert all(arms.batches(arm, BATCH, 0) is None for arm in ("super-8x", "cluster-8x", "random-groups-8x"))
     assert arms.batches("random-groups-4x", BATCH, 0) is not None
+
+
+def test_clusters_may_be_those_of_queries(arms: Arms) -> None:
+    pairs, size = arms.corpus.pairs, 2 * BATCH
+    for vectors, of in ((pairs.query_vector, "queries"), (pairs.document_vector, "own")):
+        assert np.array_equal(arms.labels(size, of), clusters_of(arms.corpus, vectors, size))
+    assert not np.array_equal(batches_of(arms, "cluster-2x"), batches_of(arms, "cluster-2x@queries"))
