@@ -119,6 +119,13 @@ def _from_storage(source: Folder) -> str:
 
 
 def _cache() -> Path:
-    """Return where copies of models are kept; a user without a home folder has them among the temporary files."""
+    """Return where copies of models are kept; a user without a home folder has a private one among temporary files."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(tempfile.gettempdir() if home.startswith("~") else home, "clusterbatch", "models")
+    if not home.startswith("~"):
+        return Path(home, "clusterbatch", "models")
+    private = Path(tempfile.gettempdir(), f"clusterbatch-models-{os.getuid()}")
+    private.mkdir(mode=0o700, exist_ok=True)
+    if private.stat().st_uid != os.getuid():
+        # Anybody may write there: what lies in it would be trusted as a copy of the model.
+        raise InfrastructureError(f"{private}: belongs to another user; XDG_CACHE_HOME names another place for models")
+    return private
