@@ -1,4 +1,4 @@
-"""Static encoders fitted to an embedding model, which they replace where speed counts more than the last per cent.
+"""Static encoders fitted to an embedding model, to take its place where speed counts more than accuracy.
 
 A text's vector is the mean of its tokens' vectors, so embedding a corpus costs little more than tokenising it.
 
