@@ -6,6 +6,8 @@ This works on all rows, after the shuffle, so that `max_size` holds exactly and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
 
 import numpy as np
 
@@ -19,25 +21,35 @@ def merge_small(rows: np.ndarray, means: np.ndarray, partition: np.ndarray, min_
     different ones are never merged. The smallest cluster is the first to join its more similar neighbour in the order;
     a partition smaller than `min_size` stays one cluster.
     """
-    parts = [[number] for number in range(len(rows))]
+    clusters = len(rows)
     sizes = rows.astype(np.int64).tolist()
-    sums = [means[number] * rows[number] for number in range(len(rows))]
-    partitions = partition.tolist()
-    while True:
-        small = [place for place, size in enumerate(sizes) if size < min_size and _neighbours(partitions, place)]
-        if not small:
-            break
-        chosen = min(small, key=lambda place: (sizes[place], place))
-        cosines = {place: _cosine(sums[chosen], sums[place]) for place in _neighbours(partitions, chosen)}
-        left, right = sorted((chosen, max(cosines, key=lambda place: cosines[place])))
-        parts[left] += parts.pop(right)
-        sizes[left] += sizes.pop(right)
-        sums[left] = sums[left] + sums.pop(right)
-        partitions.pop(right)
-    merged = np.empty(len(rows), np.int64)
-    for number, members in enumerate(parts):
-        merged[members] = number
-    return merged
+    sums = [means[number] * rows[number] for number in range(clusters)]
+    # A cluster that has been joined keeps the number of the first of its members; -1: no neighbour on that side.
+    starts = np.flatnonzero(np.diff(partition, prepend=partition[:1] - 1, append=partition[-1:] - 1)).tolist()
+    left, right = list(range(-1, clusters - 1)), [*range(1, clusters), -1]
+    for first, after in pairwise(starts):
+        left[first] = right[after - 1] = -1
+    joined = list(range(clusters))
+    waiting = [(size, number) for number, size in enumerate(sizes) if size < min_size]
+    heapify(waiting)
+    while waiting:
+        size, chosen = heappop(waiting)
+        if joined[chosen] != chosen or sizes[chosen] != size:
+            continue
+        cosines = {place: _cosine(sums[chosen], sums[place]) for place in (left[chosen], right[chosen]) if place >= 0}
+        if not cosines:
+            continue
+        into, gone = sorted((chosen, max(cosines, key=lambda place: cosines[place])))
+        joined[gone] = into
+        sizes[into] += sizes[gone]
+        sums[into] = sums[into] + sums[gone]
+        right[into] = right[gone]
+        if right[into] >= 0:
+            left[right[into]] = into
+        if sizes[into] < min_size:
+            heappush(waiting, (sizes[into], into))
+    # What joins a cluster follows its members, so heads and members are in the same order.
+    return np.cumsum(np.array(joined) == np.arange(clusters)) - 1
 
 
 def split_large(rows: int, max_size: int, vectors: Callable[[], np.ndarray]) -> np.ndarray:
@@ -71,11 +83,6 @@ def _halve(vectors: np.ndarray, members: np.ndarray, parts: int, first: int, par
     cut = -(-len(members) * left // parts)
     _halve(vectors, np.sort(order[:cut]), left, first, part)
     _halve(vectors, np.sort(order[cut:]), parts - left, first + left, part)
-
-
-def _neighbours(partitions: list[int], place: int) -> list[int]:
-    inside = (other for other in (place - 1, place + 1) if 0 <= other < len(partitions))
-    return [other for other in inside if partitions[other] == partitions[place]]
 
 
 def _cosine(one: np.ndarray, other: np.ndarray) -> float:

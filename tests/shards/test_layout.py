@@ -120,6 +120,41 @@ def test_small_clusters_join_a_neighbour_of_their_group(rows: list[int], groups:
 
 
 @settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.integers(1, 100), min_size=1, max_size=25), groups=st.integers(1, 4), min_size=st.integers(1, 120)
+)
+def test_small_clusters_are_joined_smallest_first(rows: list[int], groups: int, min_size: int) -> None:
+    sizes, group = np.array(rows), np.sort(np.arange(len(rows)) % groups)
+    means = unit(len(rows), 4, 0)
+    members = [[number] for number in range(len(rows))]
+
+    def total(one: list[int]) -> int:
+        return int(sizes[one].sum())
+
+    def cosine(one: list[int], other: list[int]) -> float:
+        sums = [sizes[each].astype(float) @ means[each] for each in (one, other)]
+        return float(sums[0] @ sums[1] / np.prod([np.linalg.norm(each) for each in sums]))
+
+    while True:
+        pairs = [
+            (place, other)
+            for place in range(len(members))
+            for other in (place - 1, place + 1)
+            if 0 <= other < len(members)
+            and group[members[other][0]] == group[members[place][0]]
+            and total(members[place]) < min_size
+        ]
+        if not pairs:
+            break
+        chosen = min((total(members[place]), place) for place, _ in pairs)[1]
+        other = max(pairs, key=lambda pair: (pair[0] == chosen, cosine(members[pair[0]], members[pair[1]])))[1]
+        left, right = sorted((chosen, other))
+        members[left] += members.pop(right)
+    expected = np.repeat(np.arange(len(members)), [len(each) for each in members])
+    np.testing.assert_array_equal(merge_small(sizes, means, group, min_size), expected)
+
+
+@settings(max_examples=60, deadline=None)
 @given(rows=st.integers(1, 400), max_size=st.integers(1, 120))
 def test_large_clusters_are_split_into_equal_parts(rows: int, max_size: int) -> None:
     part = split_large(rows, max_size, lambda: unit(rows, 5, 1))
