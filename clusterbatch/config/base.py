@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 
 def _absolute(address: str) -> str:
@@ -35,12 +35,28 @@ ModelName = Annotated[str, AfterValidator(_absolute_folder)]
 Device = Annotated[str, AfterValidator(_known_device)]
 
 
+def _types(annotation: Any) -> set[Any]:
+    """Return the types that an annotation is made of."""
+    return {annotation}.union(*(_types(each) for each in get_args(annotation)))
+
+
 class Section(BaseModel):
     """One section of a run's configuration. Unknown keys are refused, values cannot change after loading."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Raise ValueError for true and false where numbers are expected, which pydantic reads as 1 and 0."""
+        assert info.field_name is not None
+        allowed = _types(cls.model_fields[info.field_name].annotation)
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        if {int, float} & allowed and not {bool, Any} & allowed and any(isinstance(item, bool) for item in items):
+            raise ValueError("expected a number, not true or false")
+        return value
 
     def identity(self) -> dict[str, Any]:
         """Return the values that decide what is computed, without those that only decide how fast (`operational`)."""

@@ -61,6 +61,9 @@ def test_one_path_is_a_list_of_one(tmp_path: Path) -> None:
         (["workspace=w", "tune.stream={arrivals: 2, refresh: [{}, 1]}"], "tune.stream.refresh.0: input should be a"),
         (["workspace=w", "train.workers=some"], "train.workers: expected a number, or [fewest, most] (got 'some')"),
         (["workspace=w", "train.workers=[2]"], "train.workers: expected a number, or [fewest, most] (got [2])"),
+        (["workspace=w", "train.epochs=true"], "train.epochs: expected a number, not true or false"),
+        (["workspace=w", "train.temperature=false"], "train.temperature: expected a number, not true or false"),
+        (["workspace=w", "train.matryoshka=[64, yes]"], "train.matryoshka: expected a number, not true or false"),
         (["workspace=w", "train=null"], "train: input should be a section with keys of its own (got None)"),
         (["workspace=w", "corpus.paths=3"], "corpus.paths: input should be a list, such as [a, b] (got 3)"),
         (
