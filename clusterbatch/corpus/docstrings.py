@@ -24,6 +24,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from clusterbatch.config import RunConfig, fingerprint
+from clusterbatch.cores import available_cores
 from clusterbatch.corpus.normalise import keyed_hash, normalise, text_hash
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store.artifact import Artifact, Counts, Manifest, Receipt, Stopwatch
@@ -60,7 +61,7 @@ def mine(pairs: int, seed: int) -> list[MinedPair]:
     packages = _largest_packages()
     # Forking a process that has threads (Ray, Arrow) is unsafe; parsing is slow enough to pay for fresh ones. A syntax
     # tree has no cycles, so looking for garbage at every few hundred of its nodes (a third of the time) finds none.
-    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), get_context("spawn"), initializer=gc.disable) as pool:
+    with ProcessPoolExecutor(min(8, available_cores()), get_context("spawn"), initializer=gc.disable) as pool:
         futures = {name: pool.submit(_mine_package, name, files, most, seed) for name, files in packages.items()}
         mined = {name: futures[name].result() for name in sorted(packages)}
     distinct = _distinct(mined)

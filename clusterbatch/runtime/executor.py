@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
+from clusterbatch.cores import available_cores
 from clusterbatch.runtime.metrics import count_retries
 from clusterbatch.runtime.work import Bundle, ItemRunner, Pool, Work, WorkItem, packed, unpacked
 from clusterbatch.store.artifact import Receipt
@@ -65,7 +65,7 @@ class InProcessExecutor:
         import torch
 
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        return {"CPU": float(os.cpu_count() or 1), **({"GPU": float(gpus)} if gpus else {})}
+        return {"CPU": float(available_cores()), **({"GPU": float(gpus)} if gpus else {})}
 
     def check_room(self, title: str, bundles: Sequence[Bundle]) -> None:
         """Accept anything: one process takes the place of all workers."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from clusterbatch.cores import available_cores
 from clusterbatch.errors import InfrastructureError
 from clusterbatch.runtime.fork_server import ForkedProcess, ForkServer
 from clusterbatch.runtime.metrics import count_retries
@@ -43,7 +43,7 @@ class LocalExecutor:
     starts_nodes = False
 
     def __init__(self, cpus: int | None = None) -> None:
-        self._cpus = float(cpus or os.cpu_count() or 1)
+        self._cpus = float(cpus or available_cores())
         self._server: ForkServer | None = None
         self._lock = threading.Lock()
 

@@ -12,6 +12,7 @@ import pytest
 import ray
 
 from clusterbatch.config import RayConfig, RunConfig, fingerprint, load_config
+from clusterbatch.cores import available_cores
 from clusterbatch.errors import InfrastructureError, UsageError
 from clusterbatch.runtime import LocalExecutor, current_executor, lasting_session, ray_executor, ray_session, session
 from clusterbatch.runtime.executor import InProcessExecutor, using
@@ -77,7 +78,7 @@ def test_in_process_sessions_start_nothing_and_nest() -> None:
     with lasting_session(), ray_session(config):
         outer = current_executor()
         assert isinstance(outer, InProcessExecutor)
-        assert outer.resources()["CPU"] == os.cpu_count()
+        assert outer.resources()["CPU"] == available_cores()
         assert not outer.several_processes
         # A session inside, of a configuration that does not say so, does not start Ray either.
         with ray_session(RayConfig()):
