@@ -28,6 +28,7 @@ import torch
 
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.errors import UsageError
+from clusterbatch.json_text import json_text
 from clusterbatch.store import Folder
 
 SEGMENTS, TENSORBOARD = "metrics", "tensorboard"
@@ -64,7 +65,7 @@ class MetricsLog:
         self._begin(first_step)
 
     def add(self, line: dict[str, Any]) -> None:
-        self._lines.append(json.dumps(line))
+        self._lines.append(json_text(line))
         self._bytes += len(self._lines[-1])
         if self._bytes > _SEGMENT_BYTES:
             self.cut(line["step"] + 1)

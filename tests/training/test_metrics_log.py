@@ -56,3 +56,13 @@ def test_a_large_segment_is_not_written_again(tmp_path: Path, monkeypatch: pytes
     assert max(written) < 200
     MetricsLog(folder, 60)
     assert _steps(folder) == list(range(60))
+
+
+def test_a_figure_that_is_no_number_is_null(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    log = MetricsLog(folder, 0)
+    log.add({"step": 0, "score": float("nan"), "loss": 1.5})
+    log.cut(1)
+    # Python alone would read NaN.
+    strict = json.loads(read_metrics(folder), parse_constant=lambda name: pytest.fail(name))
+    assert strict == {"step": 0, "score": None, "loss": 1.5}
