@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from clusterbatch.errors import UsageError, about
 
 # Weights of this many bytes are loaded to see that they are all there; loading more takes the driver too long.
 _LOADED_BYTES = 2 * 2**30
+# No tokenizer puts so many special tokens around a text.
+_SPECIAL_TOKENS = 32
 
 
 def check_model(
@@ -22,15 +25,17 @@ def check_model(
     kind: Kind | None = None,
     load: bool = True,
     int8: bool = False,
+    limits: Mapping[str, int | None] | None = None,
 ) -> None:
     """Raise the error that a worker would raise on loading the model called `name`.
 
     key: configuration key that names the model, put before the message. kind: as for `load_encoder`. load: False:
     look at the settings and names of its files only, which needs no torch; weights above 2 GiB are never loaded here.
-    int8: whether it has to compute with 8-bit integers.
+    int8: whether it has to compute with 8-bit integers. limits: tokens to which its texts are cut, by configuration
+    key.
 
-    Raises UsageError if there is no such model or it is not supported, DataError if its files are damaged or do not
-    hold all weights, InfrastructureError if it cannot be fetched.
+    Raises UsageError if there is no such model, it is not supported or a limit leaves no room for text, DataError if
+    its files are damaged or do not hold all weights, InfrastructureError if it cannot be fetched.
     """
     with about(key):
         folder = resolve_model(name, storage)
@@ -38,6 +43,8 @@ def check_model(
         if kind == "backbone" and layout.kind == "static":
             raise UsageError(f"{folder}: holds a static encoder, not a transformer")
         check_weight_files(layout)
+        if (kind or layout.kind) != "static":
+            _check_limits(folder, limits or {})
         if load and is_light(layout.module):
             from clusterbatch.encoder.load import load_encoder
 
@@ -47,6 +54,20 @@ def check_model(
 
                 options = {"dtype": torch.int8}
             load_encoder(folder, kind, **options)
+
+
+def _check_limits(folder: str, limits: Mapping[str, int | None]) -> None:
+    """Raise UsageError if the special tokens of a transformer take all of a limit."""
+    short = {key: limit for key, limit in limits.items() if limit is not None and limit <= _SPECIAL_TOKENS}
+    if not short:
+        return
+    # Takes seconds, for it imports transformers.
+    from clusterbatch.encoder.tokenizer import Tokenizer
+
+    added = Tokenizer(folder).added
+    for key, limit in short.items():
+        if limit <= added:
+            raise UsageError(f"{key}: {limit} tokens leave no room for text beside {added} special ones")
 
 
 def is_light(folder: Path) -> bool:

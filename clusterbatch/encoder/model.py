@@ -17,6 +17,7 @@ from clusterbatch.encoder.model_files import DenseLayout, Kind, shorter
 from clusterbatch.encoder.packed import PackedStates, mean_divisor, pool_packed
 from clusterbatch.encoder.tokenizer import Tokenizer
 from clusterbatch.encoder.tokens import Tokens, micro_batches
+from clusterbatch.errors import DataError
 
 if TYPE_CHECKING:
     # The encoder of texts runs on a machine that has only torch and transformers.
@@ -124,6 +125,11 @@ class Encoder(nn.Module):
         return int(self.backbone.config.hidden_size) * len(self.pooling.split("+"))  # type: ignore[union-attr,arg-type]
 
     @property
+    def _embeddings(self) -> int:
+        table = self.backbone if isinstance(self.backbone, nn.EmbeddingBag) else self.backbone.get_input_embeddings()  # type: ignore[operator]
+        return int(table.num_embeddings)  # type: ignore[union-attr,arg-type]
+
+    @property
     def unpadded(self) -> bool:
         """True if it runs without padding (see `load_encoder`)."""
         return self.packed is not None
@@ -150,7 +156,16 @@ class Encoder(nn.Module):
         return self.tokenizer.encode(texts, shorter(max_tokens, self.max_tokens), prompt)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Return (N, d) float32 unit vectors, differentiable; padded no further than the longest text given."""
+        """Return (N, d) float32 unit vectors, differentiable; padded no further than the longest text given.
+
+        Raises DataError for token ids that the model has no embeddings for.
+        """
+        largest = int(tokens.values.max(initial=0))
+        if largest >= self._embeddings:
+            raise DataError(
+                f"{self.tokenizer.folder}: its tokenizer made token {largest}, its weights hold embeddings of "
+                f"{self._embeddings:,} tokens"
+            )
         if self.kind == "static":
             values = torch.from_numpy(tokens.values.astype(np.int64)).to(self.device)
             starts = torch.from_numpy(tokens.offsets[:-1]).to(self.device)

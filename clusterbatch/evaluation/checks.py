@@ -29,8 +29,19 @@ def check_models(config: RunConfig) -> None:
     if Workspace(config).train().manifest() is not None:
         return
     if config.embed.model not in SURROGATES:
-        check_model(config.embed.model, config.storage, key="embed.model", int8=config.embed.dtype == "int8")
-    check_model(config.train.model, config.storage, key="train.model", kind=config.train.encoder)
+        check_model(
+            config.embed.model,
+            config.storage,
+            key="embed.model",
+            int8=config.embed.dtype == "int8",
+            limits={"embed.max_tokens": config.embed.max_tokens},
+        )
+    lengths = {
+        f"{section}.{name}": getattr(settings, name)
+        for section, settings in (("train", config.train), ("evaluate", config.evaluate))
+        for name in ("max_query_tokens", "max_document_tokens")
+    }
+    check_model(config.train.model, config.storage, key="train.model", kind=config.train.encoder, limits=lengths)
     for name in others:
         if name not in (BEFORE, BM25):
             place = evaluated_models(_with(config, models=[name]), generation=0)[0].name

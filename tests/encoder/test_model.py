@@ -13,7 +13,7 @@ from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.model import Encoder, padded
 from clusterbatch.encoder.model_files import POOLING_MODES
 from clusterbatch.encoder.tokens import Tokens
-from clusterbatch.errors import UsageError
+from clusterbatch.errors import DataError, UsageError
 from tests.encoder.models import ARCHITECTURES
 
 
@@ -133,3 +133,12 @@ def test_static_folder_is_no_backbone(minilm: str, tmp_path: Path) -> None:
 def test_no_texts_no_vectors(minilm: str) -> None:
     encoder = load_encoder(minilm, "static")
     assert encoder.encode(encoder.tokenizer.encode([]), 64).shape == (0, 384)
+
+
+@pytest.mark.parametrize("kind", ["backbone", "static"])
+def test_tokens_without_embeddings_are_named(kind: str, tiny: Callable[[str], Path]) -> None:
+    encoder = load_encoder(str(tiny("bert")), kind)  # type: ignore[arg-type]
+    rows = encoder.tokenizer.vocabulary
+    assert encoder.encode(Tokens.from_lists([[rows - 1]]), 64).shape == (1, 32)
+    with pytest.raises(DataError, match=f"{tiny('bert')}: its tokenizer made token {rows}, .* of {rows:,} tokens"):
+        encoder.encode(Tokens.from_lists([[1], [2, rows]]), 64)
