@@ -1,4 +1,6 @@
-"""The scale model against real runs: `python -m tests.benchmarks.bench_capacity [--rows 800 2400 12000] [--save FILE]`.
+"""The scale model against real runs.
+
+    python -m tests.benchmarks.bench_capacity [--rows 800 2400 12000] [--surrogate NAME] [--save FILE]
 
 Runs the pipeline at three sizes on this machine. Fixed cost and rate of each stage come from the first two; the third,
 at least five times the second, is predicted before it is looked at. Prints one JSON line per figure.
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from itertools import product
 from pathlib import Path
 
 import pyarrow as pa
@@ -39,25 +42,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs=3, default=[800, 2400, 12_000])
     parser.add_argument("--encoder", choices=["static", "backbone"], default="static")
+    parser.add_argument("--surrogate", default="all-MiniLM-L6-v2", help="embed.model")
     parser.add_argument("--save", metavar="FILE", help="write the coefficients there")
     options = parser.parse_args()
     pairs = real_pairs()
     with tempfile.TemporaryDirectory() as folder:
-        words = [*WORDS, f"train.encoder={options.encoder}"]
+        words = [*WORDS, f"train.encoder={options.encoder}", f"embed.model={options.surrogate}"]
         configs = [prepare(Path(folder) / str(rows), pairs.slice(0, rows), words) for rows in options.rows]
         for config in configs[:2]:
             run(config)
         flops = matrix_flops()
-        coefficients = fit(
-            measure(configs[0]), measure(configs[1]), flops, machine=f"{machine()['cpu']}, {machine()['cores']} cores"
-        )
+        found = [measure(config) for config in configs[:2]]
+        coefficients = fit(*found, flops, machine=f"{machine()['cpu']}, {machine()['cores']} cores")
         if options.save:
             save(coefficients, options.save)
         predicted = {
             estimate.stage: estimate for estimate in model_of(configs[2]).estimate(coefficients, PricesConfig())
         }
         run(configs[2])
-        measured = measure(configs[2]).seconds
+        found.append(measure(configs[2]))
+        for each, stage in product(found, STAGE_ARTIFACTS):
+            case = f"{stage}, {each.model.workload.rows:,} rows"
+            emit("seconds of all workers", each.worker_seconds[stage], "s", case=case, wall=each.seconds[stage])
+        measured = found[2].seconds
         for stage, place in zip(STAGE_ARTIFACTS, folders(configs[2]), strict=True):
             # All that stays: of training also checkpoints and the model, which no manifest lists.
             sizes = [path.stat().st_size for path in Path(place).rglob("*") if path.is_file()]

@@ -73,8 +73,11 @@ def measure(config: RunConfig) -> Measured:
 def fit(small: Measured, large: Measured, matrix_flops: float, machine: str = platform.machine()) -> Coefficients:
     """Fit the coefficients to two runs of different sizes, stage by stage.
 
-    The rate is that of the larger run's workers by their own clocks. What else a stage took, start-up and the driver,
-    is fixed at the smaller size and from there may grow with the work. Raises UsageError if the runs are of one size.
+    The rate is that at which the workers' own clocks grow from the smaller run to the larger one; what is left of them
+    is a start of each worker (its model, its first product). What else a stage took, start-up of processes and the
+    driver, is fixed, and grows with the work if the larger run has more than twice the smaller one's.
+
+    Raises UsageError if the runs are of one size.
     """
     fixed, rate, serial = {}, {}, {}
     for stage in STAGE_ARTIFACTS:
@@ -82,15 +85,23 @@ def fit(small: Measured, large: Measured, matrix_flops: float, machine: str = pl
         work, more_work = small.model.work(stage), large.model.work(stage)
         if more_work < 1.5 * work:
             raise UsageError(f"{stage}: the larger run should have at least 1.5 times the work of the smaller one")
-        busy = large.worker_seconds[stage] - large.model.product_flops(stage) / matrix_flops
-        # Where products are all of it, or faster than `matrix_flops`, a tenth is left for the rest.
-        rate[name] = more_work / max(1e-3, 0.1 * large.worker_seconds[stage], busy)
+        busy, more_busy = (
+            run.worker_seconds[stage] - run.model.product_flops(stage) / matrix_flops for run in (small, large)
+        )
+        # Where products are all of it, or faster than `matrix_flops`, or both took as long, a tenth is left.
+        each = max(
+            1e-3 / more_work, 0.1 * large.worker_seconds[stage] / more_work, (more_busy - busy) / (more_work - work)
+        )
+        rate[name] = 1 / each
+        start = max(0.0, more_busy - each * more_work) / large.model.workers(stage)
         rest, more_rest = (
             max(0.0, run.seconds[stage] - run.worker_seconds[stage] / run.model.workers(stage))
             for run in (small, large)
         )
-        serial[name] = max(0.0, (more_rest - rest) / (more_work - work))
-        fixed[name] = max(0.0, min(rest, more_rest) - serial[name] * work)
+        growth = max(0.0, more_rest - rest)
+        # Starts differ by seconds from one time to the next, and passes over few items by an item's time.
+        serial[name] = growth / (more_work - work) if growth > rest else 0.0
+        fixed[name] = start + (max(0.0, rest - serial[name] * work) if serial[name] else max(rest, more_rest))
     return Coefficients(machine, fixed, rate, matrix_flops, serial)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from clusterbatch.batches.strategies import STRATEGIES
 from clusterbatch.config import RunConfig
 from clusterbatch.config.compare import PricesConfig
+from clusterbatch.config.stages import CHARACTER_NGRAMS
 from clusterbatch.embedding.vectors import task_rows
 from clusterbatch.evaluation.collection import search_items
 from clusterbatch.experiments.capacity.sizes import RECORD_CHARACTERS, Shape, TeacherShape, Workload
@@ -295,6 +296,9 @@ class CapacityModel:
         reads = max(1, math.ceil(self.workload.input_bytes / self.config.corpus.unit_bytes))
         parts = max(1, math.ceil(self.corpus_bytes / self.config.corpus.part_bytes))
         vectors = self.workload.rows * 4.0 * self.surrogate.hidden
+        if self.config.embed.model == CHARACTER_NGRAMS:
+            # Kept beside them: a weight of each column and its vector, as float32.
+            vectors += 4.0 * self.surrogate.vocabulary * (1 + self.surrogate.hidden)
         # Parameters and two moments, in files of at most a gibibyte.
         checkpoint, files = 12.0 * self._parameters, 2 * max(1, math.ceil(6.0 * self._parameters / 2**30))
         checkpoints = self.steps / (train.checkpoint_every or max(1, self.steps // 10))

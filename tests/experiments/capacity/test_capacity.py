@@ -37,7 +37,7 @@ TRUE = Coefficients(
     {"ingest": 5.0, "embed backbone": 8.0, "cluster": 20.0, "train static": 9.0, "evaluate static": 4.0},
     {"ingest": 1e6, "embed backbone": 5e10, "cluster": 4e3, "train static": 1e5, "evaluate static": 1e5},
     4e10,
-    {"ingest": 2e-7, "cluster": 1e-5},
+    {"ingest": 2e-6, "cluster": 1e-3},
 )
 
 
@@ -59,8 +59,8 @@ def measured(model: CapacityModel) -> Measured:
 
 
 def test_two_runs_foretell_one_fifty_times_larger_and_on_more_workers() -> None:
-    found = fit(measured(model(2_000)), measured(model(6_000)), TRUE.matrix_flops)
-    for unseen in (model(300_000), model(300_000, "corpus.workers=16", "cluster.workers=8", "embed.workers=32")):
+    found = fit(measured(model(2_000)), measured(model(60_000)), TRUE.matrix_flops)
+    for unseen in (model(3_000_000), model(3_000_000, "corpus.workers=16", "cluster.workers=8", "embed.workers=32")):
         for stage in STAGE_ARTIFACTS:
             assert unseen.seconds(stage, found) == pytest.approx(unseen.seconds(stage, TRUE), rel=1e-6)
 
@@ -69,6 +69,24 @@ def test_start_up_that_varies_leaves_the_rates_alone() -> None:
     small, large = measured(model(2_000)), measured(model(6_000))
     slow = replace(small, seconds={stage: seconds + 30 for stage, seconds in small.seconds.items()})
     assert fit(slow, large, TRUE.matrix_flops).rate == fit(small, large, TRUE.matrix_flops).rate
+
+
+def test_what_a_worker_takes_to_start_is_no_work() -> None:
+    """Figures of a machine whose workers each load a model for four seconds, and that waits three in larger runs."""
+    runs = [measured(model(rows)) for rows in (2_000, 6_000, 300_000)]
+    late = [
+        replace(
+            run,
+            seconds={stage: seconds + 4 + wait for stage, seconds in run.seconds.items()},
+            worker_seconds={
+                stage: seconds + 4 * run.model.workers(stage) for stage, seconds in run.worker_seconds.items()
+            },
+        )
+        for run, wait in zip(runs, (0, 3, 3), strict=True)
+    ]
+    found = fit(*late[:2], TRUE.matrix_flops)
+    for stage in ("embed", "train", "evaluate"):
+        assert runs[2].model.seconds(stage, found) == pytest.approx(late[2].seconds[stage], rel=1e-6)
 
 
 def test_objects_of_a_search_are_those_that_the_stage_makes(tmp_path: Path) -> None:
