@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from clusterbatch.batches.plan import PLAN_VERSION, BatchPlan, GlobalBatch
+from clusterbatch.batches.super_batches import SuperBatchPlan, Vectors
 from clusterbatch.config import BatchesConfig, fingerprint
 from clusterbatch.shards.index import ClusterIndex
 
@@ -38,9 +39,25 @@ class Plan(Protocol):
     def steps_of(self, epochs: int) -> int: ...
 
 
-def make_plan(index: ClusterIndex, config: BatchesConfig, layout: str = "cluster") -> Plan:
-    """Return the plan that `config` asks for, in phases if it has a curriculum. Raises UsageError."""
-    return CurriculumPlan(index, config, layout) if config.curriculum else BatchPlan(index, config, layout)
+def make_plan(
+    index: ClusterIndex, config: BatchesConfig, layout: str = "cluster", vectors: Vectors | None = None
+) -> Plan:
+    """Return the plan that `config` asks for, in phases if it has a curriculum.
+
+    vectors: of the rows, for super-batches; without them such a plan knows its steps, but none of its batches. Raises
+    UsageError.
+    """
+    if config.curriculum:
+        return CurriculumPlan(index, config, layout, vectors)
+    return _plan_of_phase(index, config, layout, 0, vectors)
+
+
+def _plan_of_phase(
+    index: ClusterIndex, config: BatchesConfig, layout: str, first_epoch: int, vectors: Vectors | None
+) -> BatchPlan:
+    if config.super_batch > 1:
+        return SuperBatchPlan(index, config, layout, first_epoch, vectors)
+    return BatchPlan(index, config, layout, first_epoch)
 
 
 class CurriculumPlan:
@@ -49,13 +66,15 @@ class CurriculumPlan:
     plans: one per phase; first_steps: the step that each begins at.
     """
 
-    def __init__(self, index: ClusterIndex, config: BatchesConfig, layout: str = "cluster") -> None:
+    def __init__(
+        self, index: ClusterIndex, config: BatchesConfig, layout: str = "cluster", vectors: Vectors | None = None
+    ) -> None:
         self.index, self.config, self.layout = index, config, layout
         self.plans: list[BatchPlan] = []
         self._epochs: list[int] = []
         steps = [0]
         for phase, batches in zip(config.curriculum, config.phases, strict=True):
-            plan = BatchPlan(index, batches, layout, first_epoch=sum(self._epochs))
+            plan = _plan_of_phase(index, batches, layout, sum(self._epochs), vectors)
             length = plan.steps_of(phase.epochs) if phase.epochs else phase.steps or 0
             self.plans.append(plan)
             self._epochs.append(-(-length // plan.steps_per_epoch))

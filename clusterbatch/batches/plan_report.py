@@ -21,6 +21,8 @@ from clusterbatch.shards.index import LeftOut
 # Parts of batches that are looked at together: bounds the memory.
 _PARTS_AT_ONCE = 2**19
 _SAMPLED_STEPS = 128
+# The vectors of each are read.
+_SAMPLED_SUPER_BATCHES = 8
 _MUCH_PACKED = 0.3
 _MUCH_HARDLY_LARGER = 0.05
 _MUCH_READ = 1.1
@@ -217,7 +219,8 @@ def _purity(plan: BatchPlan, tallies: Sequence[_Tally], share: np.ndarray) -> fl
         return None
     if all(_counts_clusters(plan, stratum) for stratum in plan.strata):
         return float(share @ [tally.purity / tally.batches for tally in tallies])
-    steps = np.linspace(0, plan.steps_per_epoch - 1, min(_SAMPLED_STEPS, plan.steps_per_epoch)).astype(int)
+    most = _SAMPLED_SUPER_BATCHES if plan.config.super_batch > 1 else _SAMPLED_STEPS
+    steps = np.linspace(0, plan.steps_per_epoch - 1, min(most, plan.steps_per_epoch)).astype(int)
     return float(np.mean([plan.batch(step).purity for step in steps.tolist()]))
 
 

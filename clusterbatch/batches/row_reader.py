@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 
+from clusterbatch.embedding.vectors import vector_values
+from clusterbatch.shards.index import ClusterIndex
 from clusterbatch.shards.reader import ShardReader
 
 _SHARDS_AT_ONCE = 8
@@ -87,6 +89,32 @@ class RowReader:
         with self._lock:
             self.bytes_read += spent
         return batches
+
+
+class StoredVectors:
+    """The surrogate's vectors of rows of a cluster index, read from its shards; for plans of super-batches."""
+
+    def __init__(self, reader: ShardReader, index: ClusterIndex) -> None:
+        """`index`: the reader's, or what a filter keeps of it."""
+        self._reader, self._index = reader, index
+
+    def __call__(self, piece: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the vectors of queries and of documents, (n, m) float16 each, of rows `row` (n,) of pieces (n,).
+
+        Raises DataError if the shards hold none, or they are damaged.
+        """
+        index = self._index
+        run = index.first_run[piece] + row // index.run_rows
+        keys, which = np.unique(index.shard[piece].astype(np.int64) * _RUNS_PER_SHARD + run, return_inverse=True)
+        shards, starts = np.unique(keys // _RUNS_PER_SHARD, return_index=True)
+        runs = [each % _RUNS_PER_SHARD for each in np.split(keys, starts)[1:]]
+        with ThreadPoolExecutor(min(_SHARDS_AT_ONCE, len(shards))) as pool:
+            batches = [
+                run for of_shard in pool.map(self._reader.read_vectors, shards.tolist(), runs) for run in of_shard
+            ]
+        first = np.concatenate([[0], np.cumsum([batch.num_rows for batch in batches])])
+        table = pa.Table.from_batches(batches).take(pa.array(first[which] + row % index.run_rows))
+        return vector_values(table["query_vector"]), vector_values(table["document_vector"])
 
 
 class _RunCache:

@@ -43,11 +43,13 @@ class ClusterBatchSampler(Sampler[list[int]]):
         config: BatchesConfig,
         *,
         sources: Labels | None = None,
+        vectors: tuple[np.ndarray, np.ndarray] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         """clusters, sources: (N,) integers or strings, one per row of the dataset; clusters next to each other in
-        sorted order count as neighbours. `config.size` is the global batch, over all ranks.
+        sorted order count as neighbours. vectors: (N, m) unit vectors of the queries and of the documents, which
+        `config.super_batch` needs. `config.size` is the global batch, over all ranks.
 
         Raises UsageError if labels and configuration make no plan.
         """
@@ -58,8 +60,19 @@ class ClusterBatchSampler(Sampler[list[int]]):
             raise UsageError(
                 f"batches.size: a batch of {config.size} pairs leaves some of {world_size} ranks without any"
             )
+        if config.super_batch > 1 and vectors is None:
+            raise UsageError("batches.super_batch: a sampler divides super-batches by `vectors`, which are not given")
+        for each in vectors or ():
+            if each.ndim != 2 or len(each) != len(clusters):
+                raise UsageError(f"vectors: of shape {each.shape}, expected one for each of {len(clusters)} rows")
         index, self._row_of = index_labels(clusters, sources)
-        self.plan = make_plan(index, config, "group" if config.stratify == "group" else "cluster")
+
+        def vectors_of(piece: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            assert vectors is not None
+            rows = self._row_of[index.first_row[piece] + row]
+            return vectors[0][rows], vectors[1][rows]
+
+        self.plan = make_plan(index, config, "group" if config.stratify == "group" else "cluster", vectors_of)
         self._rank, self._world_size = rank, world_size
         self.epoch, self._first = 0, 0
 
@@ -149,17 +162,24 @@ class SentenceTransformersSampler:
     """
 
     def __init__(
-        self, clusters: Labels, *, sources: Labels | None = None, devices: int | None = None, **batches: Any
+        self,
+        clusters: Labels,
+        *,
+        sources: Labels | None = None,
+        vectors: tuple[np.ndarray, np.ndarray] | None = None,
+        devices: int | None = None,
+        **batches: Any,
     ) -> None:
-        """clusters, sources: one label per row of `train_dataset`. devices: processes that share a global batch; unset:
-        those of torch.distributed. `batches`: further keys of the section batches (stratify, clusters_per_batch,
-        small_sources, source_weights); size and seed come from the trainer.
+        """clusters, sources: one label per row of `train_dataset`; vectors: as for ClusterBatchSampler. devices:
+        processes that share a global batch; unset: those of torch.distributed. `batches`: further keys of the section
+        batches (stratify, clusters_per_batch, super_batch, small_sources, source_weights); size and seed come from the
+        trainer.
         """
         known = BatchesConfig.model_fields.keys() - {"size", "seed"}
         for name in sorted(batches.keys() - known):
             raise UsageError(f"{name}: not a key that a sampler takes (it takes {', '.join(sorted(known))})")
         self._clusters, self._sources = np.asarray(clusters), None if sources is None else np.asarray(sources)
-        self._devices, self._batches = devices, batches
+        self._vectors, self._devices, self._batches = vectors, devices, batches
         self._has_trained = False
 
     def __call__(
@@ -183,7 +203,8 @@ class SentenceTransformersSampler:
         if devices is None:
             devices = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         config = BatchesConfig(size=batch_size * devices, seed=seed, **self._batches)
-        return DeviceBatchSampler(ClusterBatchSampler(self._clusters, config, sources=self._sources), devices)
+        sampler = ClusterBatchSampler(self._clusters, config, sources=self._sources, vectors=self._vectors)
+        return DeviceBatchSampler(sampler, devices)
 
 
 def index_labels(clusters: Labels, sources: Labels | None = None) -> tuple[ClusterIndex, np.ndarray]:

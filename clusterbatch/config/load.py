@@ -72,6 +72,12 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _super_batches(self) -> RunConfig:
+        if self.batches.super_batch > 1 and self.cluster.surrogate == "none":
+            raise ValueError("batches.super_batch needs the surrogate's vectors (cluster.surrogate)")
+        return self
+
+    @model_validator(mode="after")
     def _teacher(self) -> RunConfig:
         mask = self.train.mask
         needing = {

@@ -62,6 +62,9 @@ class BatchesConfig(Section):
     """Neighbouring clusters that count as one: coarser clusters without clustering again."""
     random_share: float = Field(0.0, ge=0, le=0.5)
     """Share of each batch that is exchanged for rows of other batches of the same source."""
+    super_batch: int = added(1, ge=1)
+    """Batches that are drawn together and then divided so that near rows share a batch, by the surrogate's vectors
+    (`cluster.surrogate`). Needs `stratify: source` or `random`; every worker reads the vectors of them all. 1: off."""
     uniform_clusters: bool = False
     """Draw each cluster equally often (TAS, Hofstaetter 2021) instead of in proportion to its rows."""
     curriculum: list[PhaseConfig] = []
@@ -83,6 +86,19 @@ class BatchesConfig(Section):
     def _by_cluster(self) -> BatchesConfig:
         if self.uniform_clusters and any(phase.stratify != "cluster" for phase in self.phases):
             raise ValueError("uniform_clusters needs stratify: cluster, in all phases")
+        return self
+
+    @model_validator(mode="after")
+    def _super_batches(self) -> BatchesConfig:
+        if self.super_batch == 1:
+            return self
+        for phase in self.phases:
+            if phase.stratify not in ("source", "random"):
+                raise ValueError(f"super_batch needs stratify: source or random (got {phase.stratify})")
+            if phase.random_share:
+                raise ValueError("super_batch: its batches exchange no rows (random_share)")
+        if self.source_weights:
+            raise ValueError("super_batch: its batches have no weights (source_weights)")
         return self
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from scipy import stats
 
 from clusterbatch.batches.curriculum import make_plan
+from clusterbatch.batches.row_reader import StoredVectors
 from clusterbatch.config import DOCSTRINGS, RunConfig, shown_configuration
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.evaluation.models import AFTER, BEFORE
@@ -233,11 +234,14 @@ def _add_clusters(
             views.plots.append(cluster_map_figure(views.mapped, words))
     views.duplicates.update(details_of(manifest, ClustersDetails).get("duplicates", {}))
     views.near_pairs.extend(near_pairs(clusters, manifest))
-    text = ShardText(clusters, manifest)
+    text, reader = ShardText(clusters, manifest), ShardReader(clusters)
     for stratify in dict.fromkeys(("random", config.batches.stratify)):
         batches = config.batches.model_copy(update={"stratify": stratify, "curriculum": [], "source_weights": None})
+        if stratify != config.batches.stratify:
+            batches = batches.model_copy(update={"super_batch": 1})
         try:
-            plan = make_plan(ShardReader(clusters).index, batches, manifest.config["stratify"])
+            vectors = StoredVectors(reader, reader.index)
+            plan = make_plan(reader.index, batches, manifest.config["stratify"], vectors)
         # Too few rows for a batch, or shards that cannot serve the strategy: there is nothing to show.
         except UsageError:
             continue

@@ -158,6 +158,15 @@ class ShardReader(_RunFiles):
                 of_run += stored.columns
         return [pa.RecordBatch.from_arrays(of_run, names=names) for of_run in columns]
 
+    def read_vectors(self, shard: int, runs: np.ndarray) -> list[pa.RecordBatch]:
+        """Return query_vector and document_vector of each of `runs` (ascending run numbers), as `read_runs` would."""
+        names = ["query_vector", "document_vector"]
+        self._files(vectors=True)
+        assert self._vectors is not None
+        runs = np.asarray(runs, dtype=np.int64)
+        stored = _read_all({VECTORS: self._spans(shard, runs, VECTORS)}, one_by_one=self._artifact.folder.is_local)
+        return [pa.RecordBatch.from_arrays(self._vectors.decode(run), names=names) for run in stored[VECTORS]]
+
     def _files(self, vectors: bool) -> list[str]:
         if vectors and self._vectors is None:
             raise DataError(f"{self._artifact.folder.uri}: these shards were written without the surrogate's vectors")

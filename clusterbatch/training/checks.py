@@ -40,6 +40,12 @@ def check_tokens(config: RunConfig, place: str, clusters: Manifest) -> None:
         raise UsageError(f"{changed[0]}: {place} holds tokens made with another one; {advice}")
 
 
+def check_vectors(config: RunConfig, place: str, clusters: Manifest) -> None:
+    """Raise UsageError if super-batches are to be divided by vectors that the shards do not hold."""
+    if config.batches.super_batch > 1 and not details_of(clusters, ClustersDetails)["layout"]["surrogate_dimensions"]:
+        raise UsageError(f"batches.super_batch: {place} holds no vectors (it was made with cluster.surrogate=none)")
+
+
 def check_margins(config: RunConfig, place: str, clusters: Manifest) -> None:
     """Raise UsageError if `train.margin_mse` is on and the shards hold no teacher's margins."""
     if (

@@ -23,6 +23,7 @@ from clusterbatch.training.checks import (
     check_phases,
     check_scores,
     check_tokens,
+    check_vectors,
     check_workers,
 )
 from clusterbatch.training.driver import fit
@@ -64,6 +65,7 @@ def train(
     check_workers(config)
     check_tokens(config, clusters.folder.uri, inputs)
     check_margins(config, clusters.folder.uri, inputs)
+    check_vectors(config, clusters.folder.uri, inputs)
     scored = workspace.scores(continued.clusters if continued else 0)
     scores = check_scores(config, scored, inputs)
     plan = open_plan(config, clusters, inputs, count_negatives=True)

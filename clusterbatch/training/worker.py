@@ -16,6 +16,7 @@ from torch import Tensor
 from clusterbatch.batches.curriculum import Plan, make_plan
 from clusterbatch.batches.loader import SliceLoader
 from clusterbatch.batches.negatives import NegativeChoice
+from clusterbatch.batches.row_reader import StoredVectors
 from clusterbatch.config import RunConfig, TrainConfig
 from clusterbatch.encoder.clip import TowersEncoder
 from clusterbatch.encoder.load import load_encoder
@@ -118,9 +119,9 @@ def open_plan(config: RunConfig, clusters: Artifact, manifest: Manifest, *, coun
 
     count_negatives: whether to count the hard negatives that it leaves out, which takes a look at all of their scores.
     """
-    index = ShardReader(clusters).index
-    index = filter_rows(clusters, manifest, index, config.train.filter, negatives=count_negatives)
-    return make_plan(index, config.batches, manifest.config["stratify"])
+    reader = ShardReader(clusters)
+    index = filter_rows(clusters, manifest, reader.index, config.train.filter, negatives=count_negatives)
+    return make_plan(index, config.batches, manifest.config["stratify"], StoredVectors(reader, index))
 
 
 def run_worker(

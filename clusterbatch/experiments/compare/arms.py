@@ -43,8 +43,9 @@ class Arm:
 
     @property
     def uses_embeddings(self) -> bool:
-        mask = self.config.train.mask
-        return self.uses_clusters or self.config.mine.is_on or mask.surrogate_margin is not None or self.uses_scores
+        mask, batches = self.config.train.mask, self.config.batches
+        by_vectors = mask.surrogate_margin is not None or batches.super_batch > 1
+        return self.uses_clusters or self.config.mine.is_on or by_vectors or self.uses_scores
 
     @property
     def uses_scores(self) -> bool:

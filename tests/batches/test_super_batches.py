@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clusterbatch.batches import SliceLoader
+from clusterbatch.batches.curriculum import make_plan
+from clusterbatch.batches.plan import BatchPlan
+from clusterbatch.batches.plan_report import plan_report
+from clusterbatch.batches.row_reader import StoredVectors
+from clusterbatch.batches.samplers import ClusterBatchSampler
+from clusterbatch.batches.strata import POOL
+from clusterbatch.batches.super_batches import SuperBatchPlan, Vectors, divide
+from clusterbatch.config import BatchesConfig, load_config
+from clusterbatch.errors import DataError, UsageError
+from clusterbatch.shards.index import ClusterIndex
+from clusterbatch.shards.reader import ShardReader
+from clusterbatch.store import Folder
+from tests.batches.indexes import make_index, row_ids
+from tests.clustering.synthetic import build_shards
+from tests.clustering.test_assign import unit
+
+SIZES = {"a": [100, 220, 64], "b": [300, 90], "c": [20]}
+
+
+def vectors_of(index: ClusterIndex) -> Vectors:
+    queries, documents = (unit(index.total_rows, 6, seed) for seed in (0, 1))
+
+    def found(piece: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = row_ids(index, piece, row)
+        return queries[rows], documents[rows]
+
+    return found
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> SuperBatchPlan:
+    size = draw(st.sampled_from([2, 6, 16]))
+    largest = draw(st.sampled_from([1, size // 2 + 1, 9 * size]))
+    sizes = draw(st.lists(st.lists(st.integers(1, largest), min_size=1, max_size=6), min_size=1, max_size=4))
+    stratify = draw(st.sampled_from(["random", "source"]))
+    config = BatchesConfig(
+        stratify=stratify, size=size, super_batch=draw(st.integers(2, 9)), seed=draw(st.integers(0, 1000))
+    )
+    sizes[0].append(size)
+    index = make_index(sizes, run_rows=draw(st.sampled_from([1, 4, 8])))
+    return SuperBatchPlan(index, config, draw(st.sampled_from(["cluster", stratify])), vectors=vectors_of(index))
+
+
+@settings(max_examples=150, deadline=None)
+@given(plan=plans(), epoch=st.integers(0, 2))
+def test_every_row_once_an_epoch_but_for_counted_repeats(plan: SuperBatchPlan, epoch: int) -> None:
+    index, size = plan.index, plan.config.size
+    seen = np.zeros(index.total_rows, int)
+    repeats: Counter[str] = Counter()
+    for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
+        batch = plan.batch(step)
+        assert (len(batch), batch.step, batch.epoch) == (size, step, epoch)
+        rows = row_ids(index, batch.piece, batch.row)
+        assert len(np.unique(rows)) == size, "a row twice in one batch"
+        seen[rows] += 1
+        repeats[batch.stratum.name] += batch.repeated
+        if plan.config.stratify != "random" and batch.stratum.name != POOL:
+            assert len(np.unique(index.source[batch.piece])) == 1, "a batch of two sources"
+    assert seen.min() == 1, "a row was left out"
+    assert (seen - 1).sum() == sum(repeats.values())
+    assert max(repeats.values()) < size
+
+
+@settings(max_examples=60, deadline=None)
+@given(plan=plans(), steps=st.lists(st.integers(0, 200), min_size=1, max_size=8))
+def test_a_step_is_the_same_whatever_came_before(plan: SuperBatchPlan, steps: list[int]) -> None:
+    for step in steps:
+        fresh = SuperBatchPlan(plan.index, plan.config, plan.layout, vectors=vectors_of(plan.index))
+        one, other = plan.batch(step), fresh.batch(step)
+        assert np.array_equal(row_ids(plan.index, one.piece, one.row), row_ids(plan.index, other.piece, other.row))
+
+
+@settings(max_examples=60, deadline=None)
+@given(plan=plans(), epoch=st.integers(0, 1))
+def test_the_parts_of_a_super_batch_are_consecutive_steps(plan: SuperBatchPlan, epoch: int) -> None:
+    """Their rows are those of so many batches of the plan without super-batches."""
+    size, times = plan.config.size, plan.config.super_batch
+    steps = [plan.batch(step) for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)]
+    for stratum in plan.strata:
+        of_stratum = [batch for batch in steps if batch.stratum is stratum]
+        # Rows that complete a batch come last.
+        own = [row_ids(plan.index, each.piece, each.row)[: size - each.repeated].tolist() for each in of_stratum]
+        piece, row, _, _ = plan.sequence(stratum, epoch).rows(0, stratum.rows)
+        drawn = row_ids(plan.index, piece, row).tolist()
+        super_batches = [set(drawn[start : start + times * size]) for start in range(0, len(drawn), times * size)]
+        while own:
+            together = next(rows for rows in super_batches if own[0][0] in rows)
+            parts = -(-len(together) // size)
+            assert set().union(*own[:parts]) == together
+            own = own[parts:]
+
+
+def _reference(queries: np.ndarray, documents: np.ndarray, size: int) -> list[int]:
+    """The rule, with Python's whole numbers."""
+    q, d = ([[round(float(v) * 1024) for v in row] for row in each] for each in (queries, documents))
+
+    def score(i: int, j: int) -> int:
+        return sum(a * b for a, b in zip(q[i], d[j], strict=True)) + sum(a * b for a, b in zip(q[j], d[i], strict=True))
+
+    left, found = list(range(len(q))), []
+    while len(left) > size:
+        first = left.pop(0)
+        near = sorted(left, key=lambda other: (-score(first, other), left.index(other)))[: size - 1]
+        found += [first, *near]
+        left = [row for row in left if row not in near]
+    return found + left
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("rows", [1, 5, 16, 61])
+def test_near_rows_share_a_batch(rows: int, dtype: type) -> None:
+    queries, documents = (unit(rows, 12, seed).astype(dtype) for seed in (2, 3))
+    assert divide(queries, documents, 5).tolist() == _reference(queries, documents, 5)
+
+
+def test_the_order_of_sums_changes_nothing() -> None:
+    """As with another processor's products: dimensions in another order, in pieces, or of twice the precision."""
+    queries, documents = (unit(600, 384, seed).astype(np.float16) for seed in (4, 5))
+    # Near copies, whose scores differ by little.
+    documents[1::2] = documents[::2]
+    expected = divide(queries, documents, 32)
+    shuffled = np.random.default_rng(0).permutation(384)
+    assert np.array_equal(divide(queries[:, shuffled], documents[:, shuffled], 32), expected)
+    assert np.array_equal(divide(queries.astype(np.float64), documents.astype(np.float64), 32), expected)
+
+
+def test_batches_are_harder_the_more_are_divided_together() -> None:
+    index, hardness = make_index([[4000]]), []
+    queries = unit(4000, 8, 0)
+    documents = queries + 0.3 * unit(4000, 8, 1)
+    documents /= np.linalg.norm(documents, axis=1, keepdims=True)
+    for times in (1, 4, 16):
+        config = BatchesConfig(size=16, stratify="source", super_batch=times)
+        plan = make_plan(index, config, "cluster", lambda piece, row: (queries[row], documents[row]))
+        batches = [plan.batch(step).row for step in range(plan.steps_per_epoch)]
+        scores = np.array([queries[rows] @ documents[rows].T for rows in batches])
+        hardness.append(scores[:, ~np.eye(16, dtype=bool)].mean())
+    assert hardness[2] > hardness[1] + 0.1
+    assert hardness[1] > hardness[0] + 0.1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_slices_together_are_the_planned_rows(tmp_path: Path, world_size: int) -> None:
+    artifact, written = build_shards(Folder(str(tmp_path)), SIZES)
+    reader = ShardReader(artifact)
+    config = BatchesConfig(size=32, stratify="source", super_batch=4)
+
+    def plan() -> BatchPlan:
+        # Each rank has its own.
+        return SuperBatchPlan(reader.index, config, "cluster", vectors=StoredVectors(reader, reader.index))
+
+    steps, planned = 2 * plan().steps_per_epoch, plan()
+    loaders = [SliceLoader(plan(), reader, rank, world_size, 0, steps) for rank in range(world_size)]
+    for step, slices in enumerate(zip(*loaders, strict=True)):
+        batch = planned.batch(step)
+        names = [reader.index.sources[source] for source in reader.index.source[batch.piece]]
+        places = zip(names, reader.index.cluster[batch.piece].tolist(), batch.row.tolist(), strict=True)
+        hashes = np.concatenate([part.query_hash for part in slices])
+        assert hashes.tolist() == [written[name, cluster]["query_hash"][row].as_py() for name, cluster, row in places]
+        assert all(part.query_vector is None for part in slices)
+
+
+def test_stored_vectors_are_those_of_the_rows(tmp_path: Path) -> None:
+    artifact, written = build_shards(Folder(str(tmp_path)), SIZES, shard_rows=150)
+    reader = ShardReader(artifact)
+    index = reader.index
+    random = np.random.default_rng(0)
+    piece = random.integers(0, len(index.rows), 70)
+    row = random.integers(0, index.rows[piece])
+    queries, documents = StoredVectors(reader, index)(piece, row)
+    for place in range(len(piece)):
+        table = written[index.sources[index.source[piece[place]]], int(index.cluster[piece[place]])]
+        expected = table.slice(int(row[place]), 1)
+        assert queries[place].tolist() == expected["query_vector"][0].as_py()
+        assert documents[place].tolist() == expected["document_vector"][0].as_py()
+
+
+def test_shards_without_vectors_are_named(tmp_path: Path) -> None:
+    artifact, _ = build_shards(Folder(str(tmp_path)), SIZES, dimensions=None)
+    reader = ShardReader(artifact)
+    plan = make_plan(
+        reader.index,
+        BatchesConfig(size=16, stratify="source", super_batch=2),
+        "cluster",
+        StoredVectors(reader, reader.index),
+    )
+    with pytest.raises(DataError, match="without the surrogate's vectors"):
+        plan.batch(0)
+
+
+def test_a_curriculum_has_them_too() -> None:
+    index = make_index([[90, 70], [40]])
+    phases = [{"steps": 3, "stratify": "random"}, {}]
+    config = BatchesConfig(size=8, stratify="source", super_batch=3, curriculum=phases)
+    plan = make_plan(index, config, "cluster", vectors_of(index))
+    alone = BatchesConfig(size=8, stratify="random", super_batch=3)
+    first = make_plan(index, alone, "cluster", vectors_of(index)).batch(2)
+    assert np.array_equal(plan.batch(2).row, first.row)
+    assert len({plan.batch(step).stratum.name for step in range(3, 3 + plan.steps_per_epoch)}) == 2
+
+
+def test_a_sampler_divides_by_the_vectors_of_its_rows() -> None:
+    labels = np.repeat(["x", "y"], [120, 60])
+    queries = documents = unit(180, 6, 0)
+    config = BatchesConfig(size=12, stratify="source", super_batch=5)
+    sampler = ClusterBatchSampler(np.zeros(180, int), config, sources=labels, vectors=(queries, documents))
+    batches = list(sampler)
+    assert sorted(row for batch in batches for row in batch) == list(range(180))
+    for batch in batches:
+        assert len({labels[row] for row in batch}) == 1
+    plain = ClusterBatchSampler(np.zeros(180, int), BatchesConfig(size=12, stratify="source"), sources=labels)
+
+    def mean_score(batches: list[list[int]]) -> float:
+        return float(np.mean([(queries[batch] @ documents[batch].T).mean() for batch in batches]))
+
+    assert mean_score(batches) > mean_score(list(plain)) + 0.02
+    with pytest.raises(UsageError, match="vectors"):
+        ClusterBatchSampler(labels, config)
+    with pytest.raises(UsageError, match=r"vectors: of shape \(10, 6\)"):
+        ClusterBatchSampler(labels, config, vectors=(queries[:10], documents))
+
+
+def test_the_report_of_a_plan_knows_its_steps() -> None:
+    index = make_index([[90, 70], [40]])
+    config = BatchesConfig(size=8, stratify="source", super_batch=3)
+    report = plan_report(make_plan(index, config, "cluster", vectors_of(index)))
+    assert report["steps_per_epoch"] == 25
+    assert 0.5 <= report["purity"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["batches.stratify=cluster"], "super_batch needs stratify: source or random"),
+        (["batches.stratify=source", "batches.random_share=0.5"], "random_share"),
+        (["batches.stratify=source", "batches.source_weights={a: 2}"], "source_weights"),
+        (["batches.stratify=source", "cluster.surrogate=none"], "cluster.surrogate"),
+    ],
+)
+def test_what_super_batches_cannot_do_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_config(None, ["workspace=w", "batches.super_batch=4", *words])
