@@ -70,13 +70,13 @@ class Arms:
             return None
         if strategy in (*_CLUSTERED, "super") and 2 * size > len(source) / sources:
             return None
-        if strategy == "super":
-            return self._packed_batches(size, batch, seed)
         if strategy == "diverse":
             return self._diverse_batches(batch, seed)
         clustered = strategy in _CLUSTERED
         labels = self.labels(size, vectors or "own") if clustered else np.zeros(len(source), np.int64)
         layer = self.facts.duplicates(size)[1] if mask_of(name) == "apart" else None
+        if strategy == "super":
+            return self._planned("source", batch, seed, labels, most=most, super_batch=int(times[:-1]))
         return self._planned(strategy.replace("-", "_"), batch, seed, labels, 0.5 if half else 0.0, most, layer)
 
     def _planned(
@@ -88,34 +88,32 @@ class Arms:
         random_share: float = 0,
         most: int | None = None,
         layer: np.ndarray | None = None,
+        super_batch: int = 1,
     ) -> np.ndarray:
         """Return (steps, B) rows of the batches of clusterbatch.batches; layer: (N,) int64, those of ClusterIndex."""
         clusters = None if stratify in ("random", "source") else 1
         config = BatchesConfig(
-            stratify=stratify, size=batch, seed=seed, clusters_per_batch=clusters, random_share=random_share
+            stratify=stratify,
+            size=batch,
+            seed=seed,
+            clusters_per_batch=clusters,
+            random_share=random_share,
+            super_batch=super_batch,
         )
         index, row_of = index_labels(labels if layer is None else labels * LAYERS + layer, self.corpus.source)
         if layer is not None:
             labels, layer = labels[row_of[index.first_row]], layer[row_of[index.first_row]]
             index = replace(index, cluster=labels.astype(np.int32), layer=layer.astype(np.int8))
-        plan = make_plan(index, config)
+        pairs = self.corpus.pairs
+
+        def vectors_of(piece: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            rows = row_of[index.first_row[piece] + row]
+            return pairs.query_vector[rows], pairs.document_vector[rows]
+
+        plan = make_plan(index, config, vectors=vectors_of)
         steps = plan.steps_of(EPOCHS)
         planned = map(plan.batch, range(steps) if most is None else spaced(steps, most))
         return np.array([row_of[index.first_row[found.piece] + found.row] for found in planned])
-
-    def _packed_batches(self, size: int, batch: int, seed: int) -> np.ndarray:
-        """Return batches of near neighbours inside random super-batches of `size` rows of a source."""
-        random, found = np.random.default_rng(seed), []
-        for _ in range(EPOCHS):
-            of_epoch = []
-            for rows in self._strata(batch):
-                drawn = random.permutation(rows)
-                for start in range(0, len(rows), size):
-                    near = near_batches(self.corpus.pairs, drawn[start : start + size], batch)
-                    of_epoch.append([self._completed(each, rows, batch, random) for each in near])
-            # Batches of one super-batch come one after the other, as they would in a stream.
-            found += [each for number in random.permutation(len(of_epoch)) for each in of_epoch[number]]
-        return np.array(found)
 
     def _diverse_batches(self, batch: int, seed: int) -> np.ndarray:
         """Return batches of a source that take from each of its clusters its share, of as many clusters as rows."""
@@ -183,22 +181,6 @@ def cluster_numbers(vectors: np.ndarray, clusters: int) -> np.ndarray:
     own = Assigner(centroids)(vectors).labels.numpy()
     weights = np.bincount(own, minlength=len(centroids))
     return np.argsort(packing_order(centroids, weights.astype(np.float64)))[own]
-
-
-def near_batches(pairs: Pairs, rows: np.ndarray, batch: int) -> list[np.ndarray]:
-    """Split the rows of a super-batch into batches; the last one may be short.
-
-    The first row that is left is joined by those whose query and document score highest with its own, crosswise.
-    """
-    scores = pairs.query_vector[rows] @ pairs.document_vector[rows].T
-    scores += scores.T.copy()
-    left, found = np.arange(len(rows)), []
-    while len(left):
-        near = np.argsort(-scores[left[0], left[1:]], kind="stable")[: batch - 1]
-        chosen = np.concatenate([[0], 1 + near])
-        found.append(rows[left[chosen]])
-        left = np.delete(left, chosen)
-    return found
 
 
 def mask_of(arm: str) -> str:

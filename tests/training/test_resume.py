@@ -6,6 +6,7 @@ Every run here is real processes that talk over gloo. 20 steps cross the end of 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,8 +31,12 @@ def _figures(lines: list[dict]) -> list[dict]:
     return [{name: value for name, value in line.items() if name not in _MEASURED} for line in lines]
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "batches"),
+    # The checkpoint is in the middle of a super-batch.
+    [(2, {}), (2, {"stratify": "source", "super_batch": 4}), pytest.param(4, {}, marks=pytest.mark.slow)],
+)
+def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tmp_path: Path, size: int, batches: dict[str, Any]) -> None:
     """With dropout, hard negatives, row weights, all directions, masks, a learned temperature, a step cut in two."""
     train = {
         "steps": _STEPS,
@@ -44,7 +49,7 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tmp_path: Path, size:
     }
     jobs = {}
     for name in ("undisturbed", "killed"):
-        config = small_config(tmp_path, workspace=str(tmp_path / name), train=train)
+        config = small_config(tmp_path, workspace=str(tmp_path / name), train=train, batches=batches)
         write_clusters(config, negatives=True, weight=True, share=_SHARE)
         jobs[name] = small_job(config)
 

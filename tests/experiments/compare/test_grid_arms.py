@@ -1,4 +1,4 @@
-"""Batches of the study's arms that the package does not make: super-batches of near neighbours and diverse batches."""
+"""Batches of the study's arms: super-batches by its own vectors, and diverse batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("numba", reason="the study's trainer is compiled (pip install '.[bench]')")
 
 from clusterbatch.encoder.tokens import Tokens
-from tests.benchmarks.grid_arms import EPOCHS, Arms, clusters_of, hardness, near_batches
+from tests.benchmarks.grid_arms import EPOCHS, Arms, clusters_of, hardness
 from tests.benchmarks.static_trainer import Corpus, Pairs
 
 BATCH, TOPICS = 16, 24
@@ -64,36 +64,6 @@ def test_larger_super_batches_are_harder_and_diverse_batches_easier(arms: Arms) 
         for arm in ("diverse", "source", "super-2x", "super-4x")
     ]
     assert (np.diff(found) > 0.01).all()
-
-
-def test_batches_of_a_super_batch_hold_the_nearest_of_its_rows_that_are_left(arms: Arms) -> None:
-    """Against sorting by hand."""
-    pairs = arms.corpus.pairs
-    rows = np.random.default_rng(1).permutation(ROW_COUNT)[:41]
-    left = rows.tolist()
-    found = near_batches(pairs, rows, BATCH)
-    assert [len(batch) for batch in found] == [16, 16, 9]
-    for batch in found:
-        first, *others = left
-
-        def score(row: int, first: int = first) -> float:
-            crosswise = ((first, row), (row, first))
-            return sum(float(pairs.query_vector[of] @ pairs.document_vector[other]) for of, other in crosswise)
-
-        expected = [first, *sorted(others, key=score, reverse=True)[: BATCH - 1]]
-        assert batch.tolist() == expected
-        left = [row for row in left if row not in expected]
-    assert not left
-
-
-def test_super_batches_are_drawn_from_one_source(arms: Arms) -> None:
-    """The batches that follow each other hold rows that meet in no other super-batch of the epoch."""
-    epoch = batches_of(arms, "super-4x")[: len(batches_of(arms, "super-4x")) // EPOCHS]
-    large = [number for number, rows in enumerate(epoch) if set(SOURCE[rows].tolist()) == {"large"}]
-    # 500 rows: seven super-batches of 64 and one of 52; the batches of each follow each other.
-    blocks = np.split(large, np.flatnonzero(np.diff(large) > 1) + 1)
-    assert sum(len(block) for block in blocks) == 32
-    assert all(len(block) % 4 == 0 for block in blocks)
 
 
 def test_diverse_batches_take_its_share_of_every_cluster(arms: Arms) -> None:
