@@ -26,13 +26,11 @@ _STRATEGIES = {"random": "random", "source": "source", "cluster": "cluster", "ra
 # would gain by the mask, not by its batches. random-groups: groups of the clusters' sizes with any rows of the source,
 # which tells hardness from grouping. random-mined: one mined hard negative a row beside random in-batch ones (ANCE),
 # the method to compare clusters with. random-4x: more pairs in the same number of steps, for the money of clusters.
-# super-4x, super-16x: near rows of so many batches of a source that are drawn together, without clusters.
 BUILT_IN: Mapping[str, dict[str, Any]] = {
     **{name: {"batches.stratify": strategy} for name, strategy in _STRATEGIES.items()},
     **{f"{name}-masked": {"batches.stratify": strategy, **_MASK} for name, strategy in _STRATEGIES.items()},
     "random-mined": {"batches.stratify": "random", "mine.negatives": 1},
     "random-4x": {"batches.stratify": "random", "batches.size": "4x"},
-    **{f"super-{times}x": {"batches.stratify": "source", "batches.super_batch": times} for times in (4, 16)},
 }
 
 
@@ -119,7 +117,7 @@ class CompareConfig(Section):
     """Arms, seeds and length of a comparison, and the rule that decides."""
 
     arms: Annotated[dict[str, dict[str, Any]], BeforeValidator(_arms)] = Field(
-        ["random", "source", "cluster", "random-groups"], validate_default=True
+        ["random", "source", "cluster", "random-groups", "super-16x"], validate_default=True
     )
     """Names of built-in arms and recipes, or name: {dotted.key: value}."""
     baseline: str | None = None

@@ -30,9 +30,9 @@ Gains = dict[int, dict[str, float]]
 TIMES = (4, 8, 16, 32)
 _HALF = "-half"
 # Okabe and Ito's, told apart by most colour-blind readers.
-_TITLES = ("batches of one cluster", "half of every batch of one cluster", "plain batches, twice as large")
-_COLOURS = ("#0072B2", "#D55E00", "#6B6B6B")
-_MARKERS = "os^"
+_TITLES = ("batches of one cluster", "half of every batch of one cluster", "super-batches of 16", "twice as large")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#6B6B6B")
+_MARKERS = "osD^"
 _INK, _FAINT = "#1c2330", "#b4bac4"
 _STYLE = {
     "font.family": "sans-serif",
@@ -64,6 +64,7 @@ def picture(folder: Path, corpora: Sequence[str], rates: Sequence[float]) -> str
     lines = [
         _by_batch(gains, "cluster-4x"),
         _by_batch(gains, f"cluster-4x{_HALF}"),
+        _by_batch(gains, "super-16x"),
         doublings(folder, rate_of, corpora),
     ]
     if not lines[0]:
@@ -73,7 +74,7 @@ def picture(folder: Path, corpora: Sequence[str], rates: Sequence[float]) -> str
     )
     with matplotlib.rc_context(_STYLE):
         # White, not transparent: the same on light and dark pages.
-        figure = Figure(figsize=(9.6, 6.4 if has_map else 3.4), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(11.2, 6.6 if has_map else 3.4), layout="constrained", facecolor="white")
         rows = figure.subfigures(1 + has_map, 1, height_ratios=[1.15, 1][: 1 + has_map], squeeze=False)[:, 0]
         _draw_lines(rows[0], lines)
         if has_map:

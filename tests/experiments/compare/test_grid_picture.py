@@ -20,7 +20,7 @@ from tests.benchmarks.grid_picture import doublings, picture
 CORPORA = ["code", "medquad", "tldr", "msdocs-by-query"]
 SIZES = [16, 32, 64]
 ARMS = ["cluster-4x", "cluster-4x-half", "cluster-8x", "cluster-16x-half"]
-WHOLE, HALF, DOUBLED = "batches of one cluster", "half of every batch of one cluster", "plain batches, twice as large"
+WHOLE, HALF, DOUBLED = "batches of one cluster", "half of every batch of one cluster", "twice as large"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
