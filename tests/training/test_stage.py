@@ -61,18 +61,23 @@ def test_more_workers_than_a_batch_has_rows_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batches", "is_said"),
+    ("batches", "rows", "said"),
     [
-        ({"size": 256}, True),
-        ({"size": 1024}, True),
-        ({"size": 128}, True),
-        ({"size": 128, "random_share": 0.5}, True),
-        ({"size": 64}, False),
-        ({"size": 256, "stratify": "source"}, False),
+        ({"size": 256}, 1024, "batches of 256 pairs"),
+        ({"size": 1024}, None, "batches of 1,024 pairs"),
+        ({"size": 128}, 512, "batches of 128 pairs"),
+        ({"size": 128, "random_share": 0.5}, 512, "batches of 128 pairs"),
+        ({"size": 64}, 256, "batches.super_batch=16"),
+        ({"size": 64, "random_share": 0.5}, 256, None),
+        ({"size": 64}, 1024, None),
+        ({"size": 64}, None, None),
+        ({"size": 256, "stratify": "source"}, 1024, None),
+        ({"size": 64, "stratify": "source", "super_batch": 16}, 256, None),
     ],
 )
-def test_batches_that_are_too_large_to_gain_from_clusters_are_named(batches: dict[str, Any], is_said: bool) -> None:
-    found = expected_gain(BatchesConfig(**batches))
-    assert (found is not None) == is_said
-    if found is not None:
-        assert f"{batches['size']:,}" in found
+def test_batches_that_are_not_expected_to_gain_from_clusters_are_named(
+    batches: dict[str, Any], rows: int | None, said: str | None
+) -> None:
+    found = expected_gain(BatchesConfig(**batches), rows)
+    assert (found is None) == (said is None)
+    assert said is None or said in str(found)
