@@ -134,3 +134,17 @@ def test_mined_arms_stand_in_a_comparison(config: RunConfig, tmp_path: Path) -> 
     assert arms["random-mined"]["uses_embeddings"]
     assert not arms["random"]["uses_embeddings"]
     assert {row["arm"] for row in manifest.details["trials"].values()} == {"untrained", *arms} - {"untrained"}
+
+
+def test_candidates_with_a_teacher_have_its_scores(config: RunConfig, tmp_path: Path) -> None:
+    words = {
+        "workspace": str(tmp_path),
+        "reuse.corpus": config.workspace,
+        "reuse.embeddings": config.workspace,
+        "score.teacher": config.embed.model,
+        "tune.candidates": {"train.teacher_kl": [0.0, 0.5]},
+        "tune.rungs": 1,
+        "tune.steps": 2,
+    }
+    rows = tune.tune(with_changes(config, words))["candidates"]
+    assert [len(row["rungs"]) for row in rows.values()] == [1, 1]

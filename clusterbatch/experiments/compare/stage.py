@@ -7,7 +7,7 @@ process finds holds for many.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
@@ -18,6 +18,7 @@ from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.embedding.stage import embed
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
+from clusterbatch.errors import OtherWorkError
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.stage import configured_collections
@@ -75,8 +76,9 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
         reused = config.reuse.embeddings and not config.compare.sample
         embeddings = Workspace(config).embeddings().require() if reused else embed(data)
         arms, layouts = arms_of(data)
-        clusters = {name: cluster(layout) for name, layout in layouts.items()}
-        scores = {name: score(layouts[name]) for name in {arm.layout: None for arm in arms if arm.uses_scores}}
+        clusters = {name: made_or_replaced(cluster, layout, force=force) for name, layout in layouts.items()}
+        scored = {arm.layout: None for arm in arms if arm.uses_scores}
+        scores = {name: made_or_replaced(score, layouts[name], force=force) for name in scored}
         arms = match(arms, layouts)
         plans = {arm.name: open_plan(arm.config, *_clusters(layouts[arm.layout])) for arm in arms}
         readers = {name: ShardReader(Workspace(layout).clusters()) for name, layout in layouts.items()}
@@ -156,6 +158,16 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
         ),
         extra_parts=[write_parquet(artifact, SEGMENTS, segments, content=SEGMENTS)] if segments else [],
     )
+
+
+def made_or_replaced(stage: Callable[..., Manifest], layout: RunConfig, *, force: bool) -> Manifest:
+    """Run a stage of a layout. force: what it made of another sample or version of the corpus is replaced."""
+    try:
+        return stage(layout)
+    except OtherWorkError:
+        if not force:
+            raise
+    return stage(layout, force=True)
 
 
 def with_sample(config: RunConfig) -> RunConfig:

@@ -19,11 +19,14 @@ from clusterbatch.errors import UsageError
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.experiments.compare.arms import Arm, arms_of
+from clusterbatch.experiments.compare.stage import made_or_replaced
 from clusterbatch.experiments.compare.trial import Trial, TrialWorker
 from clusterbatch.experiments.predict.stage import draw_sample, read_sample, sample_tables
 from clusterbatch.experiments.tune.rank import SourceSample, rank_score
 from clusterbatch.runtime import Pass, Pool, WorkItem, lasting_session, ray_session
 from clusterbatch.runtime.resources import gpus_for
+from clusterbatch.scoring.stage import score
+from clusterbatch.scoring.teacher import check_teacher
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Stopwatch
 from clusterbatch.store.workspace import Workspace
@@ -61,6 +64,7 @@ def tune(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
     for changes in config.tune.combinations:
         # An impossible candidate must not be found only after the corpus is embedded.
         with_changes(config, changes)
+    check_teacher(config)
     with lasting_session():
         if config.reuse.corpus is None:
             ingest(config)
@@ -136,7 +140,9 @@ class _Runs:
         self._arms = {arm.name: arm for arm in arms[0]}
         self._layouts = arms[1]
         for layout in self._layouts.values():
-            cluster(layout)
+            made_or_replaced(cluster, layout, force=force)
+        for name in {arm.layout: None for arm in arms[0] if arm.uses_scores}:
+            made_or_replaced(score, self._layouts[name], force=force)
         self._collections = configured_collections(config)
         if not self._collections:
             raise UsageError("evaluate.path: tune needs a development collection")

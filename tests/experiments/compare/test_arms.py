@@ -10,7 +10,7 @@ from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.batches.strategies import STRATEGIES, Strategy, clusters_of
 from clusterbatch.config import BatchesConfig, RunConfig, load_config
 from clusterbatch.config.compare import BUILT_IN, recipes
-from clusterbatch.errors import UsageError
+from clusterbatch.errors import OtherWorkError, UsageError
 from clusterbatch.experiments.compare import stage as compare
 from clusterbatch.experiments.compare.arms import Arm, arms_of, clustered_layout, with_phases
 from clusterbatch.experiments.compare.hardness import with_groups
@@ -227,3 +227,20 @@ def test_a_long_comparison_has_three_times_the_steps():
     assert _steps(configured("[random,cluster]", "compare.steps=40"), plan) == 40
     assert _steps(configured("[random,cluster]", "compare.steps=40", "compare.long=true"), plan) == 120
     assert _steps(configured("[random,cluster]", "train.epochs=2", "compare.long=true"), plan) == 60
+
+
+def test_force_replaces_what_a_layout_has_of_another_sample():
+    config, calls = configured("[random,cluster]"), []
+
+    def stage(layout: RunConfig, *, force: bool = False) -> str:
+        calls.append(force)
+        if not force:
+            raise OtherWorkError("of another sample")
+        return "made"
+
+    with pytest.raises(OtherWorkError):
+        compare.made_or_replaced(stage, config, force=False)
+    assert compare.made_or_replaced(stage, config, force=True) == "made"
+    assert calls == [False, False, True]
+    # What is of this sample is kept.
+    assert compare.made_or_replaced(lambda layout: "kept", config, force=True) == "kept"
