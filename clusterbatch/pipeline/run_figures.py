@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from clusterbatch.reporting.figures import COLOURS, Plot, look_of, muted
+from clusterbatch.reporting.figures import COLOURS, Plot, axis_name, look_of, muted
 from clusterbatch.store import Artifact, Manifest
 
 # Figures of a step that are drawn, in this order.
@@ -85,7 +85,7 @@ def segments_before_after(rows: Sequence[Mapping[str, Any]], metric: str, words:
             before, heights, s=36, facecolors="none", edgecolors=COLOURS[1], zorder=3, label=words["before_training"]
         )
         axes.scatter(after, heights, s=36, marker="s", zorder=3, label=words["after_training"], color=COLOURS[0])
-        axes.set_yticks(heights, [f"{row['segment']} ({row['queries']:,})" for row in shown])
+        axes.set_yticks(heights, [f"{axis_name(row['segment'])} ({row['queries']:,})" for row in shown])
         axes.set_xlabel(metric)
         axes.legend(fontsize=9, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from unicodedata import east_asian_width
 
 import matplotlib
 import numpy as np
@@ -29,6 +30,8 @@ _LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0,
 LEGEND_COLUMNS = 3
 # Placeholder of the page's text colour; replaced by currentColor, which follows light and dark.
 _INK = "#123456"
+# Characters of a name beside an axis, and in a legend, whose columns share the width of the figure.
+_LONGEST, _LONGEST_IN_LEGEND = 28, 20
 # Sources that the legend of a map names; the page has the others in its texts.
 _MOST_NAMED = 12
 # Fonts with Japanese glyphs, as the usual systems call them.
@@ -108,6 +111,8 @@ def _style(ink: str, fonttype: str) -> Iterator[None]:
         # Same data, same file.
         "svg.hashsalt": "clusterbatch",
         "legend.frameon": False,
+        # Names are the user's: dollars in them are no formulas.
+        "text.parse_math": False,
     }
     with matplotlib.rc_context(settings):
         yield
@@ -157,7 +162,7 @@ def cluster_map(clusters: Sequence[MappedCluster], words: Mapping[str, str]) -> 
         axes.set_yticks([])
         for number, source in enumerate(sources[:_MOST_NAMED]):
             look = look_of(number)
-            axes.scatter([], [], color=look["color"], marker=look["marker"], label=source)
+            axes.scatter([], [], color=look["color"], marker=look["marker"], label=legend_name(source))
         legend_above(axes)
 
     text = words["cluster_map_text"].format(clusters=len(clusters), sources=len(sources))
@@ -173,9 +178,30 @@ def look_of(number: int) -> dict[str, Any]:
     }
 
 
+def axis_name(name: str, longest: int = _LONGEST) -> str:
+    """Return a name of the user's as it can stand beside an axis: cut in its middle if it would take the figure."""
+    kept = (longest - 1) // 2
+    return name if len(name) <= longest else f"{name[: longest - 1 - kept]}…{name[-kept:]}"
+
+
+def legend_name(name: str) -> str:
+    """Return a name as it can stand in a legend: a shorter one, and never with an underscore first.
+
+    Matplotlib leaves such names out; a space without width before them keeps them in.
+    """
+    short = axis_name(name, _LONGEST_IN_LEGEND)
+    return f"\u200b{short}" if short.startswith("_") else short
+
+
 def legend_above(axes: Axes) -> None:
     """Put the legend outside the axes: with many arms it would cover their lines."""
-    axes.legend(fontsize=9, ncols=LEGEND_COLUMNS, loc="lower center", bbox_to_anchor=(0.5, 1))
+    labels = axes.get_legend_handles_labels()[1]
+    # Chinese and Japanese characters are twice as wide.
+    wide = any(
+        len(label) + sum(east_asian_width(each) in "WF" for each in label) > _LONGEST_IN_LEGEND + 1 for label in labels
+    )
+    columns = LEGEND_COLUMNS - 1 if wide else LEGEND_COLUMNS
+    axes.legend(fontsize=9, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
 def plain_numbers(axes: Axes) -> None:

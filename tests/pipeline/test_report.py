@@ -22,7 +22,9 @@ from clusterbatch.pipeline.report import (
 )
 from clusterbatch.pipeline.run_figures import running_mean, segments_before_after, training_curves
 from clusterbatch.pipeline.summary import gains
-from clusterbatch.reporting.phrases import workspace_phrases
+from clusterbatch.reporting.cluster_views import MappedCluster
+from clusterbatch.reporting.figures import cluster_map
+from clusterbatch.reporting.phrases import comparison_phrases, workspace_phrases
 from clusterbatch.shards.index import LeftOut
 from clusterbatch.store import Counts, Receipt
 from clusterbatch.store.details import SemanticDuplicates
@@ -269,3 +271,18 @@ def test_the_page_lists_what_is_left_out_and_what_says_the_same(config: RunConfi
     start = cells.index("forum")
     assert cells[start + 1 : start + 5] == ["11", "2,300", "54", "17"]
     assert "0.951, 0.250" in cells
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize(
+    "name", ["_hidden", "cash $\\frac$ 1", "very long, " * 30], ids=["underscore", "formula", "long"]
+)
+def test_figures_show_sources_of_any_name(name: str) -> None:
+    clusters = [MappedCluster(f"{name}{n // 3}", n, 10, 0.1 * n, 0.1 * (n % 3), ["word"]) for n in range(9)]
+    rows = [{"segment": name, "queries": 30, "before": 0.1, "after": 0.2, "low": 0.05, "high": 0.15}]
+    for plot in (
+        cluster_map(clusters, comparison_phrases("en")),
+        segments_before_after(rows, "NDCG@10", workspace_phrases("en")),
+    ):
+        assert name[:7] in plot.inline().split("aria-label", 1)[1]
+        assert plot.file("png")

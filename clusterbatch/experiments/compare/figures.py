@@ -13,7 +13,16 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from clusterbatch.experiments.compare.results import Comparison
-from clusterbatch.reporting.figures import LEGEND_COLUMNS, Plot, legend_above, look_of, muted, plain_numbers
+from clusterbatch.reporting.figures import (
+    LEGEND_COLUMNS,
+    Plot,
+    axis_name,
+    legend_above,
+    legend_name,
+    look_of,
+    muted,
+    plain_numbers,
+)
 
 
 def learning_curves(comparison: Comparison, words: Mapping[str, str]) -> Plot:
@@ -21,7 +30,7 @@ def learning_curves(comparison: Comparison, words: Mapping[str, str]) -> Plot:
         for number, arm in enumerate(comparison.arms):
             look = look_of(number)
             mean = arm.curve.mean(1)
-            axes.plot(comparison.steps, mean, label=arm.name, markersize=4, **look)
+            axes.plot(comparison.steps, mean, label=legend_name(arm.name), markersize=4, **look)
             if arm.curve.shape[1] > 1:
                 low, high = arm.curve.min(1), arm.curve.max(1)
                 axes.fill_between(comparison.steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
@@ -41,7 +50,7 @@ def difference_curves(comparison: Comparison, min_gain: float, words: Mapping[st
     def draw(axes: Axes) -> None:
         for arm in comparison.others:
             look, ahead = look_of(comparison.arms.index(arm)), arm.curve - baseline
-            axes.plot(comparison.steps, ahead.mean(1), label=arm.name, markersize=4, **look)
+            axes.plot(comparison.steps, ahead.mean(1), label=legend_name(arm.name), markersize=4, **look)
             if ahead.shape[1] > 1:
                 low, high = ahead.min(1), ahead.max(1)
                 axes.fill_between(comparison.steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
@@ -69,7 +78,7 @@ def gains(comparison: Comparison, min_gain: float, words: Mapping[str, str]) -> 
             axes.errorbar(arm.gain.mean, row, xerr=half, color=look["color"], marker=look["marker"], capsize=4)
         axes.axvline(0, color=muted(), linewidth=1)
         axes.axvline(min_gain, color=muted(), linewidth=1, linestyle=":")
-        axes.set_yticks(range(len(arms)), [arm.name for arm in arms])
+        axes.set_yticks(range(len(arms)), [axis_name(arm.name) for arm in arms])
         axes.set_ylim(len(arms) - 0.4, -0.6)
         axes.set_xlabel(words["gain_axis"].format(metric=comparison.metric, reference=comparison.reference))
 
@@ -96,10 +105,10 @@ def gains_by_collection(comparison: Comparison, words: Mapping[str, str]) -> Plo
                     marker=look["marker"],
                     markersize=5,
                     capsize=3,
-                    label=arm.name if row == 0 else None,
+                    label=legend_name(arm.name) if row == 0 else None,
                 )
         axes.axvline(0, color=muted(), linewidth=1)
-        axes.set_yticks(range(len(comparison.collections)), comparison.collections)
+        axes.set_yticks(range(len(comparison.collections)), list(map(axis_name, comparison.collections)))
         axes.invert_yaxis()
         axes.set_xlabel(words["gain_axis"].format(metric=comparison.metric, reference=comparison.reference))
         axes.margins(y=0.08)
@@ -115,7 +124,14 @@ def cost_against_gain(comparison: Comparison, words: Mapping[str, str]) -> Plot:
             look = look_of(number)
             gain = arm.gain.mean if arm.gain else 0.0
             hours = arm.cost.hours
-            axes.plot([hours], [gain], color=look["color"], marker=look["marker"], linestyle="none", label=arm.name)
+            axes.plot(
+                [hours],
+                [gain],
+                color=look["color"],
+                marker=look["marker"],
+                linestyle="none",
+                label=legend_name(arm.name),
+            )
         axes.axhline(0, color=muted(), linewidth=1)
         axes.set_xscale("log")
         plain_numbers(axes)
@@ -136,7 +152,7 @@ def gain_by_batch(cells: Sequence[Mapping[str, Any]], metric: str, baseline: str
         for number, arm in enumerate(arms):
             look, own = look_of(number), [cell for cell in cells if cell["arm"] == arm]
             places = [cell["batch"] for cell in own]
-            axes.plot(places, [cell["gain"] for cell in own], label=arm, markersize=5, **look)
+            axes.plot(places, [cell["gain"] for cell in own], label=legend_name(arm), markersize=5, **look)
             known = [cell for cell in own if cell["low"] is not None]
             at, low, high = ([cell[end] for cell in known] for end in ("batch", "low", "high"))
             if len(known) > 1:
