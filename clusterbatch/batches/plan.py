@@ -141,12 +141,15 @@ class BatchPlan:
         """Return the order of a stratum's rows in one of its epochs. A few are kept: steps alternate between strata."""
         key = (stratum.number, epoch)
         if key not in self._sequences:
-            part_rows = self.config.size // stratum.groups_per_batch
-            self._sequences[key] = EpochSequence(stratum, part_rows, self.config.seed, epoch)
+            self._sequences[key] = EpochSequence(stratum, self.part_rows(stratum), self.config.seed, epoch)
             if len(self._sequences) > 2 * len(self.strata) + 2:
                 self._sequences.popitem(last=False)
         self._sequences.move_to_end(key)
         return self._sequences[key]
+
+    def part_rows(self, stratum: Stratum) -> int:
+        """Return the rows that are dealt together: those of one group in a batch."""
+        return self.config.size // stratum.groups_per_batch
 
     def filler(self, stratum: Stratum, own_epoch: int) -> tuple[Stratum, int]:
         """Return the stratum, and the position in its sequence, from which a short last batch is completed.

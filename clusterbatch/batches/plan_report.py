@@ -123,8 +123,9 @@ def _curriculum_report(plan: CurriculumPlan, epochs: int) -> dict[str, Any]:
 
 def _tally(plan: BatchPlan, stratum: Stratum, epochs: int) -> _Tally:
     tally = _Tally()
-    size = plan.config.size
-    batches = int(plan.batches_of_stratum[stratum.number])
+    # Runs are kept until all batches of a super-batch are read.
+    size = plan.config.size * plan.config.super_batch
+    batches = -(-stratum.rows // size)
     at_once = max(1, _PARTS_AT_ONCE // stratum.groups_per_batch)
     for epoch in range(epochs):
         sequence = plan.sequence(stratum, epoch)
@@ -132,7 +133,7 @@ def _tally(plan: BatchPlan, stratum: Stratum, epochs: int) -> _Tally:
             start, end = first * size, min((first + at_once) * size, stratum.rows)
             _count(tally, stratum, sequence.stretches(start, end), size)
         missing = batches * size - stratum.rows
-        if missing:
+        if missing and plan.config.super_batch == 1:
             _count_filled(tally, plan, stratum, epoch, missing)
         if stratum.whole_runs:
             # A run for each row that is exchanged.
@@ -225,7 +226,7 @@ def _purity(plan: BatchPlan, tallies: Sequence[_Tally], share: np.ndarray) -> fl
 
 
 def _describe(plan: BatchPlan, stratum: Stratum, tally: _Tally) -> dict[str, Any]:
-    part = plan.config.size // stratum.groups_per_batch
+    part = plan.part_rows(stratum)
     batches = int(plan.batches_of_stratum[stratum.number])
     return {
         "rows": stratum.rows,
@@ -290,7 +291,7 @@ def _warnings(plan: BatchPlan, report: dict[str, Any]) -> list[str]:
 
 
 def _cuts_runs(plan: BatchPlan, stratum: Stratum) -> bool:
-    return plan.config.size // stratum.groups_per_batch % stratum.run_rows != 0
+    return plan.part_rows(stratum) % stratum.run_rows != 0
 
 
 def _about_repeats(plan: BatchPlan, report: dict[str, Any]) -> list[str]:
@@ -330,7 +331,7 @@ def _about_clusters(plan: BatchPlan, report: dict[str, Any]) -> list[str]:
         )
     narrow = 0
     for stratum in plan.strata:
-        part = size // stratum.groups_per_batch
+        part = plan.part_rows(stratum)
         hardly = (stratum.group_rows >= part) & (stratum.group_rows < HARDLY_LARGER * part)
         narrow += int(stratum.group_rows[hardly].sum()) if len(stratum.group_rows) > 1 else 0
     if narrow > _MUCH_HARDLY_LARGER * report["rows"]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from clusterbatch.batches.permutation import permute
 from clusterbatch.batches.plan import BatchPlan, GlobalBatch
+from clusterbatch.batches.strata import Stratum
 from clusterbatch.config import BatchesConfig
 from clusterbatch.errors import UsageError
 from clusterbatch.shards.index import ClusterIndex
@@ -61,6 +62,10 @@ class SuperBatchPlan(BatchPlan):
     @property
     def moves_rows(self) -> bool:
         return True
+
+    def part_rows(self, stratum: Stratum) -> int:
+        """Return the rows that are dealt together: a super-batch reads whole runs, also if a batch has fewer rows."""
+        return super().part_rows(stratum) * self.config.super_batch
 
     def batch(self, step: int) -> GlobalBatch:
         """Return the global batch of step `step`. Raises UsageError if the plan has no vectors."""

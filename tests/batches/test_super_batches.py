@@ -239,6 +239,20 @@ def test_the_report_of_a_plan_knows_its_steps() -> None:
     assert 0.5 <= report["purity"] <= 1
 
 
+def test_reading_is_counted_by_super_batches(tmp_path: Path) -> None:
+    """As what a loader reads: batches of half a run, of shards made for sources."""
+    artifact, _ = build_shards(Folder(str(tmp_path)), {"a": [640], "b": [320]}, run_rows=16)
+    reader = ShardReader(artifact)
+    config = BatchesConfig(size=8, stratify="source", super_batch=4)
+    plan = make_plan(reader.index, config, "source", StoredVectors(reader, reader.index))
+    loader = SliceLoader(plan, reader, 0, 1, 0, plan.steps_per_epoch)
+    assert sum(len(batch) for batch in loader) == 960
+    stored = sum(part.bytes for part in artifact.require().parts if part.details["content"] == "training")
+    report = plan_report(plan)
+    assert report["read_amplification"] == pytest.approx(loader.bytes_read / stored, rel=0.01)
+    assert not [warning for warning in report["warnings"] if "reading" in warning]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
