@@ -141,10 +141,13 @@ def arm_rows(comparison: Comparison, language: Language) -> list[dict[str, Any]]
 def steps_to_reach(comparison: Comparison, arm: ArmResult, value: float) -> float | None:
     """Return the steps after which an arm's mean curve first reaches `value`, on straight lines between its points."""
     curve = arm.curve.mean(1)
+    if curve[0] >= value:
+        # The untrained model has it.
+        return 0.0
     for end in range(1, len(curve)):
         if curve[end] >= value:
             low, high = curve[end - 1], curve[end]
-            share = 1.0 if high == low else float(np.clip((value - low) / (high - low), 0, 1))
+            share = float((value - low) / (high - low))
             return float(comparison.steps[end - 1] + share * (comparison.steps[end] - comparison.steps[end - 1]))
     return None
 
@@ -157,7 +160,8 @@ def _row(comparison: Comparison, arm: ArmResult, language: Language) -> dict[str
     gain = arm.gain
     low, high = gain.interval(comparison.simultaneous) if gain and gain.is_known else (None, None)
     reach = steps_to_reach(comparison, arm, float(comparison.baseline.curve[-1].mean()))
-    ahead = arm.curve.mean(1) - comparison.baseline.curve.mean(1)
+    # Without the untrained model, in which no arm is ahead.
+    ahead = (arm.curve.mean(1) - comparison.baseline.curve.mean(1))[1:]
     return {
         "arm": arm.name,
         "verdict": verdict_word(arm, language),
@@ -170,9 +174,10 @@ def _row(comparison: Comparison, arm: ArmResult, language: Language) -> dict[str
         "p_randomisation": arm.p_randomisation,
         "p_corrected": arm.p_corrected if gain and gain.is_known else None,
         # The first point of the curves, and the last two: whether an advantage grows or melts.
-        "early": float(ahead[1]) if gain else None,
+        "early": float(ahead[0]) if gain else None,
         "late": float(ahead[-2:].mean()) if gain else None,
-        "trend": float(ahead[-2:].mean() - ahead[1]) if gain else None,
+        # A single point shows none.
+        "trend": float(ahead[-2:].mean() - ahead[0]) if gain and len(ahead) > 1 else None,
         "reach": reach,
         "reach_pairs": None if reach is None else round(reach * arm.batch),
         "reach_price": None if reach is None else _price_of_steps(arm, reach / float(comparison.steps[-1])),

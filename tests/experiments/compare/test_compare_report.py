@@ -447,3 +447,31 @@ def test_a_report_of_arms_that_were_not_compared_is_refused() -> None:
     )
     with pytest.raises(UsageError, match=r"compare.arms: communities was not compared here, only random, source"):
         read_comparison(config, Artifact(Folder("nowhere"), "comparison"), manifest)
+
+
+def test_a_curve_of_one_point_has_no_trend():
+    comparison = made_up_comparison({"random": 0.0, "cluster": 0.05})
+    ends = [replace(arm, curve=arm.curve[[0, -1]]) for arm in comparison.arms]
+    _, cluster = arm_rows(replace(comparison, arms=ends, steps=comparison.steps[[0, -1]]), "en")
+    assert cluster["early"] == cluster["late"] == pytest.approx(cluster["difference"])
+    assert cluster["trend"] is None
+
+
+def test_what_the_untrained_model_has_takes_no_steps():
+    comparison = made_up_comparison({"random": 0.0, "cluster": 0.05})
+    arm = comparison.arm("cluster")
+    falling = replace(arm, curve=arm.curve[::-1])
+    assert steps_to_reach(comparison, falling, float(falling.curve[-1].mean())) == 0
+
+
+def test_a_gain_by_source_has_a_colour_only_if_it_is_beyond_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    draw_none(monkeypatch)
+    monkeypatch.setattr(Plot, "file", lambda self, extension: b"")
+    config = load_config(None, [f"workspace={tmp_path}", "compare.arms=[random,cluster]"])
+    page = write(config, made_up_comparison({"random": 0.0, "cluster": 0.0}))
+    rows = json.loads((page.parent / "comparison.json").read_text())["segments"]
+    assert len(rows) == 4
+    assert all(row["low"] < 0 < row["high"] for row in rows)
+    html = page.read_text(encoding="utf-8")
+    assert 'class="gain"' not in html
+    assert 'class="loss"' not in html
