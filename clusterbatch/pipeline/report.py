@@ -58,7 +58,7 @@ def segments_of(queries: Iterable[str], pattern: str) -> np.ndarray:
     """Return (Q,) names by report.segment_pattern, '' if an id names none."""
     compiled = re.compile(pattern)
     matches = (compiled.match(query) for query in queries)
-    return np.array([match[1] if match else "" for match in matches])
+    return np.array([(match[1] or "") if match else "" for match in matches])
 
 
 def paired_interval(
@@ -80,9 +80,9 @@ def query_gains(
 ) -> tuple[dict[tuple[str, str], tuple[float, float] | None], list[dict[str, Any]]]:
     """Return intervals by (collection, metric), and, for the first metric, one row per segment.
 
-    Rows are {collection, segment, queries, before, after, gain, low, high}, best first; low and high are None if there
-    is no interval. The intervals of the segments hold together (Bonferroni): the best and the worst are looked at
-    first. Both are empty if the evaluation lacks before or after.
+    Rows are {collection, metric, segment, queries, before, after, gain, low, high}, best first; low and high are None
+    if there is no interval. The intervals of the segments hold together (Bonferroni): the best and the worst are looked
+    at first. Both are empty if the evaluation lacks before or after.
     """
     artifact = Workspace(config).evaluation(generation)
     manifest = artifact.require()
@@ -108,7 +108,7 @@ def query_gains(
             chosen = names == name
             if chosen.sum() >= LEAST_QUERIES:
                 scores = own[chosen], reference[chosen]
-                segments.append({"collection": collection, "segment": name, "scores": scores})
+                segments.append({"collection": collection, "metric": metric, "segment": name, "scores": scores})
     return intervals, sorted((_segment_row(row, len(segments)) for row in segments), key=lambda row: -row["gain"])
 
 
@@ -163,7 +163,7 @@ def write_report(config: RunConfig) -> str:
     views = run_views(config, words)
     plots = list(views.plots)
     if segments and all(row["low"] is not None for row in segments):
-        plots.append(run_figures.segments_before_after(segments, gains(summary["quality"])[0]["metric"], words))
+        plots.append(run_figures.segments_before_after(segments, segments[0]["metric"], words))
     if any(row["own_value"] is not None for row in summary["refresh"]):
         plots.append(run_figures.refresh_rounds(summary["refresh"], summary["live_generation"], words))
     page = (

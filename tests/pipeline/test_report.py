@@ -286,3 +286,33 @@ def test_figures_show_sources_of_any_name(name: str) -> None:
     ):
         assert name[:7] in plot.inline().split("aria-label", 1)[1]
         assert plot.file("png")
+
+
+def test_a_group_that_takes_no_part_names_no_segment() -> None:
+    assert segments_of(["en-q1", "q2"], r"^(?:(\w+)-)?q").tolist() == ["en", ""]
+
+
+def test_segments_name_the_metric_that_they_are_of(config: RunConfig) -> None:
+    """Settings of `evaluate` may have changed from one generation to the next."""
+    workspace = Workspace(config)
+    rng = np.random.default_rng(0)
+    queries = [f"numpy-q{number:016x}" for number in range(30)]
+    parts, table = [], []
+    for model in ("before", "after"):
+        values = rng.uniform(size=30)
+        parts.append(
+            write_parquet(
+                workspace.evaluation(1),
+                f"scores-docs.{model}",
+                scores_table("docs", model, {"MRR@10": values}, queries),
+            )
+        )
+        row = {"collection": "docs", "model": model, "metric": "MRR@10", "value": values.mean()}
+        table.append({**row, "queries": 30, "documents": 500})
+    done = Receipt(unit=0, fingerprint="f" * 16, counts=Counts(read=500, written=500))
+    details = {"table": table, "models": ["before", "after"]}
+    workspace.evaluation(1).commit(
+        "f" * 16, [done], config={}, inputs={}, seconds=1.0, details=details, extra_parts=parts
+    )
+    html = Path(write_report(config)).read_text(encoding="utf-8")
+    assert workspace_phrases("en")["winners_text"].format(metric="MRR@10", least=20) in html
