@@ -81,7 +81,7 @@ def choose_sample(config: RunConfig, spent: float, *, force: bool = False) -> Ru
         share = min(share, max(0.0, _TRIALS * left - measuring) / (rows * a_row))
     # A sample of less would say nothing about the corpus, whatever the time.
     share = max(share, min(1.0, _LEAST_STEPS * config.batches.size / rows))
-    return _decide(config, {"compare.sample": round(share, 4) if share < 1 else None})
+    return _decide(config, {"compare.sample": float(f"{share:.4g}") if share < 1 else None})
 
 
 def choose_steps(

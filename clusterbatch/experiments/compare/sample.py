@@ -53,7 +53,9 @@ _GRAMS, _DIMENSIONS = 2**15, 128
 
 def sample_home(config: RunConfig, share: float, way: Way) -> str:
     """Return the workspace (URI) whose corpus the sample is."""
-    return f"{config.workspace}/compare/samples/{way}-{share:.4f}"
+    # Of a small share four decimals would be few digits, or none.
+    name = f"{share:.4f}" if share >= 1e-3 else f"{share:.4g}"
+    return f"{config.workspace}/compare/samples/{way}-{name}"
 
 
 def sample_corpus(config: RunConfig, share: float, way: Way, *, force: bool = False) -> Manifest:

@@ -14,6 +14,7 @@ from clusterbatch.experiments.compare import stage as compare
 from clusterbatch.experiments.compare.arms import Arm
 from clusterbatch.experiments.compare.budget import choose_sample, choose_steps, decided
 from clusterbatch.experiments.compare.plan import ComparisonPlan
+from clusterbatch.experiments.compare.sample import sample_home
 from clusterbatch.store import Counts, Receipt
 from clusterbatch.store.workspace import Workspace
 
@@ -170,3 +171,13 @@ def test_too_little_time_still_gives_a_whole_comparison(config: RunConfig):
     chosen = steps(sampled, spent=2 * BUDGET)
     assert chosen.compare.points == 1
     assert chosen.compare.steps >= 20
+
+
+def test_a_huge_corpus_has_a_small_sample_of_its_own(config: RunConfig, tmp_path: Path):
+    huge = with_changes(config, {"workspace": f"{tmp_path}/huge"})
+    receipt = Receipt(unit=0, fingerprint="corpus", counts=Counts(read=10**9, written=10**9))
+    Workspace(huge).corpus.commit("corpus", [receipt], config={}, inputs={}, seconds=0.0, details={})
+    assert 5000 < choose_sample(huge, spent=0.0).compare.sample * 10**9 < 50_000
+    tiny = [sample_home(config, share, "uniform") for share in (1e-5, 2e-5, 1.2e-4, 1.4e-4)]
+    assert len(set(tiny)) == 4
+    assert sample_home(config, 0.25, "uniform").endswith("/uniform-0.2500")
