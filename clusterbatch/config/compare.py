@@ -141,10 +141,10 @@ class CompareConfig(Section):
     """Train three times the steps: late gains need time to show."""
     points: int = Field(5, ge=1)
     """Points of the learning curves, evenly spaced; the last is the end."""
-    learning_rates: list[float] = []
+    learning_rates: list[Annotated[float, Field(gt=0)]] = []
     """Learning rates of each arm's own sweep: the best pair on half of the queries, which then do not count, is used.
     """
-    temperatures: list[float] = []
+    temperatures: list[Annotated[float, Field(gt=0)]] = []
     """Temperatures of the same sweep."""
     sweep: Literal["each", "baseline"] = added("each")
     """The sweep that chooses: `each` arm's own, or the `baseline`'s for all arms."""

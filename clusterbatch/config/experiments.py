@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,7 +18,7 @@ class PredictConfig(Section):
 
     rows: int = Field(20_000, ge=256)
     """Rows to embed; of each source at least 2,048, or all."""
-    sizes: list[int] = Field([256, 512, 1024, 2048, 4096, 8192], min_length=1)
+    sizes: list[Annotated[int, Field(ge=1)]] = Field([256, 512, 1024, 2048, 4096, 8192], min_length=1)
     """Mean cluster sizes to try, in rows. Sizes below two batches or too large for the sample are left out, and
     reported."""
     mask_share: float = Field(0.95, gt=0, le=1)
@@ -224,8 +224,8 @@ class ReportConfig(Section):
     language: Language = operational("en")
     """Language of the reports."""
     segment_pattern: str = operational(r"^(.+?)-[dq]?[0-9a-f]{16}$")
-    """Regular expression whose first group, found in a query's id, names the segment (source) of the query. The
-    built-in sample's ids are <source>-q<16 hex digits>. Gains are shown by segment if ids match."""
+    """Regular expression, matched from the beginning of a query's id, whose first group names the segment (source) of
+    the query. The built-in sample's ids are <source>-q<16 hex digits>. Gains are shown by segment if ids match."""
 
     @field_validator("segment_pattern")
     @classmethod

@@ -18,7 +18,7 @@ from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.embedding.stage import embed
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
-from clusterbatch.errors import OtherWorkError
+from clusterbatch.errors import OtherWorkError, UsageError
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.stage import configured_collections
@@ -67,6 +67,7 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
         if config.reuse.corpus is None:
             ingest(config)
         collections = configured_collections(config)
+        _check_halves(config, collections)
         config = choose_sample(config, watch.seconds, force=force)
         say(f"compare: {plan_comparison(config).sentence()}")
         if config.compare.sample:
@@ -176,6 +177,21 @@ def with_sample(config: RunConfig) -> RunConfig:
         return config
     home = sample_home(config, config.compare.sample, config.compare.sample_by)
     return with_changes(config, {"reuse.corpus": home, "reuse.embeddings": home})
+
+
+def _check_halves(config: RunConfig, collections: Sequence[Collection]) -> None:
+    """Raise UsageError if a sweep would have no query of a collection to choose by, or none for the verdict."""
+    compare = config.compare
+    if max(1, len(compare.learning_rates)) * max(1, len(compare.temperatures)) == 1:
+        return
+    for collection in collections:
+        queries = list(collection.read_judgements())
+        if len({is_for_tuning(query) for query in queries}) < 2:
+            raise UsageError(
+                f"compare.learning_rates, compare.temperatures: a sweep chooses on one half of the queries and judges "
+                f"on the other, but all of the {len(queries)} of {collection.name} are in the same; leave it out of "
+                "evaluate.path, or give one value of each"
+            )
 
 
 def _clusters(layout: RunConfig) -> tuple[Artifact, Manifest]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from clusterbatch.batches.curriculum import Plan
+from clusterbatch.clustering.cells import mean_size
 from clusterbatch.config import RunConfig, fingerprint, shown_configuration, with_changes
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.embedding.stage import embed
@@ -124,10 +125,20 @@ def _ranked(config: RunConfig, force: bool) -> dict[str, dict[str, Any]]:
 
 def _arms(config: RunConfig, candidates: Mapping[str, dict[str, Any]]) -> tuple[list[Arm], dict[str, RunConfig]]:
     """Return candidates as arms of a comparison: the same data, and one set of clusters for all that can share it."""
-    numbered = {f"candidate-{number}": changes for number, changes in enumerate(candidates.values())}
+    numbered = {
+        f"candidate-{number}": _with_cluster_size(config, changes) for number, changes in enumerate(candidates.values())
+    }
     arms, layouts = arms_of(with_changes(config, {"compare.arms": numbered, "compare.baseline": None}))
     named = [Arm(name, arm.config, arm.layout) for name, arm in zip(candidates, arms, strict=True)]
     return named, layouts
+
+
+def _with_cluster_size(config: RunConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the changes with the cluster size that they lead to; arms would all have that of one `batches.size`."""
+    changed = with_changes(config, changes)
+    if changed.cluster.clusters is not None:
+        return dict(changes)
+    return {**changes, "cluster.mean_size": mean_size(changed)}
 
 
 class _Runs:

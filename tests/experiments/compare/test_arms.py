@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from clusterbatch.batches.curriculum import make_plan
 from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.batches.strategies import STRATEGIES, Strategy, clusters_of
-from clusterbatch.config import BatchesConfig, RunConfig, load_config
+from clusterbatch.clustering.cells import mean_size
+from clusterbatch.config import BatchesConfig, RunConfig, load_config, with_changes
 from clusterbatch.config.compare import BUILT_IN, recipes
 from clusterbatch.errors import OtherWorkError, UsageError
 from clusterbatch.experiments.compare import stage as compare
@@ -244,3 +247,28 @@ def test_force_replaces_what_a_layout_has_of_another_sample():
     assert calls == [False, False, True]
     # What is of this sample is kept.
     assert compare.made_or_replaced(lambda layout: "kept", config, force=True) == "kept"
+
+
+@pytest.mark.parametrize(
+    "word", ["compare.learning_rates=[0.01,0]", "compare.temperatures=[-0.05]", "predict.sizes=[0,64]"]
+)
+def test_values_that_no_run_can_have_are_refused_at_once(word: str):
+    with pytest.raises(UsageError, match=word.partition("=")[0].replace(".", r"\.")):
+        configured("[random,cluster]", word)
+
+
+@pytest.mark.parametrize("queries", [["q1"], []])
+def test_a_sweep_needs_queries_to_choose_by_and_others_to_judge_by(queries: list[str]):
+    collection = SimpleNamespace(name="few", read_judgements=lambda: {query: {} for query in queries})
+    with pytest.raises(UsageError, match=r"compare\.learning_rates.* of few are in the same"):
+        compare._check_halves(configured("[random,cluster]", "compare.learning_rates=[0.01,0.02]"), [collection])
+    # Without a sweep all queries judge.
+    compare._check_halves(configured("[random,cluster]", "compare.learning_rates=[0.01]"), [collection])
+
+
+def test_a_candidate_is_tried_with_the_clusters_that_the_choice_would_have():
+    config = load_config(None, ["workspace=/tmp/none", "batches.size=64", "cluster.mean_size=null"])
+    candidates = {str(size): {"batches.size": size} for size in (32, 128)}
+    arms, _ = tune._arms(config, candidates)
+    assert [arm.config.cluster.mean_size for arm in arms] == [128, 512]
+    assert [mean_size(with_changes(config, changes)) for changes in candidates.values()] == [128, 512]
