@@ -7,22 +7,31 @@ few thousand pairs, a few times as many) in two workspaces SMALL and LARGE, then
 """
 
 import argparse
+import math
 import platform
 import sys
 
 from clusterbatch.config import load_words
 from clusterbatch.errors import ClusterbatchError
-from clusterbatch.experiments.capacity.calibrate import GPUS, fit, matrix_flops, measure, save
+from clusterbatch.experiments.capacity.calibrate import GPUS, check_writable, fit, matrix_flops, measure, save
 from clusterbatch.experiments.capacity.dry_run import dry_run
+
+
+def _amount(text: str) -> float:
+    """Read a number of a size that there can be."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number that is not negative (got {text})")
+    return value
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="CONFIG.yaml | key=value")
-    parser.add_argument("--rows", type=float, help="pairs, if the corpus cannot be read")
+    parser.add_argument("--rows", type=_amount, help="pairs, if the corpus cannot be read")
     parser.add_argument("--sources", type=int, help="number of sources")
-    parser.add_argument("--query-characters", type=float, help="mean length")
-    parser.add_argument("--document-characters", type=float, help="mean length")
+    parser.add_argument("--query-characters", type=_amount, help="mean length")
+    parser.add_argument("--document-characters", type=_amount, help="mean length")
     parser.add_argument(
         "--gpu", choices=sorted(GPUS), help="one for each worker that embeds, scores, trains, evaluates"
     )
@@ -37,6 +46,8 @@ def main() -> int:
         if options.calibrate:
             if not options.coefficients:
                 parser.error("--calibrate: say with --coefficients where to write them")
+            # Measuring takes a while.
+            check_writable(options.coefficients)
             small, large = (measure(load_words([*options.words, f"workspace={uri}"])) for uri in options.calibrate)
             save(fit(small, large, matrix_flops(), machine=platform.node()), options.coefficients)
             return 0

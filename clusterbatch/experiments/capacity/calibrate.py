@@ -122,9 +122,10 @@ def on_gpu(coefficients: Coefficients, peak: float, surrogate: Shape, trained: S
     arithmetic.
     """
     flops = _UTILISATION * peak
-    # Two models, before and after, read each text of the collections.
-    evaluation = flops / (2 * 2.0 * max(surrogate.weights, trained.weights) / _CHARACTERS_PER_TOKEN)
-    rates = {"embed backbone": flops, "train backbone": flops, "evaluate backbone": evaluation}
+    rates = {"embed backbone": flops, "train backbone": flops}
+    if weights := max(surrogate.weights, trained.weights):
+        # Two models, before and after, read each text of the collections.
+        rates["evaluate backbone"] = flops / (2 * 2.0 * weights / _CHARACTERS_PER_TOKEN)
     return replace(coefficients, rate={**coefficients.rate, **rates})
 
 
@@ -137,8 +138,20 @@ def load(path: str | None = None) -> Coefficients:
     packaged = _read((files("clusterbatch.experiments.capacity") / _DEFAULT).read_text())
     if path is None:
         return packaged
+    return _merged(packaged, _read_file(path))
+
+
+def check_writable(path: str) -> None:
+    """Raise UsageError if `save` could not write there."""
+    if Path(path).exists():
+        _read_file(path)
+    elif not Path(path).absolute().parent.is_dir():
+        raise UsageError(f"coefficients {path}: its folder does not exist")
+
+
+def _read_file(path: str) -> Coefficients:
     try:
-        return _merged(packaged, _read(Path(path).read_text()))
+        return _read(Path(path).read_text())
     except OSError as error:
         raise UsageError(f"coefficients {path}: {error.strerror}") from None
     except (ValueError, TypeError, AttributeError):
@@ -170,5 +183,5 @@ def _merged(before: Coefficients, coefficients: Coefficients) -> Coefficients:
 def save(coefficients: Coefficients, path: str) -> None:
     """Write coefficients to a file; those of the other kind of training (static, backbone) in it are kept."""
     if Path(path).exists():
-        coefficients = _merged(_read(Path(path).read_text()), coefficients)
+        coefficients = _merged(_read_file(path), coefficients)
     Path(path).write_text(json.dumps(asdict(coefficients), indent=1) + "\n")

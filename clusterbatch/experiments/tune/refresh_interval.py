@@ -109,6 +109,8 @@ def _check(config: RunConfig) -> None:
         raise UsageError("evaluate.path: tune.stream needs a development collection with queries for every arrival")
     if config.reuse != type(config.reuse)():
         raise UsageError("reuse: tune.stream makes corpora of its own, it cannot take another workspace's")
+    if config.needs_teacher:
+        raise UsageError("score.teacher: tune.stream makes no scores; compare intervals without a teacher")
     if config.refresh.asynchronous:
         raise UsageError("refresh.asynchronous: a month of tune.stream is one round, with nothing to build beside it")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from clusterbatch.errors import UsageError
 from clusterbatch.evaluation import stage as evaluation
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.models import EvaluatedModel
-from clusterbatch.experiments.capacity.calibrate import GPUS, Measured, fit, load, on_gpu, save
+from clusterbatch.experiments.capacity.calibrate import GPUS, Measured, check_writable, fit, load, on_gpu, save
 from clusterbatch.experiments.capacity.dry_run import dry_run
 from clusterbatch.experiments.capacity.scale_model import CapacityModel, Coefficients
 from clusterbatch.experiments.capacity.sizes import Shape, TeacherShape, Workload
@@ -370,3 +372,46 @@ def test_a_comparison_says_what_it_will_do(tmp_path: Path, capsys: pytest.Captur
     assert main(["compare", *words, "--dry-run"]) == 0
     assert "9 runs of 100 steps (1 epochs)" in capsys.readouterr().out
     assert not (tmp_path / "w").exists()
+
+
+@pytest.fixture
+def plan_capacity(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The script, with its words."""
+    script = runpy.run_path(str(Path(__file__).parents[3] / "jobs" / "plan_capacity.py"))
+
+    def run(*words: str) -> int:
+        monkeypatch.setattr("sys.argv", ["plan_capacity.py", "workspace=w", *words])
+        return script["main"]()
+
+    return run
+
+
+@pytest.mark.parametrize("words", [("--rows", "nan"), ("--rows=-5",), ("--rows", "inf"), ("--query-characters=-1",)])
+def test_sizes_that_there_cannot_be_are_refused(
+    words: tuple[str, ...], plan_capacity: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        plan_capacity(*words)
+    assert "expected a number that is not negative" in capsys.readouterr().err
+
+
+def test_static_models_alone_have_an_estimate_on_gpus() -> None:
+    static = Shape(static=True)
+    coefficients = load()
+    assert on_gpu(coefficients, GPUS["l4"], static, static).rate["embed static"] == coefficients.rate["embed static"]
+
+
+def test_where_coefficients_cannot_go_is_said_before_anything_is_measured(
+    tmp_path: Path, plan_capacity: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.json").write_text("no coefficients")
+    for path, reason in (
+        (tmp_path / "other.json", "not a file of coefficients"),
+        (tmp_path / "no" / "c.json", "folder"),
+    ):
+        # No run has been in these workspaces, which measuring would say.
+        assert plan_capacity("--calibrate", "small", "large", "--coefficients", str(path)) == 2
+        assert reason in capsys.readouterr().err
+        with pytest.raises(UsageError, match=reason):
+            check_writable(str(path))
+    check_writable(str(tmp_path / "new.json"))
