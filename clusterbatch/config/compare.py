@@ -17,6 +17,8 @@ from clusterbatch.config.base import Section, added, operational
 MATCHED = "matched"
 # As the steps of a phase of batches.curriculum: half of the comparison's steps.
 HALF = "half"
+# Keys of which all runs of a comparison, and of a rung of `tune`, have the same value, whatever an arm says.
+ALIKE = ("train.steps", "train.epochs", "train.seed", "batches.seed")
 # Times the steps that a long comparison has.
 _LONG = 3
 _MASK = {"train.mask.surrogate_margin": -0.05, "train.mask.surrogate_relative": True}

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from clusterbatch.config.base import ModelName, Section, operational
+from clusterbatch.config.compare import ALIKE
 from clusterbatch.config.stages import Paths
 
 
@@ -148,6 +149,8 @@ class TuneConfig(Section):
         for key, values in self.candidates.items():
             if key.split(".")[0] not in _SECTIONS:
                 raise ValueError(f"candidates: {key} cannot be tuned (only {', '.join(_SECTIONS)})")
+            if key in ALIKE:
+                raise ValueError(f"candidates: {key} cannot be tuned (all candidates train alike)")
             if not values:
                 raise ValueError(f"candidates: {key} has no values")
         if not 2 <= len(self.combinations) <= _MOST_CANDIDATES:

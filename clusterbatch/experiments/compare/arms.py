@@ -10,7 +10,7 @@ from typing import Any
 from clusterbatch.batches.strategies import STRATEGIES, Strategy
 from clusterbatch.clustering.cells import mean_size
 from clusterbatch.config import RunConfig, fingerprint, with_changes
-from clusterbatch.config.compare import HALF, MATCHED
+from clusterbatch.config.compare import ALIKE, HALF, MATCHED
 from clusterbatch.errors import UsageError
 from clusterbatch.training.starting_model import with_learning_rate
 
@@ -124,7 +124,7 @@ def _base(config: RunConfig) -> RunConfig:
 
 def _with_arm(base: RunConfig, name: str, changes: Mapping[str, Any]) -> RunConfig:
     for key in changes:
-        if key.split(".")[0] not in _SECTIONS:
+        if key.split(".")[0] not in _SECTIONS or key in ALIKE:
             raise UsageError(
                 f"compare.arms.{name}: {key} is the same for all arms (one may change {', '.join(_SECTIONS)})"
             )

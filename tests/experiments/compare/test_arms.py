@@ -205,6 +205,8 @@ def test_what_is_the_same_for_all_cannot_be_changed_by_an_arm():
         ("{batches.sise: 8}", r"batches\.sise: unknown key"),
         ("{batches.size: 1}", r"batches\.size"),
         ("{corpus.seed: 1}", r"compare\.arms\.own: corpus\.seed"),
+        ("{train.steps: 100}", r"compare\.arms\.own: train\.steps is the same for all arms"),
+        ("{batches.seed: 1}", r"compare\.arms\.own: batches\.seed is the same for all arms"),
         ("{batches.curriculum: [{steps: half}, {stratify: none}]}", r"batches\.curriculum"),
     ],
 )

@@ -69,7 +69,9 @@ def test_a_mask_helps_where_negatives_are_false() -> None:
     assert _score(noisy, **masked) > _score(noisy, **{"cluster.mean_size": 1000})
 
 
-@pytest.mark.parametrize("candidates", [{"embed.model": ["a", "b"]}, {"cluster.seed": [1]}, {"cluster.seed": []}])
+@pytest.mark.parametrize(
+    "candidates", [{"embed.model": ["a", "b"]}, {"cluster.seed": [1]}, {"cluster.seed": []}, {"train.epochs": [1, 2]}]
+)
 def test_candidates_without_sense_are_refused(candidates: dict[str, list]) -> None:
     with pytest.raises(ValidationError):
         TuneConfig(candidates=candidates)
