@@ -333,7 +333,7 @@ class ClusterConfig(Section):
     duplicates: DuplicatesConfig = added(DuplicatesConfig())
     """Semantic duplicates inside clusters."""
     surrogate: Literal["float16", "int8", "none"] = "float16"
-    """How the surrogate's vectors are stored for masks: as float16, in 8 bits, or not at all."""
+    """How the surrogate's vectors are stored for masks and super-batches: as float16, in 8 bits, or not at all."""
     surrogate_dimensions: int | None = Field(None, ge=8)
     """Dimensions to which stored vectors are reduced. Unset: all."""
     run_rows: int = Field(64, ge=1)

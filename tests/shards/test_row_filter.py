@@ -96,11 +96,14 @@ def test_the_table_of_kept_rows_is_made_in_little_memory() -> None:
     assert peak < 2 * len(kept)
 
 
-@pytest.mark.parametrize("stratify", ["cluster", "source", "random"])
-def test_every_row_that_is_kept_comes_once_an_epoch(config: RunConfig, stratify: str) -> None:
+@pytest.mark.parametrize(
+    ("stratify", "super_batch"),
+    [("cluster", 1), ("source", 1), ("random", 1), ("random_groups", 1), ("source", 3), ("random", 3)],
+)
+def test_every_row_that_is_kept_comes_once_an_epoch(config: RunConfig, stratify: str, super_batch: int) -> None:
     given = _given(config)
     changed, plan = _plan(
-        with_changes(config, {"batches.stratify": stratify}),
+        with_changes(config, {"batches.stratify": stratify, "batches.super_batch": super_batch}),
         min_score=0.6,
         sources={"wiki": {"min_score": 0.2}},
     )
