@@ -183,6 +183,7 @@ def _tune(config: RunConfig, options: argparse.Namespace) -> Outcome:
 
 
 def _refresh(config: RunConfig, options: argparse.Namespace) -> Outcome:
+    from clusterbatch.evaluation.checks import check_collections
     from clusterbatch.pipeline.refresh import refresh, rollback
     from clusterbatch.pipeline.report import write_report
     from clusterbatch.pipeline.summary import workspace_summary
@@ -191,6 +192,8 @@ def _refresh(config: RunConfig, options: argparse.Namespace) -> Outcome:
         live, target = rollback(config)
         say(f"refresh   generation {target} is live again, in place of {live}")
     else:
+        # Its rounds are judged by them in the end.
+        check_collections(config)
         refresh(config, force=options.force)
     report = write_report(config)
     summary = workspace_summary(config)

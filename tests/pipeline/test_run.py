@@ -301,3 +301,15 @@ def test_experiments_want_their_collections_first(
     assert main([command, *words]) == 2
     assert "evaluate.path" in capsys.readouterr().err
     assert not (tmp_path / "own").exists()
+
+
+def test_refresh_looks_for_its_collections_before_it_embeds_again(
+    finished: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(str(path) for path in Path(finished.workspace).rglob("*"))
+    path = Path(finished.workspace).parent / "run.yaml"
+    changed = with_changes(finished, {"evaluate.path": ["/no/such/collection"]})
+    path.write_text(yaml.safe_dump(changed.model_dump(mode="json")))
+    assert main(["refresh", str(path)]) == 2
+    assert "evaluate.path: /no/such/collection" in capsys.readouterr().err.replace("file://", "")
+    assert sorted(str(path) for path in Path(finished.workspace).rglob("*")) == before
