@@ -38,10 +38,11 @@ def catch_up(comparison: Comparison, arm: ArmResult) -> CatchUp | None:
     if len({each.batch for each in random}) < 2 or _is_random(arm):
         return None
     sizes, quality = [each.batch for each in random], [each.spread.mean for each in random]
-    hours = [each.cost.hours for each in random]
+    # A busy machine may take longer for smaller batches.
+    hours, of_hours = zip(*sorted((each.cost.hours, each.spread.mean) for each in random), strict=True)
     compute = None
     if hours[0] <= arm.cost.hours <= hours[-1]:
-        compute = float(np.interp(np.log(arm.cost.hours), np.log(hours), quality))
+        compute = float(np.interp(np.log(arm.cost.hours), np.log(hours), of_hours))
     return CatchUp(arm.name, _first_at(sizes, quality, arm.spread.mean), sizes[0], sizes[-1], compute)
 
 

@@ -41,6 +41,18 @@ def test_between_two_sizes_quality_is_a_line_over_the_logarithm():
     assert "about 128 pairs" in larger_batches(comparison, "en")[0]
 
 
+def test_a_smaller_batch_that_took_longer_keeps_its_own_quality():
+    comparison = with_sizes({64: 0.40, 256: 0.44, 1024: 0.46}, cluster=0.42, hours=0.02)
+    cost = comparison.arm("random-64").cost
+    # A busy machine: .16, .04 and .01 hours.
+    hours = {"random-64": 0.16, "random-1024": 0.01}
+    arms = [
+        replace(arm, cost=replace(cost, hours=hours[arm.name])) if arm.name in hours else arm for arm in comparison.arms
+    ]
+    found = catch_up(replace(comparison, arms=arms), comparison.arm("cluster"))
+    assert found.same_compute == pytest.approx(0.45)
+
+
 def test_nothing_is_said_beyond_the_sizes_that_were_tried():
     comparison = with_sizes({64: 0.40, 256: 0.44}, cluster=0.47, hours=1.0)
     found = catch_up(comparison, comparison.arm("cluster"))
