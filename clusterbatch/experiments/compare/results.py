@@ -103,11 +103,15 @@ class Comparison:
 
     @property
     def candidates(self) -> list[ArmResult]:
-        """The arms that the question is about: those of clusters or of the user's groups, if there are any.
+        """The arms that the question is about: of clusters, of the user's groups or of super-batches, if there are any.
 
         Random ones are there to explain, or as another way to spend money.
         """
-        clustered = [arm for arm in self.others if arm.stratify in ("cluster", "group")]
+        clustered = [
+            arm
+            for arm in self.others
+            if arm.stratify in ("cluster", "group") or arm.changes.get("batches.super_batch", 1) > 1
+        ]
         return clustered or [arm for arm in self.others if not arm.stratify.startswith("random")] or self.others
 
     @property

@@ -168,10 +168,41 @@ def test_the_table_in_markdown_has_a_column_for_every_collection(page: Path):
     assert [line.split("|")[1].strip() for line in table[2:]] == ["random", "cluster"]
 
 
+@pytest.mark.usefixtures("no_figure_files")
+def test_a_name_with_a_bar_does_not_split_its_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    draw_none(monkeypatch)
+    made = made_up_comparison({"random": 0.0, "cluster": 0.03})
+    renamed = {"indoors": "in|doors", "outdoors": "outdoors"}
+    scores = {
+        arm: {(renamed[name], metric): values for (name, metric), values in of_arm.items()}
+        for arm, of_arm in made.scores.items()
+    }
+    arms = [
+        replace(arm, by_collection={renamed[name]: gain for name, gain in arm.by_collection.items()})
+        for arm in made.arms
+    ]
+    queries = {renamed[name]: of_collection for name, of_collection in made.queries.items()}
+    comparison = replace(made, collections=list(renamed.values()), scores=scores, arms=arms, queries=queries)
+    page = write(load_config(None, [f"workspace={tmp_path}", "compare.arms=[random,cluster]"]), comparison)
+    lines = (page.parent / "report.md").read_text(encoding="utf-8").splitlines()
+    start = next(number for number, line in enumerate(lines) if "doors" in line and line.startswith("|"))
+    assert [line.replace("\\|", "").count("|") for line in lines[start : start + 4]] == [4, 4, 4, 4]
+
+
 def test_incomplete_judgements_are_named(page: Path):
     for name in ("index.html", "decision.html"):
         html = (page.parent / name).read_text(encoding="utf-8")
         assert "Judgements made from held-out pairs are incomplete" in html or "正解判定は不完全です" in html
+
+
+def test_super_batches_are_what_the_question_is_about_as_clusters_are():
+    made = made_up_comparison({"random": 0.0, "cluster": 0.0, "super-16x": 0.03})
+    changes = {"batches.stratify": "source", "batches.super_batch": 16}
+    arms = [replace(arm, stratify="source", changes=changes) if arm.name == "super-16x" else arm for arm in made.arms]
+    comparison = replace(made, arms=arms)
+    assert comparison.decisive.name == "super-16x"
+    sentence = answer(comparison, load_config(None, ["workspace=/tmp/none"]), "en")
+    assert sentence.startswith("Yes: super-16x batches pay.")
 
 
 def test_the_answer_says_what_was_measured():
