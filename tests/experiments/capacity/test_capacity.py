@@ -23,7 +23,7 @@ from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.models import EvaluatedModel
 from clusterbatch.experiments.capacity.calibrate import GPUS, Measured, check_writable, fit, load, on_gpu, save
 from clusterbatch.experiments.capacity.dry_run import dry_run
-from clusterbatch.experiments.capacity.scale_model import CapacityModel, Coefficients
+from clusterbatch.experiments.capacity.scale_model import CapacityModel, Coefficients, StageEstimate
 from clusterbatch.experiments.capacity.sizes import Shape, TeacherShape, Workload
 from clusterbatch.experiments.capacity.workload import model_of, shape_of
 from clusterbatch.scoring.stage import score
@@ -169,6 +169,19 @@ def test_which_strategies_need_clusters_is_said_by_their_table(monkeypatch: pyte
     assert model(100_000, "batches.stratify=source").clusters == 4 < clustered
     monkeypatch.setitem(STRATEGIES, "source", Strategy(clusters_of, layouts=("cluster",)))
     assert model(100_000, "batches.stratify=source").clusters == clustered
+
+
+def test_super_batches_are_read_by_every_worker() -> None:
+    def train(*words: str) -> StageEstimate:
+        estimates = model(10**6, "batches.stratify=source", *words).estimate(TRUE, PricesConfig())
+        return next(each for each in estimates if each.stage == "train")
+
+    plain = train()
+    for workers in (1, 4):
+        found = train("batches.super_batch=16", f"train.workers={workers}")
+        assert found.gets == pytest.approx(2 * workers * plain.gets, rel=1e-6)
+        # 1,600 rows of two vectors of 384 numbers in two and in four bytes.
+        assert found.worker_bytes - plain.worker_bytes == 1600 * 2 * 384 * 6
 
 
 def test_a_larger_run_that_took_no_longer_leaves_no_negative_time() -> None:
