@@ -245,7 +245,8 @@ def _add_clusters(
         # Too few rows for a batch, or shards that cannot serve the strategy: there is nothing to show.
         except UsageError:
             continue
-        views.examples.append(batch_example(stratify, plan, text, plan.steps_per_epoch))
+        name = stratify if batches.super_batch == 1 else f"{stratify}, super_batch {batches.super_batch}"
+        views.examples.append(batch_example(name, plan, text, plan.steps_per_epoch))
 
 
 def headlines(quality: list[dict[str, Any]], live: int | None) -> list[dict[str, Any]]:
