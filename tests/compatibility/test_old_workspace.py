@@ -42,7 +42,8 @@ Run = Callable[..., Any]
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the old workspace, its inputs and its model; the working directory is where they are."""
     with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
+        # Python has filters from 3.11.4 on.
+        archive.extractall(tmp_path, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     set_times(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
