@@ -25,10 +25,11 @@ class RowReader:
     bytes_read: what came from storage; largest: bytes of the decoded runs of the largest request so far.
     """
 
-    def __init__(self, reader: ShardReader, *, vectors: bool, cache_bytes: int | None) -> None:
-        """`cache_bytes`: how much to keep of what was decoded; None keeps nothing."""
+    def __init__(self, reader: ShardReader, *, vectors: bool, cache_bytes: int | None, training: bool = True) -> None:
+        """training, vectors: the columns to read; `cache_bytes`: how much to keep of what was decoded; None keeps
+        nothing."""
         self._reader = reader
-        self._vectors = vectors
+        self._columns = {"vectors": vectors, "training": training}
         self._cache = None if cache_bytes is None else _RunCache(cache_bytes)
         self._in_flight: dict[int, Future[dict[int, pa.RecordBatch]]] = {}
         self._lock = threading.Lock()
@@ -84,8 +85,8 @@ class RowReader:
 
     def _fetch_shard(self, shard: int, keys: np.ndarray) -> list[pa.RecordBatch]:
         runs = keys % _RUNS_PER_SHARD
-        batches = self._reader.read_runs(shard, runs, self._vectors)
-        spent = int(self._reader.run_bytes(shard, runs, self._vectors).sum())
+        batches = self._reader.read_runs(shard, runs, **self._columns)
+        spent = int(self._reader.run_bytes(shard, runs, **self._columns).sum())
         with self._lock:
             self.bytes_read += spent
         return batches
@@ -96,7 +97,7 @@ class StoredVectors:
 
     def __init__(self, reader: ShardReader, index: ClusterIndex) -> None:
         """`index`: the reader's, or what a filter keeps of it."""
-        self._reader, self._index = reader, index
+        self._rows, self._index = RowReader(reader, vectors=True, training=False, cache_bytes=None), index
 
     def __call__(self, piece: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the vectors of queries and of documents, (n, m) float16 each, of rows `row` (n,) of pieces (n,).
@@ -105,15 +106,7 @@ class StoredVectors:
         """
         index = self._index
         run = index.first_run[piece] + row // index.run_rows
-        keys, which = np.unique(index.shard[piece].astype(np.int64) * _RUNS_PER_SHARD + run, return_inverse=True)
-        shards, starts = np.unique(keys // _RUNS_PER_SHARD, return_index=True)
-        runs = [each % _RUNS_PER_SHARD for each in np.split(keys, starts)[1:]]
-        with ThreadPoolExecutor(min(_SHARDS_AT_ONCE, len(shards))) as pool:
-            batches = [
-                run for of_shard in pool.map(self._reader.read_vectors, shards.tolist(), runs) for run in of_shard
-            ]
-        first = np.concatenate([[0], np.cumsum([batch.num_rows for batch in batches])])
-        table = pa.Table.from_batches(batches).take(pa.array(first[which] + row % index.run_rows))
+        table = self._rows.read(index.shard[piece], run, row % index.run_rows)
         return vector_values(table["query_vector"]), vector_values(table["document_vector"])
 
 

@@ -126,28 +126,30 @@ class ShardReader(_RunFiles):
         self.index = read_index(artifact, manifest)
         self._scores = None if scores is None else ScoreReader(scores, manifest)
 
-    def run_bytes(self, shard: int, runs: np.ndarray, vectors: bool = False) -> np.ndarray:
+    def run_bytes(self, shard: int, runs: np.ndarray, vectors: bool = False, training: bool = True) -> np.ndarray:
         """Return (len(runs),) int64 bytes that reading each of those runs takes."""
         runs = np.asarray(runs)
-        found = self._bytes(shard, runs, self._files(vectors))
+        found = self._bytes(shard, runs, self._files(vectors, training))
         return found if self._scores is None else found + self._scores.run_bytes(shard, runs)
 
-    def read_runs(self, shard: int, runs: np.ndarray, vectors: bool = False) -> list[pa.RecordBatch]:
+    def read_runs(
+        self, shard: int, runs: np.ndarray, vectors: bool = False, training: bool = True
+    ) -> list[pa.RecordBatch]:
         """Return one record batch per run of `runs` (ascending run numbers).
 
-        With `vectors`, their columns come behind those of `schema`; a teacher's scores come last. Neighbouring runs
-        take one request; object storage is asked for separate ones side by side. Raises DataError that names the
-        shard's file if bytes are missing or damaged.
+        With `vectors`, their columns come behind those of `schema`, or alone without `training`; a teacher's scores
+        come last. Neighbouring runs take one request; object storage is asked for separate ones side by side. Raises
+        DataError that names the shard's file if bytes are missing or damaged.
         """
         runs = np.asarray(runs, dtype=np.int64)
         if len(runs) == 0:
             return []
-        reads = {content: self._spans(shard, runs, content) for content in self._files(vectors)}
+        reads = {content: self._spans(shard, runs, content) for content in self._files(vectors, training)}
         if self._scores is not None:
             reads[SCORES] = self._scores.reads(shard, runs)
         by_file = _read_all(reads, one_by_one=self._artifact.folder.is_local)
-        columns = [list(batch.columns) for batch in by_file[TRAINING]]
-        names = list(self.schema.names)
+        names = list(self.schema.names) if training else []
+        columns = [list(batch.columns) for batch in by_file[TRAINING]] if training else [[] for _ in runs]
         if vectors and self._vectors is not None:
             names += ["query_vector", "document_vector"]
             for of_run, stored in zip(columns, by_file[VECTORS], strict=True):
@@ -158,19 +160,10 @@ class ShardReader(_RunFiles):
                 of_run += stored.columns
         return [pa.RecordBatch.from_arrays(of_run, names=names) for of_run in columns]
 
-    def read_vectors(self, shard: int, runs: np.ndarray) -> list[pa.RecordBatch]:
-        """Return query_vector and document_vector of each of `runs` (ascending run numbers), as `read_runs` would."""
-        names = ["query_vector", "document_vector"]
-        self._files(vectors=True)
-        assert self._vectors is not None
-        runs = np.asarray(runs, dtype=np.int64)
-        stored = _read_all({VECTORS: self._spans(shard, runs, VECTORS)}, one_by_one=self._artifact.folder.is_local)
-        return [pa.RecordBatch.from_arrays(self._vectors.decode(run), names=names) for run in stored[VECTORS]]
-
-    def _files(self, vectors: bool) -> list[str]:
+    def _files(self, vectors: bool, training: bool) -> list[str]:
         if vectors and self._vectors is None:
             raise DataError(f"{self._artifact.folder.uri}: these shards were written without the surrogate's vectors")
-        return [TRAINING, VECTORS] if vectors else [TRAINING]
+        return [TRAINING] * training + [VECTORS] * vectors
 
 
 class ScoreReader(_RunFiles):
