@@ -27,6 +27,9 @@ from clusterbatch.store.tables import read_parquet
 
 Labels = Sequence[Any] | np.ndarray
 
+# Unit vectors, rounded.
+_LONGEST = 1.01
+
 
 class ClusterBatchSampler(Sampler[list[int]]):
     """Row numbers of one rank's slice of each global batch, for `DataLoader(dataset, batch_sampler=...)`.
@@ -65,6 +68,8 @@ class ClusterBatchSampler(Sampler[list[int]]):
         for each in vectors or ():
             if each.ndim != 2 or len(each) != len(clusters):
                 raise UsageError(f"vectors: of shape {each.shape}, expected one for each of {len(clusters)} rows")
+            if not (np.linalg.norm(each, axis=1) < _LONGEST).all():
+                raise UsageError("vectors: longer than 1, or no numbers; divide each by its length")
         index, self._row_of = index_labels(clusters, sources)
 
         def vectors_of(piece: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -158,7 +163,7 @@ class SentenceTransformersSampler:
 
     Use a loss with in-batch negatives; with several GPUs, one with `gather_across_devices=True`. Resuming from a
     checkpoint works as usual: the trainer skips batches, which reads nothing. (A class, because the trainer pickles its
-    arguments into every checkpoint; the labels go with them.)
+    arguments into every checkpoint; the labels go with them, and the vectors.)
     """
 
     def __init__(

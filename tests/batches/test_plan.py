@@ -11,7 +11,7 @@ from clusterbatch.batches.strata import POOL
 from clusterbatch.config import BatchesConfig
 from clusterbatch.corpus.partitions import WHOLE_CORPUS
 from clusterbatch.errors import UsageError
-from tests.batches.indexes import make_index, row_ids
+from tests.batches.indexes import check_epoch, make_index, row_ids
 
 
 @st.composite
@@ -38,24 +38,7 @@ def plans(draw: st.DrawFn) -> BatchPlan:
 @settings(max_examples=150, deadline=None)
 @given(plan=plans(), epoch=st.integers(0, 3))
 def test_every_row_once_an_epoch_but_for_counted_repeats(plan: BatchPlan, epoch: int) -> None:
-    index, size = plan.index, plan.config.size
-    seen = np.zeros(index.total_rows, int)
-    repeats: Counter[str] = Counter()
-    for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
-        batch = plan.batch(step)
-        assert len(batch) == size
-        assert batch.epoch == epoch
-        assert np.all((batch.row >= 0) & (batch.row < index.rows[batch.piece]))
-        rows = row_ids(index, batch.piece, batch.row)
-        assert len(np.unique(rows)) == size, "a row twice in one batch"
-        assert 0 <= batch.repeated < size
-        seen[rows] += 1
-        repeats[batch.stratum.name] += batch.repeated
-        if plan.config.stratify != "random" and batch.stratum.name != POOL:
-            assert len(np.unique(index.source[batch.piece])) == 1, "a batch of two sources"
-    assert seen.min() == 1, "a row was left out"
-    assert (seen - 1).sum() == sum(repeats.values())
-    assert max(repeats.values()) < size
+    check_epoch(plan, epoch)
 
 
 @settings(max_examples=80, deadline=None)

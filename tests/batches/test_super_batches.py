@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,13 @@ from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.batches.plan_report import plan_report
 from clusterbatch.batches.row_reader import StoredVectors
 from clusterbatch.batches.samplers import ClusterBatchSampler
-from clusterbatch.batches.strata import POOL
 from clusterbatch.batches.super_batches import SuperBatchPlan, Vectors, divide
 from clusterbatch.config import BatchesConfig, load_config
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.shards.index import ClusterIndex
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.store import Folder
-from tests.batches.indexes import make_index, row_ids
+from tests.batches.indexes import check_epoch, make_index, row_ids
 from tests.clustering.synthetic import build_shards
 from tests.clustering.test_assign import unit
 
@@ -55,21 +53,7 @@ def plans(draw: st.DrawFn) -> SuperBatchPlan:
 @settings(max_examples=150, deadline=None)
 @given(plan=plans(), epoch=st.integers(0, 2))
 def test_every_row_once_an_epoch_but_for_counted_repeats(plan: SuperBatchPlan, epoch: int) -> None:
-    index, size = plan.index, plan.config.size
-    seen = np.zeros(index.total_rows, int)
-    repeats: Counter[str] = Counter()
-    for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
-        batch = plan.batch(step)
-        assert (len(batch), batch.step, batch.epoch) == (size, step, epoch)
-        rows = row_ids(index, batch.piece, batch.row)
-        assert len(np.unique(rows)) == size, "a row twice in one batch"
-        seen[rows] += 1
-        repeats[batch.stratum.name] += batch.repeated
-        if plan.config.stratify != "random" and batch.stratum.name != POOL:
-            assert len(np.unique(index.source[batch.piece])) == 1, "a batch of two sources"
-    assert seen.min() == 1, "a row was left out"
-    assert (seen - 1).sum() == sum(repeats.values())
-    assert max(repeats.values()) < size
+    check_epoch(plan, epoch)
 
 
 @settings(max_examples=60, deadline=None)
@@ -229,6 +213,9 @@ def test_a_sampler_divides_by_the_vectors_of_its_rows() -> None:
         ClusterBatchSampler(labels, config)
     with pytest.raises(UsageError, match=r"vectors: of shape \(10, 6\)"):
         ClusterBatchSampler(labels, config, vectors=(queries[:10], documents))
+    for damaged in (3 * documents, np.where(documents > 0.9, np.nan, documents)):
+        with pytest.raises(UsageError, match="longer than 1"):
+            ClusterBatchSampler(labels, config, vectors=(queries, damaged))
 
 
 def test_the_report_of_a_plan_knows_its_steps() -> None:
