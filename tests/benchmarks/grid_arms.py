@@ -27,6 +27,8 @@ from tests.benchmarks.static_trainer import Corpus, Mask, Pairs
 
 EPOCHS = 2
 _CLUSTERED = ("cluster", "random-groups")
+# Super-batches; with the same batches in every epoch; with all batches of an epoch shuffled.
+_SUPER = ("super", "super-fixed", "super-shuffled")
 # Masks that the package does not have, by the surrogate. uncopied: documents near the query's own; skip: the four that
 # score highest.
 OTHER_MASKS = {"uncopied": Mask(copies=0.9), "skip": Mask(nearest=4)}
@@ -56,7 +58,8 @@ class Arms:
     def batches(self, arm: str, batch: int, seed: int, most: int | None = None) -> np.ndarray | None:
         """Return (steps, B) rows of the run, or of `most` steps of it; None if the corpus has no such arm.
 
-        STRATEGY[-TIMESx][-half][-MASK][@minilm or @queries]; times: batches of a cluster, rows of super-batches.
+        STRATEGY[-TIMESx][-half][-MASK][@VECTORS]; times: batches of a cluster or super-batch; vectors: minilm, queries,
+        documents (the last two of super-batches: the side that divides them).
         """
         name, _, vectors = arm.partition("@")
         base, half, _ = name.partition("-half")
@@ -68,15 +71,16 @@ class Arms:
         sources = len(np.unique(source))
         if strategy == "random" and sources == 1:
             return None
-        if strategy in (*_CLUSTERED, "super") and 2 * size > len(source) / sources:
+        if strategy in (*_CLUSTERED, *_SUPER) and 2 * size > len(source) / sources:
             return None
         if strategy == "diverse":
             return self._diverse_batches(batch, seed)
         clustered = strategy in _CLUSTERED
         labels = self.labels(size, vectors or "own") if clustered else np.zeros(len(source), np.int64)
         layer = self.facts.duplicates(size)[1] if mask_of(name) == "apart" else None
-        if strategy == "super":
-            return self._planned("source", batch, seed, labels, most=most, super_batch=int(times[:-1]))
+        if strategy.startswith("super"):
+            planned = self._planned("source", batch, seed, labels, most=most, super_batch=int(times[:-1]), near=vectors)
+            return _reordered(planned, strategy, seed)
         return self._planned(strategy.replace("-", "_"), batch, seed, labels, 0.5 if half else 0.0, most, layer)
 
     def _planned(
@@ -89,8 +93,12 @@ class Arms:
         most: int | None = None,
         layer: np.ndarray | None = None,
         super_batch: int = 1,
+        near: str = "",
     ) -> np.ndarray:
-        """Return (steps, B) rows of the batches of clusterbatch.batches; layer: (N,) int64, those of ClusterIndex."""
+        """Return (steps, B) rows of the batches of clusterbatch.batches.
+
+        layer: (N,) int64, those of ClusterIndex; near: the side by which super-batches are divided, unset: both.
+        """
         clusters = None if stratify in ("random", "source") else 1
         config = BatchesConfig(
             stratify=stratify,
@@ -108,7 +116,8 @@ class Arms:
 
         def vectors_of(piece: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             rows = row_of[index.first_row[piece] + row]
-            return pairs.query_vector[rows], pairs.document_vector[rows]
+            sides = [pairs.query_vector[rows], pairs.document_vector[rows]]
+            return sides[near == "documents"], sides[near != "queries"]
 
         plan = make_plan(index, config, vectors=vectors_of)
         steps = plan.steps_of(EPOCHS)
@@ -160,6 +169,18 @@ class Arms:
             encoder = load_encoder(resolve_model("all-MiniLM-L6-v2"), "backbone")
             np.save(kept, encoder.encode(encoder.tokenizer.encode(self.corpus.texts, TOKENS), 2048).astype(np.float16))
         return np.load(kept).astype(np.float32)
+
+
+def _reordered(batches: np.ndarray, strategy: str, seed: int) -> np.ndarray:
+    """Return the (steps, B) batches of super-batches as the strategy has them, epoch by epoch."""
+    if strategy == "super":
+        return batches
+    epochs, random = np.split(batches, EPOCHS), np.random.default_rng(seed)
+    if strategy == "super-fixed":
+        epochs = [epochs[0]] * EPOCHS
+    else:
+        epochs = [random.permutation(epoch) for epoch in epochs]
+    return np.concatenate(epochs)
 
 
 def clusters_of(corpus: Corpus, vectors: np.ndarray, size: int) -> np.ndarray:
