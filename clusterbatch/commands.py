@@ -274,7 +274,9 @@ COMMANDS = {
         estimate=True,
         collections=True,
         options=(
-            Option("--budget", {"metavar": "15m", "help": "time it may take; sample and steps are chosen to fit"}),
+            Option(
+                "--budget", {"metavar": "15m", "help": "time it may take; steps and an unset sample are chosen to fit"}
+            ),
         ),
     ),
     "inspect": Command(

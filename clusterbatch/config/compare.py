@@ -135,8 +135,8 @@ class CompareConfig(Section):
     """`neighbourhoods` takes whole coarse neighbourhoods of every source, as dense as in the corpus; `uniform` takes
     any rows."""
     budget: Annotated[float | None, BeforeValidator(_seconds)] = Field(None, ge=60)
-    """Seconds (or 15m, 2h) that the comparison may take: sample, steps and points are then chosen to fit this machine.
-    """
+    """Seconds (or 15m, 2h) that the comparison may take: steps, points and, if it is unset, `sample` are then chosen to
+    fit this machine."""
     steps: int | None = Field(None, ge=1)
     """Optimizer steps of every run. Unset: the baseline's `train.steps` or `train.epochs`."""
     long: bool = False

@@ -1,8 +1,8 @@
 """Budget of a comparison: the share of the corpus, then the steps and the points on the curves that fit a given time.
 
-The machine is timed on a little of the same work, twice: before the corpus is embedded, to choose the sample, and when
-clusters exist, to choose the steps by the time that is left. Decisions are stored, so that an interrupted comparison
-resumes with the same; another comparison, and one that is forced, decides again.
+The machine is timed on a little of the same work, twice: before the corpus is embedded, to choose the sample unless
+`compare.sample` gives it, and when clusters exist, to choose the steps by the time that is left. Decisions are stored,
+so that an interrupted comparison resumes with the same; another comparison, and one that is forced, decides again.
 """
 
 from __future__ import annotations
@@ -50,21 +50,23 @@ _MOST_POINTS = 5
 
 def decided(config: RunConfig) -> RunConfig:
     """Return `config` with the decisions of its budget so far; itself if it has none, or nothing is decided."""
-    if config.compare.budget is None:
-        return config
-    root, name = Workspace(config).root, _name(config)
-    return with_changes(config, root.read_json(name)) if root.exists(name) else config
+    root = Workspace(config).root
+    # Steps are kept by the sample that they were decided for, which may have been decided before.
+    for _ in ("sample", "steps"):
+        if config.compare.budget is not None and root.exists(_name(config)):
+            config = with_changes(config, root.read_json(_name(config)))
+    return config
 
 
 def choose_sample(config: RunConfig, spent: float, *, force: bool = False) -> RunConfig:
     """Return `config` with compare.sample set so that embedding and an epoch of every run fit; spent: seconds so far.
 
-    Needs the ingested corpus. Without a budget nothing is changed. force: what has been decided before, here and in
-    `choose_steps`, does not count.
+    Needs the ingested corpus. Without a budget, and if a sample is given, nothing is changed. force: what has been
+    decided before, here and in `choose_steps`, does not count.
     """
     if force and config.compare.budget is not None:
-        Workspace(config).root.remove(_name(config))
-    if config.compare.budget is None or decided(config) is not config:
+        _forget(config)
+    if config.compare.budget is None or config.compare.sample is not None or decided(config) is not config:
         return decided(config)
     share, rows = 1.0, Workspace(config).corpus.require().counts.written
     left = max(0.0, config.compare.budget - spent)
@@ -136,10 +138,19 @@ def _decide(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     return with_changes(config, changes)
 
 
+def _forget(config: RunConfig) -> None:
+    """Remove decisions, those for the sample that was decided too."""
+    root, name = Workspace(config).root, _name(config)
+    if root.exists(name):
+        chosen = {"compare.sample": root.read_json(name).get("compare.sample", config.compare.sample)}
+        root.remove(_name(with_changes(config, chosen)))
+        root.remove(name)
+
+
 def _name(config: RunConfig) -> str:
     """Return the name of the file of decisions, by all settings of the trials and of their duration."""
-    # Both are always decided, whatever was configured.
-    asked = config.compare.model_copy(update={"sample": None, "points": 1})
+    # Points are always decided, whatever was configured.
+    asked = config.compare.model_copy(update={"points": 1})
     key = fingerprint("budget", asked, config.embed, config.batches, config.train, config.evaluate)
     return f"compare/budget-{config.compare.budget:g}-{key}.json"
 

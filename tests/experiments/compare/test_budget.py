@@ -76,6 +76,31 @@ def test_a_smaller_sample_comes_before_fewer_steps(config: RunConfig, monkeypatc
     assert choose_sample(own, spent=100.0).compare.sample > 2 * sampled.compare.sample
 
 
+def test_a_given_sample_is_kept_and_its_steps_fit(config: RunConfig):
+    own = with_changes(config, {"compare.sample": 0.5})
+    sampled = choose_sample(own, spent=100.0)
+    assert sampled.compare.sample == 0.5
+    chosen = steps(sampled, spent=300.0)
+    assert (chosen.compare.sample, chosen.compare.budget) == (0.5, None)
+    assert chosen.compare.steps < Plan.steps_per_epoch
+    assert steps(choose_sample(own, spent=1.0), spent=2.0).compare == chosen.compare
+    assert decided(own).compare == chosen.compare
+    # Neither another sample nor one that is to be chosen has its steps.
+    for other in (with_changes(config, {"compare.sample": 0.25}), config):
+        assert decided(other) is other
+    again = steps(choose_sample(own, spent=1.0, force=True), spent=400.0)
+    assert (again.compare.sample, again.compare.steps < chosen.compare.steps) == (0.5, True)
+
+
+def test_decisions_of_earlier_versions_stand(config: RunConfig):
+    # They kept the steps beside the sample.
+    decisions = {"compare.sample": 0.25, "compare.budget": None, "compare.steps": 30, "compare.points": 2}
+    Workspace(config).root.write_json(budget._name(config), decisions)
+    compare = steps(choose_sample(config, spent=1.0), spent=2.0).compare
+    assert (compare.sample, compare.steps, compare.points) == (0.25, 30, 2)
+    assert decided(config).compare == compare
+
+
 def test_a_budget_that_cannot_be_kept_is_said_as_soon_as_it_is_known(
     config: RunConfig, caplog: pytest.LogCaptureFixture
 ):
