@@ -123,9 +123,10 @@ def _estimate(command: Command, config: RunConfig, options: argparse.Namespace) 
 
         dry_run(config, stages=None if options.command == "run" else [options.command], as_json=options.json)
         return
+    from clusterbatch.experiments.compare.budget import planned
     from clusterbatch.experiments.compare.plan import at_size, plan_comparison
 
-    sizes = config.compare.batch_sizes
+    config, sizes = planned(config), config.compare.batch_sizes
     plans = [plan_comparison(at_size(config, size)) for size in sizes] or [plan_comparison(config)]
     if options.json:
         found = [plan.as_dict() for plan in plans]

@@ -31,7 +31,7 @@ from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.models import measuring_dtype
 from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.experiments.compare.arms import Arm
-from clusterbatch.experiments.compare.plan import plan_comparison
+from clusterbatch.experiments.compare.plan import ComparisonPlan, plan_comparison
 from clusterbatch.experiments.compare.trial import starting_encoder
 from clusterbatch.log import say
 from clusterbatch.shards.reader import ShardReader
@@ -68,14 +68,41 @@ def choose_sample(config: RunConfig, spent: float, *, force: bool = False) -> Ru
         _forget(config)
     if config.compare.budget is None or config.compare.sample is not None or decided(config) is not config:
         return decided(config)
-    share, rows = 1.0, Workspace(config).corpus.require().counts.written
+    rows = Workspace(config).corpus.require().counts.written
     left = max(0.0, config.compare.budget - spent)
     embedding = 0.0 if config.reuse.embeddings else _seconds_a_row(config)
-    if embedding:
-        share = min(1.0, _EMBEDDING * left / (rows * embedding))
+    return _decide(config, {"compare.sample": _share(config, plan_comparison(config), rows, left, embedding)})
+
+
+def planned(config: RunConfig) -> RunConfig:
+    """Return `config` with what its budget will be turned into, by the scale model: nothing is timed or stored.
+
+    What has been decided stands. Without a budget nothing is changed.
+    """
+    known = decided(config)
+    budget = known.compare.budget
+    if budget is None:
+        return known
+    plan = plan_comparison(known)
+    if known is config and config.compare.sample is None:
+        share = _share(config, plan, max(1, plan.corpus_rows), max(0.0, budget - plan.ingest_seconds), plan.row_seconds)
+        known = with_changes(config, {"compare.sample": share})
+        plan = plan_comparison(known)
+    each = _TRIALS * (budget - plan.shared_seconds) * known.compare.workers / plan.runs - plan.measure_seconds
+    epoch = math.ceil(plan.rows / config.batches.size)
+    return with_changes(
+        known, _length(known, each, plan.measure_seconds, plan.pair_seconds * config.batches.size, epoch)
+    )
+
+
+def _share(config: RunConfig, plan: ComparisonPlan, rows: int, left: float, embedding: float) -> float | None:
+    """Return the share of `rows` that is embedded and trained on in the seconds that are left; None for all.
+
+    embedding: seconds a row, by all workers together, 0 if there is nothing to embed.
+    """
+    share = min(1.0, _EMBEDDING * left / (rows * embedding)) if embedding else 1.0
     if config.compare.steps is None and config.train.steps is None:
         # A smaller sample before fewer steps: what is trained for less than an epoch gives no verdict.
-        plan = plan_comparison(config)
         workers = config.compare.workers
         epochs = (config.train.epochs or 1) * config.compare.steps_of_each
         a_row = embedding + plan.runs * epochs * plan.pair_seconds / workers
@@ -83,7 +110,7 @@ def choose_sample(config: RunConfig, spent: float, *, force: bool = False) -> Ru
         share = min(share, max(0.0, _TRIALS * left - measuring) / (rows * a_row))
     # A sample of less would say nothing about the corpus, whatever the time.
     share = max(share, min(1.0, _LEAST_STEPS * config.batches.size / rows))
-    return _decide(config, {"compare.sample": float(f"{share:.4g}") if share < 1 else None})
+    return float(f"{share:.4g}") if share < 1 else None
 
 
 def choose_steps(
@@ -107,27 +134,34 @@ def choose_steps(
         starting, measuring = _timed_measurement(config)
         step = sum(_seconds_a_step(arm.config, plans[arm.name], readers[arm.layout]) for arm in arms) / len(arms)
     each = _TRIALS * (compare.budget - spent) * compare.workers / (len(arms) * runs) - starting
-    # Half of a trial may go into measuring; at least the end is measured.
-    points = int(min(_MOST_POINTS, max(1, each / 2 / measuring)))
-    epoch = plans[compare.reference].steps_per_epoch
-    wanted = compare.steps or config.train.steps or (config.train.epochs or 1) * epoch
-    # Of each that is chosen a long comparison makes several, and those have to fit.
-    affordable = (each - points * measuring) / step / compare.steps_of_each
-    least = math.ceil(_LEAST_STEPS / compare.steps_of_each)
-    steps = int(max(least, min(wanted, affordable)))
-    if affordable < least:
-        needed = spent + (points * measuring + steps * compare.steps_of_each * step + starting) * len(arms) * runs / (
-            _TRIALS * compare.workers
-        )
+    changes = _length(config, each, measuring, step, plans[compare.reference].steps_per_epoch)
+    steps, points = changes["compare.steps"], changes["compare.points"]
+    trial = starting + points * measuring + steps * compare.steps_of_each * step
+    needed = spent + trial * len(arms) * runs / (_TRIALS * compare.workers)
+    if needed > compare.budget:
         say(
             f"compare.budget: {compare.budget / 60:.1f} minutes do not suffice for {steps} steps a run; expect about "
             f"{needed / 60:.1f}",
             level="warning",
         )
-    return _decide(
-        config,
-        {"compare.budget": None, "compare.steps": steps, "compare.points": min(points, steps * compare.steps_of_each)},
-    )
+    return _decide(config, changes)
+
+
+def _length(config: RunConfig, seconds: float, measuring: float, step: float, epoch: int) -> dict[str, Any]:
+    """Return the changes that take the place of a budget: steps and points that fit, the least if nothing does.
+
+    seconds: of a run, without its start; measuring, step: seconds of a point and of a step; epoch: steps of one.
+    """
+    compare = config.compare
+    # Half of a trial may go into measuring; at least the end is measured.
+    points = int(min(_MOST_POINTS, max(1, seconds / 2 / max(measuring, 1e-6))))
+    wanted = compare.steps or config.train.steps or (config.train.epochs or 1) * epoch
+    # Of each that is chosen a long comparison makes several, and those have to fit.
+    affordable = (seconds - points * measuring) / step / compare.steps_of_each
+    least = math.ceil(_LEAST_STEPS / compare.steps_of_each)
+    steps = int(max(least, min(wanted, affordable)))
+    points = min(points, steps * compare.steps_of_each)
+    return {"compare.budget": None, "compare.steps": steps, "compare.points": points}
 
 
 def _decide(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:

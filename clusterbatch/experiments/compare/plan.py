@@ -15,7 +15,9 @@ from clusterbatch.experiments.compare.arms import arms_of
 class ComparisonPlan:
     """rows: of the sample; runs: trainings of all arms, seeds and settings; minutes: by the scale model, rough.
 
-    pair_seconds: of one worker to train on a pair; measure_seconds: of one worker to measure a model once.
+    pair_seconds: of one worker to train on a pair; measure_seconds: of one worker to measure a model once; row_seconds:
+    of all workers to embed a row, 0 if embeddings are reused; ingest_seconds, shared_seconds: of ingest, and of all
+    that comes before the runs.
     """
 
     rows: int
@@ -28,6 +30,9 @@ class ComparisonPlan:
     minutes: float
     pair_seconds: float
     measure_seconds: float
+    row_seconds: float = 0.0
+    ingest_seconds: float = 0.0
+    shared_seconds: float = 0.0
 
     def sentence(self) -> str:
         """Return the plan on one line."""
@@ -67,12 +72,14 @@ def plan_comparison(config: RunConfig) -> ComparisonPlan:
     # The stage measures two models.
     measure_seconds = model.work("evaluate") / rates.rate[model.rate_name("evaluate")] / 2
     each = pairs * pair_seconds + (compare.points + 1) * measure_seconds
-    seconds = runs * each / compare.workers
-    if config.reuse.corpus is None:
-        seconds += whole.seconds("ingest", rates)
+    ingest = whole.seconds("ingest", rates) if config.reuse.corpus is None else 0.0
+    row = embed = 0.0
     if config.reuse.embeddings is None:
-        seconds += model.seconds("embed", rates)
-    seconds += len(layouts) * model.seconds("cluster", rates)
+        embed = model.seconds("embed", rates)
+        row = whole.work("embed") / rates.rate[whole.rate_name("embed")] / whole.workers("embed")
+        row /= max(1, whole.workload.rows)
+    shared = ingest + embed + len(layouts) * model.seconds("cluster", rates)
+    seconds = shared + runs * each / compare.workers
     epochs = pairs / rows if rows else 0.0
     return ComparisonPlan(
         rows,
@@ -85,4 +92,7 @@ def plan_comparison(config: RunConfig) -> ComparisonPlan:
         seconds / 60,
         pair_seconds,
         measure_seconds,
+        row,
+        ingest,
+        shared,
     )

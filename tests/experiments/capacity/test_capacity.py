@@ -384,6 +384,17 @@ def test_a_comparison_says_what_it_will_do(tmp_path: Path, capsys: pytest.Captur
     assert fewer["minutes"] < found["minutes"]
     assert main(["compare", *words, "--dry-run"]) == 0
     assert "9 runs of 100 steps (1 epochs)" in capsys.readouterr().out
+    slow = ["compare", *words, "train.epochs=20", "compare.workers=1", "--dry-run", "--json"]
+    assert main(slow) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert whole["minutes"] > 10
+    for given in ([], ["compare.sample=0.5"]):
+        assert main([*slow, *given, "--budget", "10m"]) == 0
+        fits = json.loads(capsys.readouterr().out)
+        # The time is used, and not exceeded.
+        assert 4 < fits["minutes"] < 10
+        assert fits["rows"] == 3200 if given else fits["rows"] < whole["rows"]
+        assert fits["steps"] < whole["steps"]
     assert not (tmp_path / "w").exists()
 
 

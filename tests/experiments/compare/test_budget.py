@@ -31,7 +31,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.setattr(budget, "_seconds_a_row", lambda config: SECONDS_A_ROW)
     monkeypatch.setattr(budget, "_timed_measurement", lambda config: (STARTING, MEASURING))
     monkeypatch.setattr(budget, "_seconds_a_step", lambda *_: SECONDS_A_STEP)
-    monkeypatch.setattr(budget, "plan_comparison", lambda config: planned(1e-6))
+    monkeypatch.setattr(budget, "plan_comparison", lambda config: made_up(1e-6))
     overrides = [f"workspace={tmp_path}", "compare.arms=[random,cluster]", f"compare.budget={BUDGET}"]
     config = load_config(None, overrides)
     counts = Counts(read=ROWS, written=ROWS)
@@ -40,7 +40,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     return config
 
 
-def planned(pair_seconds: float) -> ComparisonPlan:
+def made_up(pair_seconds: float) -> ComparisonPlan:
     return ComparisonPlan(ROWS, ROWS, ARMS, SEEDS, ARMS * SEEDS, 1, 1.0, 1.0, pair_seconds, MEASURING)
 
 
@@ -64,7 +64,7 @@ def test_the_sample_and_the_trials_fit_what_is_left(config: RunConfig):
 
 def test_a_smaller_sample_comes_before_fewer_steps(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
     pair_seconds = 0.02
-    monkeypatch.setattr(budget, "plan_comparison", lambda config: planned(pair_seconds))
+    monkeypatch.setattr(budget, "plan_comparison", lambda config: made_up(pair_seconds))
     sampled = choose_sample(config, spent=100.0)
     rows = sampled.compare.sample * ROWS
     # An epoch of every run fits beside the embedding of the sample, and the time is used.
