@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from clusterbatch.clustering.cells import grouping_of
 from clusterbatch.clustering.features import Features, feature_sides, feature_vectors
 from clusterbatch.clustering.model import (
     Assigned,
@@ -66,15 +67,15 @@ class Previous:
     def of(config: RunConfig, generation: int, keep: float = 0.0, frozen: bool = False) -> Previous:
         """Open a generation of the workspace.
 
-        Raises DataError if it is not finished, UsageError if its clusters were not made by vectors or its corpus was
-        another one.
+        Raises DataError if it is not finished, UsageError if its corpus was another one, or if clusters are made by
+        vectors but these were not.
         """
         workspace = Workspace(config)
         clusters = workspace.clusters(generation)
         manifest = clusters.require()
         vectors = int(details_of(manifest, ClustersDetails).get("vectors", generation))
         corpus, embeddings = workspace.corpus.require(), workspace.embeddings(vectors).require()
-        if manifest.config["stratify"] != "cluster":
+        if grouping_of(config) not in ("source", "random") and manifest.config["stratify"] != "cluster":
             raise UsageError(
                 f"refresh: the clusters of generation {generation} are by {manifest.config['stratify']}, not by "
                 "vectors; there is nothing to cluster again"

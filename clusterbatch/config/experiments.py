@@ -185,7 +185,7 @@ class RefreshConfig(Section):
     when: str = "always"
     """When a round rebuilds the clusters: `always`, `never` (continue training with the old ones: the control), or a
     figure measured on a sample and its limit, for example `drift > 0.1` (share of rows that change clusters, beyond
-    chance), `movement` or `hardness`."""
+    chance), `movement` or `hardness`. Super-batches have no clusters: `always` (embeds again) or `never`."""
     sample: int = Field(16_384, ge=256)
     """Rows on which drift is measured, at least; 32 per cluster if that is more."""
     metric: str = "NDCG@10"

@@ -3,6 +3,8 @@
 A round is decided once and written down (which generation it continues from, whether it clusters again), then made by
 the ordinary stages under the next generation's number. So a call that was killed continues where it stopped, and to the
 same result. The live model changes last, and only to one that the test collections find no worse.
+
+Super-batches have no clusters and no drift: a round divides them by new vectors, or by those of the round before.
 """
 
 from __future__ import annotations
@@ -114,9 +116,22 @@ def _check(config: RunConfig) -> None:
         raise UsageError(f"refresh.metric: {metric} decides, but evaluate.metrics does not have it")
     if AFTER not in config.evaluate.models:
         raise UsageError(f"evaluate.models: refresh needs '{AFTER}' among them, to decide which model is better")
-    if config.batches.stratify != "cluster":
+    batches = config.batches.phases[-1]
+    if batches.super_batch > 1:
+        if config.refresh.when not in ("always", "never"):
+            raise UsageError(
+                f"refresh.when: {config.refresh.when} is measured of clusters, which super-batches do without; take "
+                "always or never"
+            )
+        if config.refresh.keep_fraction:
+            raise UsageError(
+                "refresh.keep_fraction: there are no clusters that rows could stay in, batches.super_batch is "
+                f"{batches.super_batch}"
+            )
+    elif batches.stratify != "cluster":
         raise UsageError(
-            f"batches.stratify: refresh makes new clusters, these batches are by {config.batches.stratify}"
+            "batches.stratify: refresh makes new clusters, or new vectors for super-batches (batches.super_batch); "
+            f"these batches are by {batches.stratify}"
         )
     if config.cluster.method != "kmeans":
         raise UsageError(
@@ -207,7 +222,9 @@ def _clusters_of(workspace: Workspace, generation: int) -> int:
 
 
 def _drift(config: RunConfig, workspace: Workspace, base: int, generation: int) -> dict[str, Any]:
-    """Return the figures of the sample, which stays until what they decide is written down."""
+    """Return the figures of the sample, which stays until what they decide is written down; none without clusters."""
+    if config.batches.super_batch > 1:
+        return {}
     previous = Previous.of(config, _clusters_of(workspace, base))
     embedded = is_embedded(config, previous.vectors)
     if config.embed.model in SURROGATES and not embedded:
@@ -237,15 +254,17 @@ def _decide(config: RunConfig, workspace: Workspace, base: int, generation: int,
         return record.model_copy(update=changes)
     figures = _drift(config, workspace, base, generation)
     again, extended = wanted(config, workspace, before, figures)
-    what = "clusters again" if again else f"keeps the clusters of generation {before}"
+    again_made, kept = ("clusters again", "clusters") if figures else ("divides batches by new vectors", "vectors")
+    what = again_made if again else f"keeps the {kept} of generation {before}"
     if extended:
         what += f", with the rows of version {workspace.corpus.require().version} of the corpus,"
-    say(
-        f"refresh   generation {generation} {what} (refresh.when: {config.refresh.when}): drift "
-        f"{figures['drift']:.3f}, adjusted mutual information {figures['mutual_information']:.3f}, "
-        f"hardness {figures['hardness']:+.4f}",
-        **figures,
-    )
+    measured = ""
+    if figures:
+        measured = (
+            f": drift {figures['drift']:.3f}, adjusted mutual information {figures['mutual_information']:.3f}, "
+            f"hardness {figures['hardness']:+.4f}"
+        )
+    say(f"refresh   generation {generation} {what} (refresh.when: {config.refresh.when}){measured}", **figures)
     clusters = generation if again or extended else before
     changes = {"clusters": clusters, "drift": figures, "reclustered": again, "extended": extended}
     return record.model_copy(update=changes)

@@ -31,7 +31,7 @@ class Round(BaseModel):
     # The generation whose clusters are trained on: its own, or that of `base` where clustering again did not pay.
     clusters: int
     when: str
-    # Figures of the sample, see clustering.drift.
+    # Figures of the sample, see clustering.drift; none of super-batches.
     drift: dict[str, Any]
     # Steps that were trained while these clusters were built; 0 where training waited for them.
     steps_meanwhile: int = 0
@@ -52,7 +52,8 @@ class Round(BaseModel):
     reindex_documents: int = 0
     reindex_seconds: float = 0.0
 
-    # Whether these clusters have centroids of their own; or those before, with the rows that the corpus has now.
+    # Whether these clusters have centroids (super-batches: vectors) of their own; or those before, with the rows that
+    # the corpus has now.
     reclustered: bool = False
     extended: bool = False
 

@@ -121,6 +121,7 @@ def test_what_cannot_be_compared_is_said_at_once(config: RunConfig) -> None:
     for changes, message in (
         ({"refresh.every_steps": None}, "every_steps"),
         ({"evaluate.path": []}, "evaluate.path"),
+        ({"batches.super_batch": 4, "batches.stratify": "source"}, "super_batch"),
         ({"reuse.corpus": config.workspace}, "reuse"),
         ({"tune.stream.arrivals": [*arrivals[:2], {**arrivals[2], "queries": ["nobody"]}]}, "arrivals.2.queries"),
         ({"tune.stream.refresh": ["never", 3]}, "3 months never pass"),

@@ -111,6 +111,10 @@ def _check(config: RunConfig) -> None:
         raise UsageError("reuse: tune.stream makes corpora of its own, it cannot take another workspace's")
     if config.needs_teacher:
         raise UsageError("score.teacher: tune.stream makes no scores; compare intervals without a teacher")
+    if config.batches.super_batch > 1:
+        raise UsageError(
+            "batches.super_batch: tune.stream compares when to cluster again, super-batches have no clusters"
+        )
     if config.refresh.asynchronous:
         raise UsageError("refresh.asynchronous: a month of tune.stream is one round, with nothing to build beside it")
 
