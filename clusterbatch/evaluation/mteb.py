@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.encoder.model import Encoder
@@ -18,6 +19,7 @@ from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageErr
 from clusterbatch.evaluation.models import EvaluatedModel, evaluated_models, identities, load
 from clusterbatch.runtime import Pass, Pool, Result, WorkItem, ray_session
 from clusterbatch.runtime.resources import gpus_for
+from clusterbatch.search.topk import check_finite
 from clusterbatch.store import Artifact, Manifest, Stopwatch
 from clusterbatch.store.details import MtebDetails
 from clusterbatch.store.workspace import Workspace
@@ -130,11 +132,13 @@ class MtebEncoder:
         prompt_type: Any = None,
         **options: Any,
     ) -> np.ndarray:
-        """(N, d) float32."""
+        """Return (N, d) float32. Raises DataError if a vector is not finite."""
         kind = "query" if getattr(prompt_type, "value", prompt_type) == "query" else "document"
         texts = [text for batch in inputs for text in batch["text"]]
         prepared = self._encoder.prepare(texts, self._limits[kind], self._encoder.prompts[kind])
-        return self._encoder.encode(prepared, self._batch_tokens)
+        vectors = self._encoder.encode(prepared, self._batch_tokens)
+        check_finite(torch.from_numpy(vectors), kind)
+        return vectors
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
         """(N, M) cosines: vectors have length 1."""

@@ -11,7 +11,7 @@ import torch
 
 from clusterbatch.config import RunConfig
 from clusterbatch.encoder.model import Encoder
-from clusterbatch.errors import DataError
+from clusterbatch.errors import DataError, about
 from clusterbatch.evaluation.bm25 import LexicalIndex
 from clusterbatch.evaluation.collection import Collection, Texts
 from clusterbatch.evaluation.models import EvaluatedModel, load
@@ -92,7 +92,8 @@ class SearchWorker:
             return LexicalIndex(documents.texts).search(queries.texts, top_k, excluded)
         encoder = self._encoder(model)
         vectors = documents.vectors(encoder, self._config.embed.batch_tokens)
-        return search(queries.vectors(model, encoder), vectors, top_k, excluded)
+        with about(f"evaluate.models: {model.label}"):
+            return search(queries.vectors(model, encoder), vectors, top_k, excluded)
 
     def _encoder(self, model: EvaluatedModel) -> Encoder:
         if model not in self._encoders:

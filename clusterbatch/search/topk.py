@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from clusterbatch.errors import DataError
+
 # Scores alive at once: 1,024 x 8,192 float32 are 32 MiB.
 _QUERY_BLOCK = 1024
 _DOCUMENT_BLOCK = 8192
@@ -65,7 +67,11 @@ def search(queries: torch.Tensor, documents: torch.Tensor, k: int, excluded: np.
 
     queries: (Q, D) and documents: (N, D), float32 on one device, documents in descending order of their ids.
     excluded: (Q,) int64, the one document that is not an answer to the query, -1 for none.
+
+    Raises DataError if a vector is not finite.
     """
+    check_finite(queries, "query")
+    check_finite(documents, "document")
     size, width = len(queries), min(k, len(documents))
     scores = np.full((size, k), -np.inf, np.float32)
     numbers = np.full((size, k), -1, np.int64)
@@ -83,6 +89,16 @@ def search(queries: torch.Tensor, documents: torch.Tensor, k: int, excluded: np.
             scores[rows, : best.scores.shape[1]] = best.scores
             numbers[rows, : best.scores.shape[1]] = np.where(np.isneginf(best.scores), -1, best.documents)
     return Ranking(scores, numbers)
+
+
+def check_finite(vectors: torch.Tensor, side: str) -> None:
+    """Raise DataError if some of the (N, D) vectors are not finite: their scores would rank documents by their ids."""
+    broken = int((~vectors.isfinite()).any(dim=1).sum())
+    if broken:
+        raise DataError(
+            f"{broken:,} of {len(vectors):,} {side} vectors are not finite; the model's weights or the number type are "
+            "not fit for these texts"
+        )
 
 
 def best_of(scores_QN: torch.Tensor, k: int, excluded: np.ndarray | None = None) -> Ranking:

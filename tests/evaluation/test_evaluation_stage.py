@@ -302,3 +302,13 @@ def test_commands_that_read_a_collection_check_its_ids_first(
 def test_collections_without_all_files_are_left_to_the_commands_that_need_them(tmp_path: Path):
     given = f"evaluate.path=[{tmp_path}/nowhere,docstrings://]"
     check_given_collections(load_config(None, [f"workspace={tmp_path}/ws", given]))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_model_whose_vectors_are_not_finite_gets_no_score(config: RunConfig, tmp_path: Path):
+    encoder = load_encoder(resolve_model(config.train.model), "static")
+    with torch.no_grad():
+        encoder.backbone.weight.fill_(torch.nan)
+    save_model(encoder, tmp_path / "broken")
+    with pytest.raises(DataError, match=r"evaluate\.models: broken: 12 of 12 query vectors are not finite"):
+        evaluate(with_changes(config, {"evaluate.models": [str(tmp_path / "broken")]}))

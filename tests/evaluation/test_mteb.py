@@ -8,11 +8,12 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from clusterbatch.config import RunConfig, load_config, with_changes
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
-from clusterbatch.errors import UsageError
+from clusterbatch.errors import DataError, UsageError
 from clusterbatch.evaluation.mteb import MtebEncoder, evaluate_mteb, load_task
 
 MODEL = "all-MiniLM-L6-v2"
@@ -85,6 +86,15 @@ def test_queries_and_documents_are_cut_as_in_the_evaluation(wrapped: MtebEncoder
     assert np.allclose(as_query, wrapped.encode([{"text": ["bread bread"]}]), atol=1e-6)
     assert np.allclose(as_document, wrapped.encode(text), atol=1e-6)
     assert not np.allclose(as_query, as_document, atol=1e-3)
+
+
+def test_a_model_of_vectors_that_are_not_finite_is_refused():
+    encoder = load_encoder(resolve_model(MODEL), "static")
+    with torch.no_grad():
+        encoder.backbone.weight.fill_(torch.nan)
+    broken = MtebEncoder(encoder, "static", "1", 64, 256, 2048)
+    with pytest.raises(DataError, match="2 of 2 document vectors are not finite"):
+        broken.encode([{"text": DOCUMENTS}])
 
 
 def test_a_task_of_mteb_itself(wrapped: MtebEncoder):

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clusterbatch.errors import DataError
 from clusterbatch.search import topk as module
 from clusterbatch.search.topk import Ranking, descending_ids, merge, search
 
@@ -85,3 +86,13 @@ def test_never_holds_the_whole_score_matrix(monkeypatch):
     search(torch.ones(3000, 1), torch.ones(20_000, 1), 5)
     assert max(rows for rows, _ in shapes) <= 1024
     assert max(columns for _, columns in shapes) <= 8192
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_vectors_that_are_not_finite_are_refused(value: float):
+    broken = torch.eye(4)[:3].clone()
+    broken[1, 2] = value
+    with pytest.raises(DataError, match="1 of 3 query vectors are not finite"):
+        search(broken, torch.eye(4), 2)
+    with pytest.raises(DataError, match="1 of 3 document vectors are not finite"):
+        search(torch.eye(4), broken, 2)
