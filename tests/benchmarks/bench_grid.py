@@ -7,8 +7,9 @@
 
 Corpora of CLUSTERBATCH_DATA, at most about 12,000 pairs of each. The model is small, so that one core trains a run in
 seconds: the first 128 principal components of MiniLM's token vectors, averaged (static_trainer). Its untrained vectors
-also cluster the documents and mask (those of Japanese: character n-grams); arms that end in `@minilm` take MiniLM's own
-vectors, in `@queries` the queries', and MiniLM is the teacher of masks (grid_masks). Hold-out, tokens, clusters, batch
+also cluster the documents, divide super-batches and mask (those of Japanese: character n-grams); arms that end in
+`@minilm` take MiniLM's own vectors, in `@queries` the queries', in `@trained` (super-batches) those of the model that
+batches of sources train, and MiniLM is the teacher of masks (grid_masks). Hold-out, tokens, clusters, batch
 plans, masks and statistics are those of the package.
 
 FOLDER/runs.jsonl has a line for each run, {corpus, batch, arm, seed, scores (NDCG@10 of each query), ...}. What is
@@ -22,7 +23,7 @@ import argparse
 import json
 import time
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,12 @@ from clusterbatch.training.collectives import World
 from clusterbatch.training.prepare_model import finish
 from clusterbatch.training.step import TrainingStep
 from tests.benchmarks.figures import emit
-from tests.benchmarks.grid_arms import OTHER_MASKS, Arms, hardness, mask_of
+from tests.benchmarks.grid_arms import OTHER_MASKS, Arms, Sides, hardness, mask_of
 from tests.benchmarks.grid_corpora import CORPORA, first_layers, untrained_vectors
 from tests.benchmarks.grid_masks import MASKS, kept_of_batches
 from tests.benchmarks.grid_picture import picture
 from tests.benchmarks.grid_report import BASELINE, cells, finished, report
-from tests.benchmarks.static_trainer import encode, rates_of, train
+from tests.benchmarks.static_trainer import Mask, encode, rates_of, train
 from tests.training.batches import plain_batch
 
 # Of .001, .002, .004 and .008 the best lay between .002 and .004 at 32 pairs, and at .008 at 256, for batches of
@@ -55,6 +56,8 @@ ARMS = ["source", "cluster-4x", "cluster-4x-half", "random"]
 SEEDS = 3
 # Documents that a transformer searches, the relevant ones among them: embedding all of them would take longest.
 _SEARCHED = 4000
+# Of the model whose vectors divide super-batches in arms that end in `@trained`.
+_OTHER_SEED = 1000
 # Pairs that a transformer trains on.
 _PAIRS = 6400
 
@@ -68,17 +71,15 @@ class Study:
 
     def run(self, arm: str, batch: int, seed: int, rate: float, steps: int | None = None) -> dict[str, Any] | None:
         """Train and measure; None if there is no such arm on this corpus. steps: the first of the run; None: all."""
-        batches = self.arms.batches(arm, batch, seed)
+        batches = self.arms.batches(arm, batch, seed, trained=partial(self._trained, batch, rate, None, steps))
         if batches is None:
             return None
         batches = batches[:steps]
         mask, pairs, kept, share = mask_of(arm), self.corpus.pairs, None, 0.0
         if mask in MASKS:
             kept, share = kept_of_batches(pairs, batches, MASKS[mask], self.arms.facts.known(mask, 4 * batch))
-        begun, rates, other = time.process_time(), rates_of(rate, len(batches)), OTHER_MASKS.get(mask)
-        table, losses = train(
-            untrained_vectors(self.folder), pairs, batches, rates, temperature=self.temperature, mask=other, kept=kept
-        )
+        begun = time.process_time()
+        table, losses = self._train_static(batches, rate, OTHER_MASKS.get(mask), kept)
         seconds = time.process_time() - begun
         return {
             "steps": len(batches),
@@ -93,30 +94,62 @@ class Study:
         self, arm: str, batch: int, seed: int, rate: float, layers: int, steps: int
     ) -> dict[str, Any] | None:
         """Train the first layers of MiniLM with clusterbatch.training, and measure; no steps: the untrained model."""
-        batches = self.arms.batches(arm, batch, seed)
+        batches = self.arms.batches(arm, batch, seed, trained=partial(self._trained, batch, rate, layers, steps))
         if batches is None:
             return None
-        encoder = load_encoder(first_layers(self.folder, layers), "backbone")
-        pairs, losses, begun = self.corpus.pairs, [], time.process_time()
-        if steps:
-            config = TrainConfig(
-                encoder="backbone", learning_rate=rate, dropout=0.0, seed=seed, temperature=self.temperature
-            )
-            training = TrainingStep(encoder, config, steps, World())
-            for step, rows in enumerate(batches[:steps]):
-                texts = (_surrounded(encoder, of, rows) for of in (pairs.query, pairs.document))
-                hashes = {f"{side}_hash": getattr(pairs, f"{side}_hash")[rows] for side in ("query", "document")}
-                losses.append(training.run(replace(plain_batch(step, *texts), **hashes)).loss)
-            finish(encoder)
+        begun = time.process_time()
+        encoder, losses = self._train_backbone(batches[:steps], rate, layers, seed)
         seconds = time.process_time() - begun
         drop_padding(encoder, inference_dtype("auto", torch.device("cpu")))
         return {
             "steps": len(losses),
-            "hardness": hardness(pairs, batches),
+            "hardness": hardness(self.corpus.pairs, batches),
             "loss": float(np.mean(losses[-20:])) if losses else None,
             "seconds": round(seconds, 1),
             "scores": [round(each, 4) for each in self.scores_of_some(encoder).tolist()],
         }
+
+    def _train_static(
+        self, batches: np.ndarray, rate: float, mask: Mask | None = None, kept: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return (V, D) token embeddings and (steps,) losses."""
+        table, rates = untrained_vectors(self.folder), rates_of(rate, len(batches))
+        return train(table, self.corpus.pairs, batches, rates, temperature=self.temperature, mask=mask, kept=kept)
+
+    def _train_backbone(self, batches: np.ndarray, rate: float, layers: int, seed: int) -> tuple[Encoder, list[float]]:
+        """Return the trained encoder, which still pads, and the loss of every step."""
+        encoder = load_encoder(first_layers(self.folder, layers), "backbone")
+        pairs, losses = self.corpus.pairs, []
+        if len(batches):
+            config = TrainConfig(
+                encoder="backbone", learning_rate=rate, dropout=0.0, seed=seed, temperature=self.temperature
+            )
+            training = TrainingStep(encoder, config, len(batches), World())
+            for step, rows in enumerate(batches):
+                texts = (_surrounded(encoder, of, rows) for of in (pairs.query, pairs.document))
+                hashes = {f"{side}_hash": getattr(pairs, f"{side}_hash")[rows] for side in ("query", "document")}
+                losses.append(training.run(replace(plain_batch(step, *texts), **hashes)).loss)
+            finish(encoder)
+        return encoder, losses
+
+    def _trained(self, batch: int, rate: float, layers: int | None, steps: int | None) -> Sides:
+        """Return vectors of all pairs by the model trained on batches of sources, by a seed that no run has."""
+        kept = self.folder / f"trained/{self.corpus.name}-{batch}-{rate:g}.npz"
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            batches, pairs = self.arms.batches(BASELINE, batch, _OTHER_SEED), self.corpus.pairs
+            assert batches is not None
+            if layers is None:
+                table, _ = self._train_static(batches[:steps], rate)
+                sides = [encode(table, of) for of in (pairs.query, pairs.document)]
+            else:
+                encoder, _ = self._train_backbone(batches[:steps], rate, layers, _OTHER_SEED)
+                drop_padding(encoder, inference_dtype("auto", torch.device("cpu")))
+                rows = np.arange(len(pairs.query))
+                sides = [encoder.encode(_surrounded(encoder, of, rows), 4096) for of in (pairs.query, pairs.document)]
+            np.savez(kept, query=sides[0].astype(np.float16), document=sides[1].astype(np.float16))
+        found = np.load(kept)
+        return found["query"].astype(np.float32), found["document"].astype(np.float32)
 
     def scores_of_some(self, encoder: Encoder) -> np.ndarray:
         """Return NDCG@10 of each held-out query, (Q,), among the relevant documents and some others."""

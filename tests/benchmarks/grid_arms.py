@@ -5,10 +5,13 @@ Legend: N pairs of the corpus, B rows of a batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+import torch
 
 from clusterbatch.batches.curriculum import make_plan
 from clusterbatch.batches.samplers import index_labels
@@ -17,13 +20,17 @@ from clusterbatch.clustering.kmeans import FitSettings, fit
 from clusterbatch.clustering.packing_order import packing_order
 from clusterbatch.clustering.partial_sums import LocalRows
 from clusterbatch.config import BatchesConfig
+from clusterbatch.encoder.devices import inference_dtype
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.experiments.compare.hardness import spaced
 from clusterbatch.shards.index import LAYERS
-from tests.benchmarks.grid_corpora import TOKENS, load_corpus
+from tests.benchmarks.grid_corpora import load_corpus
 from tests.benchmarks.grid_masks import MASKS, RowFacts
 from tests.benchmarks.static_trainer import Corpus, Mask, Pairs
+
+# (N, M) unit vectors of the queries and of the documents of all pairs.
+Sides: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 EPOCHS = 2
 _CLUSTERED = ("cluster", "random-groups")
@@ -41,6 +48,7 @@ class Arms:
         self._folder = folder
         self.corpus = load_corpus(folder, name)
         self._labels: dict[tuple[int, str], np.ndarray] = {}
+        self._of_minilm: dict[str, np.ndarray] = {}
         self.facts = RowFacts(self.corpus, folder / "teacher", lambda size: self.labels(size, "own"))
 
     def labels(self, size: int, vectors: str) -> np.ndarray:
@@ -51,15 +59,18 @@ class Arms:
         if (size, vectors) not in self._labels:
             pairs = self.corpus.pairs
             given = {"own": pairs.document_vector, "queries": pairs.query_vector}
-            chosen = self._minilm() if vectors == "minilm" else given[vectors]
+            chosen = self._minilm("document") if vectors == "minilm" else given[vectors]
             self._labels[size, vectors] = clusters_of(self.corpus, chosen, size)
         return self._labels[size, vectors]
 
-    def batches(self, arm: str, batch: int, seed: int, most: int | None = None) -> np.ndarray | None:
+    def batches(
+        self, arm: str, batch: int, seed: int, most: int | None = None, trained: Callable[[], Sides] | None = None
+    ) -> np.ndarray | None:
         """Return (steps, B) rows of the run, or of `most` steps of it; None if the corpus has no such arm.
 
-        STRATEGY[-TIMESx][-half][-MASK][@VECTORS]; times: batches of a cluster or super-batch; vectors: minilm, queries,
-        documents (the last two of super-batches: the side that divides them).
+        STRATEGY[-TIMESx][-half][-MASK][@VECTORS]; times: batches of a cluster or super-batch; vectors: minilm, queries;
+        of super-batches also documents (they and queries: the one side that divides them) and trained, those of the
+        model that `trained` trains.
         """
         name, _, vectors = arm.partition("@")
         base, half, _ = name.partition("-half")
@@ -79,7 +90,8 @@ class Arms:
         labels = self.labels(size, vectors or "own") if clustered else np.zeros(len(source), np.int64)
         layer = self.facts.duplicates(size)[1] if mask_of(name) == "apart" else None
         if strategy.startswith("super"):
-            planned = self._planned("source", batch, seed, labels, most=most, super_batch=int(times[:-1]), near=vectors)
+            near = self._near(vectors, trained)
+            planned = self._planned("source", batch, seed, labels, most=most, super_batch=int(times[:-1]), near=near)
             return _reordered(planned, strategy, seed)
         return self._planned(strategy.replace("-", "_"), batch, seed, labels, 0.5 if half else 0.0, most, layer)
 
@@ -93,11 +105,11 @@ class Arms:
         most: int | None = None,
         layer: np.ndarray | None = None,
         super_batch: int = 1,
-        near: str = "",
+        near: Sides | None = None,
     ) -> np.ndarray:
         """Return (steps, B) rows of the batches of clusterbatch.batches.
 
-        layer: (N,) int64, those of ClusterIndex; near: the side by which super-batches are divided, unset: both.
+        layer: (N,) int64, those of ClusterIndex; near: vectors by which super-batches are divided.
         """
         clusters = None if stratify in ("random", "source") else 1
         config = BatchesConfig(
@@ -112,17 +124,27 @@ class Arms:
         if layer is not None:
             labels, layer = labels[row_of[index.first_row]], layer[row_of[index.first_row]]
             index = replace(index, cluster=labels.astype(np.int32), layer=layer.astype(np.int8))
-        pairs = self.corpus.pairs
 
-        def vectors_of(piece: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def vectors_of(piece: np.ndarray, row: np.ndarray) -> Sides:
+            assert near is not None
             rows = row_of[index.first_row[piece] + row]
-            sides = [pairs.query_vector[rows], pairs.document_vector[rows]]
-            return sides[near == "documents"], sides[near != "queries"]
+            return near[0][rows], near[1][rows]
 
         plan = make_plan(index, config, vectors=vectors_of)
         steps = plan.steps_of(EPOCHS)
         planned = map(plan.batch, range(steps) if most is None else spaced(steps, most))
         return np.array([row_of[index.first_row[found.piece] + found.row] for found in planned])
+
+    def _near(self, vectors: str, trained: Callable[[], Sides] | None) -> Sides:
+        """Return the vectors of queries and documents by which super-batches are divided."""
+        if vectors == "minilm":
+            return self._minilm("query"), self._minilm("document")
+        if vectors == "trained":
+            if trained is None:
+                raise ValueError("there is no trained model here")
+            return trained()
+        sides = self.corpus.pairs.query_vector, self.corpus.pairs.document_vector
+        return sides[vectors == "documents"], sides[vectors != "queries"]
 
     def _diverse_batches(self, batch: int, seed: int) -> np.ndarray:
         """Return batches of a source that take from each of its clusters its share, of as many clusters as rows."""
@@ -162,13 +184,19 @@ class Arms:
             others = np.setdiff1d(np.arange(len(self.corpus.source)), rows)
         return np.concatenate([rows, random.choice(others, missing, replace=False)])
 
-    def _minilm(self) -> np.ndarray:
-        kept = self._folder / f"minilm/{self.corpus.name}.npy"
-        if not kept.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            encoder = load_encoder(resolve_model("all-MiniLM-L6-v2"), "backbone")
-            np.save(kept, encoder.encode(encoder.tokenizer.encode(self.corpus.texts, TOKENS), 2048).astype(np.float16))
-        return np.load(kept).astype(np.float32)
+    def _minilm(self, side: str) -> np.ndarray:
+        """Return (N, 384) vectors of the query or document of every pair by the pretrained model."""
+        if side not in self._of_minilm:
+            kept = self._folder / f"minilm/{self.corpus.name}-{side}.npy"
+            if not kept.exists():
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                dtype = inference_dtype("auto", torch.device("cpu"))
+                encoder = load_encoder(resolve_model("all-MiniLM-L6-v2"), "backbone", dtype=dtype, packed=True)
+                tokens = getattr(self.corpus.pairs, side)
+                texts = encoder.tokenizer.surrounded([tokens[row].tolist() for row in range(len(tokens))])
+                np.save(kept, encoder.encode(texts, 2048).astype(np.float16))
+            self._of_minilm[side] = np.load(kept).astype(np.float32)
+        return self._of_minilm[side]
 
 
 def _reordered(batches: np.ndarray, strategy: str, seed: int) -> np.ndarray:

@@ -154,7 +154,6 @@ def read_corpus(folder: Path, name: str) -> Corpus:
             *[np.ascontiguousarray(each, np.float32) for each in vectors],
         ),
         np.array(trained["source"].to_pylist()),
-        document,
         tokens(tested["query"].take(pa.array(query_place)).to_pylist()),
         tokens(table["document"].take(pa.array(place)).to_pylist()),
         relevant,

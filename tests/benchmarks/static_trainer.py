@@ -43,7 +43,6 @@ class Corpus:
     name: str
     pairs: Pairs
     source: np.ndarray
-    texts: list[str]
     queries: Tokens
     documents: Tokens
     relevant: list[np.ndarray]

@@ -143,9 +143,7 @@ def test_a_transformer_searches_relevant_documents_and_some_others(monkeypatch: 
     encoder: Any = SimpleNamespace(tokenizer=SimpleNamespace(surrounded=tokens), encode=encode)
     # Texts are the numbers of their vectors: 10 queries, then 30 documents.
     relevant = [random.choice(5, size=1 + query % 2, replace=False) for query in range(10)]
-    corpus = Corpus(
-        "c", None, None, [], tokens([[n] for n in range(10)]), tokens([[n] for n in range(10, 40)]), relevant
-    )  # type: ignore[arg-type]
+    corpus = Corpus("c", None, None, tokens([[n] for n in range(10)]), tokens([[n] for n in range(10, 40)]), relevant)  # type: ignore[arg-type]
     study = SimpleNamespace(corpus=corpus, ndcg=lambda *sides: bench_grid.Study.ndcg(study, *sides))  # type: ignore[arg-type]
     found = bench_grid.Study.scores_of_some(study, encoder)  # type: ignore[arg-type]
     searched = np.array(encoded[10:]) - 10

@@ -28,7 +28,7 @@ def arms(tmp_path_factory: pytest.TempPathFactory) -> Arms:
     vectors = topics[random.integers(TOPICS, size=ROW_COUNT)] + 0.3 * random.standard_normal((2, ROW_COUNT, 8))
     vectors = (vectors / np.linalg.norm(vectors, axis=2, keepdims=True)).astype(np.float32)
     tokens, hashes = Tokens.from_lists([[0]] * ROW_COUNT, np.int32), np.arange(ROW_COUNT, dtype=np.uint64)
-    corpus = Corpus("made-up", Pairs(tokens, tokens, hashes, hashes, *vectors), SOURCE, [], tokens, tokens, [])
+    corpus = Corpus("made-up", Pairs(tokens, tokens, hashes, hashes, *vectors), SOURCE, tokens, tokens, [])
     (folder / "read").mkdir()
     (folder / "read/made-up.pickle").write_bytes(pickle.dumps(corpus))
     return Arms(folder, "made-up")
@@ -94,3 +94,31 @@ def test_clusters_may_be_those_of_queries(arms: Arms) -> None:
     for vectors, of in ((pairs.query_vector, "queries"), (pairs.document_vector, "own")):
         assert np.array_equal(arms.labels(size, of), clusters_of(arms.corpus, vectors, size))
     assert not np.array_equal(batches_of(arms, "cluster-2x"), batches_of(arms, "cluster-2x@queries"))
+
+
+def test_super_batches_may_be_divided_by_other_vectors(arms: Arms) -> None:
+    """By one side, or by both of a pretrained model, whose vectors are kept in the study's folder."""
+    given = np.random.default_rng(1).standard_normal((ROW_COUNT, 4))
+    given /= np.linalg.norm(given, axis=1, keepdims=True)
+    kept = arms._folder / "minilm"
+    kept.mkdir()
+    for side in ("query", "document"):
+        np.save(kept / f"made-up-{side}.npy", given.astype(np.float16))
+    by_default = _crosswise(given, given, batches_of(arms, "super-4x"))
+    assert _crosswise(given, given, batches_of(arms, "super-4x@minilm")) > by_default + 0.1
+    by_trained = arms.batches("super-4x@trained", BATCH, 0, trained=lambda: (given, given))
+    assert by_trained is not None
+    assert _crosswise(given, given, by_trained) > by_default + 0.1
+    pairs = arms.corpus.pairs
+    queries, documents = pairs.query_vector, pairs.document_vector
+    assert _crosswise(queries, queries, batches_of(arms, "super-4x@queries")) > _crosswise(
+        queries, queries, batches_of(arms, "super-4x@documents")
+    )
+    assert _crosswise(documents, documents, batches_of(arms, "super-4x@documents")) > _crosswise(
+        documents, documents, batches_of(arms, "super-4x@queries")
+    )
+
+
+def _crosswise(left: np.ndarray, right: np.ndarray, batches: np.ndarray) -> float:
+    """Return the mean cosine of the rows of a batch with one another."""
+    return float(np.mean([left[rows] @ right[rows].T for rows in batches]))
