@@ -47,6 +47,22 @@ def test_identifiers_and_labels_are_written_as_people_write_them(tmp_path: Path)
     assert [row["group"] for row in rows] == ["12", "0.500"]
 
 
+def test_an_empty_identifier_or_label_says_nothing_in_all_formats(tmp_path: Path) -> None:
+    cells = ["", None, "named"]
+    rows = [{"query": f"q{n}", "document": "d", "id": cell, "g": cell} for n, cell in enumerate(cells)]
+    table = {name: [row[name] for row in rows] for name in rows[0]}
+    write_lines(tmp_path / "x.jsonl", rows)
+    write(tmp_path / "x.parquet", **table)
+    write(tmp_path / "dictionary.parquet", **table | {"id": pa.array(cells).dictionary_encode()})
+    with (tmp_path / "x.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([list(rows[0]), *(row.values() for row in rows)])
+    for name in ("x.jsonl", "x.csv", "x.parquet", "dictionary.parquet"):
+        found = read(tmp_path / name, source="s", columns={"pair_id": "id", "group": "g"}).rows
+        assert [row["group"] for row in found] == [None, None, "named"], name
+        # Otherwise an id is computed.
+        assert [len(row["pair_id"]) for row in found] == [32, 32, len("named")], name
+
+
 @pytest.mark.parametrize("kind", [pa.int64(), pa.uint64(), pa.decimal128(20, 2), pa.float64()])
 def test_weights_of_any_size_are_rounded_alike(tmp_path: Path, kind: pa.DataType) -> None:
     weights = [2**24 + 1, 2**53 + 1, 7]

@@ -190,6 +190,10 @@ def _chunk(batch: pa.RecordBatch, first: int, names: dict[str, str], settings: I
             if name == "document" and _is_list(array.type):
                 row_of_pair, array = _pairs_of_rows(array)
             columns[name], invalid = _cast(array, name)
+            if name in _LABELS:
+                # An empty one says nothing, as in other formats.
+                empty = pc.equal(columns[name], "")
+                columns[name] = pc.if_else(empty, pa.scalar(None, pa.string()), columns[name])
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise BrokenFileError(f"column {given}: {first_line(error)}") from error
         if name == "document" and row_of_pair is not None:
