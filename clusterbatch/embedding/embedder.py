@@ -25,7 +25,6 @@ from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.sides import SIDES, Side, SideTokenizer
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.errors import DataError, UsageError
-from clusterbatch.hashing import first_of_each
 from clusterbatch.schema import token_type
 from clusterbatch.store import Artifact
 from clusterbatch.store.workspace import Workspace
@@ -78,16 +77,17 @@ class Preparer:
 
         Raises DataError if an image or the row group cannot be read.
         """
-        columns = ["pair_id", "source", *sides, *(f"{side}_hash" for side in sides)]
-        table = read_row_group(self._corpus, unit, columns)
+        table = read_row_group(self._corpus, unit, ["pair_id", "source", *sides])
         if rows is not None:
             table = table.take(pa.array(rows))
         source = table["source"].combine_chunks().dictionary_encode()
         counts = np.zeros((len(source.dictionary), 2), np.int64)
         texts: dict[Side, PreparedTexts] = {}
         for side in sides:
-            distinct, text_of_row = first_of_each(table[f"{side}_hash"].to_numpy())
-            inputs: pa.Array = table[side].combine_chunks().take(pa.array(distinct))
+            # Not by the corpus' hashes: texts that differ in case or white space have the same, but other vectors.
+            encoded = table[side].combine_chunks().dictionary_encode()
+            inputs: pa.Array = encoded.dictionary
+            text_of_row = encoded.indices.to_numpy()
             if side in self._images:
                 inputs = self._images[side].pixels(map(image_bytes, inputs.to_pylist())).to_arrow()
             elif self._tokenizer:
@@ -95,7 +95,7 @@ class Preparer:
                 inputs = tokens.to_arrow(self._token_type)
                 of_source = self._tokenizer.unknown(tokens)[text_of_row]
                 np.add.at(counts, source.indices.to_numpy(zero_copy_only=False), of_source)
-            texts[side] = PreparedTexts(inputs, text_of_row.astype(np.int32))
+            texts[side] = PreparedTexts(inputs, text_of_row)
         unknown = dict(zip(source.dictionary.to_pylist(), counts.tolist(), strict=True)) if self._tokenizer else {}
         place = f"{self._corpus.folder.uri}/{unit.path}, row group {unit.index}"
         return PreparedUnit(table.select(["pair_id", "source"]), texts, unknown, place)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from clusterbatch.config import EmbedConfig, RunConfig, StorageConfig
 from clusterbatch.corpus.row_groups import row_groups_of
-from clusterbatch.embedding.embedder import PreparedUnit, Preparer
+from clusterbatch.embedding.embedder import PreparedUnit, Preparer, UnitEmbedder
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.hashing import first_of_each
 from clusterbatch.store.workspace import Workspace
@@ -35,12 +36,26 @@ def test_first_of_each(hashes: np.ndarray) -> None:
     assert first.tolist() == sorted({hashes.tolist().index(value) for value in hashes.tolist()})
 
 
-def test_texts_of_one_hash_are_tokenised_once(minilm: str, tmp_path: Path) -> None:
+def test_equal_texts_are_tokenised_once(minilm: str, tmp_path: Path) -> None:
     prepared = _prepare(tmp_path, model=minilm)
-    assert prepared.texts["query"].text_of_row.tolist() == [0, 0, 1, 2, 0]
-    assert len(prepared.texts["query"].inputs) == 3
+    assert prepared.texts["query"].text_of_row.tolist() == [0, 1, 2, 3, 0]
+    assert len(prepared.texts["query"].inputs) == 4
     assert len(prepared.texts["document"].inputs) == 4
     assert prepared.rows["source"].to_pylist() == _SOURCES
+
+
+def test_each_text_has_its_own_vector_even_if_another_differs_from_it_in_case_alone(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    queries = ["the quick fox", "THE QUICK FOX", "The Quick Fox"]
+    config = RunConfig(
+        workspace=str(tmp_path), embed=EmbedConfig(model=str(tiny("xlm-roberta")), device="cpu", dtype="float32")
+    )
+    (unit,) = row_groups_of(commit_corpus(config, corpus_table(queries, queries, ["english"] * 3)))
+    embedder = UnitEmbedder(config)
+    together = embedder.embed(unit).vectors["query"]
+    alone = [embedder.embed(unit, rows=np.array([row])).vectors["query"][0] for row in range(3)]
+    np.testing.assert_allclose(together.astype(float), np.stack(alone).astype(float), atol=2e-3)
 
 
 def test_tokens_are_small_integers_cut_to_the_limit(minilm: str, tmp_path: Path) -> None:
@@ -71,5 +86,5 @@ def test_travels_to_another_process(minilm: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["char-ngrams"])
 def test_a_model_without_tokens_gets_the_texts(model: str, tmp_path: Path) -> None:
     prepared = _prepare(tmp_path, model=model)
-    assert prepared.texts["query"].inputs.to_pylist() == ["one two", "three", "埼玉県は日本"]
+    assert prepared.texts["query"].inputs.to_pylist() == ["one two", "One  TWO ", "three", "埼玉県は日本"]
     assert prepared.unknown == {}
