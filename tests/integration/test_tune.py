@@ -11,8 +11,8 @@ import pytest
 from clusterbatch.cli import main
 from clusterbatch.config import RunConfig, load_config, with_changes
 from clusterbatch.errors import UsageError
+from clusterbatch.experiments.compare import report, trial
 from clusterbatch.experiments.compare import stage as compare
-from clusterbatch.experiments.compare import trial
 from clusterbatch.experiments.predict import stage as predict
 from clusterbatch.experiments.tune import stage as tune
 from clusterbatch.pipeline.run import STAGES, run_stage
@@ -134,6 +134,29 @@ def test_mined_arms_stand_in_a_comparison(config: RunConfig, tmp_path: Path) -> 
     assert arms["random-mined"]["uses_embeddings"]
     assert not arms["random"]["uses_embeddings"]
     assert {row["arm"] for row in manifest.details["trials"].values()} == {"untrained", *arms} - {"untrained"}
+
+
+def test_a_tuning_leaves_the_clusters_of_a_compared_sample(tmp_path: Path) -> None:
+    words = ["compare.arms=[random,cluster]", "compare.seeds=1", "compare.steps=3", "compare.points=1"]
+    words += ["compare.sample=0.5", "compare.sample_by=uniform", "tune.steps=2", "tune.rungs=1", "predict.rows=256"]
+    words += ["tune.candidates={train.temperature: [0.05, 0.1]}"]
+    config = subjects_config(tmp_path, [*OVERRIDES, *words])
+    compared = compare.compare(config)
+    shown = report._views(compare.with_sample(config), compared)
+    tune.tune(config)
+    # Neither has replaced what the other reads.
+    assert compare.compare(config) == compared
+    assert report._views(compare.with_sample(config), compared) == shown
+    tune.tune(config)
+
+    # Earlier versions kept a sample's clusters in the other place: they are still read there.
+    whole = Path(config.workspace) / "compare" / "layouts"
+    [sampled] = (Path(config.workspace) / "compare" / "samples").glob("*/layouts")
+    shutil.rmtree(whole)
+    sampled.rename(whole)
+    assert compare.compare(config) == compared
+    assert not sampled.exists()
+    assert report._views(compare.with_sample(config), compared) == shown
 
 
 def test_candidates_with_a_teacher_have_its_scores(config: RunConfig, tmp_path: Path) -> None:

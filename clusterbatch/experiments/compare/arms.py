@@ -181,10 +181,16 @@ def _add(layouts: dict[str, RunConfig], config: RunConfig, arm: RunConfig, strat
         layouts[key] = with_changes(
             arm,
             {
-                "workspace": f"{config.workspace}/compare/layouts/{key}",
+                "workspace": f"{_layouts_home(config)}/{key}",
                 "batches.stratify": stratify,
                 "reuse.corpus": config.reuse.corpus or config.workspace,
                 "reuse.embeddings": config.reuse.embeddings or config.workspace,
             },
         )
     return key
+
+
+def _layouts_home(config: RunConfig) -> str:
+    """Return the folder of layouts. Those of a sample are beside it: they must not replace those of the corpus."""
+    compared, rows = f"{config.workspace}/compare", config.reuse.corpus or ""
+    return f"{rows if rows.startswith(f'{compared}/samples/') else compared}/layouts"

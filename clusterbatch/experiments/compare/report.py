@@ -18,7 +18,7 @@ from clusterbatch.experiments.compare.breakdown import (
 from clusterbatch.experiments.compare.budget import decided
 from clusterbatch.experiments.compare.hardness import with_groups
 from clusterbatch.experiments.compare.results import Comparison, read_comparison
-from clusterbatch.experiments.compare.stage import comparison_artifact, with_sample
+from clusterbatch.experiments.compare.stage import comparison_artifact, kept_layouts, with_sample
 from clusterbatch.experiments.compare.trial import comparison_folder
 from clusterbatch.experiments.compare.wording import answer, larger_batches, meeting_sentences, next_step, verdict_word
 from clusterbatch.experiments.compare.wording import figures as figures_in_words
@@ -142,6 +142,7 @@ def _context(
 def _views(config: RunConfig, manifest: Manifest) -> Views:
     """Return examples of every arm's batches; map, sizes and outliers of the clusters that stand for all."""
     arms, layouts = arms_of(config)
+    layouts = kept_layouts(config, layouts)
     details = details_of(manifest, ComparisonDetails)
     examples = []
     for each in arms:

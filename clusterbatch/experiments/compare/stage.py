@@ -7,7 +7,7 @@ process finds holds for many.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -77,6 +77,7 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
         reused = config.reuse.embeddings and not config.compare.sample
         embeddings = Workspace(config).embeddings().require() if reused else embed(data)
         arms, layouts = arms_of(data)
+        layouts = kept_layouts(data, layouts)
         clusters = {name: made_or_replaced(cluster, layout, force=force) for name, layout in layouts.items()}
         scored = {arm.layout: None for arm in arms if arm.uses_scores}
         scores = {name: made_or_replaced(score, layouts[name], force=force) for name in scored}
@@ -177,6 +178,20 @@ def with_sample(config: RunConfig) -> RunConfig:
         return config
     home = sample_home(config, config.compare.sample, config.compare.sample_by)
     return with_changes(config, {"reuse.corpus": home, "reuse.embeddings": home})
+
+
+def kept_layouts(config: RunConfig, layouts: Mapping[str, RunConfig]) -> dict[str, RunConfig]:
+    """Return the layouts of a sample where an earlier version made them, if they are still there; others as they are.
+
+    That was beside those of the whole corpus, which could replace them.
+    """
+    found = {}
+    for name, layout in layouts.items():
+        earlier = with_changes(layout, {"workspace": f"{config.workspace}/compare/layouts/{name}"})
+        made = Workspace(earlier).clusters().manifest() if earlier != layout else None
+        is_kept = made is not None and made.inputs["corpus"] == Workspace(layout).corpus.require().fingerprint
+        found[name] = earlier if is_kept else layout
+    return found
 
 
 def _check_halves(config: RunConfig, collections: Sequence[Collection]) -> None:
