@@ -8,7 +8,7 @@ of `refresh`, so an interrupted call resumes where it stopped; a finished policy
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clusterbatch.config import RunConfig, fingerprint, with_changes
+from clusterbatch.config.compare import PricesConfig
 from clusterbatch.config.experiments import Policy, StreamConfig
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.errors import UsageError
@@ -184,11 +185,11 @@ def _followed(
                 ingest(config, append=True)
             refresh(config)
     with ray_session(config.ray):
-        on_gpu = device_for(config.train.device).startswith("cuda")
-        _, trainers = config.train.workers or all_workers(on_gpu)
+        on_gpu = _stages_on_gpu(config)
+        _, trainers = config.train.workers or all_workers("train" in on_gpu)
     receipt.parts = [write_parquet(artifact, f"scores-{receipt.unit:03d}", _scores(Workspace(config), runs.metric))]
-    months = _months(config, policy, trainers)
-    run = StreamRun(policy=policy.name, seed=runs.seed, on_gpu=on_gpu, months=months)
+    months = _months(config, policy, trainers, on_gpu)
+    run = StreamRun(policy=policy.name, seed=runs.seed, on_gpu="train" in on_gpu, months=months)
     receipt.details = dict(run)
     artifact.write_receipt(receipt)
     _discard(home)
@@ -226,8 +227,11 @@ def _scores(workspace: Workspace, metric: str) -> pa.Table:
     return pa.concat_tables(tables).sort_by([(name, "ascending") for name in ("month", "collection", "query_id")])
 
 
-def _months(config: RunConfig, policy: Policy, trainers: int) -> list[dict[str, Any]]:
-    """Return one row a month: its work, and the seconds and worker hours of that; trainers: workers that trained."""
+def _months(config: RunConfig, policy: Policy, trainers: int, on_gpu: Set[str]) -> list[dict[str, Any]]:
+    """Return one row a month: its work, and the seconds and worker hours of that.
+
+    trainers: workers that trained; on_gpu: stages whose workers had GPUs.
+    """
     workspace, found = Workspace(config), []
     versions = workspace.corpus.versions()
     known = 1
@@ -246,6 +250,7 @@ def _months(config: RunConfig, policy: Policy, trainers: int) -> list[dict[str, 
             embedded = next(
                 details_of(each, EmbeddingsDetails)["rows"] for each in embeddings if each.inputs["corpus"] == corpus
             )
+        hours = _worker_hours(config, seconds, trainers)
         found.append(
             {
                 "month": record.generation,
@@ -255,15 +260,23 @@ def _months(config: RunConfig, policy: Policy, trainers: int) -> list[dict[str, 
                 "drift": record.drift["drift"],
                 "steps": record.steps,
                 "seconds": {name: round(value, 2) for name, value in seconds.items()},
-                "worker_hours": _worker_hours(config, seconds, trainers),
+                "worker_hours": sum(hours.values()),
+                "gpu_hours": sum(value for stage, value in hours.items() if stage in on_gpu),
             }
         )
         known = place
     return found
 
 
-def _worker_hours(config: RunConfig, seconds: Mapping[str, float], trainers: int) -> float:
-    """Return the hours of all workers; seconds: by stage."""
+def _stages_on_gpu(config: RunConfig) -> set[str]:
+    """Return the stages whose workers have GPUs in the current session; the drift is measured by those of `embed`."""
+    embed, cluster, train = config.embed.device, config.cluster.device, config.train.device
+    devices = {"drift": embed, "embed": embed, "cluster": cluster, "train": train}
+    return {stage for stage, device in devices.items() if device_for(device).startswith("cuda")}
+
+
+def _worker_hours(config: RunConfig, seconds: Mapping[str, float], trainers: int) -> dict[str, float]:
+    """Return the hours of all workers by stage; seconds: by stage."""
     workers = {
         "ingest": config.corpus.workers,
         "drift": config.embed.workers,
@@ -271,23 +284,28 @@ def _worker_hours(config: RunConfig, seconds: Mapping[str, float], trainers: int
         "cluster": config.cluster.workers,
         "train": trainers,
     }
-    return sum(value * workers[name] for name, value in seconds.items()) / 3600
+    return {name: value * workers[name] / 3600 for name, value in seconds.items()}
 
 
-def _with_cost(config: RunConfig, row: Mapping[str, Any], hourly: float) -> dict[str, Any]:
-    """Return a month's row with its cost; hourly: price of a worker hour."""
-    hours = row.get("worker_hours")
-    if hours is None:
-        # Studies of earlier versions keep seconds, and a cost at the prices of their time.
-        _, trainers = config.train.workers or (1, 1)
-        hours = _worker_hours(config, row["seconds"], trainers)
-    return {**row, "cost": hours * hourly}
+def _with_hours(config: RunConfig, row: Mapping[str, Any], on_gpu: bool) -> dict[str, Any]:
+    """Return a month's row with worker_hours and gpu_hours, which studies of earlier versions lack.
+
+    These keep seconds, and a cost at the prices of their time. on_gpu: whether they trained on GPUs; all stages but
+    ingest then count as if they had, as in `compare`.
+    """
+    _, trainers = config.train.workers or (1, 1)
+    stages = _worker_hours(config, row["seconds"], trainers)
+    hours = row.get("worker_hours", sum(stages.values()))
+    return {"worker_hours": hours, "gpu_hours": hours - stages["ingest"] if on_gpu else 0.0, **row}
 
 
 def _result(config: RunConfig, stream: StreamConfig, artifact: Artifact, arrival: np.ndarray) -> dict[str, Any]:
-    manifest, prices = artifact.require(), config.compare.prices
-    on_gpu = details_of(manifest, StreamDetails)["runs"][0].get("on_gpu", False)
-    hourly = prices.gpu_hour if on_gpu else prices.cpu_hour
+    manifest = artifact.require()
+    runs = [
+        [_with_hours(config, row, run.get("on_gpu", False)) for row in run["months"]]
+        for run in details_of(manifest, StreamDetails)["runs"]
+    ]
+    currency = _add_costs(config.compare.prices, [row for run in runs for row in run])
     scores, costs, months = {}, {}, {}
     for position, policy in enumerate(stream.policies):
         units = range(position, len(manifest.parts), len(stream.policies))
@@ -298,20 +316,24 @@ def _result(config: RunConfig, stream: StreamConfig, artifact: Artifact, arrival
                 for unit in units
             ]
         )
-        rows = [
-            [
-                _with_cost(config, row, hourly or 1.0)
-                for row in details_of(manifest, StreamDetails)["runs"][unit]["months"]
-            ]
-            for unit in units
-        ]
+        rows = [runs[unit] for unit in units]
         means = zip(months_of(scores[policy.name], arrival), zip(*rows, strict=True), strict=True)
         months[policy.name] = [{"old": old, "new": new, **_mean_row(of_month)} for (old, new), of_month in means]
         costs[policy.name] = float(np.mean([row["cost"] for row in months[policy.name]]))
     policies = summarise(scores, arrival, costs, config.compare.decide.confidence)
     chosen, why = recommend(policies, config.refresh.margin)
     found = {name: {**each, "months": months[name]} for name, each in policies.items()}
-    return {"chosen": chosen, "why": why, "policies": found, "currency": prices.currency if hourly else "worker hours"}
+    return {"chosen": chosen, "why": why, "policies": found, "currency": currency}
+
+
+def _add_costs(prices: PricesConfig, rows: Sequence[dict[str, Any]]) -> str:
+    """Set `cost` of every month, and return its unit: the currency, or worker hours if these have no price."""
+    priced = bool(prices.cpu_hour or (prices.gpu_hour and any(row["gpu_hours"] for row in rows)))
+    for row in rows:
+        hours, on_gpu = row["worker_hours"], row["gpu_hours"]
+        money = prices.of(3600 * (hours - on_gpu), gpu=False) + prices.of(3600 * on_gpu, gpu=True)
+        row["cost"] = money if priced else hours
+    return prices.currency if priced else "worker hours"
 
 
 def _mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
