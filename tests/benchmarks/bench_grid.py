@@ -7,10 +7,10 @@
 
 Corpora of CLUSTERBATCH_DATA, at most about 12,000 pairs of each. The model is small, so that one core trains a run in
 seconds: the first 128 principal components of MiniLM's token vectors, averaged (static_trainer). Its untrained vectors
-also cluster the documents, divide super-batches and mask (those of Japanese: character n-grams); arms that end in
-`@minilm` take MiniLM's own vectors, in `@queries` the queries', in `@trained` (super-batches) those of the model that
-batches of sources train, and MiniLM is the teacher of masks (grid_masks). Hold-out, tokens, clusters, batch
-plans, masks and statistics are those of the package.
+also cluster the documents, divide super-batches and mask (those of Japanese: character n-grams). Arms that end in
+`@minilm` take MiniLM's own vectors, in `@queries` the queries', in `@trained` (super-batches) those of a model that
+batches of sources have trained, in `@live` for the second half those of the model after the first. MiniLM is the
+teacher of masks (grid_masks). Hold-out, tokens, clusters, batch plans, masks and statistics are those of the package.
 
 FOLDER/runs.jsonl has a line for each run, {corpus, batch, arm, seed, scores (NDCG@10 of each query), ...}. What is
 there is not run again: an interrupted study continues with the same command. JSON lines: of every cell with `source`
@@ -71,15 +71,14 @@ class Study:
 
     def run(self, arm: str, batch: int, seed: int, rate: float, steps: int | None = None) -> dict[str, Any] | None:
         """Train and measure; None if there is no such arm on this corpus. steps: the first of the run; None: all."""
-        batches = self.arms.batches(arm, batch, seed, trained=partial(self._trained, batch, rate, None, steps))
+        batches = self._batches(arm, batch, seed, rate, None, steps)
         if batches is None:
             return None
-        batches = batches[:steps]
         mask, pairs, kept, share = mask_of(arm), self.corpus.pairs, None, 0.0
         if mask in MASKS:
             kept, share = kept_of_batches(pairs, batches, MASKS[mask], self.arms.facts.known(mask, 4 * batch))
         begun = time.process_time()
-        table, losses = self._train_static(batches, rate, OTHER_MASKS.get(mask), kept)
+        table, losses = self._train_static(batches, len(batches), rate, OTHER_MASKS.get(mask), kept)
         seconds = time.process_time() - begun
         return {
             "steps": len(batches),
@@ -94,62 +93,94 @@ class Study:
         self, arm: str, batch: int, seed: int, rate: float, layers: int, steps: int
     ) -> dict[str, Any] | None:
         """Train the first layers of MiniLM with clusterbatch.training, and measure; no steps: the untrained model."""
-        batches = self.arms.batches(arm, batch, seed, trained=partial(self._trained, batch, rate, layers, steps))
+        batches = self._batches(arm, batch, seed, rate, layers, steps)
         if batches is None:
             return None
         begun = time.process_time()
-        encoder, losses = self._train_backbone(batches[:steps], rate, layers, seed)
+        encoder, losses = self._train_backbone(batches, len(batches), rate, layers, seed)
         seconds = time.process_time() - begun
         drop_padding(encoder, inference_dtype("auto", torch.device("cpu")))
         return {
             "steps": len(losses),
-            "hardness": hardness(self.corpus.pairs, batches),
+            "hardness": hardness(self.corpus.pairs, batches) if losses else None,
             "loss": float(np.mean(losses[-20:])) if losses else None,
             "seconds": round(seconds, 1),
             "scores": [round(each, 4) for each in self.scores_of_some(encoder).tolist()],
         }
 
-    def _train_static(
-        self, batches: np.ndarray, rate: float, mask: Mask | None = None, kept: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return (V, D) token embeddings and (steps,) losses."""
-        table, rates = untrained_vectors(self.folder), rates_of(rate, len(batches))
-        return train(table, self.corpus.pairs, batches, rates, temperature=self.temperature, mask=mask, kept=kept)
-
-    def _train_backbone(self, batches: np.ndarray, rate: float, layers: int, seed: int) -> tuple[Encoder, list[float]]:
-        """Return the trained encoder, which still pads, and the loss of every step."""
-        encoder = load_encoder(first_layers(self.folder, layers), "backbone")
-        pairs, losses = self.corpus.pairs, []
-        if len(batches):
-            config = TrainConfig(
-                encoder="backbone", learning_rate=rate, dropout=0.0, seed=seed, temperature=self.temperature
-            )
-            training = TrainingStep(encoder, config, len(batches), World())
-            for step, rows in enumerate(batches):
-                texts = (_surrounded(encoder, of, rows) for of in (pairs.query, pairs.document))
-                hashes = {f"{side}_hash": getattr(pairs, f"{side}_hash")[rows] for side in ("query", "document")}
-                losses.append(training.run(replace(plain_batch(step, *texts), **hashes)).loss)
-            finish(encoder)
-        return encoder, losses
+    def _batches(
+        self, arm: str, batch: int, seed: int, rate: float, layers: int | None, steps: int | None
+    ) -> np.ndarray | None:
+        """Return (steps, B) rows of a run; None if there is no such arm on this corpus."""
+        name, _, vectors = arm.partition("@")
+        if vectors != "live":
+            trained = partial(self._trained, batch, rate, layers, steps)
+            found = self.arms.batches(arm, batch, seed, trained=trained)
+            return None if found is None else found[:steps]
+        first = self.arms.batches(name, batch, seed)
+        if first is None:
+            return None
+        first = first[:steps]
+        half = len(first) // 2
+        # As rounds of `refresh` do: the model that has seen one half divides the other.
+        live = partial(self._vectors, first[:half], len(first), rate, layers, seed)
+        second = self.arms.batches(f"{name}@trained", batch, seed, trained=live)
+        assert second is not None
+        return np.concatenate([first[:half], second[half : len(first)]])
 
     def _trained(self, batch: int, rate: float, layers: int | None, steps: int | None) -> Sides:
         """Return vectors of all pairs by the model trained on batches of sources, by a seed that no run has."""
         kept = self.folder / f"trained/{self.corpus.name}-{batch}-{rate:g}.npz"
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
-            batches, pairs = self.arms.batches(BASELINE, batch, _OTHER_SEED), self.corpus.pairs
+            batches = self.arms.batches(BASELINE, batch, _OTHER_SEED)
             assert batches is not None
-            if layers is None:
-                table, _ = self._train_static(batches[:steps], rate)
-                sides = [encode(table, of) for of in (pairs.query, pairs.document)]
-            else:
-                encoder, _ = self._train_backbone(batches[:steps], rate, layers, _OTHER_SEED)
-                drop_padding(encoder, inference_dtype("auto", torch.device("cpu")))
-                rows = np.arange(len(pairs.query))
-                sides = [encoder.encode(_surrounded(encoder, of, rows), 4096) for of in (pairs.query, pairs.document)]
-            np.savez(kept, query=sides[0].astype(np.float16), document=sides[1].astype(np.float16))
+            batches = batches[:steps]
+            queries, documents = self._vectors(batches, len(batches), rate, layers, _OTHER_SEED)
+            np.savez(kept, query=queries.astype(np.float16), document=documents.astype(np.float16))
         found = np.load(kept)
         return found["query"].astype(np.float32), found["document"].astype(np.float32)
+
+    def _vectors(self, batches: np.ndarray, steps: int, rate: float, layers: int | None, seed: int) -> Sides:
+        """Return vectors of all pairs by the model after these batches, the first of a run of so many steps."""
+        sides = self.corpus.pairs.query, self.corpus.pairs.document
+        if layers is None:
+            table, _ = self._train_static(batches, steps, rate)
+            return encode(table, sides[0]), encode(table, sides[1])
+        encoder, _ = self._train_backbone(batches, steps, rate, layers, seed)
+        drop_padding(encoder, inference_dtype("auto", torch.device("cpu")))
+        queries, documents = (encoder.encode(_surrounded(encoder, of, np.arange(len(of))), 4096) for of in sides)
+        return queries, documents
+
+    def _train_static(
+        self,
+        batches: np.ndarray,
+        steps: int,
+        rate: float,
+        mask: Mask | None = None,
+        kept: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return (V, D) token embeddings and the losses of these batches, the first of a run of so many steps."""
+        table, rates = untrained_vectors(self.folder), rates_of(rate, steps)[: len(batches)]
+        return train(table, self.corpus.pairs, batches, rates, temperature=self.temperature, mask=mask, kept=kept)
+
+    def _train_backbone(
+        self, batches: np.ndarray, steps: int, rate: float, layers: int, seed: int
+    ) -> tuple[Encoder, list[float]]:
+        """Return the trained encoder, which still pads, and the losses; the same of a transformer."""
+        encoder = load_encoder(first_layers(self.folder, layers), "backbone")
+        pairs, losses = self.corpus.pairs, []
+        if len(batches):
+            config = TrainConfig(
+                encoder="backbone", learning_rate=rate, dropout=0.0, seed=seed, temperature=self.temperature
+            )
+            training = TrainingStep(encoder, config, steps, World())
+            for step, rows in enumerate(batches):
+                texts = (_surrounded(encoder, of, rows) for of in (pairs.query, pairs.document))
+                hashes = {f"{side}_hash": getattr(pairs, f"{side}_hash")[rows] for side in ("query", "document")}
+                losses.append(training.run(replace(plain_batch(step, *texts), **hashes)).loss)
+            finish(encoder)
+        return encoder, losses
 
     def scores_of_some(self, encoder: Encoder) -> np.ndarray:
         """Return NDCG@10 of each held-out query, (Q,), among the relevant documents and some others."""

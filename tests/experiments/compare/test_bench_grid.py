@@ -153,3 +153,25 @@ def test_a_transformer_searches_relevant_documents_and_some_others(monkeypatch: 
         ranked = searched[np.argsort(-(vectors[10 + searched] @ vectors[query]))][:10]
         gained = sum(1 / np.log2(rank + 2) for rank, document in enumerate(ranked) if document in own)
         assert found[query] == pytest.approx(gained / sum(1 / np.log2(rank + 2) for rank in range(len(own))))
+
+
+def test_live_super_batches_are_divided_by_the_model_after_the_first_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first half is that of the arm without it, so the model that divides is the one that trains on."""
+    asked: list[tuple[Any, ...]] = []
+
+    def batches(arm: str, batch: int, seed: int, trained: Any = None) -> np.ndarray | None:
+        if arm == "super-99x":
+            return None
+        if trained is not None:
+            assert trained() == "vectors"
+        return np.arange(10)[:, None] + (100 if arm.endswith("@trained") else 0) + 1000 * seed
+
+    study: Any = object.__new__(bench_grid.Study)
+    study.arms = SimpleNamespace(batches=batches)
+    monkeypatch.setattr(study, "_vectors", lambda *given: asked.append(given) or "vectors")
+    assert study._batches("super-99x@live", 16, 1, 0.1, None, None) is None
+    found = study._batches("super-4x@live", 16, 1, 0.1, None, 8)
+    assert found[:, 0].tolist() == [1000, 1001, 1002, 1003, 1104, 1105, 1106, 1107]
+    [(seen, *rest)] = asked
+    assert seen[:, 0].tolist() == [1000, 1001, 1002, 1003]
+    assert rest == [8, 0.1, None, 1]
