@@ -9,6 +9,7 @@ Texts (or images) that several encoders embed: those with the same tokenizer sha
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -262,12 +263,15 @@ def search_items(ranges: int, top_k: int) -> tuple[int, int]:
     return ranges_of_item, max(64, min(4096, _MERGED_AT_ONCE // (top_k * items)))
 
 
-def open_collections(folders: list[Folder], split: str = "test") -> list[Collection]:
-    """Collections named by their folders; if two folders share a name, the parent's name is put in front."""
+def open_collections(folders: list[Folder], split: str = "test", taken: Sequence[str] = ()) -> list[Collection]:
+    """Return collections named by their folders; the parent's name is put in front of a name that two folders share.
+
+    taken: names of other collections that are searched with them.
+    """
     names = [folder.uri.rsplit("/", 1)[-1] for folder in folders]
     collections = []
     for folder, name in zip(folders, names, strict=True):
-        if names.count(name) > 1:
+        if [*names, *taken].count(name) > 1:
             name = "/".join(folder.uri.rsplit("/", 2)[-2:])
         collections.append(Collection(name, folder, split))
     if len({collection.name for collection in collections}) < len(collections):

@@ -48,8 +48,8 @@ def evaluated_models(config: RunConfig, generation: int, trained: str | None = N
     Raises DataError if `after` is asked for and nothing has been trained, UsageError if a model is not found.
     """
     models = [_model(name, config, generation, trained) for name in config.evaluate.models]
-    labels = [model.label for model in models]
-    # Many models are in folders of the same name; their parents tell them apart.
+    labels = [*(model.label for model in models), *({BEFORE, AFTER, BM25} - {*config.evaluate.models})]
+    # Many models are in folders of the same name, or of the name of one that is none; their parents tell them apart.
     models = [
         replace(model, label="/".join(name.rstrip("/").rsplit("/", 2)[-2:])) if labels.count(model.label) > 1 else model
         for name, model in zip(config.evaluate.models, models, strict=True)

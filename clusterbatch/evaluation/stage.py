@@ -130,10 +130,11 @@ def configured_collections(config: RunConfig) -> list[Collection]:
                 f"for the split {config.evaluate.split})"
             )
         return [collection]
-    own = Collection("sample", Workspace(config).sample.folder.child("collection"), config.evaluate.split)
     given = [Folder(path, config.storage) for path in config.evaluate.path if path != DOCSTRINGS]
-    collections = open_collections(given, config.evaluate.split)
-    return [own, *collections] if DOCSTRINGS in config.evaluate.path else collections
+    if DOCSTRINGS not in config.evaluate.path:
+        return open_collections(given, config.evaluate.split)
+    own = Collection("sample", Workspace(config).sample.folder.child("collection"), config.evaluate.split)
+    return [own, *open_collections(given, config.evaluate.split, [own.name])]
 
 
 def _items(

@@ -47,6 +47,26 @@ def test_a_run_file_has_six_columns_whatever_the_model_is_called(config: RunConf
     assert {len(line.split()) for line in run.decode().splitlines()} == {6}
 
 
+@pytest.mark.parametrize("name", ["before", "after", "bm25"])
+def test_a_folder_called_like_a_model_of_the_run_is_told_apart_by_its_parent(
+    config: RunConfig, tmp_path: Path, name: str
+):
+    model = make_static(["apple", "number", *"01234"], tmp_path / "runs" / name)
+    table = evaluate(with_changes(config, {"evaluate.models": [str(model)]})).details["table"]
+    assert {row["model"] for row in table} == {f"runs/{name}"}
+
+
+def test_a_collection_called_like_the_samples_is_told_apart_by_its_parent(
+    config: RunConfig, tmp_path: Path, write_collection
+):
+    write_collection("ws/sample/collection", {"a": "apple", "b": "number"}, {"q": "apple"}, {"q": {"a": 1}})
+    write_collection("mine/sample", TEXTS, {"q": "number 3"}, {"q": {"d3": 1}})
+    both = {"evaluate.path": ["docstrings://", str(tmp_path / "mine" / "sample")]}
+    manifest = evaluate(with_changes(config, both))
+    found = {row["collection"]: row["documents"] for row in manifest.details["table"]}
+    assert found == {"sample": 2, "mine/sample": 5}
+
+
 def test_measures_that_are_spelt_in_two_ways_are_one(config: RunConfig):
     table = evaluate(with_changes(config, {"evaluate.metrics": ["NDCG@10", "ndcg@10"]})).details["table"]
     assert [row["metric"] for row in table] == ["NDCG@10"]
