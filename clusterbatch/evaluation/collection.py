@@ -237,12 +237,15 @@ class Collection:
             if feed < 0:
                 return b"", end
             data, first = data[feed + 1 :], first + feed + 1
+        most, step = len(data) + _LONGEST_LINE, _STEP
         while data and not data.endswith(b"\n") and end < size:
-            more = self.folder.read(DOCUMENTS, end, min(end + _STEP, size))
+            more = self.folder.read(DOCUMENTS, end, min(end + step, size))
             feed = more.find(b"\n")
             data += more if feed < 0 else more[: feed + 1]
             end += len(more) if feed < 0 else feed + 1
-            if len(data) > _LONGEST_LINE + (end - start):
+            # In equal steps, a long line would be copied as often as it has some.
+            step *= 2
+            if len(data) > most:
                 raise DataError(f"{self.folder.uri}/{DOCUMENTS} byte {first}: no line end, not JSON Lines")
         return data, first
 
@@ -296,8 +299,11 @@ def _parse(line: bytes, place: str, position: int) -> dict[str, Any]:
     """One line of corpus.jsonl or queries.jsonl, with `_id` and `text` (or `image`) as strings."""
     try:
         item = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(f"{place} byte {position}: not valid JSON") from None
+    if isinstance(item, dict) and item.get("image") is None:
+        # Tables of texts and images are exported with both columns.
+        item.pop("image", None)
     if not isinstance(item, dict) or "_id" not in item or not isinstance(item.get("image", item.get("text")), str):
         raise DataError(f"{place} byte {position}: expected an object with _id and text (or image)")
     # Numbers as ids are common in converted collections; judgements spell them as text.

@@ -37,6 +37,20 @@ def test_title_and_text_are_joined_by_a_space(write_collection):
     assert collection.read_documents(0, collection.documents_bytes()) == (["a", "b"], ["Title body", "alone"])
 
 
+def test_a_file_without_line_ends_is_not_read_to_its_end(write_collection, monkeypatch: pytest.MonkeyPatch, tmp_path):
+    collection = write_collection("c", {"a": "x"}, {}, {})
+    (tmp_path / "c" / "corpus.jsonl").write_bytes(b" " * 2**22)
+    monkeypatch.setattr(collection_module, "_LONGEST_LINE", 2**20)
+    with pytest.raises(DataError, match=r"corpus\.jsonl byte 0: no line end, not JSON Lines"):
+        collection.read_documents(0, 1000)
+
+
+def test_an_image_that_is_null_is_none(write_collection, tmp_path: Path):
+    collection = write_collection("c", {"a": "x"}, {}, {})
+    (tmp_path / "c" / "corpus.jsonl").write_text('{"_id": "a", "title": "T", "text": "x", "image": null}\n')
+    assert collection.read_documents(0, collection.documents_bytes()) == (["a"], ["T x"])
+
+
 def test_only_judged_queries_are_read_in_the_order_of_the_judgements(write_collection):
     collection = write_collection(
         "c", {"a": "x"}, {"q1": "one", "q2": "two", "q3": "three"}, {"q3": {"a": 2}, "q1": {"a": 0}}
@@ -59,6 +73,7 @@ def test_only_judged_queries_are_read_in_the_order_of_the_judgements(write_colle
         ("qrels/test.tsv", "q9\ta\t1\n", "1 judged queries have no text here, the first is q9"),
         ("queries.jsonl", '{"_id": "q1", "text": "x"}\n{"_id": "q1", "text": "y"}\n', "query id q1 occurs twice"),
         ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "b"\n', r"corpus\.jsonl byte 26: not valid JSON"),
+        pytest.param("corpus.jsonl", "[" * 100_000, r"corpus\.jsonl byte 0: not valid JSON", id="nested too deeply"),
         ("corpus.jsonl", '{"_id": "a"}\n', "byte 0: expected an object with _id and text"),
         ("corpus.jsonl", '{"_id": "a b", "text": "x"}\n', "must not be empty or hold white space"),
         ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "x"}\n', "a document id occurs twice"),
