@@ -129,7 +129,8 @@ class TuneConfig(Section):
     keep: int = Field(6, ge=2)
     """Candidates that are trained: the best of a cheap ranking by a sample's vectors. The others are only ranked."""
     steps: int | None = Field(None, ge=1)
-    """Steps of the last rung of successive halving. Unset: `train.steps` or `train.epochs`."""
+    """Steps of the last rung of successive halving; candidates with another `batches.size` than the configured one make
+    as many pairs in more or fewer steps. Unset: `train.steps` or `train.epochs`."""
     reduction: int = Field(3, ge=2)
     """Factor between rungs: each trains this many times the steps of the rung before, with 1 / reduction of its
     candidates."""

@@ -83,6 +83,28 @@ def test_runs_of_another_configuration_are_not_gone_on_with(config: RunConfig, c
         _rung(with_changes(config, changes))
 
 
+def test_candidates_with_other_batches_train_on_as_many_pairs(config: RunConfig, tmp_path: Path) -> None:
+    words = {
+        "workspace": str(tmp_path),
+        "reuse.corpus": config.workspace,
+        "reuse.embeddings": config.workspace,
+        "tune.candidates": {"batches.size": [32, 16, 64]},
+        "tune.keep": 3,
+        "tune.rungs": 1,
+    }
+    changed = with_changes(config, words)
+    rows = tune.tune(with_changes(changed, {"tune.steps": 4}))["candidates"].values()
+    assert {row["changes"]["batches.size"]: row["rungs"][0]["steps"] for row in rows} == {16: 8, 32: 4, 64: 2}
+    # Without steps, all have an epoch, whichever the sample ranks first, but for rows that fill up the last batches.
+    for sizes in ([16, 64], [64, 16]):
+        epoch = with_changes(
+            changed, {"tune.steps": None, "train.epochs": 1, "tune.candidates": {"batches.size": sizes}}
+        )
+        candidates = {tune.name_of(changes): {"changes": changes} for changes in epoch.tune.combinations}
+        arms = tune._arms(epoch, {name: each["changes"] for name, each in candidates.items()})
+        assert tune._Runs(epoch, arms, "NDCG@10", force=False).steps in (10, 12)
+
+
 def test_runs_of_other_weights_are_not_gone_on_with(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     _rung(config)
     monkeypatch.setattr(tune, "model_fingerprint", lambda folder: "of other files in the same folder")

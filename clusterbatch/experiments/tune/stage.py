@@ -157,13 +157,16 @@ class _Runs:
         self._collections = configured_collections(config)
         if not self._collections:
             raise UsageError("evaluate.path: tune needs a development collection")
-        plan = self._plan(arms[0][0])
-        self.steps = config.tune.steps or config.train.steps or plan.steps_of(config.train.epochs or 1)
+        self.steps = config.tune.steps or config.train.steps or self._steps_of_epochs(arms[0][0])
         self._identities = {arm.name: self._identity(arm) for arm in arms[0]}
 
     def rung(self, names: list[str], steps: int) -> dict[str, dict[str, Any]]:
-        """Return by name {steps, value, seconds}: the mean over collections and seeds, and seconds of one training."""
+        """Return by name {steps, value, seconds}: the mean over collections and seeds, and seconds of one training.
+
+        steps: of a candidate with the configured `batches.size`; others make as many pairs.
+        """
         seeds = self._config.tune.seeds
+        own_steps = {name: self._own_steps(name, steps) for name in names}
         identity = fingerprint(
             "tune",
             steps,
@@ -174,11 +177,13 @@ class _Runs:
             self._config.embed.batch_tokens,
             [each.identity() for each in self._collections],
             self._metric,
+            # Absent if all are alike: finished runs of earlier versions then stay finished.
+            *([list(own_steps.values())] if set(own_steps.values()) != {steps} else []),
         )
         artifact = Artifact(Workspace(self._config).root.child("tune", f"runs-{steps}"), "runs of tune")
         done = artifact.begin(identity, self._force)
         items = [
-            WorkItem(number, steps, self._trial(name, seed, steps, identity))
+            WorkItem(number, own_steps[name], self._trial(name, seed, steps, identity))
             for number, (name, seed) in enumerate((name, seed) for name in names for seed in range(seeds))
         ]
         arguments = {
@@ -193,10 +198,20 @@ class _Runs:
         found = {}
         for name in names:
             own = [receipt.details for receipt in receipts if receipt.details["arm"] == name]
-            values = [point["value"] for details in own for point in details["curve"] if point["step"] == steps]
+            made = own_steps[name]
+            values = [point["value"] for details in own for point in details["curve"] if point["step"] == made]
             seconds = float(np.mean([details["seconds_training"] for details in own]))
-            found[name] = {"steps": steps, "value": float(np.mean(values)), "seconds": round(seconds, 2)}
+            found[name] = {"steps": made, "value": float(np.mean(values)), "seconds": round(seconds, 2)}
         return found
+
+    def _steps_of_epochs(self, arm: Arm) -> int:
+        """Return the steps of `train.epochs` at the configured `batches.size`, by the plan of an arm."""
+        steps = self._plan(arm).steps_of(self._config.train.epochs or 1)
+        return max(1, round(steps * arm.config.batches.size / self._config.batches.size))
+
+    def _own_steps(self, name: str, steps: int) -> int:
+        """Return the steps in which a candidate makes as many pairs as `steps` of the configured `batches.size`."""
+        return max(1, round(steps * self._config.batches.size / self._arms[name].config.batches.size))
 
     def _plan(self, arm: Arm) -> Plan:
         artifact = Workspace(self._layouts[arm.layout]).clusters()
@@ -219,7 +234,8 @@ class _Runs:
                 "batches.seed": seed,
             },
         )
-        return Trial(f"{name}.seed={seed}", name, seed, steps, config, fingerprint("trial", identity, name, seed))
+        own = self._own_steps(name, steps)
+        return Trial(f"{name}.seed={seed}", name, seed, own, config, fingerprint("trial", identity, name, seed))
 
 
 def _why(order: list[str], ranked: Mapping[str, Mapping[str, Any]], metric: str) -> str:
