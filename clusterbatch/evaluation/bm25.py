@@ -1,7 +1,8 @@
 """BM25 as a reference column: what plain word matching finds, by bm25s (Lucene's variant of the formula).
 
-Words are runs of letters and digits, case folded. Japanese and Chinese are written without spaces: their runs are cut
-into overlapping pairs of characters, which needs no dictionary and is what search engines do by default.
+Words are runs of letters, digits and the marks on them, case folded. Japanese and Chinese are written without spaces:
+their runs are cut into overlapping pairs of characters, which needs no dictionary and is what search engines do by
+default.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +20,9 @@ from clusterbatch.search.topk import Ranking, best_of
 # Anserini's values for BEIR.
 _K1, _B = 0.9, 0.4
 _CJK = "\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\uac00-\ud7af々〆"
-_RUNS = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+")
+# Vowel signs and other combining marks, which Python's \w leaves out: without them words of Indic scripts fall apart.
+_MARKS = "".join(chr(c) for c in range(0x20000) if unicodedata.category(chr(c)) in ("Mn", "Mc"))
+_RUNS = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}](?:[^\W_{_CJK}]|[{_MARKS}])*")
 _FIRST_CJK = re.compile(rf"[{_CJK}]")
 _QUERY_BLOCK = 256
 
@@ -44,7 +47,12 @@ class LexicalIndex:
         import bm25s
 
         self._index = bm25s.BM25(method="lucene", k1=_K1, b=_B)
-        self._index.index([words(document) for document in documents], show_progress=False)
+        terms = [words(document) for document in documents]
+        # bm25s cannot index documents that all have no term, as symbols have none.
+        self._known: Collection[str] = ()
+        if any(terms):
+            self._index.index(terms, show_progress=False)
+            self._known = self._index.vocab_dict.keys()
         self._documents = len(documents)
 
     def search(self, queries: Sequence[str], k: int, excluded: np.ndarray | None = None) -> Ranking:
@@ -65,7 +73,7 @@ class LexicalIndex:
 
     def _scores(self, terms: list[str]) -> np.ndarray:
         """(N,) float32, -inf where no term is shared."""
-        known = [term for term in terms if term in self._index.vocab_dict]
+        known = [term for term in terms if term in self._known]
         if not known:
             return np.full(self._documents, -np.inf, np.float32)
         scores = self._index.get_scores(known).astype(np.float32)

@@ -26,6 +26,18 @@ def test_words_of_scripts_with_and_without_spaces():
     assert words("ＡＢＣとCafé") == ["abc", "と", "café"]
 
 
+def test_words_keep_their_vowel_signs():
+    assert words("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
+    assert words("தமிழ் மொழி") == ["தமிழ்", "மொழி"]
+    assert words("العَرَبِيَّة") == ["العَرَبِيَّة"]
+    # A mark on no letter is no word.
+    assert words("\u2764\ufe0f love") == ["love"]
+
+
+def test_documents_without_a_term_are_no_answers():
+    assert LexicalIndex(["", "!!"]).search(["volcano"], 2).documents.tolist() == [[-1, -1]]
+
+
 def test_scores_are_lucenes_formula():
     documents = ["red red car", "green car", "blue sky over the sea"]
     lengths = [3, 2, 5]
