@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import ir_measures
@@ -101,7 +102,8 @@ def _load(name: str) -> Measure:
 
 def _call(metric: Metric, documents: Sequence[str], grades: Grades) -> float:
     assert metric.function is not None
-    value = metric.function(documents, grades)
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    value: Any = metric.function(documents, grades)
+    # Of numpy's numbers only float64 is a float.
+    if not isinstance(value, (Real, np.bool_)) or not math.isfinite(value):
         raise UsageError(f"evaluate.metrics: {metric.name!r} returned {value!r}, expected a finite number")
     return float(value)

@@ -36,7 +36,7 @@ def evaluate_mteb(config: RunConfig, *, generation: int = 0, force: bool = False
     for task in config.evaluate.mteb:
         load_task(task)
     models = [model for model in evaluated_models(config, generation) if not model.is_lexical]
-    identity = fingerprint("mteb", config.evaluate.mteb, identities(models), _limits(config))
+    identity = fingerprint("mteb", config.evaluate.mteb, identities(models), _settings(config))
     artifact = Workspace(config).mteb(generation)
     if artifact.is_done(identity) and not force:
         return artifact.require()
@@ -156,5 +156,8 @@ class MtebEncoder:
         return meta.create_empty({"name": f"clusterbatch/{self._name}", "revision": self._version})
 
 
-def _limits(config: RunConfig) -> list[int]:
-    return [config.evaluate.max_query_tokens, config.evaluate.max_document_tokens, config.embed.batch_tokens]
+def _settings(config: RunConfig) -> list[Any]:
+    """Return what decides vectors beside the model; `auto` is left out, as in the fingerprint of an evaluation."""
+    settings = config.evaluate
+    dtype = [] if settings.dtype == "auto" else [settings.dtype]
+    return [settings.max_query_tokens, settings.max_document_tokens, config.embed.batch_tokens, *dtype]

@@ -57,6 +57,14 @@ def test_a_function_of_the_users_own(monkeypatch):
         parse_metric("own_measures:number")
 
 
+@pytest.mark.parametrize("value", [np.float32(0.5), np.float16(0.5), np.int64(1), np.True_, True])
+def test_a_function_may_return_any_of_numpys_numbers(monkeypatch, value):
+    module = types.ModuleType("own_measures")
+    module.constant = lambda answers, grades: value
+    monkeypatch.setitem(sys.modules, "own_measures", module)
+    assert values("own_measures:constant")["own_measures:constant"] == [float(value)] * 3
+
+
 @pytest.mark.parametrize("name", ["NDCG", "nDCG@0", "Accuracy@3", "no_such_module:f", "math:no_such_function"])
 def test_what_is_no_measure_is_refused(name):
     with pytest.raises(UsageError, match=r"evaluate\.metrics"):

@@ -61,6 +61,13 @@ def test_tasks_are_run_once_and_their_main_score_kept(config: RunConfig, monkeyp
 
 
 @pytest.mark.usefixtures("in_process")
+def test_another_number_type_is_another_result(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "mteb", fake_mteb())
+    before = evaluate_mteb(config).fingerprint
+    assert evaluate_mteb(with_changes(config, {"evaluate.dtype": "float32"}), force=True).fingerprint != before
+
+
+@pytest.mark.usefixtures("in_process")
 def test_before_stands_behind_the_prompts_of_training(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
     seen = []
     fake = fake_mteb()
