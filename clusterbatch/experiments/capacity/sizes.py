@@ -10,11 +10,14 @@ RECORD_CHARACTERS = 60
 
 @dataclass(frozen=True)
 class Shape:
-    """A transformer by its sizes; the defaults are MiniLM-L6's. static: it is a table of token vectors alone."""
+    """A model by its sizes; the defaults are MiniLM-L6's, a transformer.
+
+    hidden: width of its vectors; weights: those that every token passes, the token table is apart; vocabulary: rows of
+    that table; static: it is the table alone.
+    """
 
     hidden: int = 384
-    layers: int = 6
-    intermediate: int = 1536
+    weights: int = 6 * (4 * 384**2 + 2 * 384 * 1536)
     vocabulary: int = 30_522
     static: bool = False
 
@@ -22,11 +25,6 @@ class Shape:
     def kind(self) -> str:
         """As `train.encoder` names it."""
         return "static" if self.static else "backbone"
-
-    @property
-    def weights(self) -> int:
-        """Those that every token passes; the token table is apart."""
-        return 0 if self.static else self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
 
     @property
     def table(self) -> int:

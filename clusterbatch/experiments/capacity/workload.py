@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
+import math
+import re
 from collections.abc import Generator
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,10 @@ from clusterbatch.embedding.char_ngrams import COLUMNS, DIMENSIONS
 from clusterbatch.encoder.cross_encoder import is_cross_encoder
 from clusterbatch.encoder.model_files import read_layout
 from clusterbatch.encoder.resolve import resolve_model
-from clusterbatch.errors import ClusterbatchError, UsageError
+from clusterbatch.errors import ClusterbatchError, UsageError, first_line
 from clusterbatch.experiments.capacity.scale_model import CapacityModel
 from clusterbatch.experiments.capacity.sizes import RECORD_CHARACTERS, Shape, TeacherShape, Workload
+from clusterbatch.log import say
 from clusterbatch.schema import corpus_schema
 from clusterbatch.store import Folder, Manifest
 from clusterbatch.store.details import CorpusDetails, details_of
@@ -45,6 +48,8 @@ _HEAD_BYTES = 2**20
 _QUERY_CHARACTERS, _DOCUMENT_CHARACTERS = 50.0, 600.0
 # A line of judgements: two ids and a grade.
 _JUDGEMENT_BYTES = 24
+# Names of weights in layers have a layer's number; heads, poolers and token tables have none.
+_IN_A_LAYER = re.compile(r"\.\d+\.")
 # Of a collection in BEIR layout.
 _DOCUMENTS = "corpus.jsonl"
 
@@ -75,24 +80,55 @@ def model_of(config: RunConfig, **known: Any) -> CapacityModel:
 
 
 def shape_of(name: str, config: RunConfig) -> Shape:
-    """Read the sizes from the model's own files; MiniLM-L6's if they cannot be read (no network, another format)."""
+    """Read the sizes from the model's own files; if they cannot be read, warn and return MiniLM-L6's."""
     if name == CHARACTER_NGRAMS:
         # Sums of a row of a table for each n-gram, too.
-        return Shape(hidden=DIMENSIONS, vocabulary=COLUMNS, static=True)
+        return Shape(hidden=DIMENSIONS, weights=0, vocabulary=COLUMNS, static=True)
     try:
         module = Path(resolve_model(name, config.storage))
-        # A cross-encoder has no layout of this kind; its sizes are in the same file.
+        # A cross-encoder has no layout of this kind; its sizes are in the same files.
         with suppress(UsageError):
             layout = read_layout(module)
             module = layout.module
             if layout.kind == "static":
                 return _static_shape(module / "model.safetensors")
-        values = json.loads((module / "config.json").read_text())
-        return Shape(
-            values["hidden_size"], values["num_hidden_layers"], values["intermediate_size"], values["vocab_size"]
-        )
-    except (ClusterbatchError, OSError, KeyError, ValueError, SafetensorError):
+        return _transformer_shape(module)
+    except (ClusterbatchError, OSError, KeyError, ValueError, AttributeError, SafetensorError) as error:
+        _say_assumed(name, first_line(error))
         return Shape()
+
+
+@cache
+def _say_assumed(name: str, reason: str) -> None:
+    """Warn once a process: a plan asks for the same model several times."""
+    say(f"{name}: its sizes cannot be read, so the estimate takes it for all-MiniLM-L6-v2 ({reason})", level="warning")
+
+
+def _transformer_shape(folder: Path) -> Shape:
+    """Return the sizes of a transformer, of its encoder for texts if it has several parts.
+
+    Weights are counted in the heads of its files, as formulas miss gated layers and shared keys. Raises ValueError,
+    AttributeError or SafetensorError if files are not as transformers writes them.
+    """
+    # Imported here: it takes a second, and needs no other model.
+    from transformers import AutoConfig
+
+    # Every architecture has names of its own for its sizes, which transformers maps.
+    sizes = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    text = sizes.get_text_config()
+    others = ("vision", "visual", "decoder") if sizes.is_encoder_decoder else ("vision", "visual")
+    weights = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "np") as tensors:
+            names = set(tensors.keys())
+            layers = [name for name in names if _IN_A_LAYER.search(name) and not name.startswith(others)]
+            shapes = [tensors.get_slice(name).get_shape() for name in layers]
+            weights += sum(math.prod(shape) for shape in shapes if len(shape) > 1)
+    if not weights:
+        raise ValueError(f"{folder}: no layers in the safetensors format")
+    # ALBERT's layers share the weights of few groups.
+    groups = getattr(text, "num_hidden_groups", None)
+    return Shape(text.hidden_size, weights * text.num_hidden_layers // groups if groups else weights, text.vocab_size)
 
 
 def _static_shape(file: Path) -> Shape:
@@ -104,7 +140,7 @@ def _static_shape(file: Path) -> Shape:
         rows, hidden = tensors.get_slice(table).get_shape()
         if "mapping" in names:
             [rows] = tensors.get_slice("mapping").get_shape()
-    return Shape(hidden=hidden, vocabulary=rows, static=True)
+    return Shape(hidden=hidden, weights=0, vocabulary=rows, static=True)
 
 
 def _teacher_of(config: RunConfig) -> TeacherShape | None:
