@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from clusterbatch.config import StorageConfig
-from clusterbatch.errors import DataError, InfrastructureError, UsageError
+from clusterbatch.errors import DataError, InfrastructureError, UsageError, first_line
 from clusterbatch.store.checksum import checksum, file_checksum
 from clusterbatch.store.entry import local_place
 from clusterbatch.store.folder import Folder
@@ -74,19 +74,22 @@ def _packaged() -> str | None:
 
 def _from_hub(name: str) -> str:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
         return str(snapshot_download(name, allow_patterns=_PATTERNS))
+    except GatedRepoError:
+        raise UsageError(
+            f"{name}: the hub gives this model only to those who have accepted its terms there (HF_TOKEN says who asks)"
+        ) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise UsageError(f"{name}: neither a folder nor a model on the hub") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise InfrastructureError(f"{name}: not a folder, and the hub cannot be reached to look for it") from error
+    except Exception as error:
+        # Besides its own errors and those of the system, those of its HTTP library, which is not the same in all
+        # releases: of a proxy that refuses, of a transfer that breaks off.
+        raise InfrastructureError(
+            f"{name}: not a folder, and the hub cannot be reached to look for it ({first_line(error)})"
+        ) from error
 
 
 def _from_storage(source: Folder) -> str:

@@ -5,8 +5,10 @@ import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
+from huggingface_hub.errors import GatedRepoError
 
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import InfrastructureError, UsageError
@@ -32,6 +34,24 @@ def test_a_name_that_no_hub_answers_for(monkeypatch: pytest.MonkeyPatch) -> None
         resolve_model("nobody/no-such-model")
     with pytest.raises(UsageError, match="neither a folder nor a model"):
         resolve_model("not//a name")
+
+
+def test_what_the_hub_answers_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ProxyError(Exception):
+        """As the hub's HTTP library raises it: no error of the hub or of the system."""
+
+    def raising(error: Exception) -> None:
+        def download(*arguments: object, **options: object) -> str:
+            raise error
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+
+    raising(ProxyError("403 Forbidden"))
+    with pytest.raises(InfrastructureError, match=r"hub cannot be reached to look for it \(403 Forbidden\)"):
+        resolve_model("somebody/model")
+    raising(GatedRepoError("Access to this model is restricted", response=MagicMock()))
+    with pytest.raises(UsageError, match="who have accepted its terms"):
+        resolve_model("somebody/model")
 
 
 def test_fingerprint_holds_no_file_in_memory(tmp_path: Path) -> None:
