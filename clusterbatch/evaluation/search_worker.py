@@ -57,6 +57,8 @@ class SearchWorker:
     def __init__(self, config: RunConfig) -> None:
         self._config = config
         self._encoders: dict[EvaluatedModel, Encoder] = {}
+        # Of all encoders so far, also of those that were not kept.
+        self._dtypes: set[str] = set()
         self._queries: _Queries | None = None
 
     def process(self, item: WorkItem, output: Artifact) -> Result:
@@ -79,9 +81,8 @@ class SearchWorker:
         parts = [_write(output, item.number, task, model, candidates) for model, candidates in best.items()]
         # The reference reads documents that other items count already.
         counts = Counts() if task.lexical else Counts(read=read, written=read)
-        dtypes = sorted({str(each.dtype).removeprefix("torch.") for each in self._encoders.values()})
         ranges = [list(pair) for pair in task.ranges]
-        return Result(parts, counts, {"judged": judged, "ranges": ranges, "dtypes": dtypes})
+        return Result(parts, counts, {"judged": judged, "ranges": ranges, "dtypes": sorted(self._dtypes)})
 
     def _search(
         self, task: ShardTask, model: EvaluatedModel, queries: _Queries, documents: Texts, ids: Sequence[str]
@@ -100,7 +101,8 @@ class SearchWorker:
             held = sum(_weight_bytes(encoder) for encoder in self._encoders.values())
             if held > _KEPT_BYTES:
                 self._encoders.clear()
-            self._encoders[model] = load(model, self._config)
+            self._encoders[model] = encoder = load(model, self._config)
+            self._dtypes.add(str(encoder.dtype).removeprefix("torch."))
         return self._encoders[model]
 
 

@@ -12,13 +12,14 @@ import torch
 from clusterbatch.config import load_config
 from clusterbatch.encoder.load import drop_padding, load_encoder
 from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.evaluation import search_worker
 from clusterbatch.evaluation.measure import LoadedCollection
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.models import measuring_dtype
 from clusterbatch.evaluation.stage import evaluate
 from clusterbatch.experiments.compare import trial
 from tests.data_folder import data_folder
-from tests.encoder.models import make_model
+from tests.encoder.models import make_model, make_static
 
 MINILM = "all-MiniLM-L6-v2"
 
@@ -54,6 +55,18 @@ def test_scores_of_both_types_agree_on_real_texts(tmp_path: Path, write_collecti
     collection = LoadedCollection(write_collection("again", documents, queries, judgements), 64, 96)
     padded = np.mean(collection.measure(encoder, [parse_metric("NDCG@10")], 10, 4096)["NDCG@10"])
     assert found["bfloat16"] == pytest.approx(padded, abs=1e-3)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_types_of_models_that_do_not_fit_into_memory_together_are_named(
+    tmp_path: Path, write_collection, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(search_worker, "_KEPT_BYTES", 0)
+    write_collection("c", {"d1": "apple", "d2": "pear"}, {"q1": "apple"}, {"q1": {"d1": 1}})
+    models = [make_model("bert", tmp_path / "backbone"), make_static(["apple", "pear"], tmp_path / "static")]
+    words = [f"evaluate.path={tmp_path}/c", f"evaluate.models=[{models[0]},{models[1]}]", "evaluate.dtype=bfloat16"]
+    details = evaluate(load_config(None, [*words, f"workspace={tmp_path}/ws"])).details
+    assert details["dtypes"] == ["bfloat16", "float32"]
 
 
 def test_a_trial_is_measured_as_an_evaluation_would(tmp_path: Path):
