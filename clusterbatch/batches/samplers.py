@@ -19,6 +19,7 @@ from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 from clusterbatch.batches.curriculum import make_plan
 from clusterbatch.config import BatchesConfig
 from clusterbatch.errors import DataError, UsageError
+from clusterbatch.log import say
 from clusterbatch.shards.index import ClusterIndex
 from clusterbatch.shards.reader import ROWS, read_index
 from clusterbatch.store import Artifact
@@ -186,24 +187,36 @@ class SentenceTransformersSampler:
         self._clusters, self._sources = np.asarray(clusters), None if sources is None else np.asarray(sources)
         self._vectors, self._devices, self._batches = vectors, devices, batches
         self._has_trained = False
+        # Fingerprint of the training dataset; None if it has none.
+        self._fingerprint: str | None = None
+        self._others: set[str | None] = set()
 
     def __call__(
         self, dataset: Any, batch_size: int, drop_last: bool = False, seed: int = 0, **_: Any
     ) -> DeviceBatchSampler | BatchSampler:
         """Return the batches of `dataset`; the trainer calls it. The plan needs no generator and drops nothing.
 
-        The trainer asks for its training dataset first. Any later dataset of another length is one that it evaluates
-        on: its rows have no labels, and come in their own order. Raises UsageError if the labels are not those of the
-        training dataset.
+        The trainer asks for its training dataset first. Any other dataset after it, by its length and by the
+        fingerprint that `datasets` gives it, is one that it evaluates on: its rows have no labels, and come in their
+        own order. Raises UsageError if the labels are not those of the training dataset.
         """
+        fingerprint = getattr(dataset, "_fingerprint", None)
+        if self._has_trained and (len(dataset) != len(self._clusters) or fingerprint != self._fingerprint):
+            if len(dataset) == len(self._clusters) and fingerprint not in self._others:
+                self._others.add(fingerprint)
+                # A training dataset that was made again may have another fingerprint: not without a word.
+                say(
+                    f"SentenceTransformersSampler: {len(dataset)} rows, but not the dataset that was trained on first: "
+                    "taken for one to evaluate on, in its own order; to train on it, make a sampler of its labels",
+                    level="warning",
+                )
+            return BatchSampler(SequentialSampler(dataset), batch_size, drop_last)
         if len(dataset) != len(self._clusters):
-            if self._has_trained:
-                return BatchSampler(SequentialSampler(dataset), batch_size, drop_last)
             raise UsageError(
                 f"{len(self._clusters)} cluster labels for a dataset of {len(dataset)} rows; the first dataset that "
                 "the trainer asks for must be the one to train on, so call `train` before `evaluate`"
             )
-        self._has_trained = True
+        self._has_trained, self._fingerprint = True, fingerprint
         devices = self._devices
         if devices is None:
             devices = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1

@@ -1,4 +1,5 @@
 import importlib.util
+import pickle
 from pathlib import Path
 from types import ModuleType
 
@@ -114,6 +115,19 @@ def test_a_dataset_that_the_trainer_evaluates_on_needs_no_labels() -> None:
     assert evaluated == [list(range(8)), list(range(8, 16)), list(range(16, 20))]
 
 
+def test_a_dataset_to_evaluate_on_has_no_labels_even_if_it_is_as_long(caplog: pytest.LogCaptureFixture) -> None:
+    datasets = pytest.importorskip("datasets")
+    trained, evaluated = (datasets.Dataset.from_dict({"query": [f"{name} {n}" for n in range(1000)]}) for name in "ab")
+    build = SentenceTransformersSampler(CLUSTERS)
+    expected = list(build(trained, batch_size=50))
+    for _ in range(2):
+        assert list(build(evaluated, batch_size=50)) == [list(range(n, n + 50)) for n in range(0, 1000, 50)]
+    assert caplog.text.count("1000 rows, but not the dataset that was trained on first") == 1
+    # Another epoch, a resumed training, another trainer: it is the same dataset.
+    assert list(build(trained, batch_size=50)) == expected
+    assert list(pickle.loads(pickle.dumps(build))(trained, batch_size=50)) == expected
+
+
 def test_labels_must_match_the_dataset() -> None:
     with pytest.raises(UsageError, match="1000 cluster labels for a dataset of 7 rows"):
         SentenceTransformersSampler(CLUSTERS)(range(7), batch_size=4, drop_last=False)
@@ -223,9 +237,12 @@ def test_the_sentence_transformers_example_trains_on_the_planned_batches_and_res
     trainer.evaluate(trainer.train_dataset.select(range(40)))
     # 40 rows in batches of 8, transformers' default; the training dataset's labels say nothing about them.
     assert len(seen) == evaluated + 5
-    del seen[evaluated:]
     rows = pq.read_table(tiny[0])
     numbers = np.array([[int(word[1:]) for word in text.split()] for text in rows["query"].to_pylist()]).sum(axis=1)
+    # Nor do they of as many other rows.
+    trainer.evaluate(trainer.train_dataset.select(range(399, -1, -1)))
+    assert seen[evaluated + 5 :] == numbers[::-1].reshape(50, 8).sum(axis=1).tolist()
+    del seen[evaluated:]
     sampler = ClusterBatchSampler(rows["cluster"].to_numpy(), BatchesConfig(size=32, seed=42))
     expected = [numbers[batch].sum() for epoch in range(2) for batch in batches_of(sampler, epoch)]
     assert seen == expected
