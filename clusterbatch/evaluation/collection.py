@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from clusterbatch.config import fingerprint
-from clusterbatch.corpus.images import ImageError, load_image
+from clusterbatch.corpus.images import ImageError, is_data_uri, load_image
 from clusterbatch.corpus.judgements import is_header, parse_judgement
 from clusterbatch.encoder.model_files import shorter
 from clusterbatch.encoder.tokens import Tokens
@@ -40,12 +40,25 @@ class Texts:
         self._tokens: dict[tuple[str, int | None, str], Tokens | Pixels] = {}
 
     def tokens(self, encoder: Encoder) -> Tokens | Pixels:
-        """Cut to the evaluation's limit or the model's own, whichever is shorter, behind the model's own prompt."""
+        """Return tokens cut to the evaluation's limit or the model's own, whichever is shorter, behind its own prompt.
+
+        Raises UsageError if they are images and the model has no tower for them.
+        """
+        if encoder.images is None:
+            self.check_texts(encoder.tokenizer.folder)
         prompt = encoder.prompts[self._kind]
         key = (encoder.preparation, shorter(self._max_tokens, encoder.max_tokens), prompt)
         if key not in self._tokens:
             self._tokens[key] = encoder.prepare(self.texts, self._max_tokens, prompt)
         return self._tokens[key]
+
+    def check_texts(self, model: str) -> None:
+        """Raise UsageError if they are images: `model` would read the letters that encode them."""
+        if self.texts and all(map(is_data_uri, self.texts)):
+            sides = {"query": "queries", "document": "documents"}[self._kind]
+            raise UsageError(
+                f"evaluate.models: {model} takes texts alone, but the {sides} of this collection are images"
+            )
 
     def vectors(self, encoder: Encoder, batch_tokens: int) -> torch.Tensor:
         """Return (N, D) float32 unit vectors on the encoder's device; equal texts are encoded once."""

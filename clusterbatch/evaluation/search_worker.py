@@ -90,6 +90,7 @@ class SearchWorker:
         excluded = queries.excluded(ids) if self._config.evaluate.ignore_identical_ids else None
         top_k = self._config.evaluate.top_k
         if task.lexical:
+            documents.check_texts(model.label)
             return LexicalIndex(documents.texts).search(queries.texts, top_k, excluded)
         encoder = self._encoder(model)
         vectors = documents.vectors(encoder, self._config.embed.batch_tokens)

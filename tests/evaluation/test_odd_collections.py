@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from clusterbatch.config import RunConfig, load_config, with_changes
-from clusterbatch.errors import DataError
+from clusterbatch.corpus.images import data_uri
+from clusterbatch.errors import DataError, UsageError
 from clusterbatch.evaluation.checks import check_collections
 from clusterbatch.evaluation.collection import DOCUMENTS
 from clusterbatch.evaluation.stage import evaluate
@@ -65,6 +68,17 @@ def test_a_collection_called_like_the_samples_is_told_apart_by_its_parent(
     manifest = evaluate(with_changes(config, both))
     found = {row["collection"]: row["documents"] for row in manifest.details["table"]}
     assert found == {"sample": 2, "mine/sample": 5}
+
+
+def test_images_are_no_texts_for_a_model_that_takes_texts_alone(config: RunConfig, tmp_path: Path):
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, "PNG")
+    uri = data_uri(file.getvalue(), "png")
+    lines = (json.dumps({"_id": name, "image": uri}) + "\n" for name in TEXTS)
+    (tmp_path / "apples" / DOCUMENTS).write_text("".join(lines))
+    for models, name in ((config.evaluate.models, "my model"), (["bm25"], "bm25")):
+        with pytest.raises(UsageError, match=f"{name} takes texts alone, but the documents .* are images"):
+            evaluate(with_changes(config, {"evaluate.models": models}), force=True)
 
 
 def test_measures_that_are_spelt_in_two_ways_are_one(config: RunConfig):
