@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clusterbatch.config import TrainConfig
+from clusterbatch.config import MaskConfig, TrainConfig
 from clusterbatch.encoder.devices import inference_dtype
 from clusterbatch.encoder.load import drop_padding, load_encoder
 from clusterbatch.encoder.model import Encoder
@@ -96,8 +96,10 @@ class Study:
         batches = self._batches(arm, batch, seed, rate, layers, steps)
         if batches is None:
             return None
-        begun = time.process_time()
-        encoder, losses = self._train_backbone(batches, len(batches), rate, layers, seed)
+        begun, near = time.process_time(), None
+        if mask_of(arm) == "masked":
+            near = self.arms.near(arm.partition("@")[2], partial(self._trained, batch, rate, layers, steps))
+        encoder, losses = self._train_backbone(batches, len(batches), rate, layers, seed, near)
         seconds = time.process_time() - begun
         drop_padding(encoder, inference_dtype("auto", torch.device("cpu")))
         return {
@@ -165,20 +167,30 @@ class Study:
         return train(table, self.corpus.pairs, batches, rates, temperature=self.temperature, mask=mask, kept=kept)
 
     def _train_backbone(
-        self, batches: np.ndarray, steps: int, rate: float, layers: int, seed: int
+        self, batches: np.ndarray, steps: int, rate: float, layers: int, seed: int, near: Sides | None = None
     ) -> tuple[Encoder, list[float]]:
-        """Return the trained encoder, which still pads, and the losses; the same of a transformer."""
+        """Return the trained encoder, which still pads, and the losses; the same of a transformer.
+
+        near: vectors of all pairs that mask documents that they score near or above the query's own.
+        """
         encoder = load_encoder(first_layers(self.folder, layers), "backbone")
         pairs, losses = self.corpus.pairs, []
         if len(batches):
             config = TrainConfig(
-                encoder="backbone", learning_rate=rate, dropout=0.0, seed=seed, temperature=self.temperature
+                encoder="backbone",
+                learning_rate=rate,
+                dropout=0.0,
+                seed=seed,
+                temperature=self.temperature,
+                mask=MaskConfig() if near is None else MASKS["masked"],
             )
             training = TrainingStep(encoder, config, steps, World())
             for step, rows in enumerate(batches):
                 texts = (_surrounded(encoder, of, rows) for of in (pairs.query, pairs.document))
-                hashes = {f"{side}_hash": getattr(pairs, f"{side}_hash")[rows] for side in ("query", "document")}
-                losses.append(training.run(replace(plain_batch(step, *texts), **hashes)).loss)
+                facts = {f"{side}_hash": getattr(pairs, f"{side}_hash")[rows] for side in ("query", "document")}
+                if near is not None:
+                    facts |= {"query_vector": near[0][rows], "document_vector": near[1][rows]}
+                losses.append(training.run(replace(plain_batch(step, *texts), **facts)).loss)
             finish(encoder)
         return encoder, losses
 
@@ -252,8 +264,8 @@ def main() -> None:
         except ValueError as error:
             parser.error(str(error))
         return
-    if options.layers and (masked := [arm for arm in arms if mask_of(arm)]):
-        parser.error(f"--layers: transformers are trained without masks, not by {', '.join(masked)}")
+    if options.layers and (masked := [arm for arm in arms if mask_of(arm) not in ("", "masked")]):
+        parser.error(f"--layers: transformers are trained without these masks: {', '.join(masked)}")
     settings = {"layers": options.layers, "pairs": pairs, "temperature": options.temperature}
     if differing := differing_settings(folder, settings):
         parser.error(f"{folder} has runs with {differing}: give this study a folder of its own")

@@ -90,10 +90,21 @@ class Arms:
         labels = self.labels(size, vectors or "own") if clustered else np.zeros(len(source), np.int64)
         layer = self.facts.duplicates(size)[1] if mask_of(name) == "apart" else None
         if strategy.startswith("super"):
-            near = self._near(vectors, trained)
+            near = self.near(vectors, trained)
             planned = self._planned("source", batch, seed, labels, most=most, super_batch=int(times[:-1]), near=near)
             return _reordered(planned, strategy, seed)
         return self._planned(strategy.replace("-", "_"), batch, seed, labels, 0.5 if half else 0.0, most, layer)
+
+    def near(self, vectors: str, trained: Callable[[], Sides] | None) -> Sides:
+        """Return the vectors of queries and documents by which super-batches are divided."""
+        if vectors == "minilm":
+            return self._minilm("query"), self._minilm("document")
+        if vectors == "trained":
+            if trained is None:
+                raise ValueError("there is no trained model here")
+            return trained()
+        sides = self.corpus.pairs.query_vector, self.corpus.pairs.document_vector
+        return sides[vectors == "documents"], sides[vectors != "queries"]
 
     def _planned(
         self,
@@ -134,17 +145,6 @@ class Arms:
         steps = plan.steps_of(EPOCHS)
         planned = map(plan.batch, range(steps) if most is None else spaced(steps, most))
         return np.array([row_of[index.first_row[found.piece] + found.row] for found in planned])
-
-    def _near(self, vectors: str, trained: Callable[[], Sides] | None) -> Sides:
-        """Return the vectors of queries and documents by which super-batches are divided."""
-        if vectors == "minilm":
-            return self._minilm("query"), self._minilm("document")
-        if vectors == "trained":
-            if trained is None:
-                raise ValueError("there is no trained model here")
-            return trained()
-        sides = self.corpus.pairs.query_vector, self.corpus.pairs.document_vector
-        return sides[vectors == "documents"], sides[vectors != "queries"]
 
     def _diverse_batches(self, batch: int, seed: int) -> np.ndarray:
         """Return batches of a source that take from each of its clusters its share, of as many clusters as rows."""

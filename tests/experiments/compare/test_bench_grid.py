@@ -62,7 +62,7 @@ def test_a_mask_that_a_transformer_would_not_apply_is_refused(
     )
     with pytest.raises(SystemExit):
         bench_grid.main()
-    assert "not by cluster-4x-teacher" in capsys.readouterr().err
+    assert "without these masks: cluster-4x-teacher" in capsys.readouterr().err
     assert not runs.made
 
 
