@@ -34,8 +34,6 @@ Sides: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 EPOCHS = 2
 _CLUSTERED = ("cluster", "random-groups")
-# Super-batches; with the same batches in every epoch; with all batches of an epoch shuffled.
-_SUPER = ("super", "super-fixed", "super-shuffled")
 # Masks that the package does not have, by the surrogate. uncopied: documents near the query's own; skip: the four that
 # score highest.
 OTHER_MASKS = {"uncopied": Mask(copies=0.9), "skip": Mask(nearest=4)}
@@ -71,6 +69,8 @@ class Arms:
         STRATEGY[-TIMESx][-half][-MASK][@VECTORS]; times: batches of a cluster or super-batch; vectors: minilm, queries;
         of super-batches also documents (they and queries: the one side that divides them) and trained, those of the
         model that `trained` trains.
+        Strategies of super-batches: super; super-cluster, each of one cluster; super-fixed, the same batches in every
+        epoch; super-shuffled, all batches of an epoch shuffled.
         """
         name, _, vectors = arm.partition("@")
         base, half, _ = name.partition("-half")
@@ -82,7 +82,7 @@ class Arms:
         sources = len(np.unique(source))
         if strategy == "random" and sources == 1:
             return None
-        if strategy in (*_CLUSTERED, *_SUPER) and 2 * size > len(source) / sources:
+        if strategy in _CLUSTERED and 2 * size > len(source) / sources:
             return None
         if strategy == "diverse":
             return self._diverse_batches(batch, seed)
@@ -90,8 +90,12 @@ class Arms:
         labels = self.labels(size, vectors or "own") if clustered else np.zeros(len(source), np.int64)
         layer = self.facts.duplicates(size)[1] if mask_of(name) == "apart" else None
         if strategy.startswith("super"):
-            near = self.near(vectors, trained)
-            planned = self._planned("source", batch, seed, labels, most=most, super_batch=int(times[:-1]), near=near)
+            near, strata = self.near(vectors, trained), source
+            if strategy == "super-cluster":
+                strata = np.char.add(np.char.add(source, "/"), self.labels(size, "own").astype(str))
+            planned = self._planned(
+                "source", batch, seed, labels, most=most, super_batch=int(times[:-1]), near=near, source=strata
+            )
             return _reordered(planned, strategy, seed)
         return self._planned(strategy.replace("-", "_"), batch, seed, labels, 0.5 if half else 0.0, most, layer)
 
@@ -117,11 +121,14 @@ class Arms:
         layer: np.ndarray | None = None,
         super_batch: int = 1,
         near: Sides | None = None,
+        source: np.ndarray | None = None,
     ) -> np.ndarray:
         """Return (steps, B) rows of the batches of clusterbatch.batches.
 
-        layer: (N,) int64, those of ClusterIndex; near: vectors by which super-batches are divided.
+        layer: (N,) int64, those of ClusterIndex; near: vectors by which super-batches are divided; source: (N,) names
+        instead of those of the corpus.
         """
+        source = self.corpus.source if source is None else source
         clusters = None if stratify in ("random", "source") else 1
         config = BatchesConfig(
             stratify=stratify,
@@ -131,7 +138,7 @@ class Arms:
             random_share=random_share,
             super_batch=super_batch,
         )
-        index, row_of = index_labels(labels if layer is None else labels * LAYERS + layer, self.corpus.source)
+        index, row_of = index_labels(labels if layer is None else labels * LAYERS + layer, source)
         if layer is not None:
             labels, layer = labels[row_of[index.first_row]], layer[row_of[index.first_row]]
             index = replace(index, cluster=labels.astype(np.int32), layer=layer.astype(np.int8))
@@ -201,7 +208,7 @@ class Arms:
 
 def _reordered(batches: np.ndarray, strategy: str, seed: int) -> np.ndarray:
     """Return the (steps, B) batches of super-batches as the strategy has them, epoch by epoch."""
-    if strategy == "super":
+    if strategy in ("super", "super-cluster"):
         return batches
     epochs, random = np.split(batches, EPOCHS), np.random.default_rng(seed)
     if strategy == "super-fixed":
