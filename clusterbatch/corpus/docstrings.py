@@ -28,7 +28,7 @@ from clusterbatch.cores import available_cores
 from clusterbatch.corpus.normalise import keyed_hash, normalise, text_hash
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.store.artifact import Artifact, Counts, Manifest, Receipt, Stopwatch
-from clusterbatch.store.details import SampleDetails
+from clusterbatch.store.details import SampleDetails, details_of
 from clusterbatch.store.folder import Folder
 from clusterbatch.store.tables import parquet_bytes
 from clusterbatch.store.workspace import Workspace
@@ -245,6 +245,10 @@ def ensure_sample(config: RunConfig, force: bool = False) -> Manifest:
     if manifest is not None and manifest.fingerprint == identity:
         return manifest
     artifact.begin(identity, force)
+    if manifest is not None:
+        # Files are called after packages, which may be others by now, and ingest reads all that are there.
+        before = details_of(manifest, SampleDetails)["sources"]
+        artifact.folder.child(PAIRS).remove_files(f"{source}.parquet" for source in before)
     return _commit_sample(config, artifact, identity)
 
 

@@ -139,6 +139,21 @@ def test_force_replaces_a_sample_of_another_size_and_mines_only_then(
     assert mined == [150, 300]
 
 
+def test_a_sample_that_is_replaced_leaves_no_package_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sample_of(package: str, seed: int) -> set[str]:
+        found = [MinedPair(package, f"summary {number}", f"body {number}") for number in range(30)]
+        monkeypatch.setattr(sample, "mine", lambda pairs, seed: found)
+        settings = {"paths": [DOCSTRINGS], "sample_seed": seed}
+        config = RunConfig.model_validate({"workspace": str(tmp_path), "corpus": settings})
+        return set(sample.ensure_sample(config, force=True).details["sources"])
+
+    assert sample_of("removed", 0) == {"removed"}
+    (tmp_path / "sample" / "mine.txt").write_text("not of the sample")
+    assert sample_of("installed", 1) == {"installed"}
+    assert [path.name for path in (tmp_path / "sample" / "pairs").iterdir()] == ["installed.parquet"]
+    assert (tmp_path / "sample" / "mine.txt").exists()
+
+
 def test_a_sample_is_not_mined_for_a_place_that_cannot_have_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
