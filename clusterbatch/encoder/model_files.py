@@ -38,7 +38,7 @@ POOLING_FLAGS = {
 }
 # Names under which models keep the prompt of a document, the first one present counts. Sentence Transformers differs:
 # its `encode_document` uses a prompt named "document" and no other, so there a model with only "passage" gets none.
-_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 # Sentence Transformers reads the first of these.
 _SENTENCE_FILES = tuple(
     f"sentence_{name}_config.json"
@@ -355,7 +355,7 @@ def _class_name(module: dict[str, Any]) -> str:
 
 
 def _prompts(prompts: dict[str, str]) -> dict[str, str]:
-    document = next((prompts[name] for name in _DOCUMENT_PROMPTS if prompts.get(name)), None)
+    document = next((prompts[name] for name in DOCUMENT_PROMPTS if prompts.get(name)), None)
     return {"query": prompts.get("query") or "", "document": document or ""}
 
 

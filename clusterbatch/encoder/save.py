@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from clusterbatch.encoder.clip import TowersEncoder
 from clusterbatch.encoder.load import quiet
 from clusterbatch.encoder.model import Dense, Encoder
-from clusterbatch.encoder.model_files import POOLING_FLAGS, POOLING_MODES, read_layout
+from clusterbatch.encoder.model_files import DOCUMENT_PROMPTS, POOLING_FLAGS, POOLING_MODES, read_layout
 
 _MODULES = "sentence_transformers.models"
 # The oldest release that opens it. Later ones warn of models that a newer release has written.
@@ -123,6 +123,9 @@ def _settings(encoder: Encoder) -> dict[str, Any]:
     truncation = {} if encoder.truncate_dim is None else {"truncate_dim": encoder.truncate_dim}
     # Those for tasks other than retrieval stay with the model.
     prompts = read_layout(encoder.tokenizer.folder).named_prompts | encoder.prompts
+    if not encoder.prompts.get("document"):
+        # Whoever reads the folder would take one of another name for that of a document.
+        prompts = {name: prompt for name, prompt in prompts.items() if name not in DOCUMENT_PROMPTS or not prompt}
     return {
         "__version__": {
             "pytorch": str(torch.__version__),

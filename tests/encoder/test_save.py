@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,6 +89,23 @@ for folder in sys.argv[1:]:
     np.save(f"{folder}/vectors.npy", SentenceTransformer(folder, device="cpu").encode(texts))
 print(__version__)
 """
+
+
+@pytest.mark.parametrize("name", ["passage", "corpus"])
+@pytest.mark.parametrize("prompt", ["", "own: "])
+def test_a_document_has_the_prompt_it_was_trained_with_whatever_the_first_model_called_its_own(
+    name: str, prompt: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny("bert"), tmp_path / "first")
+    settings = {"prompts": {"query": "q: ", name: "p: ", "classify": "c: "}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    encoder = load_encoder(str(folder))
+    assert encoder.prompts == {"query": "q: ", "document": "p: "}
+    encoder.prompts["document"] = prompt
+    save_model(encoder, tmp_path / "saved")
+    assert load_encoder(str(tmp_path / "saved")).prompts == {"query": "q: ", "document": prompt}
+    loaded = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert (loaded.prompts["document"], loaded.prompts["classify"]) == (prompt, "c: ")
 
 
 @pytest.mark.slow
