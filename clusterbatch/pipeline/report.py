@@ -37,6 +37,7 @@ from clusterbatch.reporting.cluster_views import (
     batch_example,
     cluster_map,
     cluster_rows,
+    has_clusters,
     near_pairs,
 )
 from clusterbatch.reporting.figures import Plot, cluster_sizes
@@ -227,7 +228,8 @@ def run_views(config: RunConfig, words: Mapping[str, str]) -> Views:
 def _add_clusters(
     views: Views, config: RunConfig, clusters: Artifact, manifest: Manifest, words: Mapping[str, str]
 ) -> None:
-    if manifest.config["stratify"] == "cluster":
+    grouping = manifest.config["stratify"]
+    if grouping == "cluster":
         views.plots.append(cluster_sizes(cluster_rows(clusters, manifest), config.batches.size, words))
         views.mapped.extend(cluster_map(clusters, manifest, config.cluster))
         if views.mapped:
@@ -241,12 +243,13 @@ def _add_clusters(
             batches = batches.model_copy(update={"super_batch": 1})
         try:
             vectors = StoredVectors(reader, reader.index)
-            plan = make_plan(reader.index, batches, manifest.config["stratify"], vectors)
+            plan = make_plan(reader.index, batches, grouping, vectors)
         # Too few rows for a batch, or shards that cannot serve the strategy: there is nothing to show.
         except UsageError:
             continue
         name = stratify if batches.super_batch == 1 else f"{stratify}, super_batch {batches.super_batch}"
-        views.examples.append(batch_example(name, plan, text, plan.steps_per_epoch))
+        clustered = has_clusters(manifest)
+        views.examples.append(batch_example(name, plan, text, plan.steps_per_epoch, clustered=clustered))
 
 
 def headlines(quality: list[dict[str, Any]], live: int | None) -> list[dict[str, Any]]:

@@ -105,6 +105,9 @@ def refresh_rounds(rounds: Sequence[Mapping[str, Any]], live: int | None, words:
         if live is not None:
             axes.axvline(live, color=muted(), linestyle=":")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        # One round alone would have an axis of fractions.
+        shown = [*generations, *([] if live is None else [live])]
+        axes.set_xlim(min(shown) - 0.5, max(shown) + 0.5)
         axes.set_xlabel(words["generation"])
         axes.set_ylabel(done[0]["metric"])
         axes.legend(fontsize=9, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))

@@ -110,13 +110,23 @@ class Example:
     """Some pairs of one global batch, shortened for reading."""
 
     arm: str
-    purity: float
+    purity: float | None
     step: int
     pairs: list[dict[str, str]]
 
 
-def batch_example(arm: str, plan: Plan, text: ShardText, steps: int, pairs: int = 6) -> Example:
-    """Return evenly spaced pairs of a batch that the run of `steps` trains on, from its middle."""
+def has_clusters(manifest: Manifest) -> bool:
+    """Return whether the rows of these shards are grouped by more than their source."""
+    return manifest.config["stratify"] not in ("source", "random")
+
+
+def batch_example(
+    arm: str, plan: Plan, text: ShardText, steps: int, *, clustered: bool = True, pairs: int = 6
+) -> Example:
+    """Return evenly spaced pairs of a batch that the run of `steps` trains on, from its middle.
+
+    clustered: whether the rows of the plan have clusters.
+    """
     step = steps // 2
     batch = plan.batch(step)
     shown = []
@@ -127,7 +137,7 @@ def batch_example(arm: str, plan: Plan, text: ShardText, steps: int, pairs: int 
         shown.append(
             {"query": excerpt(found["query"]), "document": excerpt(found["document"]), "source": found["source"]}
         )
-    return Example(arm, batch.purity, step, shown)
+    return Example(arm, batch.purity if clustered else None, step, shown)
 
 
 @dataclass(frozen=True)

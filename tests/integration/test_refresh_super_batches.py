@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.errors import UsageError
 from clusterbatch.pipeline.refresh import refresh
+from clusterbatch.pipeline.report import write_report
 from clusterbatch.pipeline.run import STAGES, run_stage
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.worker import open_plan
@@ -156,3 +158,11 @@ def test_vectors_of_a_round_are_those_of_the_live_model(config: RunConfig) -> No
     for side, vectors in zip(("query", "document"), stored, strict=True):
         expected = encoder.encode(encoder.tokenizer.encode(texts[side].to_pylist(), 16), 4096)
         assert (vectors * expected).sum(1).min() > 0.999
+
+
+def test_the_report_names_no_clusters(config: RunConfig) -> None:
+    """Its batches are of super-batches, and none is said to be of one cluster."""
+    page = Path(write_report(config)).read_text(encoding="utf-8")
+    assert re.search(r"<summary>random: batch of step \d+</summary>", page)
+    assert re.search(r"<summary>source, super_batch 4: batch of step \d+</summary>", page)
+    assert "from one cluster" not in page

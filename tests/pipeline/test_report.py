@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
 from clusterbatch.config import RunConfig, load_config
@@ -20,7 +21,7 @@ from clusterbatch.pipeline.report import (
     segments_of,
     write_report,
 )
-from clusterbatch.pipeline.run_figures import running_mean, segments_before_after, training_curves
+from clusterbatch.pipeline.run_figures import refresh_rounds, running_mean, segments_before_after, training_curves
 from clusterbatch.pipeline.summary import gains
 from clusterbatch.reporting.cluster_views import MappedCluster
 from clusterbatch.reporting.figures import cluster_map
@@ -316,3 +317,12 @@ def test_segments_name_the_metric_that_they_are_of(config: RunConfig) -> None:
     )
     html = Path(write_report(config)).read_text(encoding="utf-8")
     assert workspace_phrases("en")["winners_text"].format(metric="MRR@10", least=20) in html
+
+
+@pytest.mark.parametrize(("live", "shown"), [(0, [0, 1]), (1, [1]), (None, [1])])
+def test_one_round_of_refresh_has_whole_generations_on_its_axis(live: int | None, shown: list[int]) -> None:
+    row = {"generation": 1, "live_value": 0.5, "own_value": 0.6, "metric": "NDCG@10"}
+    axes = Figure().subplots()
+    refresh_rounds([row], live, workspace_phrases("en")).draw(axes)
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == shown

@@ -32,6 +32,7 @@ from clusterbatch.reporting.cluster_views import (
     batch_example,
     cluster_map,
     cluster_rows,
+    has_clusters,
     outliers,
 )
 from clusterbatch.reporting.figures import Plot, cluster_sizes
@@ -151,7 +152,8 @@ def _views(config: RunConfig, manifest: Manifest) -> Views:
         artifact = Workspace(layouts[arm.layout]).clusters()
         clusters = artifact.require()
         plan = open_plan(arm.config, artifact, clusters)
-        examples.append(batch_example(arm.name, plan, ShardText(artifact, clusters), details["steps"]))
+        text, clustered = ShardText(artifact, clusters), has_clusters(clusters)
+        examples.append(batch_example(arm.name, plan, text, details["steps"], clustered=clustered))
     shown = clustered_layout(arms)
     if shown is None:
         return Views(examples)
