@@ -104,7 +104,7 @@ def refresh_rounds(rounds: Sequence[Mapping[str, Any]], live: int | None, words:
             axes.plot(generations, [row[key] for row in done], label=words[word], **look_of(number))
         if live is not None:
             axes.axvline(live, color=muted(), linestyle=":")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         # One round alone would have an axis of fractions.
         shown = [*generations, *([] if live is None else [live])]
         axes.set_xlim(min(shown) - 0.5, max(shown) + 0.5)
