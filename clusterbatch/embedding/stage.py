@@ -15,6 +15,7 @@ from clusterbatch.corpus.row_groups import row_groups_of
 from clusterbatch.embedding.char_ngrams import SAMPLE_PAIRS, SURROGATES
 from clusterbatch.embedding.embedder import surrogate_artifact
 from clusterbatch.embedding.workers import EmbedWorker, FitSurrogateWorker, ImportWorker, PrepareWorker, TrialWorker
+from clusterbatch.encoder.limits import check_limits, embedding_limits
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.log import say
 from clusterbatch.runtime import Ahead, Pass, Pool, WorkItem, current_executor, ray_session
@@ -51,6 +52,8 @@ def embed(config: RunConfig, *, generation: int = 0, force: bool = False) -> Man
     identity = identity_of(corpus.fingerprint)
     if artifact.is_done(identity) and not force:
         return artifact.require()
+    if model not in SURROGATES:
+        check_limits(config.embed.model, config.storage, embedding_limits(config))
     workspace.corpus.check_parts(corpus)
     watch = Stopwatch()
     base, target, items = _continued(artifact, identity_of, corpus, force)

@@ -53,13 +53,17 @@ class SideTokenizer:
     def tokens(self, texts: Sequence[str], side: Side, sources: Sequence[str] | None = None) -> Tokens:
         """Return the token ids (int32) of each text behind the prompt of its side, or of its source and side.
 
-        sources: the source of each text; None: prompts of sources are not used.
+        sources: the source of each text; None: prompts of sources are not used. Raises UsageError if a prompt leaves no
+        room for text.
         """
         if sources is None:
             return self.tokenizer.encode(texts, self.max_tokens[side], self.prompts[side])
         prompts = {source: self.prompts.get(f"{source}-{side}", self.prompts[side]) for source in set(sources)}
+        limit = self.max_tokens[side]
+        for prompt in set(prompts.values()):
+            self.tokenizer.check_room(limit, prompt)
         asked = [prompts[source] + text for source, text in zip(sources, texts, strict=True)]
-        return self.tokenizer.encode(asked, self.max_tokens[side])
+        return self.tokenizer.encode(asked, limit)
 
     def unknown(self, tokens: Tokens) -> np.ndarray:
         """Return (N, 2) int64: unknown tokens and tokens of each text, special ones not counted."""

@@ -21,6 +21,8 @@ _CHARACTERS_PER_TOKEN = 8
 _MARGIN = 128
 # Texts whose encodings are in memory at once.
 _CHUNK = 4096
+# Characters of a prompt that a message shows.
+_SHOWN = 40
 
 
 class Tokenizer:
@@ -61,11 +63,10 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], max_tokens: int | None = None, prompt: str = "") -> Tokens:
         """Return token ids (int32) of each text behind `prompt`, at most `max_tokens` with the special tokens.
 
-        Raises UsageError if the special tokens leave no room.
+        Raises UsageError if the special tokens and the prompt leave no room for text.
         """
         room = None if max_tokens is None else max_tokens - self.added
-        if room is not None and room < 1:
-            raise UsageError(f"max_tokens {max_tokens} leaves no room beside {self.added} special tokens")
+        self.check_room(max_tokens, prompt)
         parts = []
         for start in range(0, len(texts), _CHUNK):
             chunk = (
@@ -73,6 +74,18 @@ class Tokenizer:
             )
             parts.append(self.surrounded(self._bodies(chunk, room)))
         return Tokens.concatenate(parts) if parts else Tokens(np.empty(0, np.int32), np.zeros(1, np.int64))
+
+    def check_room(self, max_tokens: int | None, prompt: str = "") -> None:
+        """Raise UsageError if special tokens and `prompt` fill `max_tokens`: all texts would have the same tokens."""
+        if max_tokens is None:
+            return
+        encoding = self.backend.encode(prompt + "a", add_special_tokens=False) if prompt else None
+        # A token across the end of the prompt, as of a space and the letter behind it, holds some of the text.
+        of_prompt = 0 if encoding is None else sum(end <= len(prompt) for _, end in encoding.offsets)
+        if self.added + of_prompt >= max_tokens:
+            shown = prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]}..."
+            behind = f" and {of_prompt} of the prompt {shown!r}" if prompt else ""
+            raise UsageError(f"{max_tokens} tokens leave no room for text beside {self.added} special ones{behind}")
 
     def surrounded(self, bodies: Sequence[list[int]]) -> Tokens:
         """Return texts of the given token ids (int32) with the special tokens around each."""

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from clusterbatch.config import DOCSTRINGS, RunConfig
 from clusterbatch.embedding.char_ngrams import SURROGATES
 from clusterbatch.encoder.check import check_model
-from clusterbatch.errors import UsageError
+from clusterbatch.encoder.limits import (
+    TextLimit,
+    check_limits,
+    embedding_limits,
+    evaluation_limits,
+    starting_model_limits,
+)
+from clusterbatch.encoder.model_files import Kind
+from clusterbatch.errors import UsageError, about
 from clusterbatch.evaluation.collection import DOCUMENTS, QUERIES, open_collections
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.models import AFTER, BEFORE, BM25, evaluated_models
@@ -34,18 +44,35 @@ def check_models(config: RunConfig) -> None:
             config.storage,
             key="embed.model",
             int8=config.embed.dtype == "int8",
-            limits={"embed.max_tokens": config.embed.max_tokens},
+            limits=embedding_limits(config),
         )
-    lengths = {
-        f"{section}.{name}": getattr(settings, name)
-        for section, settings in (("train", config.train), ("evaluate", config.evaluate))
-        for name in ("max_query_tokens", "max_document_tokens")
-    }
-    check_model(config.train.model, config.storage, key="train.model", kind=config.train.encoder, limits=lengths)
+    limits = starting_model_limits(config)
+    check_model(config.train.model, config.storage, key="train.model", kind=config.train.encoder, limits=limits)
     for name in others:
         if name not in (BEFORE, BM25):
             place = evaluated_models(_with(config, models=[name]), generation=0)[0].name
-            check_model(place, config.storage, key="evaluate.models")
+            check_model(place, config.storage, key="evaluate.models", limits=evaluation_limits(config, {}))
+
+
+def check_text_limits(configs: Iterable[RunConfig]) -> None:
+    """Raise UsageError if a prompt or special tokens fill a limit of `embed`, `train` or `evaluate`; load no weights.
+
+    configs: variants of one configuration; what they have in common is looked at once.
+    """
+    seen: set[str] = set()
+    for config in configs:
+        train = config.train
+        asked: list[tuple[str, str, list[TextLimit], Kind | None]] = [
+            ("train.model", train.model, starting_model_limits(config), train.encoder)
+        ]
+        if config.embed.model not in SURROGATES:
+            asked.append(("embed.model", config.embed.model, embedding_limits(config), None))
+        for check in asked:
+            if repr(check) not in seen:
+                seen.add(repr(check))
+                key, name, limits, kind = check
+                with about(key):
+                    check_limits(name, config.storage, limits, kind)
 
 
 def check_collections(config: RunConfig, *, ingested: bool = False) -> None:

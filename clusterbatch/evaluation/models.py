@@ -10,10 +10,11 @@ import torch
 
 from clusterbatch.config import RunConfig
 from clusterbatch.encoder.devices import inference_dtype, resolve_device
+from clusterbatch.encoder.limits import check_limits, evaluation_limits
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.encoder.resolve import model_fingerprint, model_place, resolve_model
-from clusterbatch.errors import UsageError
+from clusterbatch.errors import UsageError, about
 from clusterbatch.store.workspace import Workspace
 
 BEFORE = "before"
@@ -72,6 +73,15 @@ def measuring_dtype(config: RunConfig, encoder: Encoder) -> torch.dtype:
     """Return the type in which an encoder on its device is measured; static encoders add up in float32."""
     of_backbone = encoder.kind != "static"
     return inference_dtype(config.evaluate.dtype, encoder.device) if of_backbone else torch.float32
+
+
+def check_room(models: Sequence[EvaluatedModel], config: RunConfig) -> None:
+    """Raise UsageError if a model's prompt or special tokens leave no room for text within a limit of `evaluate`."""
+    for model in models:
+        if not model.is_lexical:
+            with about(f"evaluate.models: {model.label}"):
+                limits = evaluation_limits(config, dict(model.prompts))
+                check_limits(model.name, config.storage, limits, model.encoder)
 
 
 def load(model: EvaluatedModel, config: RunConfig) -> Encoder:

@@ -16,7 +16,7 @@ import torch
 from clusterbatch.config import RunConfig, fingerprint
 from clusterbatch.encoder.model import Encoder
 from clusterbatch.errors import ClusterbatchError, InfrastructureError, UsageError, first_line
-from clusterbatch.evaluation.models import EvaluatedModel, evaluated_models, identities, load
+from clusterbatch.evaluation.models import EvaluatedModel, check_room, evaluated_models, identities, load
 from clusterbatch.runtime import Pass, Pool, Result, WorkItem, ray_session
 from clusterbatch.runtime.resources import gpus_for
 from clusterbatch.search.topk import check_finite
@@ -40,6 +40,7 @@ def evaluate_mteb(config: RunConfig, *, generation: int = 0, force: bool = False
     artifact = Workspace(config).mteb(generation)
     if artifact.is_done(identity) and not force:
         return artifact.require()
+    check_room(models, config)
     done = artifact.begin(identity, force)
     jobs = [(task, model) for task in config.evaluate.mteb for model in models]
     items = [WorkItem(number, 1, job) for number, job in enumerate(jobs)]

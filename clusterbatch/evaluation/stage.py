@@ -14,7 +14,7 @@ from clusterbatch.corpus.write_holdout import HOLDOUT
 from clusterbatch.errors import UsageError
 from clusterbatch.evaluation.collection import DOCUMENTS, Collection, open_collections, search_items
 from clusterbatch.evaluation.metrics import Grades, Metric, parse_metrics, per_query
-from clusterbatch.evaluation.models import AFTER, EvaluatedModel, evaluated_models, identities
+from clusterbatch.evaluation.models import AFTER, EvaluatedModel, check_room, evaluated_models, identities
 from clusterbatch.evaluation.results import Answers, merge_block, run_lines, scores_table
 from clusterbatch.evaluation.search_worker import CANDIDATES, SearchWorker, ShardTask
 from clusterbatch.runtime import Pass, Pool, WorkItem, ray_session
@@ -42,6 +42,7 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
     artifact = Workspace(config).evaluation(generation)
     if not force and artifact.is_done(identity):
         return artifact.require()
+    check_room(models, config)
     if AFTER in (model.label for model in models):
         trained = Workspace(config).train(generation)
         trained.check_parts(trained.require())

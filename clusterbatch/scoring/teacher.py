@@ -13,6 +13,7 @@ from clusterbatch.config import RunConfig, ScoreConfig, StorageConfig
 from clusterbatch.encoder.check import check_model, is_light
 from clusterbatch.encoder.cross_encoder import CrossEncoder, is_cross_encoder, read_cross_layout
 from clusterbatch.encoder.devices import bound_kernel_caches, inference_dtype, resolve_device
+from clusterbatch.encoder.limits import scoring_limits
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.encoder.sides import SideTokenizer
@@ -106,7 +107,8 @@ def check_teacher(config: RunConfig, *, load: bool = True) -> None:
     with about("score.teacher"):
         folder = teacher_folder(settings, config.storage)
         if not is_cross_encoder(folder):
-            check_model(settings.teacher, config.storage, load=load, int8=settings.dtype == "int8")
+            limits = scoring_limits(config)
+            check_model(settings.teacher, config.storage, load=load, int8=settings.dtype == "int8", limits=limits)
             return
         read_cross_layout(folder)
         if load and is_light(Path(folder)):

@@ -19,6 +19,7 @@ from clusterbatch.clustering.model import FittedClusters, StoredParts
 from clusterbatch.clustering.user_groups import fit_user_groups
 from clusterbatch.clustering.warm_start import Previous
 from clusterbatch.config import RunConfig, fingerprint
+from clusterbatch.encoder.limits import check_limits, training_limits
 from clusterbatch.errors import DataError, OtherWorkError, UsageError
 from clusterbatch.log import say
 from clusterbatch.runtime import current_executor, ray_session
@@ -48,7 +49,8 @@ def cluster(
     previous: the generation whose clusters these continue; vectors: the generation whose embeddings are clustered
     (None: this one). If `mine` is on, that is done before.
 
-    Raises UsageError if the embeddings are not of the corpus as it is now, or METIS is needed and not installed.
+    Raises UsageError if the embeddings are not of the corpus as it is now, METIS is needed and not installed, or a
+    prompt leaves no room for text in training.
     """
     if config.cluster.method == "communities":
         require_partitioner()
@@ -62,6 +64,7 @@ def cluster(
         raise UsageError(
             f"cluster: the corpus is at version {corpus.version}, its embeddings are of an earlier one; embed"
         )
+    check_limits(config.train.model, config.storage, training_limits(config), config.train.encoder)
     mined = None
     if config.mine.is_on:
         mine(config, generation=generation, force=force, embedded=vectors)

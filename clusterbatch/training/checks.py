@@ -9,6 +9,7 @@ from clusterbatch.batches.curriculum import CurriculumPlan, Plan
 from clusterbatch.batches.negatives import HARD, NegativeChoice
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.partitions import WHOLE_CORPUS
+from clusterbatch.encoder.limits import check_limits, starting_model_limits, training_limits
 from clusterbatch.errors import UsageError
 from clusterbatch.shards.index import ClusterIndex
 from clusterbatch.shards.layout import ROWS
@@ -28,7 +29,9 @@ def check_workers(config: RunConfig) -> None:
 
 
 def check_tokens(config: RunConfig, place: str, clusters: Manifest) -> None:
-    """Raise UsageError if the shards hold other tokens than the model would be given from the texts."""
+    """Raise UsageError if the shards hold other tokens than the model would be given from the texts, or no text."""
+    limits = training_limits(config) if config.train.evaluate_path is None else starting_model_limits(config)
+    check_limits(config.train.model, config.storage, limits, config.train.encoder)
     kept = details_of(clusters, ClustersDetails).get("tokens")
     wanted = Tokenisation.of(config).identity
     changed = [] if kept is None else [name for name in wanted if kept.get(name) != wanted[name]]

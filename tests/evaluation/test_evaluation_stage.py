@@ -19,6 +19,7 @@ from clusterbatch.evaluation import search_worker, stage
 from clusterbatch.evaluation.checks import check_collections, check_given_collections
 from clusterbatch.evaluation.collection import Collection, Texts
 from clusterbatch.evaluation.models import EvaluatedModel, evaluated_models, identities
+from clusterbatch.evaluation.mteb import evaluate_mteb
 from clusterbatch.evaluation.results import read_scores
 from clusterbatch.evaluation.search_worker import CANDIDATES
 from clusterbatch.evaluation.stage import configured_collections, evaluate
@@ -72,6 +73,19 @@ def test_both_models_are_measured_and_what_is_measured_is_kept(config: RunConfig
         assert len(of_row) == 12
         assert np.mean(of_row) == pytest.approx(row["value"], abs=1e-12)
     assert CANDIDATES not in artifact.folder.list()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_prompt_that_fills_the_limit_is_refused_before_any_work(config: RunConfig):
+    """All queries would have the same vector; the limit of queries is 64 tokens unless it is set."""
+    full = with_changes(config, {"train.prompts.query": "harbour " * 64})
+    message = "evaluate.models: before: evaluate.max_query_tokens: 64 tokens leave no room for text beside 0 special "
+    for command in (evaluate, evaluate_mteb):
+        with pytest.raises(UsageError, match=message):
+            command(full)
+    assert Workspace(config).evaluation().folder.list() == []
+    assert Workspace(config).mteb().folder.list() == []
+    assert evaluate(with_changes(config, {"train.prompts.query": "harbour " * 63})).details["table"]
 
 
 @pytest.mark.usefixtures("in_process")

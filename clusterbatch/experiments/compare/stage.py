@@ -16,9 +16,12 @@ import pyarrow.compute as pc
 from clusterbatch.batches.curriculum import Plan
 from clusterbatch.config import RunConfig, fingerprint, with_changes
 from clusterbatch.corpus.ingest import ingest
+from clusterbatch.embedding.char_ngrams import SURROGATES
 from clusterbatch.embedding.stage import embed
+from clusterbatch.encoder.limits import check_limits, evaluation_limits
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
-from clusterbatch.errors import OtherWorkError, UsageError
+from clusterbatch.errors import OtherWorkError, UsageError, about
+from clusterbatch.evaluation.checks import check_text_limits
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.stage import configured_collections
@@ -63,6 +66,7 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
     metrics = [parse_metric(name).name for name in (config.compare.decide.metric, *config.evaluate.metrics)]
     check_arms(config)
     check_teacher(config)
+    _check_limits(config)
     with lasting_session():
         if config.reuse.corpus is None:
             ingest(config)
@@ -192,6 +196,17 @@ def kept_layouts(config: RunConfig, layouts: Mapping[str, RunConfig]) -> dict[st
         is_kept = made is not None and made.inputs["corpus"] == Workspace(layout).corpus.require().fingerprint
         found[name] = earlier if is_kept else layout
     return found
+
+
+def _check_limits(config: RunConfig) -> None:
+    """Raise UsageError if a prompt leaves no room for text in embedding, training or a search of test queries."""
+    check_text_limits([config, *(arm.config for arm in arms_of(config)[0])])
+    if config.embed.model not in SURROGATES:
+        # The clusters that test queries are nearest to are found with the surrogate's own prompt.
+        prompts = {"query": prompt} if (prompt := config.embed.query_prompt) is not None else {}
+        limits = [limit for limit in evaluation_limits(config, prompts) if limit.side == "query"]
+        with about("embed.model"):
+            check_limits(config.embed.model, config.storage, limits)
 
 
 def _check_halves(config: RunConfig, collections: Sequence[Collection]) -> None:

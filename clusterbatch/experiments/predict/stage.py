@@ -17,6 +17,7 @@ from clusterbatch.corpus.row_groups import read_row_group
 from clusterbatch.embedding.char_ngrams import SURROGATES
 from clusterbatch.embedding.stage import embed, embedding_pool
 from clusterbatch.embedding.vectors import SIDES, TaskUnit, VectorSource, tasks, vector_values
+from clusterbatch.encoder.limits import check_limits, embedding_limits
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.experiments.predict.batch_figures import Sample, batch_figures, overall, predict_group, verdict_of
 from clusterbatch.hashing import row_hashes
@@ -40,6 +41,8 @@ def predict(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
     """
     watch = Stopwatch()
     workspace = Workspace(config)
+    if config.embed.model not in SURROGATES:
+        check_limits(config.embed.model, config.storage, embedding_limits(config))
     with lasting_session():
         if config.reuse.corpus is None:
             ingest(config)

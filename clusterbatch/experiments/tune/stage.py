@@ -17,6 +17,7 @@ from clusterbatch.corpus.ingest import ingest
 from clusterbatch.embedding.stage import embed
 from clusterbatch.encoder.resolve import model_fingerprint, resolve_model
 from clusterbatch.errors import UsageError
+from clusterbatch.evaluation.checks import check_text_limits
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.experiments.compare.arms import Arm, arms_of
@@ -62,9 +63,8 @@ def tune(config: RunConfig, *, force: bool = False) -> dict[str, Any]:
     """
     watch = Stopwatch()
     metric = parse_metric(config.tune.metric).name
-    for changes in config.tune.combinations:
-        # An impossible candidate must not be found only after the corpus is embedded.
-        with_changes(config, changes)
+    # An impossible candidate must not be found only after the corpus is embedded.
+    check_text_limits([with_changes(config, changes) for changes in config.tune.combinations])
     check_teacher(config)
     with lasting_session():
         if config.reuse.corpus is None:
