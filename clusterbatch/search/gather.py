@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from clusterbatch.config import RunConfig
+from clusterbatch.corpus.normalise import text_hash
 from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.corpus.row_groups import read_row_group
 from clusterbatch.embedding.vectors import SIDES, TaskUnit, VectorSource, vector_values
@@ -25,6 +26,8 @@ VECTORS, TEXTS = "vectors", "texts"
 _COLUMNS = ["pair_id", "source", "query_hash", "document_hash"]
 # Column with the hash of the document that a row's text is a part of.
 _WHOLE = "document_id_hash"
+# Column with lists of hashes of the negatives that rows have in the corpus.
+_GIVEN = "negative_hashes"
 # Queries of one work item: each item reads the documents of its partition once.
 _BLOCK_ROWS = 16_384
 
@@ -33,7 +36,8 @@ class GatherWorker:
     """Write the vectors of a task's rows and, unless `texts` is false, their documents' texts, by partition.
 
     document_ids: whether to write hashes of the rows' document ids too; a search then finds no other part of the
-    document that a query's own text is from.
+    document that a query's own text is from. negatives: whether to write hashes of the rows' negatives, which a search
+    then does not find again.
     """
 
     def __init__(
@@ -43,11 +47,12 @@ class GatherWorker:
         partitions: Partitions,
         texts: bool = True,
         document_ids: bool = False,
+        negatives: bool = False,
     ) -> None:
         self._corpus = Workspace(config).corpus
         self._vectors = VectorSource(config, generation)
         self._partitions, self._seed = partitions, config.mine.seed
-        self._texts, self._document_ids = texts, document_ids
+        self._texts, self._document_ids, self._negatives = texts, document_ids, negatives
 
     def process(self, item: WorkItem, output: Artifact) -> Result:
         read = [self._rows(item.number, unit) for unit in item.payload]
@@ -65,7 +70,8 @@ class GatherWorker:
         return Result(parts, Counts(read=item.rows, written=item.rows))
 
     def _rows(self, task: int, unit: TaskUnit) -> tuple[np.ndarray, pa.Table, pa.Table]:
-        wanted = (["document"] if self._texts else []) + (["document_id"] if self._document_ids else [])
+        asked = {"document": self._texts, "document_id": self._document_ids, "negatives": self._negatives}
+        wanted = [name for name, is_asked in asked.items() if is_asked]
         rows = read_row_group(self._corpus, unit.unit, _COLUMNS + wanted)
         vectors = self._vectors.read(unit, SIDES)
         columns = {
@@ -78,6 +84,9 @@ class GatherWorker:
         }
         if self._document_ids:
             columns[_WHOLE] = document_id_hashes(rows["source"], rows["document_id"])
+        if self._negatives:
+            given = [texts or [] for texts in rows["negatives"].to_pylist()]
+            columns[_GIVEN] = pa.array([[text_hash(text) for text in texts] for texts in given], pa.list_(pa.uint64()))
         texts = rows.select(["document"] if self._texts else [])
         return self._partitions.of_rows(rows["source"]), pa.table(columns), texts
 
@@ -170,10 +179,11 @@ class Gathered:
         query, own = vector_values(rows["query_vector"]), vector_values(rows["document_vector"])
         hashes, keys = rows["query_hash"].to_numpy(), self._keys_of(partition)
         whole = rows[_WHOLE].to_numpy() if _WHOLE in rows.column_names else None
+        given = _given_documents(rows[_GIVEN], keys) if _GIVEN in rows.column_names else None
         if self._approximate is not None and self.is_approximate(partition):
             index = self._index_of(partition, keys, self._approximate.probes)
-            return index.search(query, hashes, own, k, ranks, whole)
-        return neighbours(query, hashes, own, self._documents(partition), keys, k, whole)
+            return index.search(query, hashes, own, k, ranks, whole, given)
+        return neighbours(query, hashes, own, self._documents(partition), keys, k, whole, given)
 
     def is_approximate(self, partition: int) -> bool:
         """Return whether the partition is searched approximately."""
@@ -199,3 +209,14 @@ class Gathered:
             ]
             self._keys = partition, GroupKeys(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
         return self._keys[1]
+
+
+def _given_documents(hashes: pa.ChunkedArray, keys: GroupKeys) -> tuple[np.ndarray, np.ndarray]:
+    """Return numbers of queries and of the group's documents that are their negatives, two (pairs,) int64.
+
+    hashes: (Q,) lists of hashes of the queries' negatives, of which other groups may have the documents.
+    """
+    lists = hashes.combine_chunks()
+    query = np.repeat(np.arange(len(lists)), lists.value_lengths().to_numpy(zero_copy_only=False))
+    document = keys.rows_of(lists.flatten().to_numpy(zero_copy_only=False))
+    return query[document >= 0], document[document >= 0]

@@ -42,9 +42,13 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
     workspace, embedded = Workspace(config), generation if embedded is None else embedded
     corpus, embeddings = workspace.corpus.require(), workspace.embeddings(embedded).require()
     groups = row_groups_of(corpus)
-    document_ids = bool(groups) and "document_id" in parquet_columns(workspace.corpus.folder, groups[0].path)
+    columns = parquet_columns(workspace.corpus.folder, groups[0].path) if groups else []
+    document_ids = "document_id" in columns
     # Corpora with ids were once mined without a look at them.
     more = ["document ids"] if document_ids else []
+    # Negatives that rows have were once mined again.
+    negatives = config.mine.negatives > 0 and "negatives" in columns
+    more += ["given negatives"] if negatives else []
     identity = fingerprint("mined", config.mine, corpus.fingerprint, embeddings.fingerprint, *more)
     artifact = workspace.mined(generation)
     if artifact.is_done(identity) and not force:
@@ -63,7 +67,13 @@ def mine(config: RunConfig, *, generation: int = 0, force: bool = False, embedde
             exchange,
             identity,
             GatherWorker,
-            {"config": config, "generation": embedded, "partitions": partitions, "document_ids": document_ids},
+            {
+                "config": config,
+                "generation": embedded,
+                "partitions": partitions,
+                "document_ids": document_ids,
+                "negatives": negatives,
+            },
             pool if has_vectors(embeddings) else embedding_pool(config.embed),
             temporary=True,
         )

@@ -6,6 +6,7 @@ Legend: Q queries, K candidates each, best first.
 from __future__ import annotations
 
 import math
+from itertools import compress
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,24 @@ import pyarrow as pa
 from clusterbatch.config.stages import MineConfig
 
 MARGINS = "negative_margins"
+
+
+def without_given(mined: pa.Table, rows: pa.Table) -> pa.Table:
+    """`mined` without the negatives, and their margins, that its row of `rows` has already; both in one order.
+
+    Mining leaves them out by the hashes of the corpus; those of an earlier version may follow other rules.
+    """
+    if "negatives" not in rows.column_names:
+        return mined
+    given, texts = rows["negatives"].to_pylist(), mined["negatives"].to_pylist()
+    if not any(own and not set(own).isdisjoint(more) for own, more in zip(given, texts, strict=True)):
+        return mined
+    new = [[text not in (own or ()) for text in more] for own, more in zip(given, texts, strict=True)]
+    for name in {"negatives", "margins"} & {*mined.column_names}:
+        column, place = mined[name], mined.schema.get_field_index(name)
+        kept = [list(compress(values, flags)) for values, flags in zip(column.to_pylist(), new, strict=True)]
+        mined = mined.set_column(place, name, pa.array(kept, column.type))
+    return mined
 
 
 def with_negatives(rows: pa.Table, mined: pa.ChunkedArray) -> pa.Table:

@@ -32,11 +32,17 @@ class GroupKeys:
 
     def __init__(self, query_hash: np.ndarray, document_hash: np.ndarray, whole: np.ndarray | None = None) -> None:
         self.whole = whole
-        _, first, group = np.unique(document_hash, return_index=True, return_inverse=True)
+        self._documents, first, group = np.unique(document_hash, return_index=True, return_inverse=True)
+        self._first_rows = first
         self.document = first[group]
         self.first = self.document == np.arange(len(document_hash))
         self._order = np.argsort(query_hash, kind="stable")
         self._sorted = query_hash[self._order]
+
+    def rows_of(self, document_hash: np.ndarray) -> np.ndarray:
+        """Return the first row with each of (n,) documents, (n,) int64; -1 where no row has it."""
+        place = np.minimum(np.searchsorted(self._documents, document_hash), len(self._documents) - 1)
+        return np.where(self._documents[place] == document_hash, self._first_rows[place], -1)
 
     def answers(self, query_hash: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return numbers of the (Q,) queries and of the documents (rows) that answer them, two (pairs,) int64."""
@@ -66,18 +72,20 @@ def neighbours(
     keys: GroupKeys,
     k: int,
     whole: np.ndarray | None = None,
+    given: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Neighbours:
     """The k nearest documents of each query.
 
     query: (Q, D) unit vectors; query_hash: (Q,); own: (Q, D) vectors of their own documents; chunks: (M, D) document
     vectors of all rows of the group, in order; whole: (Q,) what their own documents are parts of, comparable with that
-    of `keys`: other parts of it are not ranked.
+    of `keys`: other parts of it are not ranked. given: numbers of queries and of documents (rows) that they have as
+    negatives already, two (pairs,) int64, which are not ranked either.
     """
     queries = torch.from_numpy(np.ascontiguousarray(query, dtype=np.float32))
     positive = np.einsum("qd,qd->q", query.astype(np.float32), own.astype(np.float32))
     bound = torch.from_numpy(positive + ROUNDING)[:, None]
     rank = np.zeros(len(query), np.int64)
-    asked, answer = keys.answers(query_hash)
+    asked, answer = _left_out(keys, query_hash, given)
     best: Ranking | None = None
     start = 0
     for chunk in chunks:
@@ -102,6 +110,16 @@ def neighbours(
         start += len(chunk)
     assert best is not None, "a group without rows"
     return Neighbours(best, positive, rank)
+
+
+def _left_out(
+    keys: GroupKeys, query_hash: np.ndarray, given: tuple[np.ndarray, np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return numbers of queries and of documents that are not ranked for them: their answers and given negatives."""
+    asked, answer = keys.answers(query_hash)
+    if given is None:
+        return asked, answer
+    return np.concatenate([asked, given[0]]), np.concatenate([answer, given[1]])
 
 
 # Lists are 2 sqrt(N), so that choosing among them costs about as much as scoring the rows of some.
@@ -180,16 +198,18 @@ class ApproximateIndex:
         k: int,
         ranks: int = 0,
         whole: np.ndarray | None = None,
+        given: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> Neighbours:
         """Search as `neighbours` does, among the rows that faiss finds.
 
         Ranks are counted up to `ranks` or k, whichever is more.
 
-        If a query has more than 256 answers, parts of its document counted, fewer than k documents may be left.
+        If a query has more than 256 answers, parts of its document and given negatives counted, fewer than k documents
+        may be left.
         """
         query = np.ascontiguousarray(query, np.float32)
         positive = np.einsum("qd,qd->q", query, own.astype(np.float32))
-        asked, answer = self._keys.answers(query_hash)
+        asked, answer = _left_out(self._keys, query_hash, given)
         most = int(np.bincount(asked, minlength=1).max())
         if whole is not None and self._keys.whole is not None:
             most += int(np.unique(self._keys.whole, return_counts=True)[1].max())

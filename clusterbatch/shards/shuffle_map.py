@@ -17,7 +17,7 @@ from clusterbatch.errors import DataError
 from clusterbatch.hashing import document_id_hashes, row_hashes
 from clusterbatch.runtime import Result, WorkItem
 from clusterbatch.search.mine import Mined
-from clusterbatch.search.negatives import with_margins, with_negatives, with_scores
+from clusterbatch.search.negatives import with_margins, with_negatives, with_scores, without_given
 from clusterbatch.shards.bucket_plan import BucketPlan
 from clusterbatch.shards.tokenise import Tokenisation
 from clusterbatch.store import Artifact, Counts
@@ -70,6 +70,7 @@ class AssignWorker:
         """Return the exchange's columns of a unit's rows, and (rows,) bool: which of them are set aside."""
         rows = read_row_group(self._corpus, unit.unit, self._columns)
         if mined is not None and self._mined and self._mined.config.negatives:
+            mined = without_given(mined, rows)
             if self._mined.config.margins:
                 rows = with_margins(rows, mined["margins"])
             rows = with_negatives(rows, mined["negatives"])

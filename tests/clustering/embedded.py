@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from clusterbatch.config import RunConfig
+from clusterbatch.corpus.normalise import text_hashes
 from clusterbatch.corpus.row_groups import PAIRS
 from clusterbatch.schema import corpus_schema, embeddings_schema
 from clusterbatch.store import Counts, Receipt
@@ -122,9 +122,7 @@ def _rows(
         "source": source,
     }
     for side in ("query", "document"):
-        columns[f"{side}_hash"] = np.array(
-            [xxhash.xxh3_64_intdigest(text.encode()) for text in columns[side]], np.uint64
-        )
+        columns[f"{side}_hash"] = text_hashes(columns[side], len(source))
     if "negatives" in optional:
         columns["negatives"] = [
             [f"not {WORDS[row % 10]}"] * int(row % 3) if row % 4 and source[row] not in without_negatives else None

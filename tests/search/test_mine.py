@@ -12,18 +12,21 @@ import pyarrow as pa
 import pytest
 
 from clusterbatch.config import RunConfig
+from clusterbatch.corpus.normalise import normalise
 from clusterbatch.embedding import vectors
 from clusterbatch.errors import InfrastructureError, UsageError
 from clusterbatch.runtime import WorkItem
 from clusterbatch.search import gather
 from clusterbatch.search import mine as module
 from clusterbatch.search.mine import LocalTexts, Mined, mine
+from clusterbatch.search.negatives import with_negatives, without_given
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.shards.shuffle_reduce import OUTLIERS
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Part
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
+from tests.clustering import embedded
 from tests.clustering.embedded import embedded_workspace
 from tests.integration.test_cluster_stage import all_runs, text_rows
 
@@ -131,6 +134,58 @@ def test_given_negatives_stay_in_front(tmp_path: Path) -> None:
         given = int(row["pair_id"]) % 3 if int(row["pair_id"]) % 4 else 0
         assert [text.startswith("not ") for text in row["negatives"][:given]] == [True] * given
         assert not any(text.startswith("not ") for text in row["negatives"][given:])
+
+
+@pytest.mark.parametrize("settings", [{}, {"approximate_above": 50, "probes": 10**6}])
+def test_negatives_that_a_row_has_already_are_not_mined_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, int]
+) -> None:
+    """Stored twice, a negative weighs double in the loss; another document takes its place."""
+    settings = {"consistency": None, "negatives": 3, "pick": "hardest", "margins": True, **settings}
+    without = _workspace(tmp_path / "without", **settings)
+    cluster(without)
+    nearest = {row["pair_id"]: row["negatives"] for row in text_rows(Workspace(without).clusters()).to_pylist()}
+    corpus_rows = embedded._rows
+
+    def with_given(*arguments: Any) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+        """The second nearest document of most rows is among their negatives, spelt differently."""
+        table, queries, documents = corpus_rows(*arguments)
+        given = [
+            None if row % 4 == 0 else ["not given", nearest[pair_id][1].upper()]
+            for row, pair_id in enumerate(table["pair_id"].to_pylist())
+        ]
+        place = table.schema.get_field_index("negatives")
+        return table.set_column(place, "negatives", pa.array(given, pa.list_(pa.string()))), queries, documents
+
+    monkeypatch.setattr(embedded, "_rows", with_given)
+    config = _workspace(tmp_path / "with", ["negatives"], **settings)
+    cluster(config)
+    rows = text_rows(Workspace(config).clusters()).to_pylist()
+    assert len(rows) == sum(SOURCES.values())
+    for row in rows:
+        first = nearest[row["pair_id"]]
+        if int(row["pair_id"]) % 4 == 0:
+            assert row["negatives"] == first
+            continue
+        assert row["negatives"][:2] == ["not given", first[1].upper()]
+        assert row["negatives"][2:4] == [first[0], first[2]]
+        texts = [normalise(text) for text in row["negatives"]]
+        assert len(set(texts)) == len(texts)
+        # The smallest source has few documents.
+        assert len(texts) == 5 or row["source"] == "tiny"
+    runs = all_runs(ShardReader(Workspace(config).clusters()))
+    lengths = [pa.compute.list_value_length(runs[name]) for name in ("negative_tokens", "negative_margins")]
+    assert lengths[0].equals(lengths[1])
+
+
+def test_negatives_of_an_earlier_mining_are_stored_once() -> None:
+    rows = pa.table({"negatives": [["a", "b"], None, ["c"]]})
+    lists = {"negatives": [["b", "d"], ["b"], ["c"]], "margins": [[0.5, 0.25], [1.0], [2.0]]}
+    mined = pa.table({"rank": [0, 1, 2], **{name: pa.array(column) for name, column in lists.items()}})
+    new = without_given(mined, rows)
+    assert new["margins"].to_pylist() == [[0.25], [1.0], []]
+    assert with_negatives(rows, new["negatives"])["negatives"].to_pylist() == [["a", "b", "d"], ["b"], ["c"]]
+    assert without_given(mined, pa.table({"query": ["x"] * 3})).equals(mined)
 
 
 def test_margins_are_those_of_the_vectors(tmp_path: Path) -> None:
