@@ -41,6 +41,8 @@ def evaluate(config: RunConfig, *, generation: int = 0, force: bool = False) -> 
     identity = _identity(config, models, inputs)
     artifact = Workspace(config).evaluation(generation)
     if not force and artifact.is_done(identity):
+        # Left by a crash between the commit and the removal.
+        artifact.remove(CANDIDATES)
         return artifact.require()
     check_room(models, config)
     if AFTER in (model.label for model in models):

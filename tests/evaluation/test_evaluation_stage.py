@@ -76,6 +76,24 @@ def test_both_models_are_measured_and_what_is_measured_is_kept(config: RunConfig
 
 
 @pytest.mark.usefixtures("in_process")
+def test_what_a_crash_behind_the_commit_left_is_removed(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    artifact = Workspace(config).evaluation()
+
+    def crash(self: Artifact, *names: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Artifact, "remove", crash)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(config)
+    manifest = artifact.require()
+    assert CANDIDATES in artifact.folder.list()
+    assert evaluate(config).created == manifest.created
+    assert CANDIDATES not in artifact.folder.list()
+    artifact.check_parts(manifest)
+
+
+@pytest.mark.usefixtures("in_process")
 def test_a_prompt_that_fills_the_limit_is_refused_before_any_work(config: RunConfig):
     """All queries would have the same vector; the limit of queries is 64 tokens unless it is set."""
     full = with_changes(config, {"train.prompts.query": "harbour " * 64})
