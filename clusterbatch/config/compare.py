@@ -119,7 +119,7 @@ class CompareConfig(Section):
     """Arms, seeds and length of a comparison, and the rule that decides."""
 
     arms: Annotated[dict[str, dict[str, Any]], BeforeValidator(_arms)] = Field(
-        ["random", "source", "cluster", "random-groups", "super-64x"], validate_default=True
+        ["random", "source", "cluster", "random-groups", "super-16x"], validate_default=True
     )
     """Names of built-in arms and recipes, or name: {dotted.key: value}."""
     baseline: str | None = None

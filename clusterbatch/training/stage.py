@@ -218,8 +218,8 @@ def expected_gain(batches: BatchesConfig, cluster_rows: int | None) -> str | Non
     if not batches.random_share and cluster_rows is not None and cluster_rows < _LARGE_CLUSTERS * batches.size:
         return (
             f"train: whole batches of such small clusters are not expected to gain: {measured} 0 over batches of one "
-            "source on average, but by +.006 to +.010 with batches.random_share=0.5 and by +.02 to +.03 with "
-            "batches.stratify=source batches.super_batch=64; `compare` measures yours"
+            "source on average, but by +.006 to +.010 with batches.random_share=0.5 and by +.014 to +.019 with "
+            "batches.stratify=source batches.super_batch=16; `compare` measures yours"
         )
     return None
 

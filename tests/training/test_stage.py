@@ -67,7 +67,7 @@ def test_more_workers_than_a_batch_has_rows_are_refused(tmp_path: Path) -> None:
         ({"size": 1024}, None, "batches of 1,024 pairs"),
         ({"size": 128}, 512, "batches of 128 pairs"),
         ({"size": 128, "random_share": 0.5}, 512, "batches of 128 pairs"),
-        ({"size": 64}, 256, "batches.super_batch=64"),
+        ({"size": 64}, 256, "batches.super_batch=16"),
         ({"size": 64, "random_share": 0.5}, 256, None),
         ({"size": 64}, 1024, None),
         ({"size": 64}, None, None),
