@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,3 +65,9 @@ def subjects_config(folder: Path, words: Sequence[str] = ()) -> RunConfig:
             *words,
         ],
     )
+
+
+def copy_workspace(config: RunConfig, folder: Path) -> RunConfig:
+    """Copy the workspace of a configuration below `folder`, and return the configuration of the copy."""
+    shutil.copytree(config.workspace, folder / "ws")
+    return config.model_copy(update={"workspace": str(folder / "ws")})

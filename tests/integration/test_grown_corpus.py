@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from clusterbatch.pipeline.run import STAGES, run_stage
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store.workspace import Workspace
 from tests.in_process import OVERRIDES, run_in_process
-from tests.integration.subjects import SUBJECTS, subjects_config
+from tests.integration.subjects import SUBJECTS, copy_workspace, subjects_config
 from tests.integration.test_cluster_stage import text_rows
 
 _ROUNDS = ["refresh.rounds=1", "refresh.every_steps=3", "refresh.sample=256", "refresh.margin=1.0", "train.steps=3"]
@@ -54,8 +53,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 def config(grown: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A copy of it that a test may change."""
     run_in_process(monkeypatch)
-    shutil.copytree(grown.workspace, tmp_path / "ws")
-    return grown.model_copy(update={"workspace": str(tmp_path / "ws")})
+    return copy_workspace(grown, tmp_path)
 
 
 def _centroids(config: RunConfig, generation: int) -> dict[str, tuple[str, int]]:

@@ -20,7 +20,7 @@ from clusterbatch.pipeline.rounds import read_round, rounds
 from clusterbatch.pipeline.run import STAGES, run_stage
 from clusterbatch.store.workspace import Workspace, live_generation
 from tests.in_process import OVERRIDES, run_in_process
-from tests.integration.subjects import subjects_config
+from tests.integration.subjects import copy_workspace, subjects_config
 
 _ROUNDS = ["refresh.rounds=2", "refresh.every_steps=6", "refresh.sample=256", "refresh.margin=1.0", "train.steps=6"]
 _EXACT = ["train.deterministic=true", "train.workers=1", "cluster.surrogate=none", "train.checkpoint_every=2"]
@@ -53,8 +53,7 @@ def refreshed(first: RunConfig) -> RunConfig:
 def config(first: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A copy of it that a test may change."""
     run_in_process(monkeypatch)
-    shutil.copytree(first.workspace, tmp_path / "ws")
-    return first.model_copy(update={"workspace": str(tmp_path / "ws")})
+    return copy_workspace(first, tmp_path)
 
 
 def _weights(workspace: Workspace, generation: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from clusterbatch.pipeline.rounds import write_round
 from clusterbatch.pipeline.run import STAGES, run_stage
 from clusterbatch.store.workspace import Workspace
 from tests.in_process import OVERRIDES, run_in_process
-from tests.integration.subjects import subjects_config
+from tests.integration.subjects import copy_workspace, subjects_config
 
 _ROUNDS = ["refresh.every_steps=6", "refresh.sample=256", "refresh.margin=1.0", "train.steps=6", "train.workers=1"]
 
@@ -39,8 +39,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 @pytest.fixture
 def config(first: RunConfig, in_process: None, tmp_path: Path) -> RunConfig:
     """A copy of it that a test may change."""
-    shutil.copytree(first.workspace, tmp_path / "ws")
-    return first.model_copy(update={"workspace": str(tmp_path / "ws")})
+    return copy_workspace(first, tmp_path)
 
 
 def test_clusters_that_are_built_meanwhile_are_taken_by_the_next_round(

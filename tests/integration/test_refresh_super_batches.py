@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from clusterbatch.pipeline.run import STAGES, run_stage
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.worker import open_plan
 from tests.in_process import OVERRIDES, run_in_process
-from tests.integration.subjects import SUBJECTS, subjects_config
+from tests.integration.subjects import SUBJECTS, copy_workspace, subjects_config
 from tests.integration.test_cluster_stage import text_rows
 
 _ROUNDS = ["refresh.rounds=1", "refresh.every_steps=6", "refresh.margin=1.0", "train.steps=6", "train.workers=1"]
@@ -45,8 +44,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 def config(first: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A copy of it that a test may change."""
     run_in_process(monkeypatch)
-    shutil.copytree(first.workspace, tmp_path / "ws")
-    return first.model_copy(update={"workspace": str(tmp_path / "ws")})
+    return copy_workspace(first, tmp_path)
 
 
 def _batches(config: RunConfig, generation: int) -> list[set[tuple[int, int]]]:
@@ -144,7 +142,7 @@ def test_the_last_phase_of_a_curriculum_decides(config: RunConfig) -> None:
 
 
 def test_vectors_of_a_round_are_those_of_the_live_model(config: RunConfig) -> None:
-    """Of queries and documents, by encoding their texts again."""
+    """Encoding the texts again gives those of queries and of documents."""
     refresh(config)
     workspace = Workspace(config)
     clusters = workspace.clusters(1)
