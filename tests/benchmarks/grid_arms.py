@@ -90,6 +90,8 @@ class Arms:
         labels = self.labels(size, vectors or "own") if clustered else np.zeros(len(source), np.int64)
         layer = self.facts.duplicates(size)[1] if mask_of(name) == "apart" else None
         if strategy.startswith("super"):
+            if half:
+                raise ValueError(f"{arm}: super-batches exchange no rows")
             near, strata = self.near(vectors, trained), source
             if strategy == "super-cluster":
                 strata = np.char.add(np.char.add(source, "/"), self.labels(size, "own").astype(str))

@@ -175,3 +175,38 @@ def test_live_super_batches_are_divided_by_the_model_after_the_first_half(monkey
     [(seen, *rest)] = asked
     assert seen[:, 0].tolist() == [1000, 1001, 1002, 1003]
     assert rest == [8, 0.1, None, 1]
+
+
+def test_a_masked_transformer_gets_the_vectors_that_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    class Step:
+        def __init__(self, encoder: Any, config: Any, steps: int, world: Any) -> None:
+            seen.append(config.mask)
+
+        def run(self, batch: Any) -> Any:
+            seen.append((batch.query_vector, batch.document_vector))
+            return SimpleNamespace(loss=0.0)
+
+    monkeypatch.setattr(bench_grid, "TrainingStep", Step)
+    encoder: Any = SimpleNamespace(tokenizer=SimpleNamespace(surrounded=Tokens.from_lists))
+    for name, value in (("load_encoder", lambda *_: encoder), ("first_layers", lambda *_: ""), ("finish", lambda _: 0)):
+        monkeypatch.setattr(bench_grid, name, value)
+    texts, hashes = Tokens.from_lists([[n] for n in range(6)]), np.arange(6, dtype=np.uint64)
+    study: Any = object.__new__(bench_grid.Study)
+    study.folder, study.temperature = Path(), 0.05
+    study.corpus = SimpleNamespace(
+        pairs=SimpleNamespace(query=texts, document=texts, query_hash=hashes, document_hash=hashes)
+    )
+    near = np.arange(6.0)[:, None], 10 + np.arange(6.0)[:, None]
+    batches = np.array([[4, 1], [0, 5]])
+    study._train_backbone(batches, 2, 1e-3, 2, 0, near)
+    mask, *vectors = seen
+    assert mask == bench_grid.MASKS["masked"]
+    for rows, (queries, documents) in zip(batches, vectors, strict=True):
+        assert queries[:, 0].tolist() == rows.tolist()
+        assert documents[:, 0].tolist() == (10 + rows).tolist()
+    seen.clear()
+    study._train_backbone(batches, 2, 1e-3, 2, 0)
+    assert seen[0] == bench_grid.MaskConfig()
+    assert seen[1:] == [(None, None), (None, None)]

@@ -91,6 +91,11 @@ def test_arms_that_a_corpus_has_too_few_rows_for(arms: Arms) -> None:
         assert arms.batches(arm, BATCH, 0) is not None
 
 
+def test_super_batches_have_no_half(arms: Arms) -> None:
+    with pytest.raises(ValueError, match="super-4x-half: super-batches exchange no rows"):
+        arms.batches("super-4x-half", BATCH, 0)
+
+
 def test_clusters_may_be_those_of_queries(arms: Arms) -> None:
     pairs, size = arms.corpus.pairs, 2 * BATCH
     for vectors, of in ((pairs.query_vector, "queries"), (pairs.document_vector, "own")):
