@@ -236,7 +236,7 @@ def _add_clusters(
             views.plots.append(cluster_map_figure(views.mapped, words))
     views.duplicates.update(details_of(manifest, ClustersDetails).get("duplicates", {}))
     views.near_pairs.extend(near_pairs(clusters, manifest))
-    text, reader = ShardText(clusters, manifest), ShardReader(clusters)
+    text, reader, clustered = ShardText(clusters, manifest), ShardReader(clusters), has_clusters(manifest)
     for stratify in dict.fromkeys(("random", config.batches.stratify)):
         batches = config.batches.model_copy(update={"stratify": stratify, "curriculum": [], "source_weights": None})
         if stratify != config.batches.stratify:
@@ -248,7 +248,6 @@ def _add_clusters(
         except UsageError:
             continue
         name = stratify if batches.super_batch == 1 else f"{stratify}, super_batch {batches.super_batch}"
-        clustered = has_clusters(manifest)
         views.examples.append(batch_example(name, plan, text, plan.steps_per_epoch, clustered=clustered))
 
 
