@@ -6,6 +6,7 @@ Numbers of clusters are those of the index, as `inspect --cluster` takes them.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -113,6 +114,12 @@ class Example:
     purity: float | None
     step: int
     pairs: list[dict[str, str]]
+
+    def title(self, words: Mapping[str, str]) -> str:
+        """Return which batch it is, in the words of a report."""
+        if self.purity is None:
+            return words["batch_of_step"].format(arm=self.arm, step=self.step)
+        return words["batch_of"].format(arm=self.arm, step=self.step, purity=f"{100 * self.purity:.0f} %")
 
 
 def has_clusters(manifest: Manifest) -> bool:
