@@ -36,8 +36,10 @@ class GroupKeys:
         self._first_rows = first
         self.document = first[group]
         self.first = self.document == np.arange(len(document_hash))
-        self._order = np.argsort(query_hash, kind="stable")
-        self._sorted = query_hash[self._order]
+        self._of_query = _RowsOf(query_hash, np.arange(len(query_hash)))
+        # Rows whose text came first as a part of something else: only that first row is ranked.
+        elsewhere = np.flatnonzero(whole != whole[self.document]) if whole is not None else np.empty(0, np.int64)
+        self._of_whole = _RowsOf(whole[elsewhere], elsewhere) if whole is not None else None
 
     def rows_of(self, document_hash: np.ndarray) -> np.ndarray:
         """Return the first row with each of (n,) documents, (n,) int64; -1 where no row has it."""
@@ -46,12 +48,31 @@ class GroupKeys:
 
     def answers(self, query_hash: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return numbers of the (Q,) queries and of the documents (rows) that answer them, two (pairs,) int64."""
-        low = np.searchsorted(self._sorted, query_hash, side="left")
-        high = np.searchsorted(self._sorted, query_hash, side="right")
-        count = high - low
-        query = np.repeat(np.arange(len(query_hash)), count)
+        query, row = self._of_query.find(query_hash)
+        return query, self.document[row]
+
+    def parts_elsewhere(self, whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return numbers of (Q,) whole documents and of those of their parts (rows) that are ranked as another's."""
+        if self._of_whole is None:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        number, row = self._of_whole.find(whole)
+        return number, self.document[row]
+
+
+class _RowsOf:
+    """Rows by a key that several of them may have. keys, rows: (n,)."""
+
+    def __init__(self, keys: np.ndarray, rows: np.ndarray) -> None:
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._rows = keys[order], rows[order]
+
+    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return positions among (Q,) `keys`, ascending, and the rows with that key, two (found,) int64."""
+        low = np.searchsorted(self._keys, keys, side="left")
+        count = np.searchsorted(self._keys, keys, side="right") - low
+        position = np.repeat(np.arange(len(keys)), count)
         place = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
-        return query, self.document[self._order[place]]
+        return position, self._rows[place]
 
 
 @dataclass(frozen=True)
@@ -85,7 +106,7 @@ def neighbours(
     positive = np.einsum("qd,qd->q", query.astype(np.float32), own.astype(np.float32))
     bound = torch.from_numpy(positive + ROUNDING)[:, None]
     rank = np.zeros(len(query), np.int64)
-    asked, answer = _left_out(keys, query_hash, given)
+    asked, answer = _left_out(keys, query_hash, whole, given)
     best: Ranking | None = None
     start = 0
     for chunk in chunks:
@@ -113,13 +134,20 @@ def neighbours(
 
 
 def _left_out(
-    keys: GroupKeys, query_hash: np.ndarray, given: tuple[np.ndarray, np.ndarray] | None
+    keys: GroupKeys,
+    query_hash: np.ndarray,
+    whole: np.ndarray | None,
+    given: tuple[np.ndarray, np.ndarray] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return numbers of queries and of documents that are not ranked for them: their answers and given negatives."""
-    asked, answer = keys.answers(query_hash)
-    if given is None:
-        return asked, answer
-    return np.concatenate([asked, given[0]]), np.concatenate([answer, given[1]])
+    """Return numbers of queries and of documents that are not ranked for them: answers, given negatives, and parts of
+    their document that are ranked as parts of another."""
+    pairs = [keys.answers(query_hash)]
+    if whole is not None:
+        pairs.append(keys.parts_elsewhere(whole))
+    if given is not None:
+        pairs.append(given)
+    asked, document = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    return asked, document
 
 
 # Lists are 2 sqrt(N), so that choosing among them costs about as much as scoring the rows of some.
@@ -209,7 +237,7 @@ class ApproximateIndex:
         """
         query = np.ascontiguousarray(query, np.float32)
         positive = np.einsum("qd,qd->q", query, own.astype(np.float32))
-        asked, answer = _left_out(self._keys, query_hash, given)
+        asked, answer = _left_out(self._keys, query_hash, whole, given)
         most = int(np.bincount(asked, minlength=1).max())
         if whole is not None and self._keys.whole is not None:
             most += int(np.unique(self._keys.whole, return_counts=True)[1].max())
