@@ -159,10 +159,10 @@ class MaskConfig(Section):
     """
 
     duplicates: bool = True
-    """Ignores documents with the same normalised text as the positive, and documents of rows with the same normalised
+    """Ignores documents with the same normalised text as the positive, and those of rows with the same normalised
     query."""
     same_document: bool = added(True)
-    """Ignores the texts of other rows of the same document, if the corpus says which rows these are
+    """Ignores the texts that rows of the same document have, if the corpus says which rows these are
     (`corpus.columns.document_id`)."""
     semantic_duplicates: bool = added(True)
     """Ignores the texts of other rows of the same group of semantic duplicates, if clusters were made with
@@ -401,7 +401,7 @@ class EvaluateConfig(Section):
     """Split of the judgements to measure on."""
     holdout: int = Field(2000, ge=0)
     """Documents to hold out of the corpus, with all queries that ask for them, as development and test queries if no
-    collection is given. 0: none."""
+    collection is given. 0: none. Of documents that are cut into parts, as many parts, all of the same documents."""
     holdout_by: Literal["document", "query"] = added("document")
     """`document`: no pair of a held-out document is trained on, so that documents are as new as queries. `query`: new
     queries for documents that other pairs train, as many as `holdout` says; a document then needs two queries."""

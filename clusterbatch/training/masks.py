@@ -4,9 +4,10 @@ Batches of similar rows put likely false negatives side by side: the same docume
 answer. Ignored pairs take no part in the loss, in either direction. Rules, each on its own switch (MaskConfig):
 
 duplicates   same normalised query text or same normalised document text, by hash (never by equal vectors: dropout makes
-             those differ)
+             those differ); and texts that another row of the batch gives as the answer to the same query
 same document
-             rows that are parts of one document, if the corpus says so
+             rows that are parts of one document, if the corpus says so; and texts that another row of the batch gives
+             as a part of it
 semantic duplicates
              rows that the surrogate scores nearly equal, if they were looked for when the data was clustered
 surrogate    pairs that the embedding model that clustered the data scores above the pair's own positive, plus a margin
@@ -15,8 +16,8 @@ teacher      the same with the scores of a teacher (teacher.py), of the document
              the best ranks of these
 own score    the same with the scores of the model in training (Qwen3-Embedding: margin 0.1)
 
-The first and the last two of these apply to hard negatives. Their vectors by the surrogate are not kept; likely answers
-are left out when they are mined (mine.most_of_positive, mine.margin).
+The first two and the last two of these apply to hard negatives. Their vectors by the surrogate are not kept; likely
+answers are left out when they are mined (mine.most_of_positive, mine.margin).
 
 Legend: Q rows of queries in hand, D document columns in hand, B pairs of the global batch, N hard negatives of the
 global batch, M dimensions of the surrogate's stored vectors. Documents are the B pairs' documents in global order, then
@@ -26,6 +27,7 @@ the N hard negatives in global order.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -74,10 +76,6 @@ class Relation:
         self._facts = facts
         self._own_scores = own_scores
         self._surrogate_limit: Tensor | None = None
-        if facts.negative_hash is not None:
-            # Rows whose query is in the batch more than once.
-            _, number, count = facts.query_hash.unique(return_inverse=True, return_counts=True)
-            self._repeated = (count[number] > 1).nonzero().squeeze(1)
         if config.surrogate_margin is not None:
             assert facts.query_vector is not None
             assert facts.document_vector is not None
@@ -107,6 +105,8 @@ class Relation:
             ignored |= same_query
             ignored |= facts.document_hash[queries][:, None] == facts.document_hash[documents][None, :]
         ignored |= self._of_one_key(queries, documents)
+        for texts in self._texts_of_pairs:
+            texts.add_(ignored, queries, documents)
         if self._surrogate_limit is not None:
             surrogate_QD = self._query_vector[queries] @ self._document_vector[documents].T
             ignored |= surrogate_QD > self._surrogate_limit[queries][:, None]
@@ -124,6 +124,8 @@ class Relation:
             ignored |= facts.query_hash[queries][:, None] == facts.query_hash[others][None, :]
             ignored |= facts.document_hash[queries][:, None] == facts.document_hash[others][None, :]
         ignored |= self._of_one_key(queries, others)
+        for texts in self._texts_of_queries:
+            texts.add_(ignored, queries, others)
         if self._surrogate_limit is not None:
             surrogate_QQ = self._query_vector[queries] @ self._query_vector[others].T
             ignored |= surrogate_QQ > self._surrogate_limit[queries][:, None]
@@ -154,14 +156,9 @@ class Relation:
             assert facts.negative_hash is not None
             assert facts.document_token_hash is not None
             # A negative of one row may be the very document of another; its text is known by its token ids only.
-            negative_hash = facts.negative_hash[negatives]
-            ignored |= facts.document_token_hash[queries][:, None] == negative_hash[None, :]
-            # Or the document of another row that asks the same: few rows do, so the product is small.
-            asking = self._repeated[(self._repeated >= queries.start) & (self._repeated < queries.stop)]
-            if len(asking):
-                same_query = facts.query_hash[asking][:, None] == facts.query_hash[self._repeated][None, :]
-                is_answer = facts.document_token_hash[self._repeated][:, None] == negative_hash[None, :]
-                ignored[asking - queries.start] |= (same_query.float() @ is_answer.float()) > 0
+            ignored |= facts.document_token_hash[queries][:, None] == facts.negative_hash[negatives][None, :]
+        for texts in self._texts_of_negatives:
+            texts.add_(ignored, queries, negatives)
         self._add_answers(ignored, queries, slice(negatives.start + facts.pairs, negatives.stop + facts.pairs))
         return ignored.to(torch.int8).mul_(IGNORED)
 
@@ -176,6 +173,33 @@ class Relation:
             if is_on and key is not None:
                 found = found | (key[queries][:, None] == key[others][None, :])
         return found
+
+    @property
+    def _keys(self) -> list[Tensor]:
+        """What rows may have in common so that the text of one is no negative of another: (B,) each."""
+        keys = [self._facts.query_hash] if self._config.duplicates else []
+        if self._config.same_document and self._facts.document_id is not None:
+            keys.append(self._facts.document_id)
+        return keys
+
+    @cached_property
+    def _texts_of_pairs(self) -> list[_TextsOfKey]:
+        document = self._facts.document_hash
+        return [_TextsOfKey(key, document, document) for key in self._keys]
+
+    @cached_property
+    def _texts_of_queries(self) -> list[_TextsOfKey]:
+        facts = self._facts
+        # Queries ask the same if they have an answer in common, whichever of their rows are compared.
+        more = [_TextsOfKey(facts.document_hash, facts.query_hash, facts.query_hash)] if self._config.duplicates else []
+        return self._texts_of_pairs + more
+
+    @cached_property
+    def _texts_of_negatives(self) -> list[_TextsOfKey]:
+        facts = self._facts
+        assert facts.negative_hash is not None
+        assert facts.document_token_hash is not None
+        return [_TextsOfKey(key, facts.document_token_hash, facts.negative_hash) for key in self._keys]
 
     def _add_answers(self, ignored_QD: Tensor, queries: slice, columns: slice) -> None:
         """Set what the teacher takes for an answer in a block of all columns."""
@@ -193,6 +217,51 @@ class Relation:
             return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
         assert self._own_scores is not None
         return scores > self._own_scores[queries][:, None] + self._config.own_score_margin
+
+
+class _TextsOfKey:
+    """Texts that rows with the same key have in the batch, found again in columns that do not have the key.
+
+    key: (B,) of the rows; text: (B,) hashes of the rows' texts; columns: (D,) hashes of the columns' texts, comparable.
+    """
+
+    def __init__(self, key: Tensor, text: Tensor, columns: Tensor) -> None:
+        self._key = key
+        self._rows = _telling_rows(key, text, columns)
+        texts, self._text = text[self._rows].unique(return_inverse=True)
+        self._texts = len(texts)
+        if self._texts:
+            place = torch.searchsorted(texts, columns).clamp_(max=self._texts - 1)
+            # One more column than there are texts, for those that have none of them.
+            self._column = place.masked_fill_(texts[place] != columns, self._texts)
+
+    def add_(self, ignored_QD: Tensor, queries: slice, columns: slice) -> None:
+        """Set, in a block, the columns with a text that a row with the query's key has."""
+        if not self._texts:
+            return
+        same_QR = (self._key[queries][:, None] == self._key[self._rows][None, :]).to(torch.uint8)
+        has_QT = same_QR.new_zeros(len(same_QR), self._texts + 1)
+        has_QT.scatter_reduce_(1, self._text.expand_as(same_QR), same_QR, "amax")
+        ignored_QD |= has_QT[:, self._column[columns]].bool()
+
+
+def _telling_rows(key: Tensor, text: Tensor, columns: Tensor) -> Tensor:
+    """Return the rows whose key other rows have, and whose text other columns, (n,) int64; of `_TextsOfKey`."""
+    texts, place = text.unique(return_inverse=True)
+    among_themselves = columns is text
+    if among_themselves and len(texts) == len(text):
+        return place[:0]
+    _, number, count = key.unique(return_inverse=True, return_counts=True)
+    if among_themselves:
+        # Where a text always comes with one key, comparing keys is enough.
+        least, most = (
+            number.new_zeros(len(texts)).scatter_reduce_(0, place, number, way, include_self=False)
+            for way in ("amin", "amax")
+        )
+        is_told = least != most
+    else:
+        is_told = torch.isin(texts, columns)
+    return ((count[number] > 1) & is_told[place]).nonzero().squeeze(1)
 
 
 def limit(positive: Tensor, margin: float, relative: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from clusterbatch.config import MaskConfig
@@ -21,7 +22,8 @@ def _facts(query_hash: list[int], document_hash: list[int], **more: torch.Tensor
 def test_duplicates_are_ignored_by_hash_and_the_pair_itself_is_positive() -> None:
     facts = _facts([1, 1, 3], [7, 8, 7])
     block = Relation(MaskConfig(), facts).block(_ALL, _ALL, _NO_SCORES)
-    assert block.tolist() == [[P, I, I], [I, P, N], [I, N, P]]
+    # Row 0 says that the document of row 2 answers the query of row 1, too.
+    assert block.tolist() == [[P, I, I], [I, P, I], [I, N, P]]
 
 
 def test_parts_of_one_document_are_no_negatives_of_each_other() -> None:
@@ -48,7 +50,7 @@ def test_equal_vectors_are_not_duplicates() -> None:
 def test_documents_of_equal_queries_count_as_positives_on_request() -> None:
     config = MaskConfig(same_query_is_positive=True)
     block = Relation(config, _facts([1, 1, 3], [7, 8, 7])).block(_ALL, _ALL, _NO_SCORES)
-    assert block.tolist() == [[P, P, I], [P, P, N], [I, N, P]]
+    assert block.tolist() == [[P, P, I], [P, P, I], [I, N, P]]
 
 
 def test_surrogate_ignores_what_it_scores_above_the_pair_itself() -> None:
@@ -124,3 +126,55 @@ def test_a_hard_negative_that_answers_the_same_query_in_another_row_is_ignored()
     for row in range(3):
         part = relation.block(slice(row, row + 1), slice(3, 6), _NO_SCORES[:1])
         assert torch.equal(part, whole[row : row + 1])
+
+
+_MANY = slice(0, 64)
+
+
+def _random_facts(seed: int) -> BatchFacts:
+    """Rows that share queries, documents and books, hard negatives among them; a text may be in several books."""
+    random = torch.Generator().manual_seed(seed)
+    query, document, book, negative = (torch.randint(0, most, (64,), generator=random) for most in (40, 30, 12, 60))
+    # Texts are known by two hashes.
+    return BatchFacts(query, document + 100, negative + 200, document + 200, document_id=book)
+
+
+@pytest.mark.parametrize("off", [[], ["duplicates"], ["same_document"]])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_text_is_a_negative_that_any_row_of_the_batch_calls_an_answer_or_a_part(seed: int, off: list[str]) -> None:
+    facts = _random_facts(seed)
+    config = MaskConfig.model_validate(dict.fromkeys(off, False))
+    query, document, book = (each.tolist() for each in (facts.query_hash, facts.document_hash, facts.document_id))
+    keys = [key for name, key in (("duplicates", query), ("same_document", book)) if name not in off]
+    columns = document + [text - 100 for text in facts.negative_hash.tolist()]
+    expected = []
+    for row in range(64):
+        texts = {document[row]} if "duplicates" not in off else set()
+        for key in keys:
+            of_key = [other for other in range(64) if key[other] == key[row]]
+            texts |= {document[other] for other in of_key if len(of_key) > 1}
+        found = [I if text in texts or _alike(keys, row, place) else N for place, text in enumerate(columns)]
+        expected.append([P if place == row else relation for place, relation in enumerate(found)])
+    relation = Relation(config, facts)
+    blocks = [relation.block(_MANY, columns, torch.zeros(64, 64)) for columns in (_MANY, slice(64, 128))]
+    whole = torch.cat(blocks, 1)
+    assert whole.tolist() == expected
+    part = relation.block(slice(5, 30), slice(70, 90), torch.zeros(25, 20))
+    assert torch.equal(part, whole[5:30, 70:90])
+
+
+def _alike(keys: list[list[int]], row: int, column: int) -> bool:
+    return column < 64 and any(key[row] == key[column] for key in keys)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_query_is_a_negative_that_has_an_answer_in_common(seed: int) -> None:
+    facts = _random_facts(seed)
+    query, document = facts.query_hash.tolist(), facts.document_hash.tolist()
+    block = Relation(MaskConfig(same_document=False), facts).queries_block(_MANY, _MANY, torch.zeros(64, 64))
+    pairs = list(zip(query, document, strict=True))
+    for row, (own, answer) in enumerate(pairs):
+        answers = {text for asked, text in pairs if asked == own}
+        asking = {asked for asked, text in pairs if text == answer}
+        for column, (asked, text) in enumerate(pairs):
+            assert block[row, column] == (I if asked in asking or text in answers else N)
