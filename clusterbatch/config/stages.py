@@ -45,7 +45,8 @@ class ColumnsConfig(Section):
     """Column with the user's own segment of a row, for example a customer group or a category."""
     document_id: str | None = added(None)
     """Column with the document that a row's text is a part of, for example of a book cut into chunks. Chunks of one
-    document of a source are no negatives of each other (`train.mask.same_document`). Every row must have one."""
+    document of a source are no negatives of each other (`train.mask.same_document`), and are held out together. Every
+    row must have one."""
     score: str | None = added(None)
     """Column with a score of the pair by any judge, for example a cross-encoder. No row is left out for it:
     `train.filter` chooses at training. A row may have none."""

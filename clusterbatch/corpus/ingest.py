@@ -69,6 +69,10 @@ def ingest(config: RunConfig, *, generation: int = 0, force: bool = False, appen
     # The built-in sample, if it had to be mined, has its own manifest and its own seconds.
     stopwatch = Stopwatch()
     tests_described = _described(_files(tests))
+    held_out = ["by query"] if config.evaluate.holdout_by == "query" else []
+    if not held_out and config.corpus.columns.document_id is not None:
+        # Parts of documents were once held out without the other parts.
+        held_out = ["whole documents"]
     identity = fingerprint(
         "corpus",
         config.corpus,
@@ -76,7 +80,7 @@ def ingest(config: RunConfig, *, generation: int = 0, force: bool = False, appen
         held_out_documents(config),
         tests_described,
         *([config.corpus.drop_sources] if config.corpus.drop_sources else []),
-        *(["by query"] if held_out_documents(config) and config.evaluate.holdout_by == "query" else []),
+        *(held_out if held_out_documents(config) else []),
     )
     artifact = Workspace(config).corpus
     made = artifact.manifest()

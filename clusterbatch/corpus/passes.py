@@ -21,7 +21,7 @@ from clusterbatch.corpus.decontaminate import (
     plan_test_texts,
 )
 from clusterbatch.corpus.find_inputs import Inputs
-from clusterbatch.corpus.holdout import HeldOut, choose, read_sketches
+from clusterbatch.corpus.holdout import HeldOut, choose, read_sketches, sketch_schema
 from clusterbatch.corpus.inputs import Slice, plan_units
 from clusterbatch.corpus.join import DocumentWorker, QueryWorker, ScatterWorker
 from clusterbatch.corpus.near_duplicates import ENTRIES, NearDuplicates, NearPairsWorker
@@ -38,7 +38,7 @@ from clusterbatch.store.shuffle import bucket_rows
 
 # Raised if items of the passes change or leave something else: a run that was cut off and is resumed with another
 # version of this code starts its passes from scratch.
-_PASSES = 4
+_PASSES = 5
 _LEAST_UNIT_BYTES = 2**12
 
 
@@ -231,7 +231,8 @@ class IngestPasses:
         if self.growth:
             return self.growth.held_out
         total, by = self._sorting.held_out, self._sorting.held_out_by
-        found = choose(read_sketches(self._placed(SKETCHES)), total, by)
+        schema = sketch_schema(False, by, self._sorting.document_ids)
+        found = choose(read_sketches(self._placed(SKETCHES), schema), total, by)
         if total and by == "query" and found.is_empty:
             raise DataError(
                 "evaluate.holdout_by: query needs documents with two different queries, and no source has one; "

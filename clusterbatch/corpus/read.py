@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clusterbatch.config import CorpusConfig, RunConfig
-from clusterbatch.corpus.holdout import SKETCH, SKETCH_WITH_TEXTS, HoldoutBy, sketch, sketched
+from clusterbatch.corpus.holdout import HoldoutBy, sketch, sketch_schema, sketched
 from clusterbatch.corpus.images import with_images
 from clusterbatch.corpus.inputs import Slice
 from clusterbatch.corpus.near_duplicates import write_entries
@@ -57,11 +57,11 @@ class Sorting:
     """Settings by which pass 1 sorts its rows into buckets by document, and of what it leaves beside them.
 
     `held_out` documents (with `held_out_by: query`, queries) are to be held out (0: none), and their candidates keep
-    their texts if `texts_held_out`. Pairs from the similarity `near_threshold` on count as near duplicates (None: they
-    are not looked for) and meet in `near_buckets`. `hashes`: whether to leave those of the documents, by which rows
-    that the corpus has already are found. Rows are written out when `flush_bytes` of them wait, so that a file that
-    cannot be cut needs no more memory than others. Rows of the sources `dropped` go no further, so that nothing is held
-    out for them or counts as their copy.
+    their texts if `texts_held_out`; `document_ids`: whether rows say what they are parts of. Pairs from the similarity
+    `near_threshold` on count as near duplicates (None: they are not looked for) and meet in `near_buckets`. `hashes`:
+    whether to leave those of the documents, by which rows that the corpus has already are found. Rows are written out
+    when `flush_bytes` of them wait, so that a file that cannot be cut needs no more memory than others. Rows of the
+    sources `dropped` go no further, so that nothing is held out for them or counts as their copy.
     """
 
     buckets: int
@@ -73,6 +73,7 @@ class Sorting:
     dropped: tuple[str, ...]
     texts_held_out: bool = False
     held_out_by: HoldoutBy = "document"
+    document_ids: bool = False
 
 
 def held_out_documents(config: RunConfig) -> int:
@@ -115,6 +116,7 @@ def sorting(config: RunConfig, input_bytes: int, known_bytes: int | None) -> Sor
         dropped=tuple(corpus.drop_sources),
         texts_held_out=corpus.decontaminate == "near",
         held_out_by=config.evaluate.holdout_by,
+        document_ids=corpus.columns.document_id is not None,
     )
 
 
@@ -192,7 +194,7 @@ class PairSink:
         buckets = (table["document_hash"].to_numpy() % np.uint64(sorting.buckets)).astype(np.int64)
         self._parts.append(write_buckets(self._output, number, table, buckets, sorting.buckets, role=PAIRS))
         if sorting.held_out:
-            schema = SKETCH_WITH_TEXTS if sorting.texts_held_out else SKETCH
+            schema = sketch_schema(sorting.texts_held_out, sorting.held_out_by, sorting.document_ids)
             candidates = sketch(table, sketched(sorting.held_out, sorting.held_out_by), schema)
             self._parts.append(write_parquet(self._output, f"sketch-{number:08d}", candidates, role=SKETCHES))
         if sorting.hashes:

@@ -15,7 +15,7 @@ import pytest
 
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.decontaminate import SIGNATURES
-from clusterbatch.corpus.holdout import SKETCH, HoldoutBy, choose, sketch, sketched
+from clusterbatch.corpus.holdout import SKETCH, HoldoutBy, choose, sketch, sketch_schema, sketched
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.corpus.normalise import text_hash
 from clusterbatch.errors import DataError
@@ -46,6 +46,50 @@ def test_the_choice_does_not_depend_on_how_rows_are_cut_into_units(by: HoldoutBy
         assert set(whole.queries.tolist()) <= asked
     else:
         assert not len(whole.documents)
+
+
+def _parts(rows: int) -> pa.Table:
+    """Texts of books of 1 to 40 parts, in two sources; a text may be in several books, and has several queries."""
+    numbers = random.Random(3)
+    schema = sketch_schema(False, "document", document_ids=True)
+    columns = [(f"s{numbers.randrange(2)}", numbers.randrange(rows // 10)) for _ in range(rows)]
+    books = [min(numbers.randrange(1, 200), 120) * 1000 + text // 7 for _, text in columns]
+    texts, queries = [text for _, text in columns], [numbers.randrange(rows) for _ in columns]
+    arrays = [
+        pa.array([name for name, _ in columns]),
+        *(pa.array(each, pa.uint64()) for each in (texts, queries, books)),
+    ]
+    return pa.table(arrays, schema=schema)
+
+
+def test_documents_of_several_texts_are_chosen_whole_however_rows_are_cut_into_units() -> None:
+    rows, total = _parts(6000), 80
+    whole = choose([sketch(rows, total, rows.schema)], total)
+    books = rows["document_id_hash"].to_numpy()
+    chosen = np.isin(books, whole.wholes)
+    assert set(rows["source"].filter(pa.array(chosen)).to_pylist()) == {"s0", "s1"}
+    texts = rows["document_hash"].to_numpy()
+    np.testing.assert_array_equal(whole.documents, np.unique(texts[chosen]))
+    np.testing.assert_array_equal(whole.queries, np.unique(rows["query_hash"].to_numpy()[chosen]))
+    counted = len(np.unique(np.stack([texts, books])[:, chosen], axis=1).T)
+    assert total / 2 <= counted <= total
+    for size in (7, 100, 1500):
+        pieces = [sketch(rows.slice(start, size), total, rows.schema) for start in range(0, rows.num_rows, size)]
+        cut = choose(pieces, total)
+        np.testing.assert_array_equal(cut.wholes, whole.wholes)
+        np.testing.assert_array_equal(cut.documents, whole.documents)
+        np.testing.assert_array_equal(cut.queries, whole.queries)
+    assert max(len(piece) for piece in pieces) < 1500
+
+
+def test_a_document_larger_than_its_source_may_give_is_held_out_alone() -> None:
+    rows = table([("books", n, n) for n in range(300)])
+    books = rows.append_column("document_id_hash", pa.array([n // 100 for n in range(300)], pa.uint64()))
+    chosen = choose([sketch(books, 50, books.schema)], 50)
+    assert len(chosen.wholes) == 1
+    assert len(chosen.documents) == len(chosen.queries) == 100
+    one = books.slice(0, 100)
+    assert choose([sketch(one, 50, one.schema)], 50).is_empty
 
 
 def test_shares_are_equal_and_small_sources_keep_most() -> None:
@@ -142,6 +186,47 @@ def test_held_out_queries_ask_for_documents_that_others_train(tmp_path: Path, pa
     assert manifest.counts.read == manifest.counts.written + manifest.counts.rejected + sum(
         manifest.counts.set_aside.values()
     )
+
+
+def test_no_part_of_a_held_out_document_is_trained_on(tmp_path: Path, in_process: None) -> None:
+    numbers = random.Random(5)
+
+    def part(book: int, number: int) -> dict[str, str]:
+        words = " ".join(f"word{numbers.randrange(5000)}" for _ in range(30))
+        return {"query": f"what about {words[:40]}", "document": words, "book": f"book {book}", "n": str(number)}
+
+    rows: list[Any] = [part(book, number) for book in range(80) for number in range(5)]
+    # Books quote each other.
+    rows += [{**rows[n], "query": f"{rows[n]['query']} too", "book": f"book {n % 80}"} for n in range(0, 400, 9)]
+    write_lines(tmp_path / "in/one.jsonl", rows)
+    config = RunConfig.model_validate(
+        {
+            "workspace": str(tmp_path / "ws"),
+            "corpus": {
+                "paths": [str(tmp_path / "in")],
+                "unit_bytes": 4096,
+                "source": "books",
+                "columns": {"document_id": "book"},
+            },
+            "evaluate": {"holdout": 30},
+        }
+    )
+    first = ingest(config)
+    trained = {row["document_id"] for row in corpus_rows(config, first)}
+    held = {f"book {book}" for book in range(80)} - trained
+    collection = tmp_path / "ws/corpus/holdout"
+    documents = {row["_id"]: row["text"] for row in map(json.loads, (collection / "corpus.jsonl").open())}
+    lines = [line for split in ("dev", "test") for line in (collection / f"qrels/{split}.tsv").read_text().splitlines()]
+    judged = {documents[line.split("\t")[1]] for line in lines if not line.startswith("query-id")}
+    assert 3 <= len(held) <= 7
+    assert judged == {row["document"] for row in rows if row["book"] in held}
+    assert {row["document"] for row in corpus_rows(config, first)}.isdisjoint(judged)
+    # Nor one that comes later.
+    later = [part(int(name.split()[1]), 5) for name in [*sorted(held), *sorted(trained)[:4]]]
+    write_lines(tmp_path / "in/two.jsonl", later)
+    second = ingest(config, append=True)
+    assert second.counts.written == first.counts.written + 4
+    assert second.counts.set_aside["held out"] == first.counts.set_aside["held out"] + len(held)
 
 
 def test_queries_cannot_be_held_out_if_each_document_has_one(tmp_path: Path, in_process: None) -> None:
