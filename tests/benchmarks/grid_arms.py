@@ -70,7 +70,7 @@ class Arms:
         of super-batches also documents (they and queries: the one side that divides them) and trained, those of the
         model that `trained` trains.
         Strategies of super-batches: super; super-cluster, each of one cluster; super-fixed, the same batches in every
-        epoch; super-shuffled, all batches of an epoch shuffled.
+        epoch; super-shuffled, all batches of an epoch shuffled; super-late, batches of sources in the first half.
         """
         name, _, vectors = arm.partition("@")
         base, half, _ = name.partition("-half")
@@ -98,6 +98,10 @@ class Arms:
             planned = self._planned(
                 "source", batch, seed, labels, most=most, super_batch=int(times[:-1]), near=near, source=strata
             )
+            if strategy == "super-late":
+                half_way = len(planned) // 2
+                plain = self._planned("source", batch, seed, labels, most=most)
+                return np.concatenate([plain[:half_way], planned[half_way:]])
             return _reordered(planned, strategy, seed)
         return self._planned(strategy.replace("-", "_"), batch, seed, labels, 0.5 if half else 0.0, most, layer)
 

@@ -58,6 +58,13 @@ def test_epochs_are_those_of_plain_batches(arms: Arms, arm: str) -> None:
     assert not np.array_equal(found, batches_of(arms, arm, seed=1))
 
 
+def test_late_super_batches_follow_batches_of_sources(arms: Arms) -> None:
+    found, plain, divided = (batches_of(arms, arm) for arm in ("super-late-4x", "source", "super-4x"))
+    assert np.array_equal(np.split(found, EPOCHS)[0], np.split(plain, EPOCHS)[0])
+    assert np.array_equal(np.split(found, EPOCHS)[1], np.split(divided, EPOCHS)[1])
+    assert not np.array_equal(plain[0], divided[0])
+
+
 def test_larger_super_batches_are_harder_and_diverse_batches_easier(arms: Arms) -> None:
     found = [
         np.mean([hardness(arms.corpus.pairs, batches_of(arms, arm, seed)) for seed in range(3)])
