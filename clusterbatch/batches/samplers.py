@@ -64,7 +64,7 @@ class ClusterBatchSampler(Sampler[list[int]]):
             raise UsageError(
                 f"batches.size: a batch of {config.size} pairs leaves some of {world_size} ranks without any"
             )
-        if config.super_batch > 1 and vectors is None:
+        if config.largest_super_batch > 1 and vectors is None:
             raise UsageError("batches.super_batch: a sampler divides super-batches by `vectors`, which are not given")
         for each in vectors or ():
             if each.ndim != 2 or len(each) != len(clusters):

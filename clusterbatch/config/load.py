@@ -73,7 +73,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _super_batches(self) -> RunConfig:
-        if self.batches.super_batch > 1 and self.cluster.surrogate == "none":
+        if self.batches.largest_super_batch > 1 and self.cluster.surrogate == "none":
             raise ValueError("batches.super_batch needs the surrogate's vectors (cluster.surrogate)")
         return self
 

@@ -33,6 +33,8 @@ class PhaseConfig(Section):
     """As in `batches`."""
     random_share: float | None = Field(None, ge=0, le=0.5)
     """As in `batches`."""
+    super_batch: int | None = added(None, ge=1)
+    """As in `batches`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> PhaseConfig:
@@ -90,14 +92,14 @@ class BatchesConfig(Section):
 
     @model_validator(mode="after")
     def _super_batches(self) -> BatchesConfig:
-        if self.super_batch == 1:
-            return self
         for phase in self.phases:
+            if phase.super_batch == 1:
+                continue
             if phase.stratify not in ("source", "random"):
                 raise ValueError(f"super_batch needs stratify: source or random (got {phase.stratify})")
             if phase.random_share:
                 raise ValueError("super_batch: its batches exchange no rows (random_share)")
-        if self.source_weights:
+        if self.largest_super_batch > 1 and self.source_weights:
             raise ValueError("super_batch: its batches have no weights (source_weights)")
         return self
 
@@ -132,6 +134,11 @@ class BatchesConfig(Section):
         return [
             self.model_copy(update={"curriculum": [], **phase.changes}) for phase in self.curriculum or [PhaseConfig()]
         ]
+
+    @property
+    def largest_super_batch(self) -> int:
+        """The largest `super_batch` of all phases; 1 if none divides super-batches."""
+        return max(phase.super_batch for phase in self.phases)
 
 
 # CLIP's limit: below it training gets unstable.

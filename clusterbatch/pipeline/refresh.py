@@ -223,7 +223,7 @@ def _clusters_of(workspace: Workspace, generation: int) -> int:
 
 def _drift(config: RunConfig, workspace: Workspace, base: int, generation: int) -> dict[str, Any]:
     """Return the figures of the sample, which stays until what they decide is written down; none without clusters."""
-    if config.batches.super_batch > 1:
+    if config.batches.phases[-1].super_batch > 1:
         return {}
     previous = Previous.of(config, _clusters_of(workspace, base))
     embedded = is_embedded(config, previous.vectors)

@@ -237,9 +237,11 @@ def _add_clusters(
     views.duplicates.update(details_of(manifest, ClustersDetails).get("duplicates", {}))
     views.near_pairs.extend(near_pairs(clusters, manifest))
     text, reader, clustered = ShardText(clusters, manifest), ShardReader(clusters), has_clusters(manifest)
-    for stratify in dict.fromkeys(("random", config.batches.stratify)):
-        batches = config.batches.model_copy(update={"stratify": stratify, "curriculum": [], "source_weights": None})
-        if stratify != config.batches.stratify:
+    # It lasts longest.
+    last = config.batches.phases[-1]
+    for stratify in dict.fromkeys(("random", last.stratify)):
+        batches = last.model_copy(update={"stratify": stratify, "source_weights": None})
+        if stratify != last.stratify:
             batches = batches.model_copy(update={"super_batch": 1})
         try:
             vectors = StoredVectors(reader, reader.index)

@@ -45,7 +45,8 @@ def check_tokens(config: RunConfig, place: str, clusters: Manifest) -> None:
 
 def check_vectors(config: RunConfig, place: str, clusters: Manifest) -> None:
     """Raise UsageError if super-batches are to be divided by vectors that the shards do not hold."""
-    if config.batches.super_batch > 1 and not details_of(clusters, ClustersDetails)["layout"]["surrogate_dimensions"]:
+    held = details_of(clusters, ClustersDetails)["layout"]["surrogate_dimensions"]
+    if config.batches.largest_super_batch > 1 and not held:
         raise UsageError(f"batches.super_batch: {place} holds no vectors (it was made with cluster.surrogate=none)")
 
 

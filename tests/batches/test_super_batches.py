@@ -194,6 +194,24 @@ def test_a_curriculum_has_them_too() -> None:
     assert len({plan.batch(step).stratum.name for step in range(3, 3 + plan.steps_per_epoch)}) == 2
 
 
+def test_a_phase_may_begin_or_end_them() -> None:
+    index = make_index([[90, 70], [40]])
+    phases = [{"epochs": 1}, {"super_batch": 3, "steps": 10}, {"super_batch": 1, "stratify": "random"}]
+    config = BatchesConfig(size=8, stratify="source", curriculum=phases)
+    assert config.largest_super_batch == 3
+    plan = make_plan(index, config, "cluster", vectors_of(index))
+    assert [isinstance(each, SuperBatchPlan) for each in plan.plans] == [False, True, False]
+    alone = BatchesConfig(size=8, stratify="source", super_batch=3)
+    begun = plan.plans[0].steps_of(1)
+    divided = make_plan(index, alone, "cluster", vectors_of(index))
+    # The second phase has the second epoch.
+    assert np.array_equal(plan.batch(begun + 2).row, divided.batch(divided.steps_of(1) + 2).row)
+    report = plan_report(plan)
+    assert [phase["strategy"] for phase in report["phases"]] == ["source", "source", "random"]
+    with pytest.raises(UsageError, match="vectors"):
+        ClusterBatchSampler(np.zeros(200, int), config)
+
+
 def test_a_sampler_divides_by_the_vectors_of_its_rows() -> None:
     labels = np.repeat(["x", "y"], [120, 60])
     queries = documents = unit(180, 6, 0)
@@ -249,6 +267,7 @@ def test_reading_is_counted_by_super_batches(tmp_path: Path) -> None:
         (["batches.stratify=source", "cluster.surrogate=none"], "cluster.surrogate"),
     ],
 )
-def test_what_super_batches_cannot_do_is_refused(words: list[str], message: str) -> None:
+@pytest.mark.parametrize("given", ["batches.super_batch=4", "batches.curriculum=[{steps: 3}, {super_batch: 4}]"])
+def test_what_super_batches_cannot_do_is_refused(words: list[str], message: str, given: str) -> None:
     with pytest.raises(UsageError, match=message):
-        load_config(None, ["workspace=w", "batches.super_batch=4", *words])
+        load_config(None, ["workspace=w", given, *words])

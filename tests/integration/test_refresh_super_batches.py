@@ -141,6 +141,18 @@ def test_the_last_phase_of_a_curriculum_decides(config: RunConfig) -> None:
         refresh(with_changes(config, changes))
 
 
+def test_its_super_batches_alone_need_no_others_before(config: RunConfig) -> None:
+    """Batches of sources first; a round divides super-batches by the model that those have trained."""
+    phases = [{"steps": 6}, {"super_batch": 4}]
+    config = with_changes(config, {"batches.super_batch": 1, "batches.curriculum": phases})
+    with pytest.raises(UsageError, match=r"refresh\.when"):
+        refresh(with_changes(config, {"refresh.when": "drift > 0.1"}))
+    [record] = refresh(config)
+    assert (record.clusters, record.reclustered, record.drift) == (1, True, {})
+    batches = Workspace(config).train(1).require().config["batches"]
+    assert (batches["super_batch"], batches["curriculum"]) == (4, [])
+
+
 def test_vectors_of_a_round_are_those_of_the_live_model(config: RunConfig) -> None:
     """Encoding the texts again gives those of queries and of documents."""
     refresh(config)

@@ -304,7 +304,7 @@ class CapacityModel:
         checkpoints = self.steps / (train.checkpoint_every or max(1, self.steps // 10))
         # A batch reads whole runs; tokens and vectors lie apart.
         files_of_a_run = 1 if train.mask.surrogate_margin is None else 2
-        if self.config.batches.super_batch > 1:
+        if self.config.batches.largest_super_batch > 1:
             # Every worker reads the vectors of all rows, and its rows lie in all runs.
             files_of_a_run = 2 * self.workers("train")
         runs = self.steps * self.config.batches.size / self.config.cluster.run_rows
@@ -362,9 +362,9 @@ class CapacityModel:
         activations_of_step = config.train.activation_bytes or 5 * 2**29
         # Weights, gradients and two moments in float32.
         state = 16.0 * self._parameters + activations_of_step + config.batches.prefetch_bytes
-        if config.batches.super_batch > 1:
+        if config.batches.largest_super_batch > 1:
             # Of all its rows two vectors, as they are stored and in float32.
-            state += 12.0 * self.surrogate.hidden * config.batches.super_batch * config.batches.size
+            state += 12.0 * self.surrogate.hidden * config.batches.largest_super_batch * config.batches.size
         return {
             "ingest": (5.0 * max(config.corpus.unit_bytes, config.corpus.part_bytes), _RECEIPT_BYTES * units / 4),
             "embed": (self._weights(self.surrogate) + activations + 3 * text + vectors, _RECEIPT_BYTES * units),

@@ -44,7 +44,7 @@ class Arm:
     @property
     def uses_embeddings(self) -> bool:
         mask, batches = self.config.train.mask, self.config.batches
-        by_vectors = mask.surrogate_margin is not None or batches.super_batch > 1
+        by_vectors = mask.surrogate_margin is not None or batches.largest_super_batch > 1
         return self.uses_clusters or self.config.mine.is_on or by_vectors or self.uses_scores
 
     @property

@@ -107,11 +107,7 @@ class Comparison:
 
         Random ones are there to explain, or as another way to spend money.
         """
-        clustered = [
-            arm
-            for arm in self.others
-            if arm.stratify in ("cluster", "group") or arm.changes.get("batches.super_batch", 1) > 1
-        ]
+        clustered = [arm for arm in self.others if arm.stratify in ("cluster", "group") or _has_super_batches(arm)]
         return clustered or [arm for arm in self.others if not arm.stratify.startswith("random")] or self.others
 
     @property
@@ -302,3 +298,9 @@ def _point(curve: Sequence[Mapping[str, Any]], step: int, metric: str) -> float:
 def _p_value(gain: Spread) -> float:
     value = gain.p_value()
     return 1.0 if math.isnan(value) else value
+
+
+def _has_super_batches(arm: ArmResult) -> bool:
+    """Return whether the arm itself asks for super-batches, for all steps or for a phase of them."""
+    phases = [{"super_batch": arm.changes.get("batches.super_batch", 1)}, *arm.changes.get("batches.curriculum", [])]
+    return any((phase.get("super_batch") or 1) > 1 for phase in phases)

@@ -112,7 +112,7 @@ def _check(config: RunConfig) -> None:
         raise UsageError("reuse: tune.stream makes corpora of its own, it cannot take another workspace's")
     if config.needs_teacher:
         raise UsageError("score.teacher: tune.stream makes no scores; compare intervals without a teacher")
-    if config.batches.super_batch > 1:
+    if config.batches.largest_super_batch > 1:
         raise UsageError(
             "batches.super_batch: tune.stream compares when to cluster again, super-batches have no clusters"
         )

@@ -160,6 +160,7 @@ def test_names_of_arms_mean_what_they_always_meant():
         **{f"cluster-{times}x": ("cluster", {"cluster.mean_size": f"{times}x"}) for times in (8, 16)},
         **{f"random-{times}x": ("random", {"batches.size": f"{times}x"}) for times in (2, 4, 8)},
         **{f"super-{times}x": ("source", {"batches.super_batch": times}) for times in (4, 16, 32, 64)},
+        "super-16x-last": ("source", {"batches.curriculum": [{"steps": "half"}, {"super_batch": 16}]}),
     }
     for name in ("random", "source", "cluster"):
         arms |= {name: (name, {}), f"{name}-masked": (name, mask)}

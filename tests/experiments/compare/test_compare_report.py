@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -195,9 +196,12 @@ def test_incomplete_judgements_are_named(page: Path):
         assert "Judgements made from held-out pairs are incomplete" in html or "正解判定は不完全です" in html
 
 
-def test_super_batches_are_what_the_question_is_about_as_clusters_are():
+@pytest.mark.parametrize(
+    "changes", [{"batches.super_batch": 16}, {"batches.curriculum": [{"steps": "half"}, {"super_batch": 16}]}]
+)
+def test_super_batches_are_what_the_question_is_about_as_clusters_are(changes: dict[str, Any]):
     made = made_up_comparison({"random": 0.0, "cluster": 0.0, "super-16x": 0.03})
-    changes = {"batches.stratify": "source", "batches.super_batch": 16}
+    changes = {"batches.stratify": "source", **changes}
     arms = [replace(arm, stratify="source", changes=changes) if arm.name == "super-16x" else arm for arm in made.arms]
     comparison = replace(made, arms=arms)
     assert comparison.decisive.name == "super-16x"
