@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from clusterbatch.clustering.cells import Cells
 from clusterbatch.clustering.features import project, projection, unit_length
 from clusterbatch.clustering.kmeans import Fit, FitSettings, fit, fixed
-from clusterbatch.clustering.model import NO_OUTLIERS, KMeansClusters, NamedFit, read_centers
+from clusterbatch.clustering.model import KMeansClusters, NamedFit, read_centers
+from clusterbatch.clustering.outliers import outlier_details
 from clusterbatch.clustering.packing_order import packing_order
 from clusterbatch.clustering.partial_sums import Centers, Chunk, Rows, chunks_head
 from clusterbatch.clustering.sample import SampleChunks, SampledChunk
@@ -85,6 +87,13 @@ class CellFit:
 
         sampled: the same rows as they were sampled, read only if the fit continues the generation before.
         """
+        found = self._fit(rows, matrix, sampled)
+        if self._level.config.drop_outliers is None:
+            return found
+        # Rows are assigned in float32, to the last centroids: so are those that say which cosines are low.
+        return replace(found, sums=fixed(rows, found.centers, torch.float32).sums)
+
+    def _fit(self, rows: Rows, matrix: np.ndarray | None, sampled: Iterable[SampledChunk]) -> Fit:
         config = self._level.config
         settings = FitSettings(
             clusters=self._clusters,
@@ -111,9 +120,7 @@ class CellFit:
             "sampled": found.sums.rows[order].astype(np.float64),
             "bias": pa.nulls(len(order), pa.float32()) if bias is None else bias[order],
         }
-        share = self._level.config.drop_outliers
-        details = self._details("centroids")
-        details["outlier_below"] = NO_OUTLIERS if share is None else found.sums.quantile(share)
+        details = self._details("centroids") | outlier_details(found.sums, self._level.config.drop_outliers)
         # Centroids of a cell without rows have no quality: the summary leaves them out.
         if found.sums.rows.any():
             details |= {"mean_cosine": found.mean_cosine, "rounds": len(found.history)}

@@ -15,7 +15,6 @@ from clusterbatch.clustering.communities import communities
 from clusterbatch.clustering.embedded_corpus import EmbeddedCorpus, PassFactory
 from clusterbatch.clustering.features import Features, feature_vectors, unit_length
 from clusterbatch.clustering.model import (
-    NO_OUTLIERS,
     CentroidClusters,
     FittedClusters,
     KMeansClusters,
@@ -27,6 +26,7 @@ from clusterbatch.clustering.model import (
     read_models,
     write_fits,
 )
+from clusterbatch.clustering.outliers import NO_OUTLIERS
 from clusterbatch.clustering.packing_order import packing_order
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.partitions import Partitions

@@ -19,15 +19,13 @@ import pyarrow as pa
 
 from clusterbatch.clustering.assign import Assigner
 from clusterbatch.clustering.features import Features, feature_vectors, project
+from clusterbatch.clustering.outliers import NO_OUTLIERS, outlier_below
 from clusterbatch.clustering.partial_sums import Centers
 from clusterbatch.corpus.partitions import Partitions
 from clusterbatch.embedding.vectors import TaskUnit, vector_values
 from clusterbatch.store import Artifact, Part
 from clusterbatch.store.details import FitPart
 from clusterbatch.store.tables import read_parquet, write_parquet
-
-# A fit without `cluster.drop_outliers`: no cosine is below this.
-NO_OUTLIERS = -2.0
 
 
 @dataclass(frozen=True)
@@ -333,12 +331,11 @@ def read_models(level: StoredParts, partitions: Partitions) -> dict[int, Partiti
         found = [cell for _, cell in sorted(cells[partition].items())]
         sampled = [table["sampled"].to_numpy() for _, table in found]
         rows = np.concatenate(sampled)
-        below = [details["outlier_below"] for details, _ in found]
         models[partition] = PartitionModel(
             fine=[read_centers(table) for _, table in found],
             shares=rows / rows.sum(),
             matrix=matrices.get(partition),
-            outlier_below=float(np.average(below, weights=[each.sum() for each in sampled])),
+            outlier_below=outlier_below([details for details, _ in found], [each.sum() for each in sampled]),
         )
     return models
 

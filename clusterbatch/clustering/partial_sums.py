@@ -16,6 +16,7 @@ from clusterbatch.clustering.assign import Assigner
 
 # Bins of the histogram of cosines, over [-1, 1].
 COSINE_BINS = 2048
+COSINE_EDGES = np.linspace(-1, 1, COSINE_BINS + 1)
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,13 @@ class PartialSums:
     def mean_cosine(self) -> float:
         return self.cosine / max(float(self.counts.sum()), 1e-12)
 
-    def quantile(self, share: float) -> float:
-        """The cosine that about `share` of the rows lie below."""
-        below = np.searchsorted(np.cumsum(self.histogram), share * self.histogram.sum())
-        return float(2 * (below + 1) / COSINE_BINS - 1)
+    def quantiles(self, shares: np.ndarray) -> np.ndarray:
+        """Return the (n,) cosines that about, and at most, these (n,) shares of the rows lie below.
+
+        They are lower edges of bins: rows that are all alike, in one bin, do not lie below.
+        """
+        rows = np.cumsum(self.histogram)
+        return COSINE_EDGES[np.searchsorted(rows, shares * rows[-1], side="right")]
 
 
 def merge(parts: Iterable[PartialSums]) -> PartialSums:

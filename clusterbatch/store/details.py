@@ -100,6 +100,8 @@ class FitPart(TypedDict):
     coarse: NotRequired[int]
     # Cosine below which rows are set aside.
     outlier_below: NotRequired[float]
+    # Of the cell's rows, by clustering.outliers; missing without outliers, or if the cell has no rows.
+    low_cosines: NotRequired[list[float]]
     # Missing if the cell has no rows.
     mean_cosine: NotRequired[float]
     rounds: NotRequired[int]
