@@ -38,8 +38,6 @@ _LOCAL_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 
-# Addresses that Ray resolves on its own.
-_WORDS_FOR_ADDRESSES = ("auto", "local")
 _RAY_CLIENT_PORT = 10001
 _CONNECT_TRIES, _CONNECT_SECONDS = 3, 5.0
 
@@ -169,7 +167,10 @@ def _one_thread() -> Iterator[None]:
 
 def _start(config: RayConfig) -> None:
     address = config.address or os.environ.get("RAY_ADDRESS")
-    if address and address != "local":
+    if address == "local":
+        # As if unset: Ray itself would start what `ray.num_cpus` does not bound, with a dashboard.
+        address = None
+    if address:
         key = "ray.address" if config.address else "RAY_ADDRESS"
         say(f"ray: joining the cluster at {address} ({key})")
         _check_port(key, address)
@@ -205,7 +206,8 @@ def _init(config: RayConfig, address: str | None) -> None:
 
 def _check_port(key: str, address: str) -> None:
     """Raise InfrastructureError if nothing listens at `address`. Ray itself would try for many minutes."""
-    if address in _WORDS_FOR_ADDRESSES:
+    if address == "auto":
+        # Ray itself knows where.
         return
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:

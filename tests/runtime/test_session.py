@@ -55,6 +55,21 @@ def test_an_address_where_nothing_listens_is_told_before_ray_is_asked(
 
 
 @pytest.mark.usefixtures("not_connected")
+@pytest.mark.parametrize("address", [None, "local"])
+def test_a_cluster_of_this_machine_is_as_configured_and_has_no_dashboard(
+    address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr("ray.init", lambda *_, **settings: asked.append(settings))
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with ray_session(RayConfig(address=address, num_cpus=3, object_store_memory=2**27)):
+        pass
+    [settings] = asked
+    assert (settings["num_cpus"], settings["object_store_memory"]) == (3, 2**27)
+    assert settings["include_dashboard"] is False
+
+
+@pytest.mark.usefixtures("not_connected")
 @pytest.mark.parametrize("address", ["head", "head:port", "ray://", ":6379"])
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(InfrastructureError, match=r"expected auto, host:port or ray://host:port"):
