@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
-from clusterbatch.config import RunConfig, load_config
+from clusterbatch.config import RunConfig, load_words
 from clusterbatch.corpus.row_groups import read_row_group, row_groups_of
 from clusterbatch.embedding.char_ngrams import SURROGATES
 from clusterbatch.embedding.workers import sample_rows
@@ -30,10 +30,8 @@ def main() -> int:
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
     parser.add_argument("--pairs", type=int, default=2048, help="pairs that it is fitted to (2048)")
     options = parser.parse_args()
-    path = options.words[0] if "=" not in options.words[0] else None
-    words = options.words[1:] if path else options.words
     try:
-        distil(load_config(path, words), options.output, options.pairs)
+        distil(load_words(options.words), options.output, options.pairs)
     except ClusterbatchError as error:
         print(f"static_surrogate: {error}", file=sys.stderr)
         return error.exit_code

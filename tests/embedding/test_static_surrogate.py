@@ -30,13 +30,15 @@ def test_a_corpus_is_embedded_with_what_was_fitted_to_it(
     queries = [f"the fox number {row}" for row in range(60)]
     documents = [f"the lazy dog sleeps {'all day ' * (row % 20)}" for row in range(60)]
     commit_corpus(config, corpus_table(queries, documents, ["one"] * 60), row_group_rows=25, part_rows=50)
-    words = [f"workspace={config.workspace}", f"embed.model={tiny('bert')}", "embed.max_tokens=32"]
+    # A path with an equals sign, as the commands take it.
+    (tmp_path / "kind=static.yaml").write_text(f"workspace: {config.workspace}\n")
+    words = [str(tmp_path / "kind=static.yaml"), f"embed.model={tiny('bert')}", "embed.max_tokens=32"]
     output = str(tmp_path / "static")
     assert _run(monkeypatch, *words, "--output", output, "--pairs", "40") == 0
     manifest = embed(with_changes(config, {"embed.model": output, "embed.device": "cpu"}))
     assert manifest.counts.written == 60
     # What is left of the work is the model alone.
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "static"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kind=static.yaml", "run", "static"]
 
 
 def test_mistakes_are_one_line_before_any_work(
