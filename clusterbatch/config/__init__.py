@@ -4,7 +4,7 @@ from clusterbatch.config.base import Section, fingerprint, operational
 from clusterbatch.config.compare import CompareConfig
 from clusterbatch.config.environment import RayConfig, ReuseConfig, StorageConfig
 from clusterbatch.config.experiments import PredictConfig, RefreshConfig, ReportConfig, TuneConfig
-from clusterbatch.config.load import RunConfig, load_config, load_words, shown_configuration, with_changes
+from clusterbatch.config.load import RunConfig, dotted, load_config, load_words, shown_configuration, with_changes
 from clusterbatch.config.stages import (
     DOCSTRINGS,
     ClusterConfig,
@@ -53,6 +53,7 @@ __all__ = [
     "StorageConfig",
     "TrainConfig",
     "TuneConfig",
+    "dotted",
     "fingerprint",
     "load_config",
     "load_words",

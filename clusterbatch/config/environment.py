@@ -38,7 +38,7 @@ class StorageConfig(Section):
     """Region of the buckets. Unset: the environment's."""
     addressing_style: Literal["auto", "path", "virtual"] = operational("auto")
     """Place of the bucket's name in addresses: in the path or in the host name."""
-    ca_file: str | None = operational(None)
+    ca_file: Address | None = operational(None)
     """File of certificates to check the endpoint against, instead of the system's."""
     verify_tls: bool = operational(True)
     """Check the endpoint's certificate."""

@@ -150,6 +150,8 @@ class TuneConfig(Section):
         for key, values in self.candidates.items():
             if key.split(".")[0] not in _SECTIONS:
                 raise ValueError(f"candidates: {key} cannot be tuned (only {', '.join(_SECTIONS)})")
+            if "." not in key:
+                raise ValueError(f"candidates: {key} is a section; name one of its keys, such as batches.size")
             if key in ALIKE:
                 raise ValueError(f"candidates: {key} cannot be tuned (all candidates train alike)")
             if not values:

@@ -158,14 +158,29 @@ def load_words(words: Sequence[str]) -> RunConfig:
 
 
 def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """Return `config` with the values of dotted keys replaced. Raises UsageError as `load_config` does."""
+    """Return `config` with the values of dotted keys replaced, and of a section those that a map of it names.
+
+    Raises UsageError as `load_config` does.
+    """
     values = config.model_dump()
-    for key, value in changes.items():
+    for key, value in dotted(changes).items():
         _set(values, key, value)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise UsageError(_one_line(error)) from None
+
+
+def dotted(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `changes` of dotted keys with a key for each that the maps of whole sections name, as files nest them."""
+    found: dict[str, Any] = {}
+    for key, value in changes.items():
+        sections = [form for form in _forms_of(key) if isinstance(form, type) and issubclass(form, Section)]
+        if sections and isinstance(value, dict) and value:
+            found |= dotted({f"{key}.{name}": inner for name, inner in value.items()})
+        else:
+            found[key] = value
+    return found
 
 
 class _RepeatedKeyError(Exception):
@@ -192,10 +207,12 @@ class _Loader(yaml.SafeLoader):
 _NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str) -> tuple[yaml.Node | None, Any]:
+    """Return the root of the document and its value."""
     loader = _Loader(text)
     try:
-        return loader.get_single_data()
+        node = loader.get_single_node()
+        return node, None if node is None else loader.construct_document(node)
     finally:
         loader.dispose()
 
@@ -213,7 +230,7 @@ def shown_configuration(config: RunConfig) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = _parse(path.read_text(encoding="utf-8"))
+        _, values = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"configuration {path}: {error.strerror or error}") from None
     except _RepeatedKeyError as error:
@@ -234,11 +251,29 @@ def _apply(values: dict[str, Any], word: str) -> None:
     key, separator, text = word.partition("=")
     if not separator or not key.strip():
         raise UsageError(f"{word!r}: expected key=value, for example cluster.mean_size=1024")
+    key = key.strip()
+    for name, value in dotted({key: _value(key, text)}).items():
+        _set(values, name, value)
+
+
+def _value(key: str, text: str) -> Any:
+    """Return the value of an override: YAML's, but texts are whole, as a shell has unquoted them already.
+
+    YAML would end `runs/a #2` at its comment, lose the space behind a prompt, and take `query: ` for a map.
+    """
     try:
-        value = _parse(text) if text else None
+        node, value = _parse(text)
+    except _RepeatedKeyError as error:
+        raise UsageError(f"{key}: {error}") from None
     except _NO_YAML:
-        raise UsageError(f"{key}: {text!r} is not a valid value") from None
-    _set(values, key.strip(), value)
+        return text
+    if node is None:
+        return text or None
+    # Quotes, brackets and braces are YAML's.
+    marked = node.style if isinstance(node, yaml.ScalarNode) else getattr(node, "flow_style", False)
+    forms = _forms_of(key)
+    takes_texts = isinstance(value, str) and any(get_origin(form) is list for form in forms)
+    return text if not marked and ((str in forms and value is not None) or takes_texts) else value
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
@@ -324,6 +359,15 @@ def _inside(kind: Any, part: int | str) -> Any:
     if isinstance(form, type) and issubclass(form, Section):
         return form.model_fields[str(part)].annotation if part in form.model_fields else None
     return get_args(form)[-1] if get_origin(form) in (dict, list) else None
+
+
+def _forms_of(key: str) -> list[Any]:
+    """Return the types that the value of a dotted key may have; none if the key is unknown."""
+    forms: list[Any] = [RunConfig]
+    for name in key.split("."):
+        inside = [_inside(form, name) for form in forms]
+        forms = [form for kind in inside if kind is not None for form in _forms(kind)]
+    return forms
 
 
 def _suggestion(key: str, place: Sequence[int | str]) -> str:

@@ -133,7 +133,9 @@ class CorpusConfig(Section):
             return None
         try:
             name = codecs.lookup(encoding).name
-        except LookupError:
+            # Some codecs are no encodings of texts: base64, rot13.
+            "a".encode(name)
+        except (LookupError, UnicodeError):
             raise ValueError(f"unknown encoding {encoding!r}, expected for example utf-8 or cp932") from None
         # Files that are called Shift_JIS mostly have Microsoft's additions.
         return "cp932" if name == "shift_jis" else name

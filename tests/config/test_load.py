@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from clusterbatch import batches
-from clusterbatch.config import BatchesConfig, RunConfig, TrainConfig, fingerprint, load_config
+from clusterbatch.config import BatchesConfig, RunConfig, TrainConfig, fingerprint, load_config, with_changes
 from clusterbatch.errors import UsageError
 
 
@@ -39,7 +39,13 @@ def test_one_path_is_a_list_of_one(tmp_path: Path) -> None:
         (["workspace=w", "train.epochs=1", "train.steps=1"], "train: give epochs or steps"),
         (["workspace"], "'workspace': expected key=value"),
         (["workspace=w", "workspace.deeper=3"], "workspace is a value, not a section"),
-        (["workspace=w", "train.mask={"], "is not a valid value"),
+        (["workspace=w", "train.mask={"], "train.mask: input should be a section with keys of its own (got '{')"),
+        (
+            ["workspace=w", "train.mask={duplicates: true, duplicates: false}"],
+            "train.mask: line 1: duplicates is given",
+        ),
+        (["workspace=w", "tune.candidates={train: [{steps: 5}, {steps: 6}]}"], "candidates: train is a section"),
+        (["workspace=w", "corpus.encoding=base64"], "corpus.encoding: unknown encoding 'base64'"),
         (["workspace=w", "batches.clusters_per_batch=7"], "clusters_per_batch: 7 does not divide size 256"),
         (
             ["workspace=w", "batches.curriculum=[{steps: 5, clusters_per_batch: 3}, {}]"],
@@ -80,7 +86,7 @@ def test_one_path_is_a_list_of_one(tmp_path: Path) -> None:
         (["workspace=w", "train.matryoshka=[8, 8]"], "matryoshka: one size is named twice"),
         (["workspace=w", "report.segment_pattern=("], "report.segment_pattern: not a regular expression"),
         (["workspace=w", "report.segment_pattern=abc"], "report.segment_pattern: expected a group in parentheses"),
-        (["workspace=w", "corpus.source=2024-13-45"], "corpus.source: '2024-13-45' is not a valid value"),
+        (["workspace=w", "train.epochs=2024-13-45"], "train.epochs: input should be a valid integer"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_key(words: list[str], message: str) -> None:
@@ -89,6 +95,45 @@ def test_mistakes_are_one_line_that_names_the_key(words: list[str], message: str
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not re.search(r"dict\[|literal\[|instance of|parse", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("workspace=/runs/a #2", "/runs/a #2"),
+        ("workspace=/runs/a=b", "/runs/a=b"),
+        ("embed.query_prompt=query: ", "query: "),
+        ("embed.document_prompt= passage ", " passage "),
+        ("embed.query_prompt='quoted '", "quoted "),
+        ("embed.query_prompt=", None),
+        ("corpus.source=null", None),
+        ("corpus.source=no", "no"),
+        ("corpus.source=2024-01-01", "2024-01-01"),
+        ("corpus.source=2024-13-45", "2024-13-45"),
+        ("corpus.source=@work", "@work"),
+        ("corpus.source=#1", "#1"),
+        ("corpus.paths=a #2/*.parquet", ["a #2/*.parquet"]),
+        ("corpus.paths=[0-9]*.parquet", ["[0-9]*.parquet"]),
+        ("corpus.paths=[a, 'b #2']", ["a", "b #2"]),
+        ("train.learning_rate= 1e-4", 1e-4),
+        ("embed.persist=no", False),
+        ("train.negatives=in_batch", "in_batch"),
+    ],
+)
+def test_texts_of_a_command_line_are_whole(word: str, value: object) -> None:
+    found = load_config(None, ["workspace=w", word])
+    for name in word.partition("=")[0].split("."):
+        found = getattr(found, name)
+    assert found == value
+
+
+def test_a_map_of_a_section_changes_what_it_names(tmp_path: Path) -> None:
+    path = write(tmp_path, "workspace: w\nbatches: {size: 64, source_weights: {a: 2, b: 3}}\n")
+    config = load_config(path, ["batches={stratify: source, source_weights: {c: 4}}", "train={mask: {duplicates: no}}"])
+    assert (config.batches.size, config.batches.stratify, config.train.mask.duplicates) == (64, "source", False)
+    # A map that is a value is one value.
+    assert config.batches.source_weights == {"c": 4}
+    assert with_changes(config, {"batches": {"seed": 1}}).batches == config.batches.model_copy(update={"seed": 1})
 
 
 @pytest.mark.parametrize(
@@ -130,13 +175,21 @@ def test_every_shipped_configuration_loads() -> None:
         load_config(str(path))
 
 
+def test_the_comparison_that_is_shipped_has_as_many_runs_as_it_says() -> None:
+    file = Path(__file__).parents[2] / "jobs" / "compare.yaml"
+    compare = load_config(str(file)).compare
+    assert f"built-in sample: {len(compare.arms) * compare.seeds} runs" in file.read_text()
+
+
 def test_local_places_are_absolute_so_that_workers_find_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my-model").mkdir()
     monkeypatch.chdir(tmp_path)
-    config = load_config(None, ["workspace=runs/a", "reuse.corpus=runs/b", "train.model=my-model"])
+    words = ["workspace=runs/a", "reuse.corpus=runs/b", "train.model=my-model", "storage.ca_file=ca.pem"]
+    config = load_config(None, words)
     assert config.workspace == str(tmp_path / "runs" / "a")
     assert config.reuse.corpus == str(tmp_path / "runs" / "b")
     assert config.train.model == str(tmp_path / "my-model")
+    assert config.storage.ca_file == str(tmp_path / "ca.pem")
     # What is no folder here is a name, and a URI is a URI.
     config = load_config(None, ["workspace=s3://bucket/a", "train.model=all-MiniLM-L6-v2"])
     assert config.workspace == "s3://bucket/a"
@@ -162,12 +215,9 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
         load_config(str(file))
 
 
-@pytest.mark.parametrize("place", ["file", "word"])
-def test_what_looks_like_a_date_and_is_none_is_one_line(place: str, tmp_path: Path) -> None:
-    file = tmp_path / "date.yaml"
-    file.write_text("corpus:\n  source: 2024-13-45\n" if place == "file" else "workspace: w\n")
-    with pytest.raises(UsageError):
-        load_config(str(file), ["corpus.source=2024-13-45"] if place == "word" else [])
+def test_what_looks_like_a_date_and_is_none_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"run\.yaml: not valid YAML"):
+        load_config(write(tmp_path, "corpus:\n  source: 2024-13-45\n"))
 
 
 def test_what_concerns_several_sections_names_them_and_nothing_else() -> None:

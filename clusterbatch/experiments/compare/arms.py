@@ -9,7 +9,7 @@ from typing import Any
 
 from clusterbatch.batches.strategies import STRATEGIES, Strategy
 from clusterbatch.clustering.cells import mean_size
-from clusterbatch.config import RunConfig, fingerprint, with_changes
+from clusterbatch.config import RunConfig, dotted, fingerprint, with_changes
 from clusterbatch.config.compare import ALIKE, HALF, MATCHED
 from clusterbatch.errors import UsageError
 from clusterbatch.training.starting_model import with_learning_rate
@@ -63,7 +63,8 @@ def arms_of(config: RunConfig) -> tuple[list[Arm], dict[str, RunConfig]]:
     Raises UsageError if an arm changes a section that must be the same for all.
     """
     base = _base(config)
-    configs = {name: _with_arm(base, name, changes) for name, changes in config.compare.arms.items()}
+    asked = {name: dotted(changes) for name, changes in config.compare.arms.items()}
+    configs = {name: _with_arm(base, name, changes) for name, changes in asked.items()}
     layouts: dict[str, RunConfig] = {}
     names: dict[str, str] = {}
     # Arms with a layout of their own first: random and source batches can then be read from any of theirs.
@@ -76,7 +77,6 @@ def arms_of(config: RunConfig) -> tuple[list[Arm], dict[str, RunConfig]]:
         if name not in names:
             usable = (key for key, layout in layouts.items() if _serves(layout, arm))
             names[name] = next(usable, None) or _add(layouts, config, arm, arm.batches.stratify)
-    asked = config.compare.arms
     arms = [
         Arm(
             name,

@@ -68,6 +68,21 @@ def test_arms_without_outliers_have_clusters_of_their_own():
     assert layouts[layout["random-no-outliers"]].batches.stratify == "cluster"
 
 
+def test_arms_may_be_nested_as_files_are_and_change_what_they_name():
+    flat, nested = (
+        "{batches.stratify: source, batches.random_share: 0.1}",
+        "{batches: {stratify: source, random_share: 0.1}}",
+    )
+    one, other = (arms_by_name(configured(f"{{random: {{}}, own: {own}}}"))["own"].config for own in (flat, nested))
+    assert one.batches == other.batches
+    assert (one.batches.size, one.batches.stratify) == (128, "source")
+
+
+def test_a_nested_arm_changes_nothing_that_is_the_same_for_all():
+    with pytest.raises(UsageError, match=r"compare\.arms\.own: train\.steps is the same for all arms"):
+        arms_of(configured("{random: {}, own: {train: {steps: 5}}}"))
+
+
 def test_arms_with_semantic_duplicates_have_clusters_that_know_them():
     duplicates = "cluster.duplicates: {threshold: 0.9}"
     config = configured(f"{{random: {{}}, cluster: {{}}, other: {{batches.stratify: random, {duplicates}}}}}")
