@@ -82,9 +82,12 @@ class TrainingLoop:
             if score is not None:
                 line["score"] = score
             self._record(line)
-            # A score is worth a checkpoint: it may be the best.
-            if ending or score is not None or (self._is_due(done) and self._is_free()):
+            if ending or score is not None:
+                # A score is worth a checkpoint: it may be the best.
+                self._wait_together()
                 self._checkpoint(done, batch.epoch, score)
+            elif self._is_due(done) and self._is_free():
+                self._checkpoint(done, batch.epoch, None)
             if stopping and done < settings.last_step:
                 self._wait_together()
                 raise Preempted(f"stopped after step {done}, as asked; its checkpoint is written")
@@ -143,7 +146,11 @@ class TrainingLoop:
         return self._checkpoints is None or self._checkpoints.is_free(self._settings.patience)
 
     def _wait_together(self) -> None:
-        """Wait on all ranks for the checkpoint: Ray ends all workers as soon as one has raised."""
+        """Wait on all ranks until the last checkpoint is written.
+
+        The others must not wait in a collective, which would take storage that is slow for a lost worker, nor raise
+        before it is written: Ray ends all workers as soon as one has.
+        """
         try:
             self._training.world.wait_until(
                 lambda: self._checkpoints is None or self._checkpoints.is_free(), self._device

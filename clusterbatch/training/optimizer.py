@@ -148,6 +148,11 @@ class Optimizer:
                 self._tables[name].load(moments[0], moments[1], updated, weights, steps_done)
                 continue
             first, second = (moment.to(parameter.device, copy=True) for moment in moments)
+            if f"{_UPDATED}/{name}" in state:
+                # A table whose rows were updated lazily, on another device: the moments of each have decayed since.
+                missed = (steps_done - state[f"{_UPDATED}/{name}"].to(parameter.device))[:, None]
+                first *= BETA1**missed
+                second *= BETA2**missed
             # Torch counts the steps of each parameter in a float32 tensor beside it.
             count = torch.tensor(float(steps_done), device=parameter.device)
             self._adamw.state[parameter] = {"step": count, _MOMENTS[0]: first, _MOMENTS[1]: second}

@@ -123,6 +123,23 @@ def test_a_saved_state_continues_with_the_same_bits(at: int) -> None:
         assert torch.equal(resumed.optimizer.state()[name], moment)
 
 
+@pytest.mark.parametrize("at", [150, 333])
+def test_a_saved_state_continues_on_a_device_that_updates_all_rows(at: int) -> None:
+    """As when a run that began on a CPU is resumed on a GPU: `train.device` may change in between."""
+    dense, saved = _Run(lazy=False), _Run()
+    dense.steps(0, at + 20)
+    saved.steps(0, at)
+    resumed = _Run(lazy=False)
+    with torch.no_grad():
+        resumed.table.copy_(saved.weights(at))
+    resumed.optimizer.load(saved.optimizer.saved_state(), at)
+    resumed.steps(at, at + 20)
+    torch.testing.assert_close(resumed.table.detach(), dense.table.detach(), rtol=0, atol=5e-6)
+    state = resumed.optimizer.state()
+    for name, moment in dense.optimizer.state().items():
+        torch.testing.assert_close(state[name], moment, rtol=1e-4, atol=1e-12)
+
+
 def test_a_later_run_continues_the_count_of_an_earlier_one() -> None:
     """The second generation has its own schedule, and begins with moments that have seen 400 steps."""
     first = _Run()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,6 +14,8 @@ import torch
 
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.errors import DataError
+from clusterbatch.store import Artifact
+from clusterbatch.training import worker
 from clusterbatch.training.checkpoint import Checkpoints
 from clusterbatch.training.collectives import World
 from clusterbatch.training.resume import Start, resume
@@ -115,3 +119,36 @@ def test_a_damaged_checkpoint_names_its_file(tmp_path: Path) -> None:
     latest.folder.write(path, b"cut off")
     with pytest.raises(DataError, match=path):
         train_on_rank(World(), job)
+
+
+@pytest.mark.parametrize("ending", ["a score", "a stop"])
+def test_no_rank_waits_in_a_collective_for_storage_that_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """A checkpoint that cannot be left out comes while the one before is still being written."""
+    asked = threading.Event()
+
+    def wait_until(self: World, is_ready: Callable[[], bool], device: torch.device) -> None:
+        asked.set()
+        while not is_ready():
+            time.sleep(0.01)
+
+    write = Artifact.write_part
+
+    def slow(self: Artifact, *arguments: Any, **details: Any) -> Any:
+        assert self.kind != "checkpoint" or asked.wait(20), "rank 0 alone waits"
+        return write(self, *arguments, **details)
+
+    monkeypatch.setattr(World, "wait_until", wait_until)
+    monkeypatch.setattr(Artifact, "write_part", slow)
+    monkeypatch.setattr(worker.Validation, "__init__", lambda self, *arguments: None)
+    monkeypatch.setattr(worker.Validation, "measure", lambda self, encoder: 0.5)
+    scored = {"evaluate_path": str(tmp_path), "evaluate_every": 2} if ending == "a score" else {}
+    config = small_config(tmp_path, train={"steps": 6, "checkpoint_every": 1, "collective_timeout": 0.1, **scored})
+    write_clusters(config)
+    job = small_job(config)
+    if scored:
+        train_on_rank(World(), job)
+    else:
+        assert "stopped after step 2" in train_until_asked_to_stop(World(), job, 2)
+    assert asked.is_set()
