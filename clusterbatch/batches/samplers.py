@@ -8,6 +8,7 @@ batch is of one cluster or of neighbouring remains, never of two sources, any st
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch.distributed
 from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 
 from clusterbatch.batches.curriculum import make_plan
-from clusterbatch.config import BatchesConfig
+from clusterbatch.config import BatchesConfig, fingerprint
 from clusterbatch.errors import DataError, UsageError
 from clusterbatch.log import say
 from clusterbatch.shards.index import ClusterIndex
@@ -71,7 +72,13 @@ class ClusterBatchSampler(Sampler[list[int]]):
                 raise UsageError(f"vectors: of shape {each.shape}, expected one for each of {len(clusters)} rows")
             if not (np.linalg.norm(each, axis=1) < _LONGEST).all():
                 raise UsageError("vectors: longer than 1, or no numbers; divide each by its length")
+        if vectors and vectors[0].shape != vectors[1].shape:
+            raise UsageError(f"vectors: {vectors[0].shape[1]} and {vectors[1].shape[1]} dimensions, expected as many")
         index, self._row_of = index_labels(clusters, sources)
+        if config.super_batch > 1 and vectors:
+            # They decide which rows meet, as labels do.
+            parts = [index.fingerprint, *(checksum(np.ascontiguousarray(each).data) for each in vectors)]
+            index = replace(index, fingerprint=fingerprint(*parts))
 
         def vectors_of(piece: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             assert vectors is not None
@@ -114,7 +121,7 @@ class ClusterBatchSampler(Sampler[list[int]]):
         With another number of ranks the same global batches follow. Raises UsageError if the state is of another plan.
         """
         if state["plan"] != self.plan.fingerprint:
-            raise UsageError("this checkpoint was made with other labels, batch size, strategy or seed")
+            raise UsageError("this checkpoint was made with other labels, vectors, batch size, strategy or seed")
         self.epoch, self._first = self.plan.locate(state["step"])
         return self.epoch
 
@@ -257,10 +264,14 @@ def _numbered(name: str, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
     values = np.asarray(labels)
     if values.ndim != 1:
         raise UsageError(f"{name}: labels of shape {values.shape}, expected one per row")
+    problem = UsageError(f"{name}: expected integers or strings, not a mixture, and none missing")
     try:
+        # NaN, as which pandas has a missing label, is the one value that differs from itself.
+        if values.dtype.kind not in "iubUS" and np.any(values != values):
+            raise problem
         return np.unique(values, return_inverse=True)
     except TypeError:
-        raise UsageError(f"{name}: expected integers or strings, not a mixture, and none missing") from None
+        raise problem from None
 
 
 def label_rows(clusters: Artifact, pair_ids: Sequence[str] | pa.Array) -> tuple[np.ndarray, np.ndarray]:

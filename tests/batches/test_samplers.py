@@ -139,6 +139,9 @@ def test_labels_must_match_the_dataset() -> None:
     ("clusters", "words"),
     [
         (["a", None, "b"] * 20, "clusters: expected integers or strings, not a mixture, and none missing"),
+        # As a column of pandas with a missing label.
+        ([1, 2, np.nan] * 20, "clusters: expected integers or strings, not a mixture, and none missing"),
+        (np.array([1, 2, np.nan] * 20, object), "clusters: expected integers or strings, .* and none missing"),
         (np.zeros((60, 1)), r"clusters: labels of shape \(60, 1\), expected one per row"),
     ],
 )

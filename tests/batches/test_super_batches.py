@@ -234,6 +234,24 @@ def test_a_sampler_divides_by_the_vectors_of_its_rows() -> None:
     for damaged in (3 * documents, np.where(documents > 0.9, np.nan, documents)):
         with pytest.raises(UsageError, match="longer than 1"):
             ClusterBatchSampler(labels, config, vectors=(queries, damaged))
+    with pytest.raises(UsageError, match="vectors: 6 and 5 dimensions"):
+        ClusterBatchSampler(labels, config, vectors=(queries, documents[:, :5]))
+
+
+def test_a_sampler_does_not_resume_with_other_vectors() -> None:
+    """They decide which rows share a batch: the rest of the epoch would repeat some rows and leave others out."""
+    labels, config = np.zeros(180, int), BatchesConfig(size=12, stratify="source", super_batch=5)
+    one, same, other = (
+        ClusterBatchSampler(labels, config, vectors=(unit(180, 6, seed), unit(180, 6, 9))) for seed in (0, 0, 1)
+    )
+    assert same.resume(one.state(5)) == 0
+    assert list(same) == list(one)[5:] != list(other)[5:]
+    with pytest.raises(UsageError, match="other labels, vectors"):
+        other.resume(one.state(5))
+    plain = BatchesConfig(size=12)
+    # Without super-batches they decide nothing.
+    unused = ClusterBatchSampler(labels, plain, vectors=(unit(180, 6, 0), unit(180, 6, 9)))
+    assert unused.resume(ClusterBatchSampler(labels, plain).state(5)) == 0
 
 
 def test_the_report_of_a_plan_knows_its_steps() -> None:
