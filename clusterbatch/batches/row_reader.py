@@ -17,6 +17,8 @@ from clusterbatch.shards.reader import ShardReader
 _SHARDS_AT_ONCE = 8
 # Runs of a shard have numbers below this, so that (shard, run) fits one integer.
 _RUNS_PER_SHARD = 2**40
+# Decoded runs that rows are taken from at once.
+_PIECE_BYTES = 2**29
 
 
 class RowReader:
@@ -47,8 +49,7 @@ class RowReader:
         batches = [runs[key] for key in keys.tolist()]
         with self._lock:
             self.largest = max(self.largest, sum(batch.nbytes for batch in batches))
-        starts = np.concatenate([[0], np.cumsum([batch.num_rows for batch in batches])]).astype(np.int64)
-        return pa.Table.from_batches(batches).take(pa.array(starts[which] + row))
+        return _taken(batches, which, row)
 
     def _through_cache(self, keys: list[int], cache: _RunCache) -> dict[int, pa.RecordBatch]:
         """Return runs from the cache, from other threads that are fetching them, and the rest from storage."""
@@ -90,6 +91,27 @@ class RowReader:
         with self._lock:
             self.bytes_read += spent
         return batches
+
+
+def _taken(batches: list[pa.RecordBatch], which: np.ndarray, row: np.ndarray) -> pa.Table:
+    """Return row `row[i]` of batch `which[i]` for each i.
+
+    Arrow makes one piece of what it takes rows from, whose offsets reach 2 GiB: single rows of as many runs of images
+    may be in more than that.
+    """
+    starts = np.cumsum([batch.num_rows for batch in batches]) - [batch.num_rows for batch in batches]
+    piece_of = np.cumsum([batch.nbytes for batch in batches]) // _PIECE_BYTES
+    order = np.argsort(piece_of[which], kind="stable")
+    tables = []
+    for here in np.split(order, np.flatnonzero(np.diff(piece_of[which][order])) + 1):
+        first, last = np.searchsorted(piece_of, piece_of[which[here[0]]] + np.array([0, 1]))
+        rows = starts[which[here]] - starts[first] + row[here]
+        tables.append(pa.Table.from_batches(batches[first:last]).take(pa.array(rows)))
+    if len(tables) == 1:
+        return tables[0]
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return pa.concat_tables(tables).take(pa.array(place))
 
 
 class StoredVectors:

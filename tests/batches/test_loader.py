@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from clusterbatch.batches import BatchPlan, SliceLoader
+from clusterbatch.batches import BatchPlan, SliceLoader, row_reader
+from clusterbatch.batches.row_reader import RowReader
 from clusterbatch.config import BatchesConfig
 from clusterbatch.encoder.tokens import Tokens
 from clusterbatch.errors import DataError
@@ -115,3 +117,44 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     path.write_bytes(bytes(data))
     with pytest.raises(DataError, match=part.path):
         list(SliceLoader(plan, reader, 0, 1, 0, plan.steps_per_epoch))
+
+
+def test_rows_come_from_more_bytes_than_an_offset_reaches() -> None:
+    """Single rows of a few runs of large images: these are 600 MB each, of which a row is small."""
+
+    class Images:
+        """Five runs that share one buffer of zeros, of which only what is copied takes memory."""
+
+        def read_runs(self, shard: int, runs: np.ndarray, **columns: bool) -> list[pa.RecordBatch]:
+            return [self.run(number) for number in runs.tolist()]
+
+        def run_bytes(self, shard: int, runs: np.ndarray, **columns: bool) -> np.ndarray:
+            return np.zeros(len(runs), np.int64)
+
+        def run(self, number: int) -> pa.RecordBatch:
+            offsets = np.array([0, number + 1, 600 * 2**20], np.int32)
+            image = pa.Array.from_buffers(pa.binary(), 2, [None, pa.py_buffer(offsets), pa.py_buffer(pixels)])
+            return pa.record_batch({"image": image, "number": pa.array([10 * number, 10 * number + 1])})
+
+    pixels = np.zeros(600 * 2**20, np.uint8)
+    runs = np.array([3, 0, 4, 1, 2, 0])
+    reader = RowReader(Images(), vectors=False, cache_bytes=None)  # type: ignore[arg-type]
+    found = reader.read(np.zeros(6, int), runs, np.zeros(6, int))
+    assert found["number"].to_pylist() == [30, 0, 40, 10, 20, 0]
+    assert [len(image) for image in found["image"].to_pylist()] == [4, 1, 5, 2, 3, 1]
+
+
+def test_rows_are_the_same_however_many_bytes_are_taken_from_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact, _ = build_shards(Folder(str(tmp_path)), SIZES)
+    reader = ShardReader(artifact)
+    index, random = reader.index, np.random.default_rng(0)
+    piece = random.integers(0, len(index), 300)
+    row = random.integers(0, index.rows[piece])
+    run = index.first_run[piece] + row // index.run_rows
+    rows = RowReader(reader, vectors=True, cache_bytes=None)
+    whole = rows.read(index.shard[piece], run, row % index.run_rows)
+    for limit in (1, 20_000, 100_000):
+        monkeypatch.setattr(row_reader, "_PIECE_BYTES", limit)
+        assert rows.read(index.shard[piece], run, row % index.run_rows).equals(whole)
