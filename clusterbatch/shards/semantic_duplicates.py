@@ -118,7 +118,9 @@ def _unit_vectors(rows: pa.Table) -> list[np.ndarray]:
 
 
 def _example(table: pa.Table, source: str, row: int, other: int) -> dict[str, Any]:
-    both = table.select(["pair_id", *SIDES, *(f"{side}_vector" for side in SIDES)]).take(pa.array([row, other]))
+    columns = table.select(["pair_id", *SIDES, *(f"{side}_vector" for side in SIDES)])
+    # To take rows Arrow would make one piece of the texts of the bucket, which may be more than its offsets reach.
+    both = pa.concat_tables([columns.slice(row, 1), columns.slice(other, 1)])
     cosines = {f"{name}_cosine": float(np.dot(*side)) for name, side in zip(SIDES, _unit_vectors(both), strict=True)}
     texts = both.select(["pair_id", *SIDES]).to_pylist()
     shown = [{**text, **{side: readable(text[side], CHARACTERS) for side in SIDES}} for text in texts]

@@ -11,13 +11,14 @@ import pyarrow as pa
 import pytest
 
 from clusterbatch.batches.loader import SliceLoader
-from clusterbatch.config import RunConfig, load_config, with_changes
+from clusterbatch.config import DuplicatesConfig, RunConfig, load_config, with_changes
+from clusterbatch.embedding.vectors import vector_column
 from clusterbatch.errors import UsageError
 from clusterbatch.reporting.cluster_views import near_pairs
 from clusterbatch.runtime import InProcessExecutor, executor
 from clusterbatch.shards import semantic_duplicates
 from clusterbatch.shards.reader import ShardReader
-from clusterbatch.shards.semantic_duplicates import DUPLICATES, dropped_rows, near_rows
+from clusterbatch.shards.semantic_duplicates import DUPLICATES, dropped_rows, find_duplicates, near_rows
 from clusterbatch.shards.shuffle_reduce import OUTLIERS
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store.tables import read_parquet
@@ -250,3 +251,27 @@ def test_clusters_are_needed_and_the_default_changes_nothing(tmp_path: Path) -> 
     manifest = cluster(config)
     assert "duplicates" not in manifest.details
     assert not any(part.details.get("content") == DUPLICATES for part in manifest.parts)
+
+
+def test_examples_come_from_more_text_than_an_offset_reaches() -> None:
+    """A bucket of 2.4 GB of text, in pieces as sorting leaves it; the texts are zeros, of which nothing takes memory."""
+    zeros, bytes_of_piece = np.zeros(600 * 2**20, np.uint8), 600 * 2**20
+    offsets = pa.py_buffer(np.array([0, bytes_of_piece - 3, bytes_of_piece], np.int32))
+    text = pa.chunked_array([pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(zeros)])] * 4)
+    vectors = np.eye(8, dtype=np.float32)
+    vectors[7] = vectors[5]
+    table = pa.table(
+        {
+            "cluster": np.zeros(8, np.int64),
+            "part": np.zeros(8, np.int64),
+            "pair_id": [f"p{row}" for row in range(8)],
+            "query": text,
+            "document": text,
+            "query_vector": vector_column(vectors),
+            "document_vector": vector_column(vectors),
+        }
+    )
+    found = find_duplicates(table, lambda cluster: "forum", DuplicatesConfig(threshold=0.9, action="drop"))
+    assert found.rank.tolist() == [0, 0, 0, 0, 0, 0, 0, 1]
+    (example,) = found.examples
+    assert (example["pair_id"], example["other_pair_id"], example["query"]) == ("p5", "p7", "\0\0\0")
