@@ -69,6 +69,8 @@ class RunConfig(Section):
     def _margins(self) -> RunConfig:
         if self.train.margin_mse and not (self.mine.margins or self.score.is_on):
             raise ValueError("train.margin_mse needs mine.margins or score.teacher")
+        if self.train.margin_mse and self.train.negatives == "in_batch" and not self.score.is_on:
+            raise ValueError("train.margin_mse compares hard negatives, which train.negatives: in_batch leaves out")
         return self
 
     @model_validator(mode="after")

@@ -385,8 +385,6 @@ class TrainConfig(Section):
             raise ValueError("matryoshka: expected sizes of at least 1")
         if self.matryoshka is not None and len(set(self.matryoshka)) < len(self.matryoshka):
             raise ValueError("matryoshka: one size is named twice")
-        if self.margin_mse and self.negatives == "in_batch":
-            raise ValueError("margin_mse compares hard negatives, which negatives: in_batch leaves out")
         if (self.evaluate_path is None) != (self.evaluate_every is None):
             raise ValueError("evaluate_path and evaluate_every go together")
         if self.encoder == "static" and (self.lora or self.gradient_checkpointing):

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from clusterbatch.batches.curriculum import CurriculumPlan, Plan
-from clusterbatch.batches.negatives import HARD, NegativeChoice
+from clusterbatch.batches.negatives import HARD, IN_BATCH, NegativeChoice
 from clusterbatch.config import RunConfig
 from clusterbatch.corpus.partitions import WHOLE_CORPUS
 from clusterbatch.encoder.limits import check_limits, starting_model_limits, training_limits
@@ -50,14 +50,15 @@ def check_vectors(config: RunConfig, place: str, clusters: Manifest) -> None:
         raise UsageError(f"batches.super_batch: {place} holds no vectors (it was made with cluster.surrogate=none)")
 
 
-def check_margins(config: RunConfig, place: str, clusters: Manifest) -> None:
-    """Raise UsageError if `train.margin_mse` is on and the shards hold no teacher's margins."""
-    if (
-        config.train.margin_mse
-        and not config.score.is_on
-        and not details_of(clusters, ClustersDetails)["layout"].get("margins")
-    ):
+def check_margins(config: RunConfig, place: str, clusters: Manifest, index: ClusterIndex) -> None:
+    """Raise UsageError if `train.margin_mse` is on and the shards hold no teacher's margins, or none is used."""
+    if not config.train.margin_mse or config.score.is_on:
+        return
+    if not details_of(clusters, ClustersDetails)["layout"].get("margins"):
         raise UsageError(f"train.margin_mse: {place} was made without mine.margins")
+    choice = NegativeChoice.of(config.train, index)
+    if choice is not None and (choice.mode == IN_BATCH).all():
+        raise UsageError("train.margin_mse compares hard negatives, which train.negatives leaves out for all sources")
 
 
 def check_scores(config: RunConfig, scores: Artifact, clusters: Manifest) -> Manifest | None:

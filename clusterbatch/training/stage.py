@@ -67,11 +67,11 @@ def train(
     inputs = clusters.require()
     check_workers(config)
     check_tokens(config, clusters.folder.uri, inputs)
-    check_margins(config, clusters.folder.uri, inputs)
     check_vectors(config, clusters.folder.uri, inputs)
     scored = workspace.scores(continued.clusters if continued else 0)
     scores = check_scores(config, scored, inputs)
     plan = open_plan(config, clusters, inputs, count_negatives=True)
+    check_margins(config, clusters.folder.uri, inputs, plan.index)
     check_negatives(config, clusters, inputs, plan.index)
     if continued is None:
         steps = config.train.steps or plan.steps_of(config.train.epochs or 1)

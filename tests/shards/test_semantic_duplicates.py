@@ -254,7 +254,7 @@ def test_clusters_are_needed_and_the_default_changes_nothing(tmp_path: Path) -> 
 
 
 def test_examples_come_from_more_text_than_an_offset_reaches() -> None:
-    """A bucket of 2.4 GB of text, in pieces as sorting leaves it; the texts are zeros, of which nothing takes memory."""
+    """A bucket of 2.4 GB of text, in pieces as sorting leaves it; zeros take no memory."""
     zeros, bytes_of_piece = np.zeros(600 * 2**20, np.uint8), 600 * 2**20
     offsets = pa.py_buffer(np.array([0, bytes_of_piece - 3, bytes_of_piece], np.int32))
     text = pa.chunked_array([pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(zeros)])] * 4)

@@ -169,6 +169,10 @@ def test_hard_without_any_is_refused_with_the_configuration() -> None:
             None,
             ["workspace=/n", "mine.negatives=1", "mine.margins=true", "train.margin_mse=1", "train.negatives=in_batch"],
         )
+    # A teacher scores the documents of the batch as well.
+    load_config(
+        None, ["workspace=/n", "score.teacher=all-MiniLM-L6-v2", "train.margin_mse=1", "train.negatives=in_batch"]
+    )
 
 
 def test_the_default_leaves_fingerprints_alone() -> None:
