@@ -6,7 +6,7 @@ are read by every process that plans batches, those of its negatives once, to co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -22,14 +22,21 @@ from clusterbatch.store.tables import read_parquet
 
 
 def filter_rows(
-    artifact: Artifact, manifest: Manifest, index: ClusterIndex, config: FilterConfig, *, negatives: bool = False
+    artifact: Artifact,
+    manifest: Manifest,
+    index: ClusterIndex,
+    config: FilterConfig,
+    *,
+    unused: Collection[str] = (),
+    negatives: bool = False,
 ) -> ClusterIndex:
     """Return the index of the rows that score enough, with what is left out of each source.
 
-    The same index if no threshold is set. negatives: whether to count the hard negatives too.
+    The same index if no threshold is set. unused: sources that no batch is drawn from; negatives: whether to count the
+    hard negatives too.
 
-    Raises UsageError if the shards have no such scores, a source that is named does not exist, or nothing of a source
-    is left.
+    Raises UsageError if the shards have no such scores, a source that is named does not exist, or nothing is left of a
+    source that is used.
     """
     if not any(each.is_on for each in config.all):
         return index
@@ -56,7 +63,7 @@ def filter_rows(
             counts["negatives_left_out"] += int((margin < np.float32(_number(min_margin[source]))).sum())
             counts["negatives_without_score"] += int(np.isnan(margin).sum())
     for name, counts in left_out.items():
-        if counts["rows"] == counts["rows_left_out"] > 0:
+        if counts["rows"] == counts["rows_left_out"] > 0 and name not in unused:
             raise UsageError(
                 f"train.filter: no pair of {name} scores {config.of(name).min_score} or more; "
                 f"batches.source_weights.{name}=0 leaves a source out"

@@ -120,7 +120,8 @@ def open_plan(config: RunConfig, clusters: Artifact, manifest: Manifest, *, coun
     count_negatives: whether to count the hard negatives that it leaves out, which takes a look at all of their scores.
     """
     reader = ShardReader(clusters)
-    index = filter_rows(clusters, manifest, reader.index, config.train.filter, negatives=count_negatives)
+    unused = [name for name, weight in (config.batches.source_weights or {}).items() if weight == 0]
+    index = filter_rows(clusters, manifest, reader.index, config.train.filter, unused=unused, negatives=count_negatives)
     return make_plan(index, config.batches, manifest.config["stratify"], StoredVectors(reader, index))
 
 

@@ -207,6 +207,20 @@ def test_thresholds_that_cannot_be_met_are_one_line(config: RunConfig) -> None:
             _plan(config, **changes)
 
 
+def test_a_source_of_which_nothing_is_left_may_be_left_out(config: RunConfig) -> None:
+    """As the refusal advises."""
+    thresholds = {"sources": {"wiki": {"min_score": 7}}}
+    with pytest.raises(UsageError, match=r"batches\.source_weights\.wiki=0 leaves a source out"):
+        _plan(config, **thresholds)
+    _, plan = _plan(with_changes(config, {"batches.source_weights": {"wiki": 0}}), **thresholds)
+    assert plan.left_out == ["wiki"]
+    rows = {name for step in range(plan.steps_per_epoch) for name in _names(config, plan, step)}
+    assert rows == {name for name, row in _given(config).items() if row["source"] == "forum"}
+    # That another one is left out is no help.
+    with pytest.raises(UsageError, match="no pair of wiki scores"):
+        _plan(with_changes(config, {"batches.source_weights": {"forum": 0}}), **thresholds)
+
+
 def test_shards_without_scores_are_refused(tmp_path: Path, in_process: None) -> None:
     config = embedded_workspace(str(tmp_path), {"forum": 100}, settings=SETTINGS)
     cluster(config)
