@@ -114,7 +114,7 @@ class Checkpoints:
             pending.result()
 
     def _write(self, manifest: CheckpointManifest, tensors: dict[str, dict[str, Tensor]]) -> None:
-        folder = self.folder.child(f"step={manifest.step:08d}")
+        folder = self.folder.child(_name(manifest.step))
         artifact = Artifact(folder, "checkpoint")
         parts: list[Part] = []
         try:
@@ -132,11 +132,18 @@ class Checkpoints:
         self._remove_superseded()
 
     def _remove_superseded(self) -> None:
+        """Remove older checkpoints, and those before the newest that a crash has left without a manifest."""
         whole = self.whole()
+        kept = whole[-self._keep :]
         best = max((c for c in whole if c.manifest.score is not None), key=_score, default=None)
-        for checkpoint in whole[: -self._keep]:
-            if best is None or checkpoint.manifest.step != best.manifest.step:
-                Artifact(checkpoint.folder, "checkpoint").remove()
+        needed = {_name(each.manifest.step) for each in [*kept, *([best] if best else [])]}
+        for name in filter(_CHECKPOINT.fullmatch, self.folder.list()):
+            if name not in needed and int(name.removeprefix("step=")) < kept[-1].manifest.step:
+                Artifact(self.folder.child(name), "checkpoint").remove()
+
+
+def _name(step: int) -> str:
+    return f"step={step:08d}"
 
 
 def _score(checkpoint: Checkpoint) -> float:

@@ -101,6 +101,27 @@ def test_the_newest_are_kept_and_the_best_one_too(tmp_path: Path) -> None:
     assert len(Folder(str(tmp_path)).list()) == 3
 
 
+def test_what_crashes_left_half_written_goes_with_the_next_whole_one(tmp_path: Path) -> None:
+    """Each takes as much room as a whole one; if the clock decides, its step never gets another."""
+    checkpoints = Checkpoints(Folder(str(tmp_path)), keep=2)
+    for step in (10, 20, 30, 40):
+        _save(checkpoints, step)
+        checkpoints.wait()
+        if step in (20, 40):
+            checkpoints.folder.remove(f"step={step:08d}/{MANIFEST}")
+    (tmp_path / "step=00000015-mine").mkdir()
+    _save(checkpoints, 35)
+    checkpoints.wait()
+    # That of step 40 may be the work of another attempt, which writes its manifest yet.
+    assert sorted(checkpoints.folder.list()) == [
+        "step=00000015-mine",
+        "step=00000030",
+        "step=00000035",
+        "step=00000040",
+    ]
+    assert [checkpoint.manifest.step for checkpoint in checkpoints.whole()] == [30, 35]
+
+
 def test_many_tensors_go_into_files_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint_module, "_FILE_BYTES", 40)
     checkpoints = Checkpoints(Folder(str(tmp_path)), keep=1)
