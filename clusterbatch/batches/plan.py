@@ -20,6 +20,8 @@ from clusterbatch.shards.index import ClusterIndex
 # Raised whenever the same index and configuration would give other batches: old checkpoints then do not resume.
 PLAN_VERSION = 2
 _ORDER, _BATCHES, _EXCHANGE = 7, 8, 10
+# Of more strata than that each is small, and its order made in a millisecond.
+_KEPT_SEQUENCES = 4096
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,11 @@ class BatchPlan:
         return self._assemble(step, epoch, self.strata[number], own_epoch, local)
 
     def sequence(self, stratum: Stratum, epoch: int) -> EpochSequence:
-        """Return the order of a stratum's rows in one of its epochs. A few are kept: steps alternate between strata."""
+        """Return the order of a stratum's rows in one of its epochs. Some are kept: steps alternate between strata."""
         key = (stratum.number, epoch)
         if key not in self._sequences:
             self._sequences[key] = EpochSequence(stratum, self.part_rows(stratum), self.config.seed, epoch)
-            if len(self._sequences) > 2 * len(self.strata) + 2:
+            if len(self._sequences) > min(2 * len(self.strata) + 2, _KEPT_SEQUENCES):
                 self._sequences.popitem(last=False)
         self._sequences.move_to_end(key)
         return self._sequences[key]

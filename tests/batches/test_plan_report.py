@@ -5,9 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clusterbatch.batches import plan as plan_module
+from clusterbatch.batches import plan_report as plan_report_module
 from clusterbatch.batches.plan import BatchPlan
 from clusterbatch.batches.plan_report import plan_report
-from clusterbatch.batches.strata import POOL
+from clusterbatch.batches.sequence import EpochSequence
+from clusterbatch.batches.strata import POOL, Stratum
 from clusterbatch.config import BatchesConfig
 from tests.batches.indexes import make_index
 
@@ -49,6 +52,35 @@ def test_figures_are_those_of_a_walk_through_all_batches(
     everything = [value for values in purity.values() for value in values]
     assert report["purity"] == pytest.approx(np.mean(everything))
     assert report["repeats"] * epochs == sum(repeats.values())
+
+
+def test_of_many_sources_some_stand_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one 100,000 would take minutes, and their orders a gigabyte."""
+    random = np.random.default_rng(0)
+    index = make_index([random.integers(10, 90, 12).tolist() for _ in range(60)])
+    config = BatchesConfig(size=32, clusters_per_batch=1)
+    whole = plan_report(BatchPlan(index, config))
+    walked: list[int] = []
+    sequence = BatchPlan.sequence
+
+    def counted(self: BatchPlan, stratum: Stratum, epoch: int) -> EpochSequence:
+        walked.append(stratum.number)
+        return sequence(self, stratum, epoch)
+
+    monkeypatch.setattr(BatchPlan, "sequence", counted)
+    monkeypatch.setattr(plan_report_module, "_SAMPLED_STRATA", 16)
+    monkeypatch.setattr(plan_module, "_KEPT_SEQUENCES", 5)
+    plan = BatchPlan(index, config)
+    found = plan_report(plan)
+    assert len(set(walked)) == 15
+    assert len(plan._sequences) == 5
+    assert found.keys() == whole.keys()
+    assert found["sources"].keys() == whole["sources"].keys()
+    for name, each in whole["sources"].items():
+        for key in ("rows", "clusters", "batches", "batches_per_epoch", "clusters_per_batch", "leftovers", "repeats"):
+            assert found["sources"][name][key] == each[key]
+    for key in ("purity", "packed_share", "read_amplification"):
+        assert found[key] == pytest.approx(whole[key], rel=0.1)
 
 
 def test_reading_is_predicted_exactly_where_batches_are_of_whole_runs() -> None:
