@@ -31,7 +31,7 @@ from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.models import measuring_dtype
 from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.experiments.compare.arms import Arm
-from clusterbatch.experiments.compare.plan import ComparisonPlan, plan_comparison
+from clusterbatch.experiments.compare.plan import ComparisonPlan, plan_comparison, runs_of_arms
 from clusterbatch.experiments.compare.trial import starting_encoder
 from clusterbatch.log import say
 from clusterbatch.shards.reader import ShardReader
@@ -128,16 +128,16 @@ def choose_steps(
     compare = config.compare
     if compare.budget is None or decided(config).compare.budget is None:
         return decided(config)
-    settings = max(1, len(compare.learning_rates)) * max(1, len(compare.temperatures))
-    runs = compare.seeds + (settings if settings > 1 else 0)
+    runs_of, runs = runs_of_arms(compare), sum(runs_of_arms(compare).values())
     with _one_thread():
         starting, measuring = _timed_measurement(config)
-        step = sum(_seconds_a_step(arm.config, plans[arm.name], readers[arm.layout]) for arm in arms) / len(arms)
-    each = _TRIALS * (compare.budget - spent) * compare.workers / (len(arms) * runs) - starting
+        seconds = {arm.name: _seconds_a_step(arm.config, plans[arm.name], readers[arm.layout]) for arm in arms}
+    step = sum(runs_of[name] * seconds[name] for name in seconds) / runs
+    each = _TRIALS * (compare.budget - spent) * compare.workers / runs - starting
     changes = _length(config, each, measuring, step, plans[compare.reference].steps_per_epoch)
     steps, points = changes["compare.steps"], changes["compare.points"]
     trial = starting + points * measuring + steps * compare.steps_of_each * step
-    needed = spent + trial * len(arms) * runs / (_TRIALS * compare.workers)
+    needed = spent + trial * runs / (_TRIALS * compare.workers)
     if needed > compare.budget:
         say(
             f"compare.budget: {compare.budget / 60:.1f} minutes do not suffice for {steps} steps a run; expect about "
@@ -148,7 +148,8 @@ def choose_steps(
 
 
 def _length(config: RunConfig, seconds: float, measuring: float, step: float, epoch: int) -> dict[str, Any]:
-    """Return the changes that take the place of a budget: steps and points that fit, the least if nothing does.
+    """Return the changes that take the place of a budget: steps and points that fit, the least if nothing does, and
+    never more than are asked for.
 
     seconds: of a run, without its start; measuring, step: seconds of a point and of a step; epoch: steps of one.
     """
@@ -159,7 +160,8 @@ def _length(config: RunConfig, seconds: float, measuring: float, step: float, ep
     # Of each that is chosen a long comparison makes several, and those have to fit.
     affordable = (seconds - points * measuring) / step / compare.steps_of_each
     least = math.ceil(_LEAST_STEPS / compare.steps_of_each)
-    steps = int(max(least, min(wanted, affordable)))
+    # A budget makes no run longer than it would be without.
+    steps = int(min(wanted, max(least, affordable)))
     points = min(points, steps * compare.steps_of_each)
     return {"compare.budget": None, "compare.steps": steps, "compare.points": points}
 

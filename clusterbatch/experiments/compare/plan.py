@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 
 from clusterbatch.config import RunConfig, with_changes
+from clusterbatch.config.compare import CompareConfig
 from clusterbatch.experiments.capacity.calibrate import load
 from clusterbatch.experiments.capacity.workload import model_of
 from clusterbatch.experiments.compare.arms import arms_of
@@ -50,6 +51,14 @@ def at_size(config: RunConfig, size: int) -> RunConfig:
     return with_changes(config, {"batches.size": size})
 
 
+def runs_of_arms(compare: CompareConfig) -> dict[str, int]:
+    """Return how often each arm is trained, by its name: with every seed, and with every setting if it is swept."""
+    settings = max(1, len(compare.learning_rates)) * max(1, len(compare.temperatures))
+    sweep = settings if settings > 1 else 0
+    swept = compare.arms if compare.sweep == "each" else (compare.reference,)
+    return {name: compare.seeds + (sweep if name in swept else 0) for name in compare.arms}
+
+
 def plan_comparison(config: RunConfig) -> ComparisonPlan:
     """Return the plan, from the corpus if it is made, otherwise from its files.
 
@@ -63,9 +72,7 @@ def plan_comparison(config: RunConfig) -> ComparisonPlan:
     arms, layouts = arms_of(config)
     asked = compare.steps or config.train.steps or math.ceil((config.train.epochs or 1) * rows / config.batches.size)
     steps = asked * compare.steps_of_each
-    settings = max(1, len(compare.learning_rates)) * max(1, len(compare.temperatures))
-    sweeps = (len(arms) if compare.sweep == "each" else 1) * (settings if settings > 1 else 0)
-    runs = len(arms) * compare.seeds + sweeps
+    runs = sum(runs_of_arms(compare).values())
     training = replace(model, config=with_changes(config, {"train.steps": max(1, steps), "train.epochs": None}))
     pairs = max(1, steps) * config.batches.size
     pair_seconds = training.work("train") / rates.rate[training.rate_name("train")] / pairs

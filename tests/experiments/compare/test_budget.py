@@ -12,7 +12,7 @@ from clusterbatch.encoder.model import Encoder
 from clusterbatch.experiments.compare import budget
 from clusterbatch.experiments.compare import stage as compare
 from clusterbatch.experiments.compare.arms import Arm
-from clusterbatch.experiments.compare.budget import choose_sample, choose_steps, decided
+from clusterbatch.experiments.compare.budget import choose_sample, choose_steps, decided, planned
 from clusterbatch.experiments.compare.plan import ComparisonPlan
 from clusterbatch.experiments.compare.sample import sample_home
 from clusterbatch.store import Counts, Receipt
@@ -185,9 +185,31 @@ def test_what_is_timed_is_measured_behind_the_prompts_of_training(tmp_path: Path
     assert set(seen) == {"ask"}
 
 
-def test_no_more_is_done_than_was_asked_for(config: RunConfig):
-    asked = config.model_copy(update={"compare": config.compare.model_copy(update={"steps": 30})})
-    assert steps(asked, spent=0.0).compare.steps == 30
+@pytest.mark.parametrize("asked", [1, 5, 30])
+@pytest.mark.parametrize("spent", [0.0, 2 * BUDGET])
+def test_no_more_is_done_than_was_asked_for(config: RunConfig, asked: int, spent: float):
+    assert planned(with_changes(config, {"compare.steps": asked})).compare.steps == asked
+    chosen = steps(with_changes(config, {"compare.steps": asked}), spent).compare.steps
+    assert chosen == (asked if spent == 0.0 else min(asked, 20))
+    assert steps(with_changes(config, {"train.steps": asked}), spent).compare.steps == chosen
+
+
+@pytest.mark.parametrize("sweep", ["each", "baseline"])
+def test_a_sweep_of_the_baseline_is_not_counted_for_all_arms(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, sweep: str
+):
+    seconds = {"random": SECONDS_A_STEP, "cluster": 3 * SECONDS_A_STEP}
+    monkeypatch.setattr(budget, "_seconds_a_step", lambda config, plan, reader: seconds[config.batches.stratify])
+    rates = {"compare.learning_rates": [1e-3, 2e-3, 4e-3], "compare.temperatures": [0.02, 0.05]}
+    swept = with_changes(config, {**rates, "compare.sweep": sweep})
+    arms = [Arm(name, with_changes(swept, {"batches.stratify": name}), "layout") for name in seconds]
+    chosen = choose_steps(swept, arms, dict.fromkeys(seconds, Plan()), {"layout": None}, 300.0).compare
+    trainings = {"random": SEEDS + 6, "cluster": SEEDS + (6 if sweep == "each" else 0)}
+    running = sum(
+        runs * (STARTING + chosen.points * MEASURING + chosen.steps * seconds[name]) for name, runs in trainings.items()
+    )
+    running /= swept.compare.workers
+    assert 0.7 * (BUDGET - 300) < running < 0.76 * (BUDGET - 300)
 
 
 def test_too_little_time_still_gives_a_whole_comparison(config: RunConfig):
