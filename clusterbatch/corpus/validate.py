@@ -84,9 +84,34 @@ def validate(chunk: Chunk, config: CorpusConfig, default_source: str) -> Validat
         for position in np.flatnonzero(verdict)
     ]
     valid = verdict == 0
-    kept = {name: array.filter(pa.array(valid)) for name, array in columns.items()}
+    kept = _without_repeats({name: array.filter(pa.array(valid)) for name, array in columns.items()})
     table = _canonical(kept, int(valid.sum()), config, default_source)
     return Validated(table, chunk.rows[valid], [*chunk.rejects, *rejects], int((cut & valid).sum()))
+
+
+def _without_repeats(columns: dict[str, pa.Array]) -> dict[str, pa.Array]:
+    """Return the columns with every text once in a row's negatives, the first with its score."""
+    negatives = columns.get("negatives")
+    if negatives is None or not len(negatives):
+        return columns
+    counts = negatives.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    row = np.repeat(np.arange(len(counts)), counts)
+    # A text that is alone needs no hash.
+    compared = np.flatnonzero(np.repeat(counts > 1, counts))
+    texts = negatives.flatten().take(pa.array(compared)).to_pylist()
+    hashes = text_hashes(texts, len(texts))
+    order = np.lexsort((hashes, row[compared]))
+    repeats = (np.diff(hashes[order]) == 0) & (np.diff(row[compared][order]) == 0)
+    if not repeats.any():
+        return columns
+    first = np.ones(len(row), bool)
+    first[compared[order[1:][repeats]]] = False
+    offsets = pa.array(np.concatenate([[0], np.cumsum(np.bincount(row, first, len(counts)))]).astype(np.int32))
+    lists = {name: columns[name] for name in ("negatives", "negative_scores") if name in columns}
+    return columns | {
+        name: pa.ListArray.from_arrays(offsets, array.flatten().filter(pa.array(first)))
+        for name, array in lists.items()
+    }
 
 
 def _canonical(columns: dict[str, pa.Array], count: int, config: CorpusConfig, default_source: str) -> pa.Table:

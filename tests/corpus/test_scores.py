@@ -129,6 +129,27 @@ def test_several_columns_of_negatives_have_scores_in_their_order(tmp_path: Path,
     assert [row["negative_scores"] for row in found().rows] == [[0.25, 0.5], [0.25], [None, 0.5]]
 
 
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet"])
+def test_a_negative_counts_once_however_often_it_is_given(tmp_path: Path, name: str) -> None:
+    rows = [
+        {"query": "a", "document": "d", "n": ["One  two", "three", "one two", "ONE TWO"], "s": [0.25, 0.5, 0.75, None]},
+        {"query": "b", "document": "d", "n": ["three", "three"], "s": [None, None]},
+        {"query": "c", "document": "d", "n": ["three"], "s": [0.5]},
+        {"query": "d", "document": "d", "n": [], "s": []},
+        {"query": "e", "document": "d", "n": ["three", "four"], "s": [0.125, 1.0]},
+    ]
+    if name == "x.jsonl":
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    expected = [["One  two", "three"], ["three"], ["three"], [], ["three", "four"]]
+    outcome = read(tmp_path / name, columns={"negatives": ["n"], "negative_scores": ["s"]})
+    assert [row["negatives"] for row in outcome.rows] == expected
+    assert [row["negative_scores"] for row in outcome.rows] == [[0.25, 0.5], [None], [0.5], [], [0.125, 1.0]]
+    outcome = read(tmp_path / name, columns={"negatives": ["n"]})
+    assert [row["negatives"] for row in outcome.rows] == expected
+
+
 def test_scores_need_negatives_and_thresholds_need_scores() -> None:
     with pytest.raises(ValueError, match="negative_scores are those of negatives"):
         CorpusConfig.model_validate({"columns": {"negative_scores": "ns"}})
