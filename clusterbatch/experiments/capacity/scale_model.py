@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -108,8 +109,9 @@ class CapacityModel:
 
     @property
     def training_bytes(self) -> float:
-        """Bytes of the shards: token ids in two bytes, hashes, the surrogate's two vectors as float16."""
-        return self.workload.rows * (2 * self._trained_tokens + 24 + 4 * self.surrogate.hidden)
+        """Bytes of the shards: token ids in two bytes, images, hashes, the surrogate's two vectors as float16."""
+        content = 2 * self._trained_tokens + self.workload.image_bytes(self._images)
+        return self.workload.rows * (content + 24 + 4 * self.surrogate.hidden)
 
     @property
     def _task_rows(self) -> float:
@@ -150,7 +152,7 @@ class CapacityModel:
             return rows * self.workload.characters
         if stage == "embed":
             longest = self.config.embed.max_tokens or 512
-            return self._forward(self.surrogate) * self.workload.tokens(longest, longest) * rows
+            return self._forward(self.surrogate, self._tokens(longest, longest)) * rows
         if stage == "cluster":
             return float(rows)
         if stage == "score":
@@ -158,13 +160,14 @@ class CapacityModel:
         if stage == "evaluate":
             return float(self.workload.evaluation_bytes)
         # Of a static encoder, a step moves rows of the token table.
-        each = 1.0 if self._trained_kind == "static" else _TRAINING * self.trained.weights
-        return each * self._trained_tokens * trained_rows
+        if self._trained_kind == "static":
+            return self._trained_tokens * trained_rows
+        return _TRAINING * self.trained.passed(self._trained_tokens, len(self._images)) * trained_rows
 
-    @staticmethod
-    def _forward(shape: Shape) -> float:
-        """Return the work of one token: FLOP, or 1 of a static encoder, which has no arithmetic to speak of."""
-        return 1.0 if shape.static else _FORWARD * shape.weights
+    def _forward(self, shape: Shape, tokens: float) -> float:
+        """Return the work of a pair with so many tokens of text: FLOP, or the tokens themselves of a static encoder,
+        which has no arithmetic to speak of."""
+        return tokens if shape.static else _FORWARD * shape.passed(tokens, len(self._images))
 
     @property
     def _trained_kind(self) -> str:
@@ -175,11 +178,12 @@ class CapacityModel:
         """Return the FLOP of the teacher; hard negatives of the corpus are not counted."""
         assert self.teacher is not None
         score, rows = self.config.score, self.workload.rows
-        longest, each = score.max_tokens or 512, self._forward(self.teacher.shape)
+        longest = score.max_tokens or 512
+        tokens = self._tokens(longest, longest)
         if not self.teacher.reads_pairs:
-            return each * self.workload.tokens(longest, longest) * rows
+            return self._forward(self.teacher.shape, tokens) * rows
         pairs = rows * (1 + min(score.nearest, self._cluster_rows - 1))
-        return each * pairs * min(longest, self.workload.tokens(longest, longest))
+        return self._forward(self.teacher.shape, min(longest, tokens)) * pairs
 
     @property
     def _cluster_rows(self) -> float:
@@ -391,16 +395,23 @@ class CapacityModel:
 
     @staticmethod
     def _weights(shape: Shape) -> float:
-        return 4.0 * (shape.weights + shape.table)
+        return 4.0 * shape.parameters
 
     @property
     def _groups(self) -> int:
         return 1 if self.config.cluster.scope == "corpus" else max(1, self.workload.sources)
 
     @property
+    def _images(self) -> list[Literal["query", "document"]]:
+        return self.config.corpus.columns.images
+
+    def _tokens(self, longest_query: int, longest_document: int) -> float:
+        return self.workload.tokens(longest_query, longest_document, self._images)
+
+    @property
     def _trained_tokens(self) -> float:
-        return self.workload.tokens(self.config.train.max_query_tokens, self.config.train.max_document_tokens)
+        return self._tokens(self.config.train.max_query_tokens, self.config.train.max_document_tokens)
 
     @property
     def _parameters(self) -> float:
-        return self.trained.table + (0 if self.config.train.encoder == "static" else self.trained.weights)
+        return self.trained.table if self.config.train.encoder == "static" else self.trained.parameters

@@ -50,6 +50,11 @@ _QUERY_CHARACTERS, _DOCUMENT_CHARACTERS = 50.0, 600.0
 _JUDGEMENT_BYTES = 24
 # Names of weights in layers have a layer's number; heads, poolers and token tables have none.
 _IN_A_LAYER = re.compile(r"\.\d+\.")
+_OF_IMAGES = re.compile(r"(^|\.)(vision|visual)")
+_OF_EXPERTS = re.compile(r"\.experts\.")
+# Names that configurations have for how many experts a token passes, and how many there are.
+_CHOSEN_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k")
+_ALL_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 # Of a collection in BEIR layout.
 _DOCUMENTS = "corpus.jsonl"
 
@@ -105,7 +110,7 @@ def _say_assumed(name: str, reason: str) -> None:
 
 
 def _transformer_shape(folder: Path) -> Shape:
-    """Return the sizes of a transformer, of its encoder for texts if it has several parts.
+    """Return the sizes of a transformer: of its encoder for texts, and of that for images if it has one.
 
     Weights are counted in the heads of its files, as formulas miss gated layers and shared keys. Raises ValueError,
     AttributeError or SafetensorError if files are not as transformers writes them.
@@ -116,19 +121,52 @@ def _transformer_shape(folder: Path) -> Shape:
     # Every architecture has names of its own for its sizes, which transformers maps.
     sizes = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     text = sizes.get_text_config()
-    others = ("vision", "visual", "decoder") if sizes.is_encoder_decoder else ("vision", "visual")
-    weights = 0
+    dense = experts = vision = 0
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "np") as tensors:
-            names = set(tensors.keys())
-            layers = [name for name in names if _IN_A_LAYER.search(name) and not name.startswith(others)]
-            shapes = [tensors.get_slice(name).get_shape() for name in layers]
-            weights += sum(math.prod(shape) for shape in shapes if len(shape) > 1)
-    if not weights:
+            for name in tensors.keys():  # noqa: SIM118 - an open file cannot be iterated
+                shape = tensors.get_slice(name).get_shape()
+                # A model with a decoder is trained without it.
+                is_left_out = sizes.is_encoder_decoder and name.startswith("decoder")
+                if len(shape) < 2 or is_left_out or not _IN_A_LAYER.search(name):
+                    continue
+                if _OF_IMAGES.search(name):
+                    vision += math.prod(shape)
+                elif _OF_EXPERTS.search(name):
+                    experts += math.prod(shape)
+                else:
+                    dense += math.prod(shape)
+    if not dense:
         raise ValueError(f"{folder}: no layers in the safetensors format")
     # ALBERT's layers share the weights of few groups.
     groups = getattr(text, "num_hidden_groups", None)
-    return Shape(text.hidden_size, weights * text.num_hidden_layers // groups if groups else weights, text.vocab_size)
+    passed = dense * text.num_hidden_layers // groups if groups else dense
+    return Shape(
+        hidden=text.hidden_size,
+        weights=passed + round(experts * _chosen_experts(text)),
+        vocabulary=text.vocab_size,
+        held=dense + experts + vision,
+        vision=vision,
+        patches=_patches(sizes) if vision else 0,
+    )
+
+
+def _chosen_experts(sizes: Any) -> float:
+    """Return the share of a layer's experts that a token passes; 1 if the configuration does not say."""
+    counts = (
+        next((getattr(sizes, name) for name in names if getattr(sizes, name, None)), None)
+        for names in (_CHOSEN_EXPERTS, _ALL_EXPERTS)
+    )
+    chosen, every = counts
+    return chosen / every if chosen and every else 1.0
+
+
+def _patches(sizes: Any) -> int:
+    """Return the patches that an image is cut into, and one for all of it; 0 if there is no fixed number."""
+    vision: Any = getattr(sizes, "vision_config", None)
+    if not (getattr(vision, "image_size", None) and getattr(vision, "patch_size", None)):
+        return 0
+    return int(vision.image_size // vision.patch_size) ** 2 + 1
 
 
 def _static_shape(file: Path) -> Shape:
