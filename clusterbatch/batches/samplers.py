@@ -7,6 +7,7 @@ batch is of one cluster or of neighbouring remains, never of two sources, any st
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,6 @@ from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 from clusterbatch.batches.curriculum import make_plan
 from clusterbatch.config import BatchesConfig, fingerprint
 from clusterbatch.errors import DataError, UsageError
-from clusterbatch.log import say
 from clusterbatch.shards.index import ClusterIndex
 from clusterbatch.shards.reader import ROWS, read_index
 from clusterbatch.store import Artifact
@@ -31,6 +31,7 @@ Labels = Sequence[Any] | np.ndarray
 
 # Unit vectors, rounded.
 _LONGEST = 1.01
+_ASKS_TO_EVALUATE = ("get_eval_dataloader", "get_test_dataloader")
 
 
 class ClusterBatchSampler(Sampler[list[int]]):
@@ -170,8 +171,8 @@ class SentenceTransformersSampler:
     """Same-cluster batches of the training dataset, for `SentenceTransformerTrainingArguments(batch_sampler=...)`.
 
     Use a loss with in-batch negatives; with several GPUs, one with `gather_across_devices=True`. Resuming from a
-    checkpoint works as usual: the trainer skips batches, which reads nothing. (A class, because the trainer pickles its
-    arguments into every checkpoint; the labels go with them, and the vectors.)
+    checkpoint works as usual: the trainer skips batches, which reads nothing. Datasets to evaluate on need no labels.
+    (A class, because the trainer pickles its arguments into every checkpoint; labels and vectors go with them.)
     """
 
     def __init__(
@@ -193,43 +194,39 @@ class SentenceTransformersSampler:
             raise UsageError(f"{name}: not a key that a sampler takes (it takes {', '.join(sorted(known))})")
         self._clusters, self._sources = np.asarray(clusters), None if sources is None else np.asarray(sources)
         self._vectors, self._devices, self._batches = vectors, devices, batches
-        self._has_trained = False
-        # Fingerprint of the training dataset; None if it has none.
-        self._fingerprint: str | None = None
-        self._others: set[str | None] = set()
 
     def __call__(
         self, dataset: Any, batch_size: int, drop_last: bool = False, seed: int = 0, **_: Any
     ) -> DeviceBatchSampler | BatchSampler:
         """Return the batches of `dataset`; the trainer calls it. The plan needs no generator and drops nothing.
 
-        The trainer asks for its training dataset first. Any other dataset after it, by its length and by the
-        fingerprint that `datasets` gives it, is one that it evaluates on: its rows have no labels, and come in their
-        own order. Raises UsageError if the labels are not those of the training dataset.
+        A dataset to evaluate on has no labels, and comes in its own order. Raises UsageError if the training dataset
+        has another number of rows than labels.
         """
-        fingerprint = getattr(dataset, "_fingerprint", None)
-        if self._has_trained and (len(dataset) != len(self._clusters) or fingerprint != self._fingerprint):
-            if len(dataset) == len(self._clusters) and fingerprint not in self._others:
-                self._others.add(fingerprint)
-                # A training dataset that was made again may have another fingerprint: not without a word.
-                say(
-                    f"SentenceTransformersSampler: {len(dataset)} rows, but not the dataset that was trained on first: "
-                    "taken for one to evaluate on, in its own order; to train on it, make a sampler of its labels",
-                    level="warning",
-                )
+        if _is_to_evaluate():
             return BatchSampler(SequentialSampler(dataset), batch_size, drop_last)
         if len(dataset) != len(self._clusters):
-            raise UsageError(
-                f"{len(self._clusters)} cluster labels for a dataset of {len(dataset)} rows; the first dataset that "
-                "the trainer asks for must be the one to train on, so call `train` before `evaluate`"
-            )
-        self._has_trained, self._fingerprint = True, fingerprint
+            raise UsageError(f"{len(self._clusters)} cluster labels for a training dataset of {len(dataset)} rows")
         devices = self._devices
         if devices is None:
             devices = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         config = BatchesConfig(size=batch_size * devices, seed=seed, **self._batches)
         sampler = ClusterBatchSampler(self._clusters, config, sources=self._sources, vectors=self._vectors)
         return DeviceBatchSampler(sampler, devices)
+
+
+def _is_to_evaluate() -> bool:
+    """Return whether a trainer asks for a dataset to evaluate on.
+
+    It passes the same arguments for all datasets; only the method that asks, of transformers' Trainer, tells them
+    apart.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_name not in _ASKS_TO_EVALUATE:
+        if frame.f_code.co_name == "get_train_dataloader":
+            return False
+        frame = frame.f_back
+    return frame is not None
 
 
 def index_labels(clusters: Labels, sources: Labels | None = None) -> tuple[ClusterIndex, np.ndarray]:

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 
 from clusterbatch.batches.samplers import (
     ClusterBatchSampler,
-    DeviceBatchSampler,
     SentenceTransformersSampler,
     label_rows,
 )
@@ -108,29 +107,35 @@ def test_processes_of_sentence_transformers_get_slices_of_one_global_batch() -> 
         assert slices[0] + slices[1] == batch
 
 
-def test_a_dataset_that_the_trainer_evaluates_on_needs_no_labels() -> None:
-    build = SentenceTransformersSampler(CLUSTERS)
-    assert isinstance(build(range(1000), batch_size=50, drop_last=False), DeviceBatchSampler)
-    evaluated = list(build(range(20), batch_size=8, drop_last=False, seed=1))
-    assert evaluated == [list(range(8)), list(range(8, 16)), list(range(16, 20))]
+class Trainer:
+    """The methods of transformers' Trainer that make loaders."""
+
+    def __init__(self, sampler: SentenceTransformersSampler) -> None:
+        self._sampler = sampler
+
+    def get_train_dataloader(self, rows: int) -> list[list[int]]:
+        return list(self._sampler(range(rows), batch_size=50, drop_last=False, seed=1))
+
+    def get_eval_dataloader(self, rows: int) -> list[list[int]]:
+        return list(self._sampler(range(rows), batch_size=50, drop_last=False, seed=1))
+
+    get_test_dataloader = get_eval_dataloader
 
 
-def test_a_dataset_to_evaluate_on_has_no_labels_even_if_it_is_as_long(caplog: pytest.LogCaptureFixture) -> None:
-    datasets = pytest.importorskip("datasets")
-    trained, evaluated = (datasets.Dataset.from_dict({"query": [f"{name} {n}" for n in range(1000)]}) for name in "ab")
+@pytest.mark.parametrize("rows", [20, 1000, 5000])
+def test_a_dataset_to_evaluate_on_needs_no_labels_whenever_it_comes(rows: int) -> None:
     build = SentenceTransformersSampler(CLUSTERS)
-    expected = list(build(trained, batch_size=50))
-    for _ in range(2):
-        assert list(build(evaluated, batch_size=50)) == [list(range(n, n + 50)) for n in range(0, 1000, 50)]
-    assert caplog.text.count("1000 rows, but not the dataset that was trained on first") == 1
-    # Another epoch, a resumed training, another trainer: it is the same dataset.
-    assert list(build(trained, batch_size=50)) == expected
-    assert list(pickle.loads(pickle.dumps(build))(trained, batch_size=50)) == expected
+    expected = list(build(range(1000), batch_size=50, seed=1))
+    for trainer in (Trainer(build), Trainer(pickle.loads(pickle.dumps(build)))):
+        for _ in range(2):
+            in_order = [list(range(start, min(start + 50, rows))) for start in range(0, rows, 50)]
+            assert trainer.get_eval_dataloader(rows) == trainer.get_test_dataloader(rows) == in_order
+            assert trainer.get_train_dataloader(1000) == expected
 
 
 def test_labels_must_match_the_dataset() -> None:
-    with pytest.raises(UsageError, match="1000 cluster labels for a dataset of 7 rows"):
-        SentenceTransformersSampler(CLUSTERS)(range(7), batch_size=4, drop_last=False)
+    with pytest.raises(UsageError, match="1000 cluster labels for a training dataset of 7 rows"):
+        Trainer(SentenceTransformersSampler(CLUSTERS)).get_train_dataloader(7)
     with pytest.raises(UsageError, match="expected one of each per row"):
         ClusterBatchSampler(CLUSTERS, CONFIG, sources=["a"])
 
@@ -214,7 +219,7 @@ def test_the_sentence_transformers_example_trains_on_the_planned_batches_and_res
     tiny: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("accelerate")
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
     from sentence_transformers.losses import MultipleNegativesRankingLoss
 
     seen: list[int] = []
@@ -225,7 +230,19 @@ def test_the_sentence_transformers_example_trains_on_the_planned_batches_and_res
         return forward(self, features, labels)
 
     monkeypatch.setattr(MultipleNegativesRankingLoss, "forward", spy)
+    # Before training, on as many rows: the labels say nothing about them.
+    untrained: list[list[int]] = []
+
+    class Evaluated(SentenceTransformerTrainer):
+        def train(self, **words: object) -> object:
+            if not untrained:
+                self.evaluate(self.train_dataset.select(range(399, -1, -1)))
+                untrained.append(seen.copy())
+                seen.clear()
+            return super().train(**words)
+
     script = example("sentence_transformers_batches")
+    monkeypatch.setattr(script, "SentenceTransformerTrainer", Evaluated)
     arguments = {
         "per_device_train_batch_size": 32,
         "num_train_epochs": 2,
@@ -242,9 +259,7 @@ def test_the_sentence_transformers_example_trains_on_the_planned_batches_and_res
     assert len(seen) == evaluated + 5
     rows = pq.read_table(tiny[0])
     numbers = np.array([[int(word[1:]) for word in text.split()] for text in rows["query"].to_pylist()]).sum(axis=1)
-    # Nor do they of as many other rows.
-    trainer.evaluate(trainer.train_dataset.select(range(399, -1, -1)))
-    assert seen[evaluated + 5 :] == numbers[::-1].reshape(50, 8).sum(axis=1).tolist()
+    assert untrained == [numbers[::-1].reshape(50, 8).sum(axis=1).tolist()]
     del seen[evaluated:]
     sampler = ClusterBatchSampler(rows["cluster"].to_numpy(), BatchesConfig(size=32, seed=42))
     expected = [numbers[batch].sum() for epoch in range(2) for batch in batches_of(sampler, epoch)]
