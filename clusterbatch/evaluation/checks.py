@@ -18,7 +18,7 @@ from clusterbatch.encoder.model_files import Kind
 from clusterbatch.errors import UsageError, about
 from clusterbatch.evaluation.collection import DOCUMENTS, QUERIES, open_collections
 from clusterbatch.evaluation.metrics import parse_metric
-from clusterbatch.evaluation.models import AFTER, BEFORE, BM25, evaluated_models
+from clusterbatch.evaluation.models import AFTER, BEFORE, BM25, check_room, evaluated_models
 from clusterbatch.evaluation.stage import configured_collections
 from clusterbatch.store import Folder
 from clusterbatch.store.workspace import Workspace
@@ -27,16 +27,18 @@ from clusterbatch.store.workspace import Workspace
 def check_models(config: RunConfig) -> None:
     """Raise the error that a stage would raise on a measure of `evaluate` or a model that is named anywhere.
 
-    Models are loaded once for that, unless the workspace has a trained model: then every stage has loaded them before.
+    Models are loaded once for that, unless the workspace has a trained model: then every stage has loaded them before,
+    and only what `evaluate` asks of them is checked.
     """
     for name in config.evaluate.metrics:
         parse_metric(name)
     others = [name for name in config.evaluate.models if name != AFTER]
     try:
-        evaluated_models(_with(config, models=others), generation=0)
+        evaluated = evaluated_models(_with(config, models=others), generation=0)
     except UsageError as error:
         raise UsageError(f"evaluate.models: {str(error).removeprefix('evaluate.models: ')}") from None
     if Workspace(config).train().manifest() is not None:
+        check_room(evaluated, config)
         return
     if config.embed.model not in SURROGATES:
         check_model(

@@ -24,6 +24,7 @@ from clusterbatch.encoder.devices import inference_dtype, visible_device
 from clusterbatch.encoder.load import load_encoder
 from clusterbatch.encoder.resolve import resolve_model
 from clusterbatch.errors import DataError, UsageError
+from clusterbatch.evaluation.checks import check_models, check_text_limits
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.models import AFTER
 from clusterbatch.evaluation.stage import evaluate
@@ -62,8 +63,8 @@ def refresh(config: RunConfig, *, force: bool = False) -> list[Round]:
     """Make `refresh.rounds` more generations, or those that are left of an interrupted call; return all rounds.
 
     Runs the first generation's stages before if they have never run, and waits in the end for clusters that are built
-    for the next call. Raises UsageError before any work if the metric that decides is not measured, and what
-    `check_teacher` raises.
+    for the next call. Raises UsageError before any work if the metric that decides is not measured or a prompt leaves
+    no room for text, and what `check_models` and `check_teacher` raise.
     """
     _check(config)
     workspace = Workspace(config)
@@ -137,8 +138,14 @@ def _check(config: RunConfig) -> None:
         raise UsageError(
             "cluster.method: refresh continues from centroids, which communities do not follow; take kmeans"
         )
-    # The stage itself would find out only after the corpus has been embedded and clustered.
+    # The stages themselves would find out only after the corpus has been embedded and clustered, or a round trained.
+    check_models(config)
     check_teacher(config)
+    workspace = Workspace(config)
+    live = live_generation(workspace)
+    start = config.train.model if live is None else workspace.trained_model(live).uri
+    models = {"train.model": start, "embed.model": config.refresh.surrogate or start}
+    check_text_limits([with_changes(config, models)])
 
 
 def _last_generation(config: RunConfig, workspace: Workspace) -> int:

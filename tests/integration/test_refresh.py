@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load
 
 from clusterbatch.cli import main
@@ -222,6 +223,32 @@ def test_what_cannot_be_refreshed_is_said_at_once(config: RunConfig) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             refresh(with_changes(config, changes))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["evaluate.max_query_tokens=3"], r"evaluate\.max_query_tokens"),
+        (["train.max_document_tokens=3"], r"train\.max_document_tokens"),
+        (["evaluate.models=[after,/nowhere/at/all]"], r"evaluate\.models: .*/nowhere/at/all"),
+    ],
+)
+@pytest.mark.parametrize("trained", [True, False])
+def test_what_a_round_would_refuse_in_the_end_is_refused_before_it(
+    config: RunConfig, tmp_path: Path, words: list[str], message: str, trained: bool
+) -> None:
+    prompts = ["train.prompts.query=what is said about this", "train.prompts.document=the following text says"]
+    workspace = config.workspace if trained else f"{tmp_path}/none"
+    given = config.model_copy(update={"workspace": workspace})
+    changes = {word.partition("=")[0]: yaml.safe_load(word.partition("=")[2]) for word in [*prompts, *words]}
+    before = _files(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        refresh(with_changes(given, changes))
+    assert _files(tmp_path) == before
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path) for path in folder.rglob("*"))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from clusterbatch.config.compare import PricesConfig
 from clusterbatch.config.experiments import Policy, StreamConfig
 from clusterbatch.corpus.ingest import ingest
 from clusterbatch.errors import UsageError
+from clusterbatch.evaluation.checks import check_text_limits
 from clusterbatch.evaluation.collection import Collection
 from clusterbatch.evaluation.metrics import parse_metric
 from clusterbatch.evaluation.models import AFTER
@@ -118,6 +119,7 @@ def _check(config: RunConfig) -> None:
         )
     if config.refresh.asynchronous:
         raise UsageError("refresh.asynchronous: a month of tune.stream is one round, with nothing to build beside it")
+    check_text_limits([config])
 
 
 def _arrivals(config: RunConfig, stream: StreamConfig, collections: Sequence[Collection]) -> np.ndarray:
