@@ -76,7 +76,7 @@ class ClusterBatchSampler(Sampler[list[int]]):
         if vectors and vectors[0].shape != vectors[1].shape:
             raise UsageError(f"vectors: {vectors[0].shape[1]} and {vectors[1].shape[1]} dimensions, expected as many")
         index, self._row_of = index_labels(clusters, sources)
-        if config.super_batch > 1 and vectors:
+        if config.largest_super_batch > 1 and vectors:
             # They decide which rows meet, as labels do.
             parts = [index.fingerprint, *(checksum(np.ascontiguousarray(each).data) for each in vectors)]
             index = replace(index, fingerprint=fingerprint(*parts))

@@ -248,6 +248,10 @@ def test_a_sampler_does_not_resume_with_other_vectors() -> None:
     assert list(same) == list(one)[5:] != list(other)[5:]
     with pytest.raises(UsageError, match="other labels, vectors"):
         other.resume(one.state(5))
+    late = BatchesConfig(size=12, stratify="source", curriculum=[{"epochs": 1}, {"super_batch": 5}])
+    one, other = (ClusterBatchSampler(labels, late, vectors=(unit(180, 6, seed), unit(180, 6, 9))) for seed in (0, 1))
+    with pytest.raises(UsageError, match="other labels, vectors"):
+        other.resume(one.state(5))
     plain = BatchesConfig(size=12)
     # Without super-batches they decide nothing.
     unused = ClusterBatchSampler(labels, plain, vectors=(unit(180, 6, 0), unit(180, 6, 9)))
