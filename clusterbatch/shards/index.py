@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
@@ -26,16 +26,18 @@ def repeated_share(hashes: np.ndarray) -> float:
 # Rows of a group of semantic duplicates that batches keep apart; those beyond share the last layer.
 LAYERS = 8
 
-# Rows of one entry of the table below.
-_BLOCK = 256
+# Bits, and bytes, of one entry of the table below.
+_BLOCK, _BLOCK_BYTES = 256, 32
+_BITS_SET = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
 
 
 @dataclass(frozen=True)
 class KeptRows:
     """The rows of pieces that were not left out, one bit for each row and an integer for 256 of them.
 
-    bits: (blocks, 32) uint8, the rows of all pieces one after the other; before: (blocks + 1,) kept rows before each
-    block; first, first_kept: (pieces,) each piece's first row among all rows and among those kept.
+    bits: (blocks, 32) uint8, the rows of all pieces one after the other, each piece from the beginning of a byte;
+    before: (blocks + 1,) kept rows before each block; first, first_kept: (pieces,) each piece's first bit among all
+    bits and its first row among those kept.
     """
 
     bits: np.ndarray
@@ -44,14 +46,18 @@ class KeptRows:
     first_kept: np.ndarray
 
     @staticmethod
-    def of(kept: np.ndarray, rows: np.ndarray) -> KeptRows:
-        """kept: (N,) bool of all rows; rows: (pieces,) of each piece, N together."""
-        padded = np.pad(kept, (0, -len(kept) % _BLOCK))
-        before = np.concatenate([[0], np.cumsum(padded.reshape(-1, _BLOCK).sum(1))])
-        first = np.cumsum(rows) - rows
-        # Piece by piece: sums over all rows would take 8 bytes or more for each of them.
-        counts = np.array([np.count_nonzero(piece) for piece in np.split(kept, first[1:])], np.int64)
-        return KeptRows(np.packbits(padded).reshape(-1, _BLOCK // 8), before, first, np.cumsum(counts) - counts)
+    def of(kept: Iterable[tuple[int, np.ndarray]], rows: np.ndarray) -> KeptRows:
+        """kept: the number of each piece, in any order, and which of its rows are kept, bool; rows: (pieces,)."""
+        piece_bytes = -(-rows // 8)
+        first = np.cumsum(piece_bytes) - piece_bytes
+        bits = np.zeros(-(-int(piece_bytes.sum()) // _BLOCK_BYTES) * _BLOCK_BYTES, np.uint8)
+        counts = np.zeros(len(rows), np.int64)
+        for piece, of_piece in kept:
+            bits[first[piece] : first[piece] + piece_bytes[piece]] = np.packbits(of_piece)
+            counts[piece] = np.count_nonzero(of_piece)
+        blocks = bits.reshape(-1, _BLOCK_BYTES)
+        before = np.concatenate([[0], np.cumsum(_BITS_SET[blocks].sum(1, dtype=np.int64))])
+        return KeptRows(blocks, before, 8 * first, np.cumsum(counts) - counts)
 
     def take(self, pieces: np.ndarray) -> KeptRows:
         """Return the same of some of the pieces."""

@@ -15,8 +15,8 @@ from clusterbatch.schema import training_schema, vectors_type
 
 # Content of a shard's parts, in their details under "content"; INDEX is the cluster index of all shards.
 TRAINING, VECTORS, RUNS, ROWS, INDEX = "training", "vectors", "runs", "rows", "index"
-# Content of a part with a teacher's scores.
-SCORES = "scores"
+# Content of a part with a teacher's scores, and of a shard's part with the scores that came with the corpus.
+SCORES, PAIR_SCORES = "scores", "pair_scores"
 # Rows whose vectors are worked on at once: those of a whole bucket in float32 would be several times its bytes.
 _BLOCK_ROWS = 8192
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from clusterbatch.shards.index import LEAST_CROWDING, repeated_share
-from clusterbatch.shards.layout import ROWS, RUNS, TRAINING, VECTORS, ShardSchema
+from clusterbatch.shards.layout import PAIR_SCORES, ROWS, RUNS, TRAINING, VECTORS, ShardSchema
 from clusterbatch.store.artifact import Artifact, Part
 from clusterbatch.store.checksum import checksum64
 from clusterbatch.store.tables import write_parquet
@@ -64,8 +64,13 @@ class ShardWriter:
         """Write and return the parts of this shard, each with `details`."""
         parts = write_runs(artifact, stem, self._files, self._rows, **details)
         text = pa.concat_tables(self._text)
-        rows = write_parquet(artifact, f"{stem}-{ROWS}", text, 8192, content=ROWS, **details)
-        return [*parts, rows]
+        parts.append(write_parquet(artifact, f"{stem}-{ROWS}", text, 8192, content=ROWS, **details))
+        scores = [name for name in ("score", "negative_scores") if name in text.column_names]
+        if scores:
+            # All are read before training. Between the texts, a request of a megabyte would fetch those of 8,192 rows.
+            table = text.select(scores)
+            parts.append(write_parquet(artifact, f"{stem}-{PAIR_SCORES}", table, content=PAIR_SCORES, **details))
+        return parts
 
 
 def write_runs(artifact: Artifact, stem: str, files: Mapping[str, RunFile], rows: int, **details: Any) -> list[Part]:

@@ -15,9 +15,12 @@ from clusterbatch.batches.negatives import NegativeChoice
 from clusterbatch.batches.plan_report import left_out_sentences, plan_report
 from clusterbatch.config import RunConfig, with_changes
 from clusterbatch.errors import UsageError
+from clusterbatch.shards import row_filter
 from clusterbatch.shards.index import KeptRows
+from clusterbatch.shards.layout import PAIR_SCORES
 from clusterbatch.shards.reader import ShardReader
 from clusterbatch.shards.stage import cluster
+from clusterbatch.store import Folder, Part
 from clusterbatch.store.tables import read_parquet
 from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.worker import open_plan
@@ -72,12 +75,19 @@ def _names(config: RunConfig, plan: Any, step: int) -> list[str]:
     return rows["pair_id"].take(pa.array(place)).to_pylist()
 
 
+def _kept_rows(kept: np.ndarray, rows: np.ndarray) -> KeptRows:
+    """kept: of all pieces one after the other; they come in another order."""
+    pieces = list(enumerate(np.split(kept, np.cumsum(rows)[:-1])))
+    return KeptRows.of(iter(pieces[::-1]), rows)
+
+
 def test_any_row_of_any_piece_is_found() -> None:
     random = np.random.default_rng(0)
     rows = random.integers(1, 900, 12)
-    for share in (0.02, 0.5, 1.0):
+    for share in (0.0, 0.02, 0.5, 1.0):
         kept = random.random(rows.sum()) < share
-        table = KeptRows.of(kept, rows)
+        table = _kept_rows(kept, rows)
+        assert table.before[-1] == kept.sum()
         start = 0
         for piece, count in enumerate(rows.tolist()):
             wanted = np.flatnonzero(kept[start : start + count])
@@ -86,14 +96,40 @@ def test_any_row_of_any_piece_is_found() -> None:
             start += count
 
 
-def test_the_table_of_kept_rows_is_made_in_little_memory() -> None:
+def test_the_table_of_kept_rows_is_made_in_few_bits_for_each_row() -> None:
     rows = np.full(1000, 1000)
-    kept = np.random.default_rng(0).random(rows.sum()) < 0.5
+    kept = np.random.default_rng(0).random(1000) < 0.5
     tracemalloc.start()
-    KeptRows.of(kept, rows)
+    KeptRows.of(((piece, kept) for piece in range(len(rows))), rows)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2 * len(kept)
+    assert peak < rows.sum() / 2
+
+
+def test_scores_are_read_without_the_texts_between_them(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row groups of texts are small: on object storage a request for each would fetch a megabyte for 32 KiB."""
+    artifact = Workspace(config).clusters()
+    manifest = artifact.require()
+    read: list[Part] = []
+
+    def counted(folder: Folder, part: Part, columns: list[str]) -> pa.Table:
+        read.append(part)
+        return read_parquet(folder, part, columns)
+
+    monkeypatch.setattr(row_filter, "read_parquet", counted)
+    _, plan = _plan(config, min_score=0.5, min_margin=0.1)
+    assert {part.details["content"] for part in read} == {PAIR_SCORES}
+    assert len(read) == len({part.path for part in read}) == manifest.details["shards"]
+    assert all(part.details["row_groups"] == [part.rows] for part in read)
+    # As clusters that an earlier version made.
+    others = [part for part in manifest.parts if part.details.get("content") != PAIR_SCORES]
+    earlier = manifest.model_copy(update={"parts": others})
+    thresholds = with_changes(config, {"train.filter.min_score": 0.5, "train.filter.min_margin": 0.1}).train.filter
+    index = row_filter.filter_rows(artifact, earlier, ShardReader(artifact).index, thresholds, negatives=True)
+    assert (index.fingerprint, index.left_out) == (plan.index.fingerprint, plan.index.left_out)
+    assert index.kept is not None
+    assert plan.index.kept is not None
+    assert np.array_equal(index.kept.bits, plan.index.kept.bits)
 
 
 @pytest.mark.parametrize(
