@@ -31,7 +31,9 @@ def fit(job: TrainingJob) -> None:
         _fit_in_process(job)
         return
     use_gpu = device_for(job.config.train.device).startswith("cuda")
-    fewest, most = job.config.train.workers or all_workers(use_gpu)
+    workers = job.config.train.workers or all_workers(use_gpu)
+    # Every worker needs a row of each batch; a cluster may have more GPUs than that.
+    fewest, most = (min(number, job.config.batches.size) for number in workers)
     if isinstance(executor, LocalExecutor):
         fit_on_this_machine(job, fewest, most, executor)
         return

@@ -8,9 +8,13 @@ from multiprocessing.connection import Connection
 
 import pytest
 
+from clusterbatch.config import RunConfig
 from clusterbatch.errors import DataError
+from clusterbatch.runtime import LocalExecutor
 from clusterbatch.runtime.fork_server import ForkedProcess
+from clusterbatch.training import driver
 from clusterbatch.training.local_ranks import _lines, _Lost
+from clusterbatch.training.worker import TrainingJob
 
 
 @pytest.fixture
@@ -38,3 +42,17 @@ def test_a_worker_that_is_gone_is_lost_however_the_others_fare(
     assert next(lines) == {"step": 3}
     with pytest.raises(_Lost, match="a worker was lost"):
         next(lines)
+
+
+def test_no_worker_starts_without_a_row_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a cluster with more GPUs than a batch has pairs, if `train.workers` is open."""
+    started: list[tuple[int, int]] = []
+    monkeypatch.setattr(driver, "current_executor", lambda: LocalExecutor.__new__(LocalExecutor))
+    monkeypatch.setattr(driver, "all_workers", lambda use_gpu: (64, 64))
+    monkeypatch.setattr(
+        driver, "fit_on_this_machine", lambda job, fewest, most, executor: started.append((fewest, most))
+    )
+    for size in (32, 256):
+        config = RunConfig.model_validate({"workspace": "/none", "batches": {"size": size}, "train": {"device": "cpu"}})
+        driver.fit(TrainingJob(config, 0, 1, "model", "run"))
+    assert started == [(32, 32), (64, 64)]
