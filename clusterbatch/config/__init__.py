@@ -1,6 +1,7 @@
 """Configuration: one typed section per stage, read from YAML and dotted overrides, with fingerprints."""
 
 from clusterbatch.config.base import Section, fingerprint, operational
+from clusterbatch.config.batches import BatchesConfig, PhaseConfig
 from clusterbatch.config.compare import CompareConfig
 from clusterbatch.config.environment import RayConfig, ReuseConfig, StorageConfig
 from clusterbatch.config.experiments import PredictConfig, RefreshConfig, ReportConfig, TuneConfig
@@ -16,12 +17,10 @@ from clusterbatch.config.stages import (
     ScoreConfig,
 )
 from clusterbatch.config.training import (
-    BatchesConfig,
     EvaluateConfig,
     FilterConfig,
     LoraConfig,
     MaskConfig,
-    PhaseConfig,
     PromptsConfig,
     TrainConfig,
 )

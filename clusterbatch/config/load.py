@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from clusterbatch.config.base import Address, Section
+from clusterbatch.config.batches import BatchesConfig
 from clusterbatch.config.compare import CompareConfig
 from clusterbatch.config.environment import RayConfig, ReuseConfig, StorageConfig
 from clusterbatch.config.experiments import PredictConfig, RefreshConfig, ReportConfig, TuneConfig
@@ -23,7 +24,7 @@ from clusterbatch.config.stages import (
     MineConfig,
     ScoreConfig,
 )
-from clusterbatch.config.training import BatchesConfig, EvaluateConfig, TrainConfig
+from clusterbatch.config.training import EvaluateConfig, TrainConfig
 from clusterbatch.errors import UsageError
 
 

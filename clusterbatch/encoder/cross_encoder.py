@@ -16,16 +16,9 @@ import torch
 from torch import nn
 
 from clusterbatch.encoder.load import load_weights
-from clusterbatch.encoder.model_files import (
-    ACTIVATIONS,
-    check_weights,
-    longest_input,
-    read_config,
-    read_json,
-    refuse_code,
-    shorter,
-)
+from clusterbatch.encoder.model_files import ACTIVATIONS, longest_input, shorter
 from clusterbatch.encoder.tokens import micro_batches
+from clusterbatch.encoder.untrusted_files import check_weights, read_config, read_json, refuse_code
 from clusterbatch.errors import DataError, UsageError, first_line
 
 _LOADER = "AutoModelForSequenceClassification"

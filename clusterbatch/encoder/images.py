@@ -18,7 +18,8 @@ import xxhash
 from torch import Tensor
 
 from clusterbatch.corpus.images import ImageError, open_image
-from clusterbatch.encoder.model_files import Layout, read_config
+from clusterbatch.encoder.model_files import Layout
+from clusterbatch.encoder.untrusted_files import read_config
 from clusterbatch.errors import DataError, UsageError, first_line
 
 

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from clusterbatch.encoder.devices import bound_kernel_caches
 from clusterbatch.encoder.fused import FusedBackbone
 from clusterbatch.encoder.model import Dense, Encoder
-from clusterbatch.encoder.model_files import DenseLayout, Kind, Layout, check_weight_files, read_config, read_layout
+from clusterbatch.encoder.model_files import DenseLayout, Kind, Layout, check_weight_files, read_layout
 from clusterbatch.encoder.packed import pack
 from clusterbatch.encoder.tokenizer import Tokenizer
 from clusterbatch.encoder.tokens import Tokens
+from clusterbatch.encoder.untrusted_files import read_config
 from clusterbatch.errors import DataError, UsageError, first_line
 
 # Encoder-decoders of which transformers has the encoder as a model of its own.

@@ -5,14 +5,21 @@ Every setting that changes vectors is honoured or refused: none is ignored.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from clusterbatch.encoder.untrusted_files import (
+    check_names,
+    check_weights,
+    place_inside,
+    read_config,
+    read_json,
+    refuse_adapter,
+    refuse_code,
+)
 from clusterbatch.errors import DataError, UsageError
-from clusterbatch.store.entry import local_place
 
 Kind = Literal["backbone", "static", "towers"]
 # Several of them may be joined by a plus sign; their vectors are then concatenated in that order.
@@ -136,11 +143,11 @@ def _layout_of_modules(folder: Path, modules: list[dict[str, Any]]) -> Layout:
         raise DataError(f"{folder / 'modules.json'}: not a list of modules, each with its type and path")
     for module in modules:
         if module["path"]:
-            _place(folder, module["path"], folder / "modules.json")
+            place_inside(folder, module["path"], folder / "modules.json")
         if not str(module["type"]).startswith("sentence_transformers."):
             raise UsageError(f"{folder}: module {module['type']} is code of its own (modules.json), which is not run")
     first = folder / modules[0]["path"]
-    _check_names(first)
+    check_names(first)
     kind = _class_name(modules[0])
     pooling, include_prompt = None, True
     dense: list[DenseLayout] = []
@@ -163,7 +170,7 @@ def _layout_of_modules(folder: Path, modules: list[dict[str, Any]]) -> Layout:
     if kind != "Transformer":
         raise _unsupported(folder, kind)
     _refuse_other_outputs(first / name, sentence, "last_hidden_state")
-    _refuse_adapter(first)
+    refuse_adapter(first)
     refuse_code(first)
     return Layout(
         folder,
@@ -184,54 +191,19 @@ def _unsupported(folder: Path, module: str) -> UsageError:
     )
 
 
-def _check_names(folder: Path) -> None:
-    """Raise DataError if a file of the model names another one outside of the model's folder."""
-    for index in sorted(folder.glob("*.index.json")):
-        content = read_json(index)
-        shards = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(shards, dict):
-            raise DataError(f"{index}: no index of weights (weight_map is missing)")
-        for name in sorted({str(name) for name in shards.values()}):
-            _place(folder, name, index)
-    tokenizer = read_json(folder / "tokenizer_config.json")
-    # Other names in it are those of the machine that wrote it, and nothing reads them.
-    for name in (tokenizer.get("fast_tokenizer_files") or []) if isinstance(tokenizer, dict) else []:
-        _place(folder, str(name), folder / "tokenizer_config.json")
-
-
-def _place(folder: Path, name: str, named_in: Path) -> Path:
-    try:
-        return local_place(folder, name.rstrip("/"))
-    except DataError:
-        raise DataError(f"{named_in}: {name!r} is not a place inside the model's folder") from None
-
-
 def _is_module(module: Any) -> bool:
     return isinstance(module, dict) and isinstance(module.get("path"), str) and isinstance(module.get("type"), str)
 
 
 def check_weight_files(layout: Layout) -> None:
-    """Raise UsageError if there are weights only in formats that are not loaded, DataError if there are none."""
+    """Raise the errors of `check_weights` for the folders of all modules."""
     for folder in (layout.module, *(dense.folder for dense in layout.dense)):
         check_weights(folder)
 
 
-def check_weights(folder: Path) -> None:
-    """Raise the errors of `check_weight_files` for one folder."""
-    if any(folder.glob("*.safetensors")):
-        return
-    others = [name for pattern in ("*.bin", "*.pt", "*.pth", "*.h5", "*.onnx") for name in folder.glob(pattern)]
-    if others:
-        raise UsageError(
-            f"{folder}: weights only as {others[0].name}, which is not loaded (pickles can run code); save the "
-            "model in the safetensors format"
-        )
-    raise DataError(f"{folder}: no weights in the safetensors format (model.safetensors)")
-
-
 def _bare_layout(folder: Path) -> Layout:
-    _check_names(folder)
-    _refuse_adapter(folder)
+    check_names(folder)
+    refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: no model here (neither modules.json nor config.json)")
     if read_config(folder).get("model_type") == "model2vec":
@@ -245,37 +217,6 @@ def _bare_layout(folder: Path) -> Layout:
     pooling = "lasttoken" if _is_causal(folder) else "mean"
     first_position = _first_position(folder)
     return Layout(folder, folder, "backbone", pooling, longest_input(folder), first_position=first_position)
-
-
-def refuse_code(folder: Path, loader: str = "AutoModel") -> None:
-    """Raise UsageError if the model is the code in its own folder, or in another repository.
-
-    loader: the class of transformers that would load it, AutoModel or AutoModelForSequenceClassification.
-
-    Models keep naming such code after transformers has taken it over, under the same class name.
-    """
-    config = read_config(folder)
-    named = config.get("auto_map") or {}
-    if not named:
-        return
-    # Imported here: it imports torch, which reading settings needs for no other model.
-    from transformers.models.auto import modeling_auto
-
-    names = {
-        "AutoModel": modeling_auto.MODEL_MAPPING_NAMES,
-        "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    }
-    own = names[loader].get(config.get("model_type", ""))
-    code = str(named.get(loader) or next(iter(named.values())))
-    if own is None or (loader in named and code.rsplit(".", 1)[-1] != own):
-        raise UsageError(f"{folder}: needs code of its own ({code}, auto_map in config.json), which is not run")
-
-
-def _refuse_adapter(folder: Path) -> None:
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise UsageError(
-            f"{folder}: an adapter alone (adapter_config.json); merge it into its base model and save that"
-        )
 
 
 def _is_causal(folder: Path) -> bool:
@@ -330,24 +271,8 @@ def shorter(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the model's own config.json; empty if there is none."""
-    config: dict[str, Any] = read_json(folder / "config.json") or {}
-    return config
-
-
 def _is_towers(folder: Path) -> bool:
     return read_config(folder).get("model_type") in _TOWERS
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a file, None if there is none. Raises DataError if it is not JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError:
-        raise DataError(f"{path}: not valid JSON") from None
 
 
 def _class_name(module: dict[str, Any]) -> str:

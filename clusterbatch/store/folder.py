@@ -21,7 +21,8 @@ from clusterbatch.store import local
 from clusterbatch.store.entry import Entry
 from clusterbatch.store.local import TEMPORARY
 from clusterbatch.store.range_file import RangeFile
-from clusterbatch.store.s3 import S3Files, Upload, s3_filesystem
+from clusterbatch.store.s3 import S3Files, Upload
+from clusterbatch.store.s3_client import s3_filesystem
 from clusterbatch.store.traffic import CountedFile, count
 
 _READ_AHEAD = 8 * 2**20

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clusterbatch.config import RunConfig, TrainConfig
-from clusterbatch.encoder.model_files import Layout, read_config, read_layout, shorter
+from clusterbatch.encoder.model_files import Layout, read_layout, shorter
 from clusterbatch.encoder.resolve import resolve_model
+from clusterbatch.encoder.untrusted_files import read_config
 from clusterbatch.errors import DataError, UsageError
 
 # The rate that an unset train.learning_rate meant in versions that knew one default for all encoders.
