@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from clusterbatch.corpus.minhash import PERMUTATIONS, bands, signatures
 from clusterbatch.runtime import Result, WorkItem
+from clusterbatch.schema import VECTORS
 from clusterbatch.store.artifact import Artifact, Counts, Part
 from clusterbatch.store.shuffle import read_bucket, write_buckets
 
@@ -30,7 +32,14 @@ _PAIRS_ROWS, _PAIRS_BYTES = 2**17, 32 * 2**20
 _SIGNATURE = pa.list_(pa.uint16(), PERMUTATIONS)
 _ORIGIN = [pa.field("document_hash", pa.uint64()), pa.field("slice", pa.int64()), pa.field("position", pa.int64())]
 _ENTRY = pa.schema(
-    [pa.field("band", pa.uint64()), *_ORIGIN, pa.field("query", _SIGNATURE), pa.field("document", _SIGNATURE)]
+    [
+        pa.field("band", pa.uint64()),
+        *_ORIGIN,
+        # Of the vectors that came with the pair: those of another length than the corpus' are rejected.
+        pa.field("dimensions", pa.int32()),
+        pa.field("query", _SIGNATURE),
+        pa.field("document", _SIGNATURE),
+    ]
 )
 
 
@@ -55,11 +64,19 @@ def entries(pairs: pa.Table, threshold: float) -> pa.Table:
     together = np.minimum(query, document)
     tables = []
     origin = pairs.select([field.name for field in _ORIGIN])
-    columns = [*origin.columns, _column(query), _column(document)]
+    columns = [*origin.columns, _dimensions(pairs), _column(query), _column(document)]
     for number, piece in enumerate(bands(threshold)):
         keys = [xxhash.xxh3_64_intdigest(row.tobytes(), seed=number) for row in together[:, piece]]
         tables.append(pa.table([pa.array(keys, pa.uint64()), *columns], schema=_ENTRY))
     return pa.concat_tables(tables)
+
+
+def _dimensions(pairs: pa.Table) -> pa.ChunkedArray | pa.Array:
+    """Return the length of each pair's vectors, -1 if they differ and null if there are none, (n,) int32."""
+    given = [pc.list_value_length(pairs[name]) for name in VECTORS if name in pairs.column_names]
+    if not given:
+        return pa.nulls(pairs.num_rows, pa.int32())
+    return pc.if_else(pc.equal(given[0], given[-1]), given[0], -1).cast(pa.int32())
 
 
 def near_earlier(table: pa.Table, threshold: float) -> np.ndarray:
@@ -108,10 +125,16 @@ def _band_codes(signatures: np.ndarray, threshold: float) -> list[list[int]]:
 
 
 class NearPairsWorker:
-    """Compare the pairs of one bucket of bands; write those that are near an earlier one, bucketed by document."""
+    """Compare the pairs of one bucket of bands; write those that are near an earlier one, bucketed by document.
 
-    def __init__(self, parts: Sequence[tuple[Artifact, Part]], threshold: float, buckets: int) -> None:
+    dimensions: length of the corpus' vectors; pairs with others, which are rejected, are near none. None: no vectors.
+    """
+
+    def __init__(
+        self, parts: Sequence[tuple[Artifact, Part]], threshold: float, buckets: int, dimensions: int | None
+    ) -> None:
         self._parts = parts
+        self._dimensions = dimensions
         self._threshold = threshold
         self._buckets = buckets
 
@@ -121,7 +144,10 @@ class NearPairsWorker:
             table = read_bucket(place, [part for holder, part in self._parts if holder == place], item.number)
             if table is not None:
                 tables.append(table)
-        table = pa.concat_tables(tables).sort_by([("slice", "ascending"), ("position", "ascending")])
+        table = pa.concat_tables(tables)
+        if self._dimensions is not None:
+            table = table.filter(pc.fill_null(pc.equal(table["dimensions"], self._dimensions), True))
+        table = table.sort_by([("slice", "ascending"), ("position", "ascending")])
         near = near_earlier(table, self._threshold)
         found = table.select([field.name for field in _ORIGIN]).filter(pa.array(near))
         buckets = (found["document_hash"].to_numpy() % np.uint64(self._buckets)).astype(np.int64)

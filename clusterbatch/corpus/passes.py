@@ -285,6 +285,7 @@ class IngestPasses:
                 "parts": [*((self._earlier, part) for part in _parts(self.known, ENTRIES)), *self._placed(ENTRIES)],
                 "threshold": threshold,
                 "buckets": self._sorting.buckets,
+                "dimensions": self.dimensions,
             },
             "buckets",
         )

@@ -80,6 +80,21 @@ def test_they_stay_unless_asked_for(tmp_path: Path, in_process: None) -> None:
     assert manifest.counts.written == len(rows)
 
 
+def test_near_copies_of_a_rejected_row_stay(tmp_path: Path, in_process: None) -> None:
+    """The first of three near copies has a vector of another length; it goes, and the second stays for the third."""
+    rows: list[Any] = [{**pair, "vector": [1.0, 0.0]} for pair in pairs()[:100]]
+    first, *others = (
+        {"query": f"{rows[0]['document'][:200]} {n}", "document": f"{rows[0]['document']} {n}", "vector": [1.0, 0.0]}
+        for n in range(3)
+    )
+    write_lines(tmp_path / "in/one.jsonl", [{**first, "vector": [1.0, 0.0, 0.0]}, *others, *rows])
+    columns = {"vector": "vector"}
+    config, manifest = ingested(tmp_path, "set-aside", near_duplicates="set_aside", columns=columns)
+    assert manifest.counts.rejected == manifest.counts.set_aside[NEAR_PAIR] == 1
+    queries = {row["query"] for row in corpus_rows(config, manifest)}
+    assert {others[0]["query"], others[1]["query"]} & queries == {others[0]["query"]}
+
+
 def test_pairs_are_found_from_the_threshold_on() -> None:
     """Against the exact Jaccard similarity: far above the threshold all are found, far below none."""
     numbers = random.Random(1)
