@@ -63,15 +63,18 @@ class ProgressLine:
         self._done += count
         self._note = note
         rate = (self._done - self._initial) / max(now - self._begun, 1e-9)
-        speed = f"{rate:,.0f} {self._unit.split()[0]}/s"
+        # Steps of a large model take seconds.
+        number = f"{rate:,.0f}" if rate >= 10 or not rate else f"{rate:.2g}"
+        speed = f"{number} {self._unit.split()[0]}/s"
+        note = f", {note}" if note else ""
         if self._bar:
-            text = f"{self._done:,}/{self._total:,} {self._unit}, {speed} {note}"
+            text = f"{self._done:,}/{self._total:,} {self._unit}, {speed}{note}"
             self._bar.update(self._task, completed=self._done, rate=text)
         elif now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             left = f", {(self._total - self._done) / rate:,.0f} s left" if rate > 0 else ""
-            text = f"{self._done:,}/{self._total:,} {self._unit}, {speed}{left} {note}"
-            self._say(f"{self._title}: {text}", rate=round(rate, 1))
+            text = f"{self._done:,}/{self._total:,} {self._unit}, {speed}{left}{note}"
+            self._say(f"{self._title}: {text}", rate=float(f"{rate:.3g}"))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

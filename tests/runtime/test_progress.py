@@ -39,3 +39,16 @@ def test_nothing_is_foretold_before_anything_is_done(
         # All rows of its piece are copies of others.
         line.advance(0)
     assert "embed: 0/40 rows, 0 rows/s" in capsys.readouterr().err.splitlines()
+
+
+def test_rates_below_one_are_no_zeros(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = 1000.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with ProgressLine("compare", total=1_200, unit="steps") as line:
+        for steps, seconds in ((40, 1000.0), (800, 40.0)):
+            now += seconds
+            line.advance(steps, "source seed 0")
+    assert capsys.readouterr().err.splitlines()[1:3] == [
+        "compare: 40/1,200 steps, 0.04 steps/s, 29,000 s left, source seed 0",
+        "compare: 840/1,200 steps, 0.81 steps/s, 446 s left, source seed 0",
+    ]
