@@ -14,6 +14,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 def _absolute(address: str) -> str:
     if "://" in address or not address.strip():
         return address
+    if address.startswith("s3:"):
+        # Python's pathlib, for example, makes one slash of two: nothing may be written to a local folder of that name.
+        raise ValueError(f"expected s3://bucket/prefix (got {address!r})")
     return os.path.abspath(os.path.expanduser(address))
 
 

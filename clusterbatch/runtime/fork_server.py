@@ -19,7 +19,8 @@ from typing import Any
 from clusterbatch.errors import InfrastructureError
 from clusterbatch.runtime.work import packed, unpacked
 
-_LONGEST_REQUEST = 2**20
+# Bytes of a request's length, little-endian, which come before it: a socket may hand over a long one in pieces.
+_LENGTH_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ class ForkServer:
         program, request = packed(target), packed((module, dict(os.environ)))
         with self._lock:
             try:
-                socket.send_fds(self._control, [request], [theirs.fileno()])
+                length = len(request).to_bytes(_LENGTH_BYTES, "little")
+                socket.send_fds(self._control, [length], [theirs.fileno()])
+                self._control.sendall(request)
                 answer = self._control.recv(64)
             except OSError:
                 answer = b""
@@ -93,10 +96,10 @@ def serve(descriptor: int) -> None:
     # Ended workers are not waited for.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
-        request, descriptors, _, _ = socket.recv_fds(control, _LONGEST_REQUEST, 1)
-        if not request:
+        length, descriptors, _, _ = socket.recv_fds(control, _LENGTH_BYTES, 1)
+        if not length:
             os.killpg(0, signal.SIGKILL)
-        module, environment = unpacked(request)
+        module, environment = unpacked(control.recv(int.from_bytes(length, "little"), socket.MSG_WAITALL))
         # A worker meets the same error, and can report it.
         with suppress(Exception):
             importlib.import_module(module)

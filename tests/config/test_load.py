@@ -38,6 +38,7 @@ def test_one_path_is_a_list_of_one(tmp_path: Path) -> None:
         (["workspace=w", "cluster.mean_size=3", "cluster.clusters=2"], "cluster: give clusters or mean_size"),
         (["workspace=w", "train.epochs=1", "train.steps=1"], "train: give epochs or steps"),
         (["workspace"], "'workspace': expected key=value"),
+        (["workspace=s3:/bucket/a"], "workspace: expected s3://bucket/prefix (got 's3:/bucket/a')"),
         (["workspace=w", "workspace.deeper=3"], "workspace is a value, not a section"),
         (["workspace=w", "train.mask={"], "train.mask: input should be a section with keys of its own (got '{')"),
         (

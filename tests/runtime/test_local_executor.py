@@ -54,6 +54,13 @@ def test_forked_processes_leave_the_artifact_of_one_process(
     assert made[0] == made[1]
 
 
+def test_an_environment_may_be_large(local: LocalExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes tells every pod of every service of its namespace, in some seven variables each."""
+    for number in range(8000):
+        monkeypatch.setenv(f"SERVICE_{number}_PORT", f"tcp://10.0.0.1:{number}")
+    assert local.call(os.getenv, "SERVICE_7999_PORT", Pool(1)) == "tcp://10.0.0.1:7999"
+
+
 def test_failures_are_told_in_their_own_words(tmp_path: Path, local: LocalExecutor) -> None:
     with using(local):
         with pytest.raises(DataError, match=r"^file.csv: row 4 is no number$"):
