@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import select
 import signal
@@ -35,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done; 1: a bug; 2: usage; 3: data; 4: infrastructure; 130: interrupted; 141: output closed; 143: terminated.
     """
     configure_logging()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What the locale cannot write of a name or a sign must not end a finished command, as little as in log lines.
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = _parse(arguments)
     try:
         with _terminable():

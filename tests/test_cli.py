@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import os
@@ -122,6 +123,18 @@ def test_a_configuration_in_a_folder_with_an_equals_sign(tmp_path: Path, capsys:
     file.write_text(f"workspace: {tmp_path}/w\n")
     assert main(["inspect", str(file)]) == 2
     assert f"no run has been at {tmp_path}/w" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", b"\\xfc\\ud800"), ("utf-8", b"\xc3\xbc\\ud800")])
+def test_names_that_the_terminal_cannot_write_end_no_command(
+    encoding: str, shown: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(f'workspace: w\ncorpus: {{source: "\\u00fc\\ud800{name}"}}\n')
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding=encoding))
+    assert main(["config", "--difference", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert shown + b"a" in output.getvalue()
 
 
 def test_reports_are_copied_or_the_place_is_named_that_cannot_be_written(tmp_path: Path) -> None:
