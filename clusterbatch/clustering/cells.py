@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -92,7 +93,7 @@ class Cells:
     def __len__(self) -> int:
         return len(self.partition)
 
-    @property
+    @cached_property
     def first_bucket(self) -> np.ndarray:
         """(C + 1,) the first bucket of each cell: every chunk of every cell is a bucket of the sample."""
         return np.concatenate([[0], np.cumsum(self.chunks)])

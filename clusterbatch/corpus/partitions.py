@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from clusterbatch.errors import DataError
 from clusterbatch.store import Manifest
@@ -28,11 +28,18 @@ class Partitions:
         """Return the (rows,) int64 partition of each row, by its source. Raises DataError for an unknown source."""
         if self.names == [WHOLE_CORPUS]:
             return np.zeros(len(source), np.int64)
-        found = pc.index_in(source, pa.array(self.names))
-        if found.null_count:
-            unknown = pc.filter(source, pc.is_null(found))[0].as_py()
+        encoded = source.combine_chunks().dictionary_encode()
+        names = encoded.dictionary.to_pylist()
+        numbers = np.array([self._numbers.get(name, -1) for name in names], np.int64)
+        if (numbers < 0).any():
+            unknown = names[int(numbers.argmin())]
             raise DataError(f"corpus: a row of source {unknown!r}, which the corpus manifest does not name")
-        return found.to_numpy().astype(np.int64)
+        return numbers[encoded.indices.to_numpy()]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        # Kept: a row group has few of the names, of which there may be a hundred thousand.
+        return {name: number for number, name in enumerate(self.names)}
 
 
 def source_partitions(corpus: Manifest) -> Partitions:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from clusterbatch.clustering.cells import coarse_clusters, grouping_of, partitions_of
+from clusterbatch.clustering.cells import coarse_clusters, first_level, grouping_of, partitions_of
 from clusterbatch.config import RunConfig
-from clusterbatch.corpus.partitions import WHOLE_CORPUS
+from clusterbatch.corpus.partitions import WHOLE_CORPUS, Partitions
 from clusterbatch.corpus.row_groups import PAIRS
 from clusterbatch.embedding.vectors import tasks
 from clusterbatch.errors import DataError
@@ -96,3 +97,20 @@ def test_tasks_are_few_and_bounded_in_rows(units: int, rows_of_unit: int) -> Non
     for task in found:
         numbers = [item.unit.number for item in task.payload]
         assert task.covers == ((numbers[0], numbers[-1] + 1) if len(numbers) > 1 else ())
+
+
+def test_many_sources_are_not_looked_through_for_every_row_group() -> None:
+    class Names(list[str]):
+        looked_through = 0
+
+        def __iter__(self) -> Iterator[str]:
+            self.looked_through += 1
+            return super().__iter__()
+
+    names = Names(f"source {number:03d}" for number in range(300))
+    found = Partitions(names, np.full(300, 9), np.full(300, 2))
+    for number in (7, 250, 7):
+        assert found.of_rows(pa.chunked_array([[names[number], names[0]]])).tolist() == [number, 0]
+    assert names.looked_through == 1
+    cells = first_level(found, np.zeros(300, np.int64), 256)
+    assert cells.first_bucket is cells.first_bucket
