@@ -120,6 +120,21 @@ def test_only_ray_pods_that_are_selected_are_scraped_and_walled_in() -> None:
             assert port in names or template["spec"]["containers"][0]["name"] == "submitter"
 
 
+@pytest.mark.parametrize(("name", "manifest"), **by_name([item for item in RAY if item[1]["kind"] != "RayCluster"]))
+def test_the_pods_that_submit_jobs_may_reach_the_head(name: str, manifest: dict[str, Any]) -> None:
+    """KubeRay labels the Kubernetes Job of a submission, but not the pod, unless it is given a template."""
+    [policy] = [document for _, document in ALL if document["kind"] == "NetworkPolicy"]
+    allowed = [
+        source["podSelector"]["matchLabels"]
+        for rule in policy["spec"]["ingress"]
+        for source in rule["from"]
+        if "podSelector" in source and "ports" not in rule
+    ]
+    spec = manifest["spec"]
+    template = spec.get("jobTemplate", spec)["submitterPodTemplate"]
+    assert any(labels.items() <= template["metadata"]["labels"].items() for labels in allowed)
+
+
 def walk(value: Any) -> list[Any]:
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
     return [value, *(found for child in children for found in walk(child))]
