@@ -135,6 +135,18 @@ def test_the_pods_that_submit_jobs_may_reach_the_head(name: str, manifest: dict[
     assert any(labels.items() <= template["metadata"]["labels"].items() for labels in allowed)
 
 
+@pytest.mark.parametrize(("name", "manifest"), **by_name(RAY))
+def test_the_autoscaler_beside_a_head_is_confined_and_shares_its_logs(name: str, manifest: dict[str, Any]) -> None:
+    """KubeRay adds its container: as privileged as it is by default, with a volume `ray-logs` for /tmp/ray."""
+    for cluster in walk(manifest):
+        if not isinstance(cluster, dict) or not cluster.get("enableInTreeAutoscaling"):
+            continue
+        context = cluster["autoscalerOptions"]["securityContext"]
+        assert context == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        [head] = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+        assert {mount["name"] for mount in head["volumeMounts"] if mount["mountPath"] == "/tmp/ray"} == {"ray-logs"}
+
+
 def walk(value: Any) -> list[Any]:
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
     return [value, *(found for child in children for found in walk(child))]
