@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clusterbatch.clustering.features import Features, feature_sides, feature_vectors, unit_length
+from clusterbatch.clustering.features import feature_vectors, unit_length
 from clusterbatch.clustering.model import StoredParts
 from clusterbatch.config import ClusterConfig
 from clusterbatch.corpus.partitions import Partitions
@@ -120,9 +120,10 @@ class ReduceWorker:
             cluster = np.repeat(first, rows)
         part = np.zeros(len(cluster), np.int64)
         if config.max_size is not None:
-            for number in np.unique(cluster).tolist():
-                rows = np.flatnonzero(cluster == number)
-                part[rows] = split_large(len(rows), config.max_size, partial(_features, table, rows, config.features))
+            changes = np.flatnonzero(np.diff(cluster, prepend=-1)).tolist()
+            for start, stop in pairwise([*changes, len(cluster)]):
+                vectors = partial(feature_vectors, table.slice(start, stop - start), config.features)
+                part[start:stop] = split_large(stop - start, config.max_size, vectors)
             # Fragments of a cluster that is spread over several buckets are clusters of their own: no two buckets may
             # share a number.
             part += bucket << 32 if alone else 0
@@ -217,12 +218,6 @@ class WrittenShards:
         shard = self.pieces[-1]["shard"] + 1 if self.pieces else 0
         self.parts.extend(writer.write(output, f"bucket-{bucket:05d}-{shard}", shard=shard))
         self.pieces.extend({**piece, "shard": shard} for piece in writer.pieces)
-
-
-def _features(table: pa.Table, rows: np.ndarray, features: Features) -> np.ndarray:
-    """Return the (len(rows), D) float32 features of these rows, without gathering their texts."""
-    sides = table.select([f"{side}_vector" for side in feature_sides(features)])
-    return feature_vectors(sides.take(pa.array(rows)), features)
 
 
 def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:

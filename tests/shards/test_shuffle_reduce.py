@@ -151,3 +151,25 @@ def test_fragments_of_a_cluster_in_several_buckets_are_never_one(tmp_path) -> No
         table = table.set_column(0, "cluster", pa.array(np.zeros(rows, np.int64)))
         found += np.unique(worker._bounded(bucket, _sorted(_columns(table)))["part"].to_numpy()).tolist()
     assert len(set(found)) == len(found) == 3 + 2 + 2
+
+
+def test_many_small_clusters_are_split_in_one_walk_over_the_rows(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket of small clusters has tens of thousands: a look at all rows for each would take a minute."""
+    plan = BucketPlan(np.array([0, 200]), np.zeros(200, np.int64), np.ones(200, np.int64))
+    artifact = Artifact(Folder(str(tmp_path)), "exchange")
+    partitions, schema = Partitions(["a"], np.array([3000]), np.array([1])), ShardSchema(1000, 16)
+    worker = ReduceWorker(StoredParts(artifact, []), artifact, partitions, plan, schema, ClusterConfig(max_size=10))
+    table = _bucket(3000)
+    table = _sorted(_columns(table.set_column(0, "cluster", pa.array(RANDOM.integers(0, 200, 3000)))))
+    flatnonzero, seen = np.flatnonzero, []
+
+    def counted(values: np.ndarray) -> np.ndarray:
+        seen.append(len(values))
+        return flatnonzero(values)
+
+    monkeypatch.setattr(np, "flatnonzero", counted)
+    bounded = worker._bounded(0, table)
+    assert sum(seen) <= 2 * 3000
+    counts = bounded.group_by(["cluster", "part"]).aggregate([([], "count_all")])["count_all"].to_numpy()
+    assert counts.max() == 10
+    assert counts.sum() == 3000
