@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from clusterbatch.batches.loader import SliceBatch, SliceLoader
 from clusterbatch.training.checkpoint import CheckpointManifest, Checkpoints
-from clusterbatch.training.metrics import MetricsLog, Tracker, figures_of, peak_memory_bytes, training_flops_per_token
+from clusterbatch.training.metrics import MetricsLog, Trackers, figures_of, peak_memory_bytes, training_flops_per_token
 from clusterbatch.training.step import StepResult, TrainingStep
 from clusterbatch.training.validation import Validation
 
@@ -52,7 +52,7 @@ class TrainingLoop:
         checkpoints: Checkpoints | None,
         log: MetricsLog | None,
         peak_flops: float,
-        trackers: Sequence[Tracker] = (),
+        trackers: Trackers | None = None,
         validation: Validation | None = None,
         observe: Callable[[dict[str, Any]], None] = lambda line: None,
         stop_requested: Callable[[], bool] = lambda: False,
@@ -60,7 +60,7 @@ class TrainingLoop:
         self._training, self._loader, self._settings = training, loader, settings
         self._checkpoints, self._log = checkpoints, log
         self._peak_flops = peak_flops
-        self._trackers, self._validation = trackers, validation
+        self._trackers, self._validation = trackers or Trackers({}), validation
         self.last_line: dict[str, Any] | None = None
         self._last_checkpoint = time.monotonic()
         self._observe, self._stop_requested = observe, stop_requested
@@ -99,9 +99,7 @@ class TrainingLoop:
         if self._log is None:
             return
         self._log.add(line)
-        figures = figures_of(line)
-        for tracker in self._trackers:
-            tracker.add(line["step"], figures)
+        self._trackers.add(line["step"], figures_of(line))
         self._observe(line)
 
     def _score(self, done: int) -> float | None:
@@ -115,8 +113,7 @@ class TrainingLoop:
         if self._checkpoints is None or self._log is None:
             return
         self._log.cut(step)
-        for tracker in self._trackers:
-            tracker.flush()
+        self._trackers.flush()
         settings, training = self._settings, self._training
         manifest = CheckpointManifest(
             step=step,

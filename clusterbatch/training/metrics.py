@@ -27,8 +27,9 @@ from typing import Any, Protocol
 import torch
 
 from clusterbatch.encoder.model import Encoder
-from clusterbatch.errors import UsageError
+from clusterbatch.errors import InfrastructureError, UsageError, last_line
 from clusterbatch.json_text import json_text
+from clusterbatch.log import say
 from clusterbatch.store import Folder
 
 SEGMENTS, TENSORBOARD = "metrics", "tensorboard"
@@ -131,19 +132,51 @@ def check_trackers(names: Sequence[str]) -> None:
             raise UsageError(f"train.trackers: the package {name} is not installed (pip install {name})")
 
 
-def open_trackers(
-    names: Sequence[str], folder: Folder, run: str, first_step: int, config: dict[str, Any]
-) -> list[Tracker]:
+class Trackers:
+    """Open trackers, by name. One that fails is named and gets no more figures.
+
+    The lines are the record, and no run ends for a dashboard whose server is down.
+    """
+
+    def __init__(self, trackers: dict[str, Tracker]) -> None:
+        self._open = trackers
+
+    def add(self, step: int, figures: dict[str, float]) -> None:
+        self._each(lambda tracker: tracker.add(step, figures))
+
+    def flush(self) -> None:
+        self._each(lambda tracker: tracker.flush())
+
+    def close(self) -> None:
+        self._each(lambda tracker: tracker.close())
+
+    def _each(self, do: Callable[[Tracker], None]) -> None:
+        for name, tracker in [*self._open.items()]:
+            try:
+                do(tracker)
+            except Exception as error:
+                del self._open[name]
+                say(f"train.trackers: {name} failed and gets no more figures ({last_line(error)})", level="warning")
+
+
+def open_trackers(names: Sequence[str], folder: Folder, run: str, first_step: int, config: dict[str, Any]) -> Trackers:
     """Open the named trackers.
 
-    run: the identity under which a resumed run continues; config: shown by servers beside the figures.
+    run: the identity under which a resumed run continues; config: shown by servers beside the figures. Raises
+    InfrastructureError if one cannot be opened.
     """
     makers: dict[str, Callable[[], Tracker]] = {
         "tensorboard": lambda: _TensorBoard(folder, first_step),
         "mlflow": lambda: _MLflow(run, config),
         "wandb": lambda: _WeightsAndBiases(run, config),
     }
-    return [makers[name]() for name in names]
+    opened = {}
+    for name in names:
+        try:
+            opened[name] = makers[name]()
+        except Exception as error:
+            raise InfrastructureError(f"train.trackers: {name} cannot be opened ({last_line(error)})") from error
+    return Trackers(opened)
 
 
 def figures_of(line: dict[str, Any]) -> dict[str, float]:

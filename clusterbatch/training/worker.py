@@ -31,7 +31,7 @@ from clusterbatch.store.workspace import MODEL, TrainingRun, Workspace
 from clusterbatch.training.checkpoint import Checkpoint, Checkpoints
 from clusterbatch.training.collectives import World
 from clusterbatch.training.loop import LoopSettings, TrainingLoop
-from clusterbatch.training.metrics import MetricsLog, open_trackers, peak_flops
+from clusterbatch.training.metrics import MetricsLog, Trackers, open_trackers, peak_flops
 from clusterbatch.training.model_card import model_card
 from clusterbatch.training.prepare_model import computing_dtype, finish, micro_batch_tokens
 from clusterbatch.training.resume import Start, resume
@@ -177,7 +177,7 @@ def run_worker(
         collection = Folder(config.train.evaluate_path, config.storage)
         validation = Validation(collection, config.evaluate, encoder, world, micro_batch_tokens(config.train, encoder))
     is_first = world.rank == 0
-    trackers = []
+    trackers = Trackers({})
     if is_first:
         described = {"train": config.train.identity(), "batches": config.batches.identity()}
         trackers = open_trackers(config.train.trackers, job.folder, job.fingerprint, first_step, described)
@@ -196,8 +196,7 @@ def run_worker(
     try:
         loop.run()
     finally:
-        for tracker in trackers:
-            tracker.close()
+        trackers.close()
     if is_first:
         with tempfile.TemporaryDirectory() as folder:
             save_model(finish(encoder), folder)
