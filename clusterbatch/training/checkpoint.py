@@ -53,15 +53,22 @@ class Checkpoint:
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return (parameters, optimizer moments) by name, on the CPU. Raises DataError that names a damaged file."""
-        artifact = Artifact(self.folder, "checkpoint")
-        found: dict[str, dict[str, Tensor]] = {"parameters": {}, "moments": {}}
+        return self.parameters(), self._read("moments")
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the parameters alone, a third of what an optimizer with two moments needs; raises as `load` does."""
+        return self._read("parameters")
+
+    def _read(self, content: str) -> dict[str, Tensor]:
+        artifact, found = Artifact(self.folder, "checkpoint"), dict[str, Tensor]()
         for part in self.manifest.parts:
+            if part.details["holds"] != content:
+                continue
             try:
-                tensors = safetensors.torch.load(artifact.read_part(part))
+                found |= safetensors.torch.load(artifact.read_part(part))
             except safetensors.SafetensorError as error:
                 raise DataError(f"{self.folder.uri}/{part.path}: not a safetensors file ({error})") from None
-            found[part.details["holds"]].update(tensors)
-        return found["parameters"], found["moments"]
+        return found
 
 
 class Checkpoints:

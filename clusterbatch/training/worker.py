@@ -248,7 +248,7 @@ def _read_start(job: TrainingJob, plan: Plan, training: TrainingStep) -> Start:
 def _temperature(checkpoint: Checkpoint, training: TrainingStep) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
     """Return the state of a fresh run with the temperature that `checkpoint` has learned; None if it has none."""
     parameters, moments = training.blank()
-    learned = checkpoint.load()[0] if LOG_SCALE in parameters else {}
+    learned = checkpoint.parameters() if LOG_SCALE in parameters else {}
     if LOG_SCALE not in learned:
         return None
     return {**parameters, LOG_SCALE: learned[LOG_SCALE]}, moments

@@ -136,7 +136,7 @@ def test_many_tensors_go_into_files_of_bounded_size(tmp_path: Path, monkeypatch:
     latest = checkpoints.latest()
     assert latest is not None
     assert [part.rows for part in latest.manifest.parts] == [1, 1, 1]
-    assert set(latest.load()[0]) == {"a", "b"}
+    assert set(latest.load()[0]) == set(latest.parameters()) == {"a", "b"}
 
 
 def test_what_goes_wrong_behind_the_back_is_raised_at_the_next_occasion(

@@ -112,6 +112,10 @@ def _context(
     views: Views,
 ) -> dict[str, Any]:
     language = config.report.language
+    rows = arm_rows(comparison, language)
+    purities = {example.arm: example.purity for example in views.examples}
+    # Without clusters there is no share of one.
+    rows = [row if purities.get(row["arm"], 1) is not None else {**row, "purity": None} for row in rows]
     return {
         "language": language,
         "words": comparison_phrases(language),
@@ -122,7 +126,7 @@ def _context(
         "outcome": verdict_word(comparison.decisive, language),
         "sentences": meeting_sentences(comparison, config, language),
         "larger_batches": larger_batches(comparison, language),
-        "rows": arm_rows(comparison, language),
+        "rows": rows,
         "priced": config.compare.prices.known,
         "on_gpus": any(arm.cost.gpu_hours for arm in comparison.arms),
         "incomplete": judged_by_pairs(config),

@@ -47,6 +47,8 @@ from clusterbatch.store.workspace import Workspace
 from clusterbatch.training.checks import check_negatives
 from clusterbatch.training.worker import open_plan
 
+# Steps whose batches are compared between arms.
+_COMPARED_STEPS = 4
 _PURITY_STEPS = 50
 
 
@@ -94,6 +96,7 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
         plans = {arm.name: open_plan(arm.config, *_clusters(layouts[arm.layout])) for arm in arms}
         for arm in arms:
             check_negatives(arm.config, *_clusters(layouts[arm.layout]), plans[arm.name].index)
+        _say_same_batches(arms, plans, steps)
         reference = plans[config.compare.reference]
         if steps < reference.steps_per_epoch:
             say(
@@ -277,6 +280,22 @@ def _tuning_mean(artifact: Artifact, receipt: Receipt, metric: str) -> float:
     table = table.filter([is_for_tuning(query) for query in table["query_id"].to_pylist()])
     means = table.group_by("collection").aggregate([("value", "mean")])["value_mean"]
     return float(np.mean(means.to_numpy()))
+
+
+def _say_same_batches(arms: Sequence[Arm], plans: Mapping[str, Plan], steps: int) -> None:
+    """Warn of arms that train alike: super-batches of 16 and of 64 batches are the same if no source has more."""
+    alike: dict[str, list[str]] = {}
+    for arm in arms:
+        batches = [plans[arm.name].batch(step) for step in spaced(steps, _COMPARED_STEPS)]
+        rows = [sorted(zip(batch.piece.tolist(), batch.row.tolist(), strict=True)) for batch in batches]
+        alike.setdefault(fingerprint("training", arm.layout, arm.config.train, rows), []).append(arm.name)
+    for first, *others in alike.values():
+        if others:
+            say(
+                f"compare: {', '.join(others)}: the same batches as {first}, so the same figures; this data, or this "
+                "sample of it, is too small to tell them apart (compare.sample, batches.size)",
+                level="warning",
+            )
 
 
 def _purity(plan: Plan, steps: int) -> float:

@@ -162,7 +162,7 @@ class TrialWorker:
             run_worker(job, World(), device)
             trained, losses = _cost(job)
             for checkpoint in job.checkpoints.whole():
-                encoder = _trained_encoder(trial.config, device, checkpoint.load()[0])
+                encoder = _trained_encoder(trial.config, device, checkpoint.parameters())
                 ended = checkpoint.manifest.step == trial.steps
                 # On the way only the curve's metric: the depth of the other metrics takes most of a measurement.
                 scores = self._measure(encoder, trial, self._metrics if ended else self._metrics[:1])

@@ -37,7 +37,8 @@ def figures(comparison: Comparison, config: RunConfig, language: Language) -> di
         "queries": f"{arm.spread.queries:,}",
         "collections": ", ".join(comparison.collections),
         "of_one_query": ", ".join(name for name in comparison.collections if len(comparison.queries[name]) == 1),
-        "runs": str(len(comparison.arms) * arm.spread.seeds),
+        # Of the two arms that are spoken of.
+        "runs": str(2 * arm.spread.seeds),
         "steps": f"{comparison.steps[-1]:,}",
         "epochs": f"{trained.epochs:.2g}",
         "epoch_steps": f"{math.ceil(comparison.steps[-1] / trained.epochs):,}",

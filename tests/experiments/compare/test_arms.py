@@ -290,3 +290,21 @@ def test_a_candidate_is_tried_with_the_clusters_that_the_choice_would_have():
     arms, _ = tune._arms(config, candidates)
     assert [arm.config.cluster.mean_size for arm in arms] == [128, 512]
     assert [mean_size(with_changes(config, changes)) for changes in candidates.values()] == [128, 512]
+
+
+def test_arms_whose_batches_are_the_same_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Sources of four batches: super-batches of eight and of more hold all of a source."""
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((2, 256, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+    index = make_index([[128], [128]])
+    arms, plans = [], {}
+    for name, size in {"one": 1, "two": 2, "eight": 8, "many": 64, "masked": 64}.items():
+        changes = {"train.mask.own_score_margin": 0.1} if name == "masked" else {}
+        config = with_changes(configured("[random,source]"), changes)
+        arms.append(Arm(name, config, "layout"))
+        batches = BatchesConfig(size=32, stratify="source", super_batch=size)
+        plans[name] = make_plan(index, batches, "source", lambda piece, row: tuple(vectors[:, 128 * piece + row]))
+    compare._say_same_batches(arms, plans, 8)
+    assert caplog.text.count("the same batches as") == 1
+    assert "many: the same batches as eight" in caplog.text

@@ -48,7 +48,7 @@ def page(request, tmp_path_factory) -> Path:
     return write(config, made_up_comparison({"random": 0.0, "cluster": 0.03}))
 
 
-def write(config: RunConfig, comparison: Comparison) -> Path:
+def write(config: RunConfig, comparison: Comparison, purity: float | None = 0.5) -> Path:
     manifest = Manifest(
         kind="comparison",
         fingerprint="0" * 16,
@@ -63,7 +63,7 @@ def write(config: RunConfig, comparison: Comparison) -> Path:
         for n in range(12)
     ]
     examples = [
-        Example(arm, 0.5, 60, [{"query": ATTACK, "document": JAPANESE, "source": "one"}] * 6)
+        Example(arm, purity, 60, [{"query": ATTACK, "document": JAPANESE, "source": "one"}] * 6)
         for arm in ("random", "cluster")
     ]
     farthest = [Outlier("one", ATTACK, JAPANESE, 0.1, False)]
@@ -302,6 +302,22 @@ def test_both_languages_say_the_same_things():
     config = load_config(None, ["workspace=/tmp/none"])
     for language in ("en", "ja"):
         assert all("{" not in sentence for sentence in meeting_sentences(comparison, config, language))
+
+
+def test_without_clusters_there_is_no_purity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    draw_none(monkeypatch)
+    config = load_config(None, [f"workspace={tmp_path}", "compare.arms=[random,cluster]"])
+    for purity, expected in ((None, [None, None]), (0.5, [0.9, 0.9])):
+        written = write(config, made_up_comparison({"random": 0.0, "cluster": 0.03}), purity)
+        arms = json.loads((written.parent / "comparison.json").read_text())["arms"]
+        assert [arm["purity"] for arm in arms] == expected
+
+
+def test_runs_are_those_of_the_two_arms_that_are_spoken_of():
+    comparison = made_up_comparison({"random": 0.0, "source": 0.01, "cluster": 0.03})
+    config = load_config(None, ["workspace=/tmp/none"])
+    runs = 2 * comparison.decisive.spread.seeds
+    assert f"in runs of 120 steps ({runs} in all)" in meeting_sentences(comparison, config, "en")[0]
 
 
 def test_masks_are_said_to_be_equal_only_where_they_are():
