@@ -85,8 +85,10 @@ class ForkServer:
         return ForkedProcess(int(answer), ours)
 
     def close(self) -> None:
-        """End the server and all its workers."""
+        """End the server and all its workers, at once: it would notice the closed socket only after its imports."""
         self._control.close()
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 

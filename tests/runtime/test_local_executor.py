@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,32 @@ def test_an_environment_may_be_large(local: LocalExecutor, monkeypatch: pytest.M
     for number in range(8000):
         monkeypatch.setenv(f"SERVICE_{number}_PORT", f"tcp://10.0.0.1:{number}")
     assert local.call(os.getenv, "SERVICE_7999_PORT", Pool(1)) == "tcp://10.0.0.1:7999"
+
+
+def test_closing_does_not_wait_for_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What sends SIGTERM often kills a few seconds later; torch takes longer than that to import on a busy machine."""
+    begun, done = tmp_path / "begun", tmp_path / "done"
+    touch = "pathlib.Path({!r}).touch()"
+    program = f"import pathlib, time; {touch.format(str(begun))}; time.sleep(5); {touch.format(str(done))}"
+    (tmp_path / "slowly_imported.py").write_text(program)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    server = ForkServer()
+
+    def fork() -> None:
+        with suppress(InfrastructureError):
+            server.fork(_nothing, "slowly_imported")
+
+    thread = threading.Thread(target=fork)
+    thread.start()
+    while not begun.exists():
+        time.sleep(0.05)
+    server.close()
+    thread.join()
+    assert not done.exists()
+
+
+def _nothing(connection: Connection) -> None:
+    pass
 
 
 def test_failures_are_told_in_their_own_words(tmp_path: Path, local: LocalExecutor) -> None:
