@@ -143,7 +143,10 @@ def _check(config: RunConfig) -> None:
     check_teacher(config)
     workspace = Workspace(config)
     live = live_generation(workspace)
-    start = config.train.model if live is None else workspace.trained_model(live).uri
+    start = config.train.model
+    # An unfinished `run --force` has removed the live model: it is trained again before the first round.
+    if live is not None and workspace.train(live).manifest() is not None:
+        start = workspace.trained_model(live).uri
     models = {"train.model": start, "embed.model": config.refresh.surrogate or start}
     check_text_limits([with_changes(config, models)])
 

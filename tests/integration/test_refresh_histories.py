@@ -56,6 +56,9 @@ class _Fakes:
             patch.setattr(module, "lasting_session", _nothing)
         for name in ("check_workers", "check_models", "check_collections"):
             patch.setattr(run_module, name, lambda *arguments, **options: None)
+        # The models of these stages cannot be read.
+        for name in ("check_models", "check_text_limits"):
+            patch.setattr(refresh_module, name, lambda *arguments: None)
         patch.setattr(run_module, "write_report", lambda config: "")
         # It plans the fingerprints that the real stages would leave.
         patch.setattr(run_module, "check_no_other_work", lambda *arguments: None)
