@@ -270,6 +270,12 @@ def _train(
                 kept[i, j] = kept_of_step[step, i, j] if uses_kept else i != j and not same
                 if uses_vectors and alike[i, j] >= copies:
                     kept[i, j] = False
+            # A text that another row gives as an answer to the query is none of its negatives, whichever row has it.
+            for k in range(batch):
+                if not uses_kept and k != i and query_hash[rows[k]] == query_hash[rows[i]]:
+                    for j in range(batch):
+                        if document_hash[rows[j]] == document_hash[rows[k]]:
+                            kept[i, j] = False
             if uses_vectors and nearest > 0:
                 for _ in range(nearest):
                     best = -1
