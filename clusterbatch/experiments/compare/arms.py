@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from clusterbatch.batches.strategies import STRATEGIES, Strategy
@@ -27,7 +27,7 @@ class Arm:
     """One arm; `config`: of its runs but for seed and workspace; `layout`: name of the clusters artifact it reads.
 
     matched: its clusters_per_batch is yet to be chosen (hardness.py); phases: its curriculum, until its length in steps
-    is known (with_phases).
+    is known (with_phases); changes: what it was asked to change, by dotted keys.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Arm:
     layout: str
     matched: bool = False
     phases: tuple[Mapping[str, Any], ...] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def uses_clusters(self) -> bool:
@@ -84,6 +85,7 @@ def arms_of(config: RunConfig) -> tuple[list[Arm], dict[str, RunConfig]]:
             names[name],
             asked[name].get(_PER_BATCH) == MATCHED,
             _open_phases(asked[name]),
+            asked[name],
         )
         for name, arm in configs.items()
     ]

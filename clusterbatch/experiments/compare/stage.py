@@ -156,7 +156,7 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
                     uses_embeddings=arm.uses_embeddings,
                     uses_clusters=arm.uses_clusters,
                     uses_scores=arm.uses_scores,
-                    changes=config.compare.arms[arm.name],
+                    changes=dict(arm.changes),
                 )
                 for arm in arms
             },

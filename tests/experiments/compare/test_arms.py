@@ -73,9 +73,11 @@ def test_arms_may_be_nested_as_files_are_and_change_what_they_name():
         "{batches.stratify: source, batches.random_share: 0.1}",
         "{batches: {stratify: source, random_share: 0.1}}",
     )
-    one, other = (arms_by_name(configured(f"{{random: {{}}, own: {own}}}"))["own"].config for own in (flat, nested))
-    assert one.batches == other.batches
-    assert (one.batches.size, one.batches.stratify) == (128, "source")
+    one, other = (arms_by_name(configured(f"{{random: {{}}, own: {own}}}"))["own"] for own in (flat, nested))
+    assert one.config.batches == other.config.batches
+    assert (one.config.batches.size, one.config.batches.stratify) == (128, "source")
+    # As the report and its verdict read them.
+    assert other.changes == one.changes == {"batches.stratify": "source", "batches.random_share": 0.1}
 
 
 def test_a_nested_arm_changes_nothing_that_is_the_same_for_all():
