@@ -176,3 +176,11 @@ def test_the_report_names_no_clusters(config: RunConfig) -> None:
     assert re.search(r"<summary>random: batch of step \d+</summary>", page)
     assert re.search(r"<summary>source, super_batch 4: batch of step \d+</summary>", page)
     assert "from one cluster" not in page
+
+
+def test_the_report_shows_batches_of_the_last_phase(config: RunConfig) -> None:
+    """They are trained on longest."""
+    phases = [{"steps": 3}, {"super_batch": 4}]
+    late = with_changes(config, {"batches.super_batch": 1, "batches.curriculum": phases})
+    page = Path(write_report(late)).read_text(encoding="utf-8")
+    assert re.search(r"<summary>source, super_batch 4: batch of step \d+</summary>", page)
