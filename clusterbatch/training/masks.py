@@ -176,7 +176,7 @@ class Relation:
 
     @property
     def _keys(self) -> list[Tensor]:
-        """What rows may have in common so that the text of one is no negative of another: (B,) each."""
+        """Hashes that rows may share, so that the text of one is no negative of another: (B,) each."""
         keys = [self._facts.query_hash] if self._config.duplicates else []
         if self._config.same_document and self._facts.document_id is not None:
             keys.append(self._facts.document_id)
