@@ -22,6 +22,7 @@ class Key:
     """One key: its dotted name, type, default in YAML's spelling (None: must be given) and meaning.
 
     affects_results: whether another value makes another artifact; if not, it only changes speed, memory or place.
+    within: the key of whose value it is a part, an optional section or one in a list or map; otherwise None.
     """
 
     name: str
@@ -29,10 +30,15 @@ class Key:
     default: str | None
     meaning: str
     affects_results: bool
+    within: str | None = None
 
 
 def describe(sections: Sequence[str] = ()) -> list[Key]:
-    """Return the keys of `sections` (all of them by default). Raises UsageError for an unknown section."""
+    """Return the keys of `sections` (all of them by default). Raises UsageError for an unknown section.
+
+    Keys of an optional section follow it (`train.lora.rank`), as do those of sections in a list
+    (`batches.curriculum[].epochs`) or in a map (`train.source_prompts.<name>.query`).
+    """
     names = list(RunConfig.model_fields)
     for section in sections:
         if section not in names:
@@ -47,10 +53,15 @@ def describe(sections: Sequence[str] = ()) -> list[Key]:
 
 
 def as_yaml(sections: Sequence[str] = ()) -> str:
-    """Return a configuration file with all keys of `sections`, explained and with their defaults."""
+    """Return a configuration file with all keys of `sections`, explained and with their defaults.
+
+    Keys inside optional sections, lists and maps are left out, as these are empty by default.
+    """
     lines: list[str] = []
     above: list[str] = []
     for key in describe(sections):
+        if key.within is not None:
+            continue
         *parents, leaf = key.name.split(".")
         for depth, parent in enumerate(parents):
             if parents[: depth + 1] != above[: depth + 1]:
@@ -98,11 +109,11 @@ def _assignment(name: str, default: str | None) -> list[str]:
     return [f"{name}: {default or ''}".rstrip()]
 
 
-def _keys(name: str, field: FieldInfo) -> Iterator[Key]:
+def _keys(name: str, field: FieldInfo, within: str | None = None) -> Iterator[Key]:
     section = _section(field.annotation)
     if section is not None and field.default is not None:
         for below, inner in section.model_fields.items():
-            yield from _keys(f"{name}.{below}", inner)
+            yield from _keys(f"{name}.{below}", inner, within)
         return
     extra = field.json_schema_extra
     yield Key(
@@ -111,7 +122,21 @@ def _keys(name: str, field: FieldInfo) -> Iterator[Key]:
         None if field.is_required() else _yaml(field.get_default()),
         " ".join((field.description or "").split()),
         not (isinstance(extra, dict) and extra.get("operational")),
+        within,
     )
+    for prefix, inside in _sections_inside(name, field.annotation):
+        for below, inner in inside.model_fields.items():
+            yield from _keys(f"{prefix}.{below}", inner, name)
+
+
+def _sections_inside(name: str, annotation: Any) -> Iterator[tuple[str, type[Section]]]:
+    """Yield the sections that a value of this type may hold, with the name under which it holds each."""
+    if (section := _section(annotation)) is not None:
+        yield name, section
+        return
+    marks = {list: "[]", dict: ".<name>"}
+    for part in get_args(annotation):
+        yield from _sections_inside(name + marks.get(get_origin(annotation), ""), part)
 
 
 def _section(annotation: Any) -> type[Section] | None:
@@ -141,5 +166,7 @@ def _type_name(annotation: Any) -> str:
         return f"map of {_type_name(arguments[0])} to {_type_name(arguments[1])}"
     if annotation is Any:
         return "any"
+    if _section(annotation) is not None:
+        return "section"
     names = {str: "text", int: "integer", float: "number", bool: "true | false"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))

@@ -139,7 +139,8 @@ class TrainConfig(Section):
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout of a backbone. Unset: the value in the model's own files."""
     lora: LoraConfig | None = None
-    """Low-rank adapters instead of all weights. Unset: all weights are trained."""
+    """Low-rank adapters (LoRA) instead of all weights; needs the package `peft`. They are merged into the model that is
+    written. Unset: all weights are trained."""
 
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate of AdamW. Unset: 5e-3 for a static encoder; for a backbone 1e-4 up to 50 million weights, 5e-5

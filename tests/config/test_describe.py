@@ -29,8 +29,25 @@ def test_every_key_is_listed_once_with_a_meaning() -> None:
     # Maps by name, whose own keys are no keys of the configuration.
     maps = ("tune.candidates", "compare.arms")
     expected = {name for name in leaves(RunConfig(workspace="w").model_dump()) if not name.startswith(maps)}
-    assert set(names) == expected | set(maps)
+    assert {key.name for key in keys if key.within is None} == expected | set(maps)
     assert [key.name for key in keys if not key.meaning.endswith(".")] == []
+
+
+def test_keys_of_optional_sections_and_of_those_in_lists_and_maps_are_listed() -> None:
+    keys = {key.name: key for key in describe()}
+    for name, above in (
+        ("train.lora.rank", "train.lora"),
+        ("train.filter.sources.<name>.min_score", "train.filter.sources"),
+        ("train.source_prompts.<name>.query", "train.source_prompts"),
+        ("batches.curriculum[].stratify", "batches.curriculum"),
+        ("tune.stream.refresh", "tune.stream"),
+        ("tune.stream.arrivals[].paths", "tune.stream.arrivals"),
+    ):
+        assert keys[name].within == above
+        assert above in keys
+    assert keys["train.lora.rank"].default == "16"
+    assert keys["train.lora"].type == "section | null"
+    assert load_config(None, ["workspace=w", "train.encoder=backbone", "train.lora.rank=8"]).train.lora is not None
 
 
 def test_the_printed_file_is_the_default_configuration(tmp_path: Path) -> None:
