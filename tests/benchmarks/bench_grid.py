@@ -5,7 +5,8 @@
     python -m tests.benchmarks.bench_grid FOLDER --report    # Markdown tables of what is finished; trains nothing
     python -m tests.benchmarks.bench_grid FOLDER --picture FILE.svg    # gains by batch and by cluster size; the same
 
-Corpora of CLUSTERBATCH_DATA, at most about 12,000 pairs of each. The model is small, so that one core trains a run in
+Corpora of CLUSTERBATCH_DATA, at most about 12,000 pairs of each; of `tldr:3000` all are searched and 3,000 trained on,
+of `tldr:all` all but those held out. The model is small, so that one core trains a run in
 seconds: the first 128 principal components of MiniLM's token vectors, averaged (static_trainer). Its untrained vectors
 also cluster the documents, divide super-batches and mask (those of Japanese: character n-grams). Arms that end in
 `@minilm` take MiniLM's own vectors, in `@queries` the queries', in `@trained` (super-batches) those of a model that

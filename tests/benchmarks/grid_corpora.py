@@ -108,15 +108,21 @@ def load_corpus(folder: Path, name: str) -> Corpus:
 
 
 def read_corpus(folder: Path, name: str) -> Corpus:
-    """Read a corpus, hold queries out and tokenise."""
-    paths, by = {**CORPORA, **TUNING}[name]
+    """Read a corpus, hold queries out and tokenise.
+
+    NAME: of about 12,000 of its pairs. NAME:N: of all of them, N are trained on (all: NAME:all); queries and documents
+    to search are the same for every N, and a smaller N trains on some of the pairs of a larger one.
+    """
+    kind, _, wanted = name.partition(":")
+    paths, by = {**CORPORA, **TUNING}[kind]
     table = pa.concat_tables([read_pairs(require_data_folder() / path) for path in paths])
     for side in ("query", "document"):
         table = table.append_column(f"{side}_hash", pa.array(text_hashes(table[side].to_pylist(), len(table))))
     # The first of equal pairs; all pairs of each drawn document. A salt: the hold-out draws by the hash itself.
     keys = np.stack([table[f"{side}_hash"].to_numpy() for side in ("query", "document")])
     first = np.sort(np.unique(keys, axis=1, return_index=True)[1])
-    drawn = (keys[1][first] * np.uint64(0x9E3779B97F4A7C15)) / 2.0**64 < _PAIRS / len(first)
+    salted = keys[1][first] * np.uint64(0x9E3779B97F4A7C15)
+    drawn = salted / 2.0**64 < (1.0 if wanted else _PAIRS / len(first))
     table = table.take(pa.array(first[drawn]))
     held_out = choose([sketch(table, sketched(_QUERIES, by))], _QUERIES, by)
     mask, judged = held_out.mask(table), held_out.judged(table)
@@ -135,7 +141,11 @@ def read_corpus(folder: Path, name: str) -> Corpus:
         )
         for each in query_hashes
     ]
-    trained = table.filter(pa.array(~mask))
+    rows = np.flatnonzero(~mask)
+    if wanted not in ("", "all"):
+        order = np.argsort(table["document_hash"].to_numpy()[rows] * np.uint64(0xC2B2AE3D27D4EB4F), kind="stable")
+        rows = np.sort(rows[order[: int(wanted)]])
+    trained = table.take(pa.array(rows))
     query, document = trained["query"].to_pylist(), trained["document"].to_pylist()
     query_tokens, document_tokens = tokens(query), tokens(document)
     if name.startswith("japanese"):
