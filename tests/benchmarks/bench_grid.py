@@ -51,7 +51,7 @@ from tests.training.batches import plain_batch
 
 # Of .001, .002, .004 and .008 the best lay between .002 and .004 at 32 pairs, and at .008 at 256, for batches of
 # sources and of clusters alike.
-RATES = {batch: 0.003 * (batch / 32) ** 0.5 for batch in (16, 32, 64, 128, 256)}
+RATES = {batch: 0.003 * (batch / 32) ** 0.5 for batch in (16, 32, 64, 128, 256, 512, 1024)}
 # Others: clusters of other sizes (cluster-16x), random-groups-4x, super-4x, diverse, each with a mask (source-masked).
 ARMS = ["source", "cluster-4x", "cluster-4x-half", "random"]
 SEEDS = 3

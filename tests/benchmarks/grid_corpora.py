@@ -25,7 +25,8 @@ from clusterbatch.encoder.save import save_model
 from tests.benchmarks.static_trainer import Corpus, Pairs, encode
 from tests.data_folder import require_data_folder
 
-# Files of the data folder, and what is held out.
+# Files of the data folder, and what is held out. Any other NAME (or NAME-by-query) is of the file pairs/NAME.parquet;
+# learning rates were chosen on movies, gsm8k and awsdocs, which are not part of the map.
 CORPORA = {
     "code": (["pairs/codepairs.parquet"], "document"),
     "medquad": (["pairs/medquad.parquet"], "document"),
@@ -43,8 +44,6 @@ CORPORA = {
     "tldr": (["pairs/tldr.parquet"], "document"),
     "msdocs-by-query": (["pairs/msdocs.parquet"], "query"),
 }
-# Learning rates are chosen on these, which are not part of the map.
-TUNING = {name: ([f"pairs/{name}.parquet"], "document") for name in ("movies", "gsm8k", "awsdocs")}
 TOKENS = 64
 _PAIRS, _QUERIES, _DIMENSIONS = 12_000, 1500, 128
 
@@ -114,7 +113,8 @@ def read_corpus(folder: Path, name: str) -> Corpus:
     to search are the same for every N, and a smaller N trains on some of the pairs of a larger one.
     """
     kind, _, wanted = name.partition(":")
-    paths, by = {**CORPORA, **TUNING}[kind]
+    others = [f"pairs/{kind.removesuffix('-by-query')}.parquet"], "query" if kind.endswith("-by-query") else "document"
+    paths, by = CORPORA.get(kind, others)
     table = pa.concat_tables([read_pairs(require_data_folder() / path) for path in paths])
     for side in ("query", "document"):
         table = table.append_column(f"{side}_hash", pa.array(text_hashes(table[side].to_pylist(), len(table))))
