@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from clusterbatch.batches.curriculum import Plan
 from clusterbatch.batches.plan_report import left_out_sentences, plan_report
 from clusterbatch.clustering.cells import mean_size
@@ -36,8 +38,9 @@ from clusterbatch.training.worker import CHECKPOINTS, RAY_FOLDER, Continuation, 
 
 # Steps below which a run warns, and steps after which a model has changed noticeably.
 _FEW_STEPS, _ENOUGH_STEPS = 100, 300
-# Batches of so many pairs gained nothing from clusters on average over the measured corpora.
-_LARGE_BATCH = 128
+# Batches of so many pairs gained nothing from clusters on average over the measured corpora, whose sources held fewer
+# than so many batches; in sources of twice as many they gained.
+_LARGE_BATCH, _FEW_BATCHES = 128, 100
 # Clusters of so many batches gained also where they filled whole batches.
 _LARGE_CLUSTERS = 16
 
@@ -103,7 +106,8 @@ def train(
     if continued is None:
         _warn_of_few_steps(steps, plan.steps_per_epoch)
         rows = None if config.cluster.clusters or config.cluster.column else mean_size(config)
-        if (expected := expected_gain(config.batches, rows)) is not None:
+        largest = int(np.bincount(plan.index.source, weights=plan.index.rows).max())
+        if (expected := expected_gain(config.batches, rows, largest)) is not None:
             say(expected)
     watch = Stopwatch()
     artifact.begin(identity, force)
@@ -202,18 +206,21 @@ def _begin_checkpoints(job: TrainingJob, force: bool) -> None:
         job.artifact.remove(name)
 
 
-def expected_gain(batches: BatchesConfig, cluster_rows: int | None) -> str | None:
+def expected_gain(batches: BatchesConfig, cluster_rows: int | None, largest_source: int) -> str | None:
     """Return a line for batches that are not expected to gain from clusters; None if nothing is known of them.
 
-    cluster_rows: mean rows of a cluster, None if their number was given.
+    cluster_rows: mean rows of a cluster, None if their number was given; largest_source: rows of the largest source.
     """
     if batches.curriculum or batches.stratify != "cluster":
         return None
     measured = "on measured corpora NDCG@10 changed by"
     if batches.size >= _LARGE_BATCH:
+        if largest_source >= _FEW_BATCHES * batches.size:
+            return None
         return (
-            f"train: batches of {batches.size:,} pairs are not expected to gain from clusters: {measured} -.004 to "
-            "+.001 over batches of one source on average; `compare` measures yours"
+            f"train: batches of {batches.size:,} pairs are not expected to gain from clusters where no source holds "
+            f"{_FEW_BATCHES} of them (the largest has {largest_source:,} pairs): {measured} -.004 to +.001 over "
+            "batches of one source on average; `compare` measures yours"
         )
     if not batches.random_share and cluster_rows is not None and cluster_rows < _LARGE_CLUSTERS * batches.size:
         return (

@@ -61,23 +61,26 @@ def test_more_workers_than_a_batch_has_rows_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batches", "rows", "said"),
+    ("batches", "rows", "source", "said"),
     [
-        ({"size": 256}, 1024, "batches of 256 pairs"),
-        ({"size": 1024}, None, "batches of 1,024 pairs"),
-        ({"size": 128}, 512, "batches of 128 pairs"),
-        ({"size": 128, "random_share": 0.5}, 512, "batches of 128 pairs"),
-        ({"size": 64}, 256, "batches.super_batch=16"),
-        ({"size": 64, "random_share": 0.5}, 256, None),
-        ({"size": 64}, 1024, None),
-        ({"size": 64}, None, None),
-        ({"size": 256, "stratify": "source"}, 1024, None),
-        ({"size": 64, "stratify": "source", "super_batch": 16}, 256, None),
+        ({"size": 256}, 1024, 12_000, "batches of 256 pairs"),
+        ({"size": 1024}, None, 12_000, "batches of 1,024 pairs"),
+        ({"size": 1024}, None, 99_999, "the largest has 99,999 pairs"),
+        ({"size": 1024}, None, 102_400, None),
+        ({"size": 128}, 512, 12_000, "batches of 128 pairs"),
+        ({"size": 128}, 512, 30_000, None),
+        ({"size": 128, "random_share": 0.5}, 512, 12_000, "batches of 128 pairs"),
+        ({"size": 64}, 256, 12_000, "batches.super_batch=16"),
+        ({"size": 64, "random_share": 0.5}, 256, 12_000, None),
+        ({"size": 64}, 1024, 12_000, None),
+        ({"size": 64}, None, 12_000, None),
+        ({"size": 256, "stratify": "source"}, 1024, 12_000, None),
+        ({"size": 64, "stratify": "source", "super_batch": 16}, 256, 12_000, None),
     ],
 )
 def test_batches_that_are_not_expected_to_gain_from_clusters_are_named(
-    batches: dict[str, Any], rows: int | None, said: str | None
+    batches: dict[str, Any], rows: int | None, source: int, said: str | None
 ) -> None:
-    found = expected_gain(BatchesConfig(**batches), rows)
+    found = expected_gain(BatchesConfig(**batches), rows, source)
     assert (found is None) == (said is None)
     assert said is None or said in str(found)
