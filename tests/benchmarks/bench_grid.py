@@ -4,6 +4,7 @@
     python -m tests.benchmarks.bench_grid FOLDER --layers 2 --rates 3e-4 --pairs 6400 ...    # a transformer; own FOLDER
     python -m tests.benchmarks.bench_grid FOLDER --report    # Markdown tables of what is finished; trains nothing
     python -m tests.benchmarks.bench_grid FOLDER --picture FILE.svg    # gains by batch and by cluster size; the same
+                                                                    # (of corpora NAME:N: by pairs trained on)
 
 Corpora of CLUSTERBATCH_DATA, at most about 12,000 pairs of each; of `tldr:3000` all are searched and 3,000 trained on,
 of `tldr:all` all but those held out. The model is small, so that one core trains a run in
@@ -46,6 +47,7 @@ from tests.benchmarks.grid_corpora import CORPORA, first_layers, untrained_vecto
 from tests.benchmarks.grid_masks import MASKS, kept_of_batches
 from tests.benchmarks.grid_picture import picture
 from tests.benchmarks.grid_report import BASELINE, cells, finished, report
+from tests.benchmarks.grid_size_picture import size_picture
 from tests.benchmarks.static_trainer import Mask, encode, rates_of, train
 from tests.training.batches import plain_batch
 
@@ -261,7 +263,8 @@ def main() -> None:
             if options.report:
                 print(report(folder, corpora, sizes, arms, rates, options.over))
             if options.picture:
-                options.picture.write_text(picture(folder, corpora, rates))
+                draw = size_picture if all(":" in corpus for corpus in corpora) else picture
+                options.picture.write_text(draw(folder, corpora, rates))
         except ValueError as error:
             parser.error(str(error))
         return

@@ -33,8 +33,8 @@ _HALF = "-half"
 _TITLES = ("batches of one cluster", "half of every batch of one cluster", "super-batches of 16", "twice as large")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#6B6B6B")
 _MARKERS = "osD^"
-_INK, _FAINT = "#1c2330", "#b4bac4"
-_STYLE = {
+INK, _FAINT = "#1c2330", "#b4bac4"
+STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
     "font.size": 9,
@@ -44,7 +44,7 @@ _STYLE = {
     # Text stays text: smaller, and it can be searched. The same runs make the same file.
     "svg.fonttype": "none",
     "svg.hashsalt": "clusterbatch",
-    **dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], _INK),
+    **dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], INK),
 }
 # Steps of the heat map's colours, in NDCG@10; the outermost are for all beyond.
 _LEVELS = np.array([-0.02, -0.015, -0.01, -0.006, -0.003, -0.001, 0.001, 0.003, 0.006, 0.01, 0.015, 0.02])
@@ -72,7 +72,7 @@ def picture(folder: Path, corpora: Sequence[str], rates: Sequence[float]) -> str
     has_map = any(
         f"cluster-{times}x{suffix}" == name for times in TIMES[1:] for suffix in ("", _HALF) for name, _ in gains
     )
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         # White, not transparent: the same on light and dark pages.
         figure = Figure(figsize=(11.2, 6.6 if has_map else 3.4), layout="constrained", facecolor="white")
         rows = figure.subfigures(1 + has_map, 1, height_ratios=[1.15, 1][: 1 + has_map], squeeze=False)[:, 0]
@@ -152,7 +152,7 @@ def _draw_line(axes: Axes, line: Gains, colour: str, marker: str) -> None:
     low, high, mean = ([getattr(each, name) for each in known.values()] for name in ("low", "high", "mean"))
     axes.fill_between(list(known), low, high, color=colour, alpha=0.25, linewidth=0, zorder=2)
     axes.plot(list(known), mean, color=colour, marker=marker, linewidth=2, zorder=3)
-    axes.axhline(0, color=_INK, linewidth=0.8, zorder=1.5)
+    axes.axhline(0, color=INK, linewidth=0.8, zorder=1.5)
     axes.set_xscale("log", base=2)
     axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.minorticks_off()
