@@ -44,8 +44,10 @@ def make_plan(
 ) -> Plan:
     """Return the plan that `config` asks for, in phases if it has a curriculum.
 
-    vectors: of the rows, for super-batches; without them such a plan knows its steps, but none of its batches. Raises
-    UsageError.
+    layout: strategy by which the shards were laid out: cluster, group, source or random. vectors: function of pieces
+    (n,) and rows inside them (n,) that returns the unit vectors (n, m) of their queries and of their documents, for
+    super-batches (`StoredVectors`); without it such a plan has steps, but no batches. Raises UsageError if the
+    configuration makes no plan over these shards.
     """
     if config.curriculum:
         return CurriculumPlan(index, config, layout, vectors)
