@@ -36,6 +36,8 @@ Address = Annotated[str, AfterValidator(_absolute)]
 ModelName = Annotated[str, AfterValidator(_absolute_folder)]
 # A misspelt one would be found only when the stage begins, after all those before it.
 Device = Annotated[str, AfterValidator(_known_device)]
+# What all generators take: torch's end at 2^64, METIS' at 2^63, and NumPy's take no negative ones.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def _types(annotation: Any) -> set[Any]:

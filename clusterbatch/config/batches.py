@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from clusterbatch.config.base import Section, added, operational
+from clusterbatch.config.base import Section, Seed, added, operational
 
 # group: the user's own segments (corpus.columns.group), inside each source. random_groups: the control for cluster,
 # groups of the same sizes made of any rows of the source.
@@ -75,7 +75,7 @@ class BatchesConfig(Section):
     source_weights: dict[str, float] | None = None
     """Factors on how often a source's batches are drawn: 1 for sources not named, 0 leaves a source out. An epoch
     keeps about its number of batches. Unset: every row once an epoch."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the order of batches and blocks."""
     prefetch_bytes: int = operational(64 * 2**20, ge=2**16)
     """Bytes that a worker reads ahead."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from clusterbatch.config.base import Device, ModelName, Section, added, operational
+from clusterbatch.config.base import Device, ModelName, Section, Seed, added, operational
 
 
 def _as_list(value: object) -> object:
@@ -116,7 +116,7 @@ class CorpusConfig(Section):
     """Bytes of input that one unit of work reads."""
     sample_pairs: int = Field(18_000, ge=100)
     """Number of pairs of the built-in sample."""
-    sample_seed: int = 0
+    sample_seed: Seed = 0
     """Seed of the built-in sample."""
     workers: int = operational(2, ge=1)
     """Processes that read and write, one CPU core each."""
@@ -210,7 +210,7 @@ class MineConfig(Section):
     probes: int = added(32, ge=1)
     """Lists of the approximate index that each query visits; the index has 2 lists per unit of the square root of the
     source's rows."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the random choice among ranks."""
     workers: int = operational(2, ge=1)
     """Processes that search."""
@@ -320,7 +320,7 @@ class ClusterConfig(Section):
     """Aim at clusters of equal size, at some cost in cosine."""
     levels: Literal[1, 2] | None = None
     """2: cluster first into about sqrt(clusters) coarse clusters, then each of those. Unset: 2 above 4,096 clusters."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of the sample, of k-means and of the order of rows inside a cluster."""
     iterations: int = Field(4, ge=1)
     """Passes over the sample, at most."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from clusterbatch.config.base import Address, Device, ModelName, Section, added, operational
+from clusterbatch.config.base import Address, Device, ModelName, Section, Seed, added, operational
 from clusterbatch.config.stages import Paths
 
 # CLIP's limit: below it training gets unstable.
@@ -187,7 +187,7 @@ class TrainConfig(Section):
     """Factor on the teacher's scores in `teacher_kl` and `margin_mse`, to make them comparable with cosines: 1 for an
     embedding model; the value of `temperature` takes a cross-encoder's logits as they are."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initialisation and of dropout."""
     deterministic: bool = False
     """Use deterministic kernels only."""

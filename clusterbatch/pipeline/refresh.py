@@ -54,6 +54,7 @@ from clusterbatch.training.worker import Continuation
 CALL = "refresh.json"
 # Seeds of generations lie so far apart that no user's seeds meet them.
 _SEED_STRIDE = 1_000_003
+_SEEDS = 2**63
 _TIMED_DOCUMENTS = 256
 # Keys of `evaluate` that no value of a metric depends on; what the collections hold is among the inputs.
 _NOT_IN_VALUES = ("path", "holdout", "models", "metrics", "unit_bytes")
@@ -219,8 +220,8 @@ def _config_of(config: RunConfig, workspace: Workspace, base: int, generation: i
             **{f"batches.{key}": value for key, value in last_phase.items()},
             "batches.curriculum": [],
             "embed.model": config.refresh.surrogate or workspace.trained_model(base).uri,
-            "batches.seed": config.batches.seed + _SEED_STRIDE * generation,
-            "train.seed": config.train.seed + _SEED_STRIDE * generation,
+            "batches.seed": (config.batches.seed + _SEED_STRIDE * generation) % _SEEDS,
+            "train.seed": (config.train.seed + _SEED_STRIDE * generation) % _SEEDS,
         },
     )
 

@@ -26,6 +26,14 @@ def test_one_path_is_a_list_of_one(tmp_path: Path) -> None:
     assert load_config(None, ["workspace=w", "corpus.paths=a.parquet"]).corpus.paths == ["a.parquet"]
 
 
+@pytest.mark.parametrize("key", ["corpus.sample_seed", "mine.seed", "cluster.seed", "batches.seed", "train.seed"])
+def test_seeds_are_those_that_all_generators_take(key: str) -> None:
+    load_config(None, ["workspace=w", f"{key}={2**63 - 1}"])
+    for seed in (-1, 2**63, 2**64):
+        with pytest.raises(UsageError, match=f"{key}: input should be (less|greater) than [^\n]*$"):
+            load_config(None, ["workspace=w", f"{key}={seed}"])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
