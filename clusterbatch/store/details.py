@@ -345,6 +345,8 @@ class ComparisonDetails(SharedCosts):
     swept: bool
     # Names of the test collections.
     collections: list[str]
+    # Names of arms whose batches were the same, two or more together. Missing in comparisons of earlier versions.
+    same_batches: NotRequired[list[list[str]]]
 
 
 class StreamRun(TypedDict):

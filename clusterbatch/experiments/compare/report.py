@@ -20,7 +20,14 @@ from clusterbatch.experiments.compare.hardness import with_groups
 from clusterbatch.experiments.compare.results import Comparison, read_comparison
 from clusterbatch.experiments.compare.stage import comparison_artifact, kept_layouts, with_sample
 from clusterbatch.experiments.compare.trial import comparison_folder
-from clusterbatch.experiments.compare.wording import answer, larger_batches, meeting_sentences, next_step, verdict_word
+from clusterbatch.experiments.compare.wording import (
+    answer,
+    larger_batches,
+    meeting_sentences,
+    next_step,
+    same_batches,
+    verdict_word,
+)
 from clusterbatch.experiments.compare.wording import figures as figures_in_words
 from clusterbatch.pipeline.report import LEAST_QUERIES, held_out_by, judged_by_pairs
 from clusterbatch.pipeline.summary import workspace_summary
@@ -126,6 +133,7 @@ def _context(
         "outcome": verdict_word(comparison.decisive, language),
         "sentences": meeting_sentences(comparison, config, language),
         "larger_batches": larger_batches(comparison, language),
+        "same_batches": same_batches(comparison, language),
         "rows": rows,
         "priced": config.compare.prices.known,
         "on_gpus": any(arm.cost.gpu_hours for arm in comparison.arms),

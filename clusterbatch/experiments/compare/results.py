@@ -72,7 +72,10 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`steps`: (P,) where the curves have points, 0 first. `untrained`: the deciding metric before any step."""
+    """`steps`: (P,) where the curves have points, 0 first. `untrained`: the deciding metric before any step.
+
+    same_batches: names of arms that trained on the same batches, two or more together.
+    """
 
     metric: str
     reference: str
@@ -84,6 +87,7 @@ class Comparison:
     queries: dict[str, list[str]]
     swept: bool
     rule: DecideConfig
+    same_batches: Sequence[Sequence[str]] = ()
 
     def arm(self, name: str) -> ArmResult:
         return next(arm for arm in self.arms if arm.name == name)
@@ -260,6 +264,7 @@ def read_comparison(config: RunConfig, artifact: Artifact, manifest: Manifest) -
         queries=queries,
         swept=details["swept"],
         rule=compare.decide,
+        same_batches=details.get("same_batches", ()),
     )
 
 

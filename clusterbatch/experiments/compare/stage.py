@@ -96,7 +96,8 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
         plans = {arm.name: open_plan(arm.config, *_clusters(layouts[arm.layout])) for arm in arms}
         for arm in arms:
             check_negatives(arm.config, *_clusters(layouts[arm.layout]), plans[arm.name].index)
-        _say_same_batches(arms, plans, steps)
+        alike = same_batches(arms, plans, steps)
+        _say_same_batches(alike)
         reference = plans[config.compare.reference]
         if steps < reference.steps_per_epoch:
             say(
@@ -164,6 +165,7 @@ def compare(config: RunConfig, *, force: bool = False) -> Manifest:
             swept=bool(trials.sweep()),
             **shared_costs(config, data, layouts, clusters, scores),
             collections=[collection.name for collection in collections],
+            same_batches=alike,
         ),
         extra_parts=[write_parquet(artifact, SEGMENTS, segments, content=SEGMENTS)] if segments else [],
     )
@@ -282,20 +284,26 @@ def _tuning_mean(artifact: Artifact, receipt: Receipt, metric: str) -> float:
     return float(np.mean(means.to_numpy()))
 
 
-def _say_same_batches(arms: Sequence[Arm], plans: Mapping[str, Plan], steps: int) -> None:
-    """Warn of arms that train alike: super-batches of 16 and of 64 batches are the same if no source has more."""
+def same_batches(arms: Sequence[Arm], plans: Mapping[str, Plan], steps: int) -> list[list[str]]:
+    """Return the names of arms that train alike, two or more together.
+
+    Super-batches of 16 and of 64 batches, for example, are the same if no source has more.
+    """
     alike: dict[str, list[str]] = {}
     for arm in arms:
         batches = [plans[arm.name].batch(step) for step in spaced(steps, _COMPARED_STEPS)]
         rows = [sorted(zip(batch.piece.tolist(), batch.row.tolist(), strict=True)) for batch in batches]
         alike.setdefault(fingerprint("training", arm.layout, arm.config.train, rows), []).append(arm.name)
-    for first, *others in alike.values():
-        if others:
-            say(
-                f"compare: {', '.join(others)}: the same batches as {first}, so the same figures; this data, or this "
-                "sample of it, is too small to tell them apart (compare.sample, batches.size)",
-                level="warning",
-            )
+    return [names for names in alike.values() if len(names) > 1]
+
+
+def _say_same_batches(alike: Sequence[Sequence[str]]) -> None:
+    for first, *others in alike:
+        say(
+            f"compare: {', '.join(others)}: the same batches as {first}, so the same figures; this data, or this "
+            "sample of it, is too small to tell them apart (compare.sample, batches.size)",
+            level="warning",
+        )
 
 
 def _purity(plan: Plan, steps: int) -> float:

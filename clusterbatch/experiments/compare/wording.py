@@ -124,6 +124,14 @@ def meeting_sentences(comparison: Comparison, config: RunConfig, language: Langu
     return [words[key].format(**values) for key in (setup, f"say {_reason(comparison)}", "say cost", doubt)]
 
 
+def same_batches(comparison: Comparison, language: Language) -> list[str]:
+    """Return a sentence for each arm with the same batches as others, whose equal figures are no finding."""
+    words = comparison_phrases(language)
+    return [
+        words["same_batches"].format(arm=first, others=", ".join(others)) for first, *others in comparison.same_batches
+    ]
+
+
 def larger_batches(comparison: Comparison, language: Language) -> list[str]:
     """Return sentences on random batches of other sizes instead of the decisive arm; none if none were compared."""
     arm, words = comparison.decisive, comparison_phrases(language)

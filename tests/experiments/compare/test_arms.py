@@ -307,6 +307,8 @@ def test_arms_whose_batches_are_the_same_are_named(caplog: pytest.LogCaptureFixt
         arms.append(Arm(name, config, "layout"))
         batches = BatchesConfig(size=32, stratify="source", super_batch=size)
         plans[name] = make_plan(index, batches, "source", lambda piece, row: tuple(vectors[:, 128 * piece + row]))
-    compare._say_same_batches(arms, plans, 8)
+    alike = compare.same_batches(arms, plans, 8)
+    assert alike == [["eight", "many"]]
+    compare._say_same_batches(alike)
     assert caplog.text.count("the same batches as") == 1
     assert "many: the same batches as eight" in caplog.text

@@ -304,6 +304,22 @@ def test_both_languages_say_the_same_things():
         assert all("{" not in sentence for sentence in meeting_sentences(comparison, config, language))
 
 
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_arms_with_the_same_batches_are_named_on_every_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, language: str
+):
+    draw_none(monkeypatch)
+    config = load_config(
+        None, [f"workspace={tmp_path}", "compare.arms=[random,cluster]", f"report.language={language}"]
+    )
+    comparison = made_up_comparison({"random": 0.0, "cluster": 0.03})
+    sentence = comparison_phrases(language)["same_batches"].format(arm="random", others="cluster")
+    for alike, expected in (((), False), ([["random", "cluster"]], True)):
+        folder = write(config, replace(comparison, same_batches=alike)).parent
+        for name in ("index.html", "decision.html", "report.md"):
+            assert (sentence in (folder / name).read_text(encoding="utf-8")) is expected, name
+
+
 def test_without_clusters_there_is_no_purity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     draw_none(monkeypatch)
     config = load_config(None, [f"workspace={tmp_path}", "compare.arms=[random,cluster]"])
