@@ -78,9 +78,9 @@ def _run(config: RunConfig, options: argparse.Namespace) -> Outcome:
     if report is None:
         # Before the imports that working on them takes.
         check_named_files(config)
-        from clusterbatch.pipeline.run import run
+        from clusterbatch.pipeline.run import run_all
 
-        report = run(config, force=options.force)
+        report = run_all(config, force=options.force)
     return _summary(config, report)
 
 

@@ -25,6 +25,7 @@ from clusterbatch.scoring.teacher import check_teacher
 from clusterbatch.shards.stage import cluster
 from clusterbatch.store import Artifact, Manifest, Stopwatch
 from clusterbatch.store.details import CorpusDetails, MtebDetails, details_of
+from clusterbatch.store.lease import workspace_lease
 from clusterbatch.store.workspace import STAGE_ARTIFACTS, Workspace
 from clusterbatch.training.checks import check_workers
 from clusterbatch.training.stage import train
@@ -145,8 +146,14 @@ def run(config: RunConfig, *, force: bool = False) -> str:
     force: what another configuration has made is replaced, what matches is kept.
 
     Raises UsageError before any work if no corpus or no collection is named, or if training or evaluation could not be
-    done.
+    done; InfrastructureError if another run holds the workspace.
     """
+    with workspace_lease(config):
+        return run_all(config, force=force)
+
+
+def run_all(config: RunConfig, *, force: bool = False) -> str:
+    """Do what `run` does, for a caller that holds the workspace's lease."""
     if not config.corpus.paths:
         raise UsageError("corpus.paths: give at least one file or folder, or docstrings:// for the built-in sample")
     read = read_state(config)

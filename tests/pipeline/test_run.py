@@ -12,9 +12,10 @@ import yaml
 
 from clusterbatch.cli import main
 from clusterbatch.config import RunConfig, load_config, with_changes
-from clusterbatch.errors import ClusterbatchError, DataError, OtherWorkError, UsageError
+from clusterbatch.errors import ClusterbatchError, DataError, InfrastructureError, OtherWorkError, UsageError
 from clusterbatch.experiments.capacity.calibrate import measure
 from clusterbatch.pipeline.run import STAGES, run, run_stage
+from clusterbatch.store.lease import workspace_lease
 from clusterbatch.store.workspace import STAGE_ARTIFACTS, Workspace
 from tests.encoder.models import make_static
 from tests.in_process import OVERRIDES as ONE_PROCESS
@@ -64,6 +65,13 @@ def finished_once(inputs: Path) -> Path:
         run_in_process(patch)
         run(config)
     return inputs / "finished"
+
+
+def test_run_from_python_leaves_a_workspace_to_the_run_that_holds_it(config: RunConfig) -> None:
+    with workspace_lease(config):
+        with pytest.raises(InfrastructureError, match="in use by process"):
+            run(config)
+        assert Workspace(config).corpus.manifest() is None
 
 
 @pytest.fixture
