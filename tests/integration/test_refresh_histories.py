@@ -24,7 +24,7 @@ from clusterbatch.pipeline import run as run_module
 from clusterbatch.pipeline.clean import clean
 from clusterbatch.pipeline.refresh import CALL, refresh, rollback
 from clusterbatch.pipeline.rounds import rollback_target, rounds, settle
-from clusterbatch.pipeline.run import Stage, run
+from clusterbatch.pipeline.run import Stage, run_all
 from clusterbatch.store import Artifact, Counts, Folder, Part, Receipt
 from clusterbatch.store.workspace import MARK, Workspace, live_generation, publish
 
@@ -203,7 +203,7 @@ class _History:
             self.check()
 
     def run(self) -> None:
-        self._call("run", lambda config: run(config))
+        self._call("run", lambda config: run_all(config))
         if not self.model.live:
             self.model.trained_first(self.config.train.learning_rate)
 
@@ -267,9 +267,9 @@ class _History:
         gone = self.workspace.train().manifest() is None
         if not gone:
             with pytest.raises(UsageError, match=r"--force|another configuration"):
-                run(changed)
+                run_all(changed)
         self.config = changed
-        self._call("run --force", lambda config: run(config, force=True))
+        self._call("run --force", lambda config: run_all(config, force=True))
         self.model.trained_first(changed.train.learning_rate)
 
     def strew(self) -> None:
