@@ -7,12 +7,12 @@
                                                                     # (of corpora NAME:N: by pairs trained on)
 
 Corpora of CLUSTERBATCH_DATA, at most about 12,000 pairs of each; of `tldr:3000` all are searched and 3,000 trained on,
-of `tldr:all` all but those held out. The model is small, so that one core trains a run in
-seconds: the first 128 principal components of MiniLM's token vectors, averaged (static_trainer). Its untrained vectors
-also cluster the documents, divide super-batches and mask (those of Japanese: character n-grams). Arms that end in
-`@minilm` take MiniLM's own vectors, in `@queries` the queries', in `@trained` (super-batches) those of a model that
-batches of sources have trained, in `@live` for the second half those of the model after the first. MiniLM is the
-teacher of masks (grid_masks). Hold-out, tokens, clusters, batch plans, masks and statistics are those of the package.
+of `tldr:all` all but those held out. The model is small, so that one core trains a run in seconds: the first 128
+principal components of MiniLM's token vectors, averaged (static_trainer). Its untrained vectors also cluster the
+documents, divide super-batches and mask (those of Japanese: character n-grams). Arms that end in `@minilm` take
+MiniLM's own vectors, in `@queries` the queries', in `@trained` (super-batches) those of a model that batches of sources
+have trained, in `@live` for the second half those of the model after the first. MiniLM is the teacher of masks
+(grid_masks). Hold-out, tokens, clusters, batch plans, masks and statistics are those of the package.
 
 FOLDER/runs.jsonl has a line for each run, {corpus, batch, arm, seed, scores (NDCG@10 of each query), ...}. What is
 there is not run again: an interrupted study continues with the same command. JSON lines: of every cell with `source`
