@@ -80,7 +80,7 @@ def first_layers(folder: Path, layers: int) -> str:
 def read_pairs(path: Path) -> pa.Table:
     """Return (query, document, source) of a file, of all files of a folder or of a BEIR collection."""
     columns = ["query", "document", "source"]
-    if path.is_file():
+    if path.suffix == ".parquet":
         return pq.read_table(path, columns=columns)
     if not (path / "corpus.jsonl").exists():
         return pa.concat_tables([pq.read_table(each, columns=columns) for each in sorted(path.glob("*.parquet"))])
